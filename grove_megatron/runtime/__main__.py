@@ -1,0 +1,45 @@
+"""``python -m grove_megatron.runtime``: the inventory of run-time patches and their state."""
+
+import argparse
+import sys
+
+from .registry import PatchSet, fingerprint, problem, resolve
+
+
+def patch_sets() -> list[PatchSet]:
+    from ..training.entry import ENTRY
+    from .cpu import CPU
+    from .wheel import WHEEL
+
+    return [WHEEL, ENTRY, CPU]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m grove_megatron.runtime", description=__doc__)
+    parser.add_argument(
+        "--fingerprints",
+        action="store_true",
+        help="print the table of fingerprints.py for what is installed now",
+    )
+    options = parser.parse_args(argv)
+    problems = 0
+    for patches in patch_sets():
+        if not options.fingerprints:
+            print(f"{patches.name}: {patches.purpose}")
+        for patch in patches.patches:
+            if options.fingerprints:
+                owner, attribute = resolve(patch.target)
+                print(f'    "{patch.name}": "{fingerprint(getattr(owner, attribute))}",')
+                continue
+            trouble = problem(patch)
+            problems += trouble is not None
+            print(f"  {patch.name:<34} {patch.target}\n      why: {patch.reason}")
+            print(f"      for: {patch.requires}  {patch.fingerprint}")
+            print(f"      now: {trouble or 'fits'}")
+    if problems:
+        print(f"{problems} patches do not fit; the runtime refuses to start.", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

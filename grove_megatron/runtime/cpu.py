@@ -1,0 +1,254 @@
+"""The CPU runtime: real megatron.training without CUDA, under gloo.
+
+Three means, all undone on exit: the ``cpu`` patches below, a ``TorchFunctionMode`` that reads
+"cuda" as the CPU, and eager execution of what Megatron decorated with ``torch.compile``.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from . import cuda_stand_in as stand_in
+from .device_mode import CudaMeansCpu
+from .fingerprints import FINGERPRINTS
+from .registry import Patch, PatchSet
+from .wheel import MEGATRON, WHEEL
+
+TORCH = "torch>=2.11"
+
+
+def _always(replacement: Any) -> Callable[[Any], Any]:
+    return lambda original: replacement
+
+
+def _cuda_rng_get(original: Any) -> Any:
+    def _get_cuda_rng_state(
+        device: Any = "cuda", clone: bool = False, graph_safe: bool = False
+    ) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    return _get_cuda_rng_state
+
+
+def _cuda_rng_set(original: Any) -> Any:
+    def _set_cuda_rng_state(
+        new_state: torch.Tensor, device: Any = -1, graph_safe: bool = False
+    ) -> None:
+        torch.set_rng_state(new_state)
+
+    return _set_cuda_rng_state
+
+
+def _move_splits(original: Any) -> Any:
+    def maybe_move_tensor_to_cpu(
+        tensor: Any, as_numpy: bool = False, record_stream: bool = False
+    ) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    return maybe_move_tensor_to_cpu
+
+
+def _thread_run(original: Callable[[threading.Thread], None]) -> Any:
+    def run(self: threading.Thread) -> None:
+        with CudaMeansCpu():
+            original(self)
+
+    return run
+
+
+_STAND_INS: dict[str, tuple[Any, str]] = {
+    "is_available": (stand_in.is_available, "initialize_megatron asserts it"),
+    "is_initialized": (stand_in.is_initialized, "goes with is_available"),
+    "device_count": (stand_in.device_count, "0 silently skips model-parallel and RNG setup"),
+    "current_device": (stand_in.current_device, "device of nearly every buffer"),
+    "set_device": (stand_in.set_device, "initialize_megatron calls it"),
+    "device": (stand_in.device, "context manager around RNG state"),
+    "synchronize": (stand_in.synchronize, "timers, checkpointing, pipeline communication"),
+    "is_current_stream_capturing": (
+        stand_in.is_current_stream_capturing,
+        "asked by optimizers and CUDA graph code",
+    ),
+    "Stream": (stand_in.Stream, "DDP, dispatcher and checkpoint copy streams"),
+    "Event": (stand_in.Event, "DDP, dispatcher and schedule events"),
+    "current_stream": (stand_in.current_stream, "DDP, dispatcher and schedule streams"),
+    "default_stream": (stand_in.current_stream, "DDP streams"),
+    "stream": (stand_in.stream, "stream context of DDP and dispatcher"),
+    "set_stream": (stand_in.set_stream, "schedule streams"),
+    "manual_seed": (stand_in.manual_seed, "seeds of the RNG tracker"),
+    "manual_seed_all": (stand_in.manual_seed_all, "called by torch.manual_seed"),
+    "get_rng_state": (stand_in.get_rng_state, "RNG tracker, checkpoints, rerun state"),
+    "set_rng_state": (stand_in.set_rng_state, "RNG tracker, checkpoints, rerun state"),
+    "get_device_properties": (stand_in.get_device_properties, "argument validation"),
+    "get_device_capability": (stand_in.get_device_capability, "argument validation"),
+    "get_device_name": (stand_in.get_device_name, "logging"),
+    "empty_cache": (stand_in.empty_cache, "evaluation and checkpointing"),
+    "memory_allocated": (stand_in.no_memory, "memory report"),
+    "max_memory_allocated": (stand_in.no_memory, "memory report"),
+    "memory_reserved": (stand_in.no_memory, "memory report"),
+    "max_memory_reserved": (stand_in.no_memory, "memory report"),
+    "reset_peak_memory_stats": (stand_in.synchronize, "memory report"),
+    "memory_stats": (stand_in.memory_stats, "memory report"),
+    "mem_get_info": (stand_in.mem_get_info, "memory report"),
+}
+
+
+def _stand_in_name(name: str) -> str:
+    return f"cuda-{name.replace('_', '-')}"
+
+
+def _torch_cuda(name: str) -> Patch:
+    replacement, reason = _STAND_INS[name]
+    return Patch(
+        name=_stand_in_name(name),
+        target=f"torch.cuda:{name}",
+        reason=reason,
+        requires=TORCH,
+        fingerprint=FINGERPRINTS[_stand_in_name(name)],
+        make=_always(replacement),
+    )
+
+
+CPU = PatchSet(
+    "cpu",
+    "what megatron.training needs to run without CUDA",
+    [
+        *[_torch_cuda(name) for name in _STAND_INS],
+        Patch(
+            name="nvtx-push",
+            target="torch.cuda.nvtx:range_push",
+            reason="profiling ranges need the CUDA library",
+            requires=TORCH,
+            fingerprint=FINGERPRINTS["nvtx-push"],
+            make=_always(stand_in.nvtx_range_push),
+        ),
+        Patch(
+            name="nvtx-pop",
+            target="torch.cuda.nvtx:range_pop",
+            reason="profiling ranges need the CUDA library",
+            requires=TORCH,
+            fingerprint=FINGERPRINTS["nvtx-pop"],
+            make=_always(stand_in.nvtx_range_pop),
+        ),
+        Patch(
+            name="accelerator-current",
+            target="torch.accelerator:current_accelerator",
+            reason="a CUDA build of torch names an accelerator that is not there; asked by "
+            "init_process_group and by every torch.optim step",
+            requires=TORCH,
+            fingerprint=FINGERPRINTS["accelerator-current"],
+            make=_always(stand_in.current_accelerator),
+        ),
+        Patch(
+            name="accelerator-available",
+            target="torch.accelerator:is_available",
+            reason="DataLoader(pin_memory=True) asks it",
+            requires=TORCH,
+            fingerprint=FINGERPRINTS["accelerator-available"],
+            make=_always(stand_in.no_accelerator),
+        ),
+        Patch(
+            name="accelerator-count",
+            target="torch.accelerator:device_count",
+            reason="goes with accelerator-available",
+            requires=TORCH,
+            fingerprint=FINGERPRINTS["accelerator-count"],
+            make=_always(stand_in.no_accelerator_devices),
+        ),
+        Patch(
+            name="thread-device",
+            target="threading:Thread.run",
+            reason="a TorchFunctionMode belongs to one thread; new threads enter their own",
+            requires=TORCH,
+            fingerprint=FINGERPRINTS["thread-device"],
+            make=_thread_run,
+        ),
+        Patch(
+            name="rng-get",
+            target="megatron.core.tensor_parallel.random:_get_cuda_rng_state",
+            reason="reads the state of a CUDA generator",
+            requires=MEGATRON,
+            fingerprint=FINGERPRINTS["rng-get"],
+            make=_cuda_rng_get,
+        ),
+        Patch(
+            name="rng-set",
+            target="megatron.core.tensor_parallel.random:_set_cuda_rng_state",
+            reason="queues the change until CUDA initialises, which never happens",
+            requires=MEGATRON,
+            fingerprint=FINGERPRINTS["rng-set"],
+            make=_cuda_rng_set,
+        ),
+        Patch(
+            name="dispatcher-splits",
+            target="megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",
+            reason="leaves CPU tensors alone, but all_to_all_single wants split sizes as numbers",
+            requires=MEGATRON,
+            fingerprint=FINGERPRINTS["dispatcher-splits"],
+            make=_move_splits,
+        ),
+    ],
+)
+
+# Megatron sets or asserts these for a GPU; on a CPU they cost nothing and keep it quiet.
+_ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
+
+@contextmanager
+def cpu() -> Iterator[None]:
+    """Run Megatron on this machine's CPU for the duration of a ``with`` block.
+
+    Importing :mod:`grove_megatron` changes nothing; entering this applies the ``wheel`` and
+    ``cpu`` patch sets, leaving it restores the identical objects. Nested use is allowed.
+
+    Raises:
+        PatchError: Megatron or torch is not what the patches were written for.
+    """
+    if CPU.active:
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(_environment(_ENVIRONMENT))
+        stack.enter_context(WHEEL.applied())
+        stack.enter_context(CPU.applied())
+        stack.enter_context(_eager())
+        stack.enter_context(_without_rng_warning())
+        stack.enter_context(CudaMeansCpu())
+        yield
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    # Megatron decorates with torch.compile when it is imported, before any of its flags is read.
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _without_rng_warning() -> Iterator[None]:
+    # The tracker warns when the CPU generator moves inside a CUDA fork. Here they are one
+    # generator, the move is the point, and the fork restores it.
+    def keep(record: logging.LogRecord) -> bool:
+        return "CPU RNG state changed within GPU RNG context" not in record.getMessage()
+
+    tracker_logger = logging.getLogger("megatron.core.tensor_parallel.random")
+    tracker_logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        tracker_logger.removeFilter(keep)

@@ -1,0 +1,86 @@
+"""The ``wheel`` patches: what the PyPI wheel lacks on any machine, with or without CUDA."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from .fingerprints import FINGERPRINTS
+from .registry import Patch, PatchSet
+
+MEGATRON = "megatron-core>=0.19,<0.20"
+
+
+def _compile_helpers(original: Callable[[], None]) -> Callable[[], None]:
+    def compile_helpers() -> None:
+        """Compile the dataset helpers, unless the compiled module is already installed."""
+        if importlib.util.find_spec("megatron.core.datasets.helpers_cpp") is None:
+            original()
+
+    return compile_helpers
+
+
+def _optimizer_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
+    def state_dict(self: Any) -> dict[str, Any]:
+        """As Megatron's, also before the first step, when torch's Adam has no ``step`` yet."""
+        from megatron.core.optimizer import distrib_optimizer
+
+        if distrib_optimizer.HAVE_APEX_OR_TE or self.optimizer.state:
+            return original(self)
+        inner = self.optimizer.state_dict()
+        groups = [
+            {**{k: v for k, v in group.items() if k != "params"}, "step": 0.0}
+            for group in inner["param_groups"]
+        ]
+        outer = {"optimizer": {**{k: v for k, v in inner.items() if k != "state"}}}
+        outer["optimizer"]["param_groups"] = groups
+        if self.grad_scaler:
+            outer["grad_scaler"] = self.grad_scaler.state_dict()
+        return outer
+
+    return state_dict
+
+
+def _optimizer_load_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+        """As Megatron's, then give every parameter a ``step`` tensor of its own."""
+        original(self, state_dict)
+        for state in self.optimizer.state.values():
+            if "step" in state and hasattr(state["step"], "clone"):
+                state["step"] = state["step"].clone()
+
+    return load_state_dict
+
+
+WHEEL = PatchSet(
+    "wheel",
+    "what the PyPI wheel lacks (CUDA machines too)",
+    [
+        Patch(
+            name="dataset-helpers",
+            target="megatron.core.datasets.utils:compile_helpers",
+            reason="runs make in a folder whose Makefile the wheel does not ship and exits the "
+            "process, although the wheel ships the compiled helpers",
+            requires=MEGATRON,
+            fingerprint=FINGERPRINTS["dataset-helpers"],
+            make=_compile_helpers,
+        ),
+        Patch(
+            name="optimizer-state-before-first-step",
+            target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict",
+            reason="asserts on a fresh torch.optim.Adam, so a run without Apex or "
+            "TransformerEngine can save with the distributed optimizer but never resume",
+            requires=MEGATRON,
+            fingerprint=FINGERPRINTS["optimizer-state-before-first-step"],
+            make=_optimizer_state_dict,
+        ),
+        Patch(
+            name="optimizer-step-per-parameter",
+            target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
+            reason="hands one step tensor to all parameters of torch.optim.Adam, which then "
+            "counts every parameter's update in it",
+            requires=MEGATRON,
+            fingerprint=FINGERPRINTS["optimizer-step-per-parameter"],
+            make=_optimizer_load_state_dict,
+        ),
+    ],
+)
