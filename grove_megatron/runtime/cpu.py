@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from ..compat import MEGATRON_REQUIREMENT, TORCH_REQUIREMENT
 from . import cuda_stand_in as stand_in
 from .device_mode import CudaMeansCpu
-from .fingerprints import FINGERPRINTS
+from .fingerprints import recorded
 from .registry import Patch, PatchSet
-from .wheel import MEGATRON, WHEEL
+from .wheel import WHEEL
 
-TORCH = "torch>=2.11"
+
 
 
 def _always(replacement: Any) -> Callable[[Any], Any]:
@@ -107,8 +108,8 @@ def _torch_cuda(name: str) -> Patch:
         name=_stand_in_name(name),
         target=f"torch.cuda:{name}",
         reason=reason,
-        requires=TORCH,
-        fingerprint=FINGERPRINTS[_stand_in_name(name)],
+        requires=TORCH_REQUIREMENT,
+        fingerprint=recorded(_stand_in_name(name)),
         make=_always(replacement),
     )
 
@@ -122,16 +123,16 @@ CPU = PatchSet(
             name="nvtx-push",
             target="torch.cuda.nvtx:range_push",
             reason="profiling ranges need the CUDA library",
-            requires=TORCH,
-            fingerprint=FINGERPRINTS["nvtx-push"],
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("nvtx-push"),
             make=_always(stand_in.nvtx_range_push),
         ),
         Patch(
             name="nvtx-pop",
             target="torch.cuda.nvtx:range_pop",
             reason="profiling ranges need the CUDA library",
-            requires=TORCH,
-            fingerprint=FINGERPRINTS["nvtx-pop"],
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("nvtx-pop"),
             make=_always(stand_in.nvtx_range_pop),
         ),
         Patch(
@@ -139,56 +140,56 @@ CPU = PatchSet(
             target="torch.accelerator:current_accelerator",
             reason="a CUDA build of torch names an accelerator that is not there; asked by "
             "init_process_group and by every torch.optim step",
-            requires=TORCH,
-            fingerprint=FINGERPRINTS["accelerator-current"],
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("accelerator-current"),
             make=_always(stand_in.current_accelerator),
         ),
         Patch(
             name="accelerator-available",
             target="torch.accelerator:is_available",
             reason="DataLoader(pin_memory=True) asks it",
-            requires=TORCH,
-            fingerprint=FINGERPRINTS["accelerator-available"],
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("accelerator-available"),
             make=_always(stand_in.no_accelerator),
         ),
         Patch(
             name="accelerator-count",
             target="torch.accelerator:device_count",
             reason="goes with accelerator-available",
-            requires=TORCH,
-            fingerprint=FINGERPRINTS["accelerator-count"],
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("accelerator-count"),
             make=_always(stand_in.no_accelerator_devices),
         ),
         Patch(
             name="thread-device",
             target="threading:Thread.run",
             reason="a TorchFunctionMode belongs to one thread; new threads enter their own",
-            requires=TORCH,
-            fingerprint=FINGERPRINTS["thread-device"],
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("thread-device"),
             make=_thread_run,
         ),
         Patch(
             name="rng-get",
             target="megatron.core.tensor_parallel.random:_get_cuda_rng_state",
             reason="reads the state of a CUDA generator",
-            requires=MEGATRON,
-            fingerprint=FINGERPRINTS["rng-get"],
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("rng-get"),
             make=_cuda_rng_get,
         ),
         Patch(
             name="rng-set",
             target="megatron.core.tensor_parallel.random:_set_cuda_rng_state",
             reason="queues the change until CUDA initialises, which never happens",
-            requires=MEGATRON,
-            fingerprint=FINGERPRINTS["rng-set"],
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("rng-set"),
             make=_cuda_rng_set,
         ),
         Patch(
             name="dispatcher-splits",
             target="megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",
             reason="leaves CPU tensors alone, but all_to_all_single wants split sizes as numbers",
-            requires=MEGATRON,
-            fingerprint=FINGERPRINTS["dispatcher-splits"],
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("dispatcher-splits"),
             make=_move_splits,
         ),
     ],

@@ -8,6 +8,11 @@ FINGERPRINTS: dict[str, str] = {
     "dataset-helpers": "source:84029a50ae8cfac1",
     "optimizer-state-before-first-step": "source:fe621ae6a622b587",
     "optimizer-step-per-parameter": "source:7e5f988b86b48501",
+    "flags": "source:580b80fbe5867b22",
+    "checks": "source:47bfcd3af0d8687f",
+    "checkpoint-flags": "source:f10371ee69b2232b",
+    "config-class": "class:megatron.core.transformer.transformer_config.TransformerConfig",
+    "builder": "str:megatron.training.models.gpt.GPTModelBuilder",
     "cuda-is-available": "signature:()",
     "cuda-is-initialized": "signature:()",
     "cuda-device-count": "signature:()",
@@ -47,3 +52,8 @@ FINGERPRINTS: dict[str, str] = {
     "rng-set": "source:b179c9d95438b61c",
     "dispatcher-splits": "source:8fc5847a887d7319",
 }
+
+
+def recorded(name: str) -> str:
+    """The fingerprint of the patch ``name``; a patch without one refuses to be applied."""
+    return FINGERPRINTS.get(name, "nothing recorded")

@@ -4,10 +4,11 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from .fingerprints import FINGERPRINTS
+from ..compat import MEGATRON_REQUIREMENT
+from .fingerprints import recorded
 from .registry import Patch, PatchSet
 
-MEGATRON = "megatron-core>=0.19,<0.20"
+
 
 
 def _compile_helpers(original: Callable[[], None]) -> Callable[[], None]:
@@ -60,8 +61,8 @@ WHEEL = PatchSet(
             target="megatron.core.datasets.utils:compile_helpers",
             reason="runs make in a folder whose Makefile the wheel does not ship and exits the "
             "process, although the wheel ships the compiled helpers",
-            requires=MEGATRON,
-            fingerprint=FINGERPRINTS["dataset-helpers"],
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("dataset-helpers"),
             make=_compile_helpers,
         ),
         Patch(
@@ -69,8 +70,8 @@ WHEEL = PatchSet(
             target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict",
             reason="asserts on a fresh torch.optim.Adam, so a run without Apex or "
             "TransformerEngine can save with the distributed optimizer but never resume",
-            requires=MEGATRON,
-            fingerprint=FINGERPRINTS["optimizer-state-before-first-step"],
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("optimizer-state-before-first-step"),
             make=_optimizer_state_dict,
         ),
         Patch(
@@ -78,8 +79,8 @@ WHEEL = PatchSet(
             target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
             reason="hands one step tensor to all parameters of torch.optim.Adam, which then "
             "counts every parameter's update in it",
-            requires=MEGATRON,
-            fingerprint=FINGERPRINTS["optimizer-step-per-parameter"],
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("optimizer-step-per-parameter"),
             make=_optimizer_load_state_dict,
         ),
     ],

@@ -1,5 +1,97 @@
-"""The ``entry`` patches: what ``grove_megatron.run`` rebinds for a foreign entry script."""
+"""The ``entry`` patches: what ``grove_megatron.run`` rebinds for a foreign entry script.
 
-from ..runtime.registry import PatchSet
+Such a script parses Megatron's flags and builds its configuration itself; these five names are
+where the plugin's flags, checks, configuration class and builder come in. ``pretrain`` needs none
+of them: it calls Megatron's hooks.
+"""
 
-ENTRY = PatchSet("entry", "what grove_megatron.run rebinds for a foreign script", [])
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from typing import Any
+
+from ..arguments import add_grove_arguments, restore_grove_arguments, select_layer
+from ..compat import MEGATRON_REQUIREMENT
+from ..config import GroveTransformerConfig
+from ..runtime import cpu_is_active
+from ..runtime.fingerprints import recorded
+from ..runtime.registry import Patch, PatchSet
+from .builder import GroveGPTModelConfig
+from .cpu_arguments import set_cpu_defaults
+from .preflight import preflight
+from .refuse import refuse
+
+
+def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
+    def add_megatron_arguments(parser: ArgumentParser) -> ArgumentParser:
+        parser = add_grove_arguments(original(parser))
+        return set_cpu_defaults(parser) if cpu_is_active() else parser
+
+    return add_megatron_arguments
+
+
+def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def validate_args(args: Namespace, defaults: dict[str, Any] | None = None) -> Any:
+        select_layer(args)
+        if problems := preflight(args):
+            refuse(problems)
+        return original(args, defaults if defaults is not None else {})
+
+    return validate_args
+
+
+def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_args_from_checkpoint(args: Namespace, *rest: Any, **named: Any) -> Any:
+        loaded = original(args, *rest, **named)
+        if isinstance(loaded, tuple):
+            restore_grove_arguments(*loaded)
+        return loaded
+
+    return load_args_from_checkpoint
+
+
+ENTRY = PatchSet(
+    "entry",
+    "what grove_megatron.run rebinds for a foreign entry script (CUDA machines too)",
+    [
+        Patch(
+            name="flags",
+            target="megatron.training.arguments:add_megatron_arguments",
+            reason="the script's parser is strict; adds the --grove-* flags and CPU defaults",
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("flags"),
+            make=_add_arguments,
+        ),
+        Patch(
+            name="checks",
+            target="megatron.training.arguments:validate_args",
+            reason="refuses what cannot work before Megatron asserts on the first of it",
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("checks"),
+            make=_validate_args,
+        ),
+        Patch(
+            name="checkpoint-flags",
+            target="megatron.training.checkpointing:load_args_from_checkpoint",
+            reason="--use-checkpoint-args restores a fixed list of flags without ours",
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("checkpoint-flags"),
+            make=_load_args,
+        ),
+        Patch(
+            name="config-class",
+            target="megatron.training.argument_utils:TransformerConfig",
+            reason="the script builds its config from flags without naming a class",
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("config-class"),
+            make=lambda original: GroveTransformerConfig,
+        ),
+        Patch(
+            name="builder",
+            target="megatron.training.models.gpt:GPTModelConfig.builder",
+            reason="the MTP block ignores --spec, and a spec that does not import is ignored",
+            requires=MEGATRON_REQUIREMENT,
+            fingerprint=recorded("builder"),
+            make=lambda original: GroveGPTModelConfig.builder,
+        ),
+    ],
+)

@@ -1,0 +1,36 @@
+"""``--grove-*`` flags, made from the fields of :class:`GroveTransformerConfig`."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import fields
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.training.argument_utils import ArgumentGroupFactory
+
+from .config import GroveTransformerConfig, grove_fields, is_grove
+
+LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
+
+
+def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """Add the Grove flags to Megatron's parser; an ``extra_args_provider``."""
+    inherited = [f.name for f in fields(TransformerConfig)]
+    factory = ArgumentGroupFactory(GroveTransformerConfig, exclude=inherited)
+    factory.build_group(parser, title="grove")
+    return parser
+
+
+def select_layer(args: Namespace) -> None:
+    """Asking for groups is asking for the Grove layer: fill in ``--spec`` where it was left out."""
+    if is_grove(args) and args.spec is None:
+        args.spec = list(LAYER_SPEC)
+
+
+def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> None:
+    """Take the Grove settings from a checkpoint, as ``--use-checkpoint-args`` does for Megatron's.
+
+    They describe the weights, so the checkpoint wins over the command line, like the number of
+    experts does.
+    """
+    for name in grove_fields():
+        if hasattr(checkpoint_args, name):
+            setattr(args, name, getattr(checkpoint_args, name))

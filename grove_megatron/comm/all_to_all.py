@@ -1,0 +1,91 @@
+"""All-to-all of rows with uneven splits, and its gradient, which is the same the other way."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _AllToAllRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        send: tuple[int, ...],
+        receive: tuple[int, ...],
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        return _exchange(rows, send, receive, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(grads[0], ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def _exchange(
+    rows: Tensor, send: tuple[int, ...], receive: tuple[int, ...], group: dist.ProcessGroup
+) -> Tensor:
+    received = rows.new_empty((sum(receive), *rows.shape[1:]))
+    dist.all_to_all_single(
+        received,
+        rows.contiguous(),
+        output_split_sizes=list(receive),
+        input_split_sizes=list(send),
+        group=group,
+    )
+    return received
+
+
+def all_to_all_rows(
+    rows: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
+) -> Tensor:
+    """Exchange slices of rows between the ranks of ``group``; differentiable.
+
+    Args:
+        rows: [sum(send), ...], ordered by destination rank.
+        send, receive: rows for and from every rank; 0 is normal.
+        group: every rank of it must call, also with 0 rows.
+
+    Returns:
+        [sum(receive), ...], ordered by source rank. The input itself where the group has one rank.
+    """
+    if dist.get_world_size(group) == 1:
+        return rows
+    exchanged: Tensor = _AllToAllRows.apply(rows, tuple(send), tuple(receive), group)
+    return exchanged
+
+
+def exchange_counts(send: Sequence[int], group: dist.ProcessGroup, device: torch.device) -> list[int]:
+    """Tell every rank how many rows to expect: returns the counts from every rank."""
+    if dist.get_world_size(group) == 1:
+        return list(send)
+    mine = torch.tensor(list(send), dtype=torch.int64, device=device)
+    theirs = torch.empty_like(mine)
+    dist.all_to_all_single(theirs, mine, group=group)
+    return [int(n) for n in theirs.tolist()]
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """All-gather with uneven counts: [counts[rank], ...] -> [sum(counts), ...]; differentiable.
+
+    The gradient is the reduce-scatter that belongs to it. Written as an all-to-all, because gloo
+    has no uneven all-gather.
+    """
+    size = dist.get_world_size(group)
+    if size == 1:
+        return rows
+    copies = rows.repeat(size, *[1] * (rows.dim() - 1))
+    return all_to_all_rows(copies, [rows.shape[0]] * size, counts, group)
+
+
+def scatter_sum_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """Reduce-scatter with uneven counts: [sum(counts), ...] -> [counts[rank], ...]; differentiable."""
+    size = dist.get_world_size(group)
+    if size == 1:
+        return rows
+    mine = counts[dist.get_rank(group)]
+    pieces = all_to_all_rows(rows, counts, [mine] * size, group)
+    return pieces.reshape(size, mine, *rows.shape[1:]).sum(0)

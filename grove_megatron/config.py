@@ -1,0 +1,210 @@
+"""The knobs of a Grove model: one dataclass, from which the launch flags are made as well.
+
+No ``from __future__ import annotations`` here: Megatron turns the annotations of these fields
+into argparse types.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from .functional.groups import scale_bound
+
+
+@dataclass
+class GroveTransformerConfig(TransformerConfig):
+    """Megatron's TransformerConfig with the settings of Grove MoE (arXiv 2508.07785).
+
+    Without ``grove_num_groups`` it is a plain TransformerConfig in every respect.
+    """
+
+    grove_num_groups: int | None = None
+    """Number of equal, contiguous groups the routed experts are divided into; each group has one
+    adjugate expert. Must divide --num-experts and be a multiple of the expert-parallel size.
+    Absent or 0: a plain Megatron MoE."""
+
+    grove_adjugate_ffn_hidden_size: int | None = None
+    """FFN width of every adjugate expert (the released model: 128 beside routed experts of 768)."""
+
+    grove_adjugate_scale: float = 0.05
+    """Weight of the adjugate experts' sum; at most groups / experts (paper, section 3.1)."""
+
+    grove_allow_scale_above_bound: bool = False
+    """Accept a --grove-adjugate-scale above groups / experts."""
+
+    grove_router_scoring: Literal["grove", "softmax"] = "grove"
+    """grove: select on sigmoid(logits) + expert bias, weigh by the softmax over the selected
+    logits. softmax: Megatron's own router, as its flags say."""
+
+    def __post_init__(self) -> None:
+        if self.grove_num_groups and self.grove_router_scoring == "grove":
+            # Megatron accepts an expert bias only beside a score function of its own that has
+            # one. GroveRouter selects on sigmoid and never asks this field for the weights.
+            self.moe_router_score_function = "sigmoid"
+        super().__post_init__()
+        problems = grove_problems(self, num_experts=self.num_moe_experts)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def grove_fields() -> list[str]:
+    """Names of the Grove settings, in flag order."""
+    inherited = {f.name for f in fields(TransformerConfig)}
+    return [f.name for f in fields(GroveTransformerConfig) if f.name not in inherited]
+
+
+def is_grove(config: Any) -> bool:
+    """Does this configuration (or argument namespace) ask for Grove layers?"""
+    return bool(getattr(config, "grove_num_groups", None))
+
+
+def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
+    """Everything wrong with the Grove settings, each as ``name (value) relation name (value); fix``.
+
+    Args:
+        settings: a :class:`GroveTransformerConfig` or Megatron's argument namespace; the fields
+            used here have the same names in both, except the number of experts.
+        num_experts: routed experts, None for a dense model.
+
+    Returns:
+        One line per problem, flags spelled as on the command line; empty if all is well.
+    """
+    groups = settings.grove_num_groups
+    width = settings.grove_adjugate_ffn_hidden_size
+    scale = settings.grove_adjugate_scale
+    problems = []
+    if not groups:
+        if groups is not None and groups < 0:
+            problems.append(f"--grove-num-groups ({groups}) is negative; leave it out for a plain MoE")
+        if width is not None:
+            problems.append(
+                f"--grove-adjugate-ffn-hidden-size ({width}) is set without --grove-num-groups "
+                f"({groups}); set the number of groups, or remove both"
+            )
+        return problems
+    if not num_experts:
+        problems.append(
+            f"--grove-num-groups ({groups}) is set for a dense model, --num-experts "
+            f"({num_experts}); set --num-experts, or remove the --grove-* flags"
+        )
+    elif groups < 0 or num_experts % groups:
+        problems.append(
+            f"--grove-num-groups ({groups}) does not divide --num-experts ({num_experts}); "
+            f"use one of {_divisors(num_experts)}"
+        )
+    expert_parallel = settings.expert_model_parallel_size
+    if groups > 0 and expert_parallel and groups % expert_parallel:
+        problems.append(
+            f"--expert-model-parallel-size ({expert_parallel}) does not divide --grove-num-groups "
+            f"({groups}); a group and its adjugate stay on one rank, so use one of "
+            f"{_divisors(groups)}"
+        )
+    if width is None or width <= 0:
+        problems.append(
+            f"--grove-adjugate-ffn-hidden-size ({width}) is not positive beside "
+            f"--grove-num-groups ({groups}); give the width of an adjugate expert"
+        )
+    if scale < 0:
+        problems.append(f"--grove-adjugate-scale ({scale}) is below 0; use the paper's 0.05")
+    elif num_experts and groups > 0 and not settings.grove_allow_scale_above_bound:
+        bound = scale_bound(groups, num_experts)
+        if scale > bound:
+            problems.append(
+                f"--grove-adjugate-scale ({scale}) is above groups / experts ({bound:g}); lower "
+                "it, or pass --grove-allow-scale-above-bound"
+            )
+    problems += _router_problems(settings)
+    problems += _unsupported(settings)
+    return problems
+
+
+def _router_problems(settings: Any) -> list[str]:
+    if settings.grove_router_scoring != "grove":
+        return []
+    problems = []
+    if settings.moe_router_topk == 1:
+        problems.append(
+            "--moe-router-topk (1) with --grove-router-scoring (grove) leaves the router without a "
+            "gradient: the softmax over one selected logit is constant; use 2 or more, or "
+            "--grove-router-scoring softmax"
+        )
+    if settings.moe_router_fusion:
+        problems.append(
+            "--moe-router-fusion (True) computes Megatron's score functions, not "
+            "--grove-router-scoring (grove); remove it, or use --grove-router-scoring softmax"
+        )
+    balancing = settings.moe_router_load_balancing_type
+    for kind in balancing if isinstance(balancing, list) else [balancing]:
+        if kind in ("sinkhorn", "quantile_balancing"):
+            problems.append(
+                f"--moe-router-load-balancing-type ({kind}) selects experts itself and so excludes "
+                "--grove-router-scoring (grove); use aux_loss, none or an expert bias, or "
+                "--grove-router-scoring softmax"
+            )
+    return problems
+
+
+# Setting, is this value refused?, reason and alternative.
+_REFUSED: list[tuple[str, Any, str]] = [
+    (
+        "moe_token_dispatcher_type",
+        lambda v: v != "alltoall",
+        "is not supported with --grove-num-groups; use --moe-token-dispatcher-type alltoall, "
+        "which this plugin deduplicates",
+    ),
+    (
+        "moe_pad_expert_input_to_capacity",
+        bool,
+        "would count padding as tokens of an adjugate; remove it, dropping alone works",
+    ),
+    (
+        "moe_apply_probs_on_input",
+        bool,
+        "would weigh a token before its adjugate sees it; remove it",
+    ),
+    (
+        "moe_shared_expert_overlap",
+        bool,
+        "is not supported with --grove-num-groups; remove it, shared experts work without",
+    ),
+    (
+        "moe_latent_size",
+        lambda v: v is not None,
+        "has no defined meaning for adjugate experts; remove it",
+    ),
+    (
+        "moe_router_padding_for_quantization",
+        bool,
+        "would add routed pairs that no token chose; remove it",
+    ),
+    (
+        "transformer_impl",
+        lambda v: v == "inference_optimized",
+        "is not supported with --grove-num-groups; use local or transformer_engine",
+    ),
+    ("multi_latent_attention", bool, "makes Megatron drop the Grove settings; remove one of them"),
+    (
+        "heterogeneous_layers_config_path",
+        lambda v: v is not None,
+        "makes Megatron drop the Grove settings; remove one of them",
+    ),
+    (
+        "use_megatron_fsdp",
+        bool,
+        "reduces adjugates over the wrong ranks; use --use-distributed-optimizer",
+    ),
+]
+
+
+def _unsupported(settings: Any) -> list[str]:
+    problems = []
+    for name, refused, why in _REFUSED:
+        value = getattr(settings, name, None)
+        if value is not None and refused(value):
+            problems.append(f"--{name.replace('_', '-')} ({value}) {why}")
+    return problems
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

@@ -1,0 +1,93 @@
+"""The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
+
+It asks Megatron for its own spec and swaps two things in it: the MoE layer, and, where Megatron
+would refuse sequence parallelism, the norm. Experts, attention and everything else stay what
+Megatron chose for the local or TransformerEngine implementation.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from .config import is_grove
+from .moe.layer import GroveMoELayer
+from .moe.norm import sequence_parallel_norm
+from .moe.router import GroveRouter
+
+
+def grove_layer_spec(model_config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The decoder block of this pipeline stage, with Grove layers where Megatron has MoE layers.
+
+    Args:
+        model_config: Megatron's GPTModelConfig (it calls this with one), or a TransformerConfig.
+        vp_stage: virtual pipeline stage, None without virtual pipelining.
+
+    Returns:
+        Megatron's own block spec if the config asks for no groups.
+    """
+    config: TransformerConfig = getattr(model_config, "transformer", model_config)
+    block = get_gpt_decoder_block_spec(
+        config,
+        use_transformer_engine=config.transformer_impl == "transformer_engine",
+        normalization=config.normalization,
+        qk_l2_norm=config.qk_l2_norm,
+        vp_stage=vp_stage,
+    )
+    return adapt_spec(block, config)
+
+
+def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
+    """A copy of a Megatron spec with Grove layers and norms where ``config`` needs them.
+
+    Works on block, layer and MTP specs alike; the original is not changed. Layers that shared one
+    spec object share one afterwards.
+    """
+    swaps: dict[Any, Callable[[Any], Any]] = {}
+    if is_grove(config):
+        swaps[MoELayer] = _grove_layer
+    if config.sequence_parallel and config.transformer_impl == "local":
+        swaps[WrappedTorchNorm] = lambda original: sequence_parallel_norm
+    if not swaps:
+        return spec
+    return _swap(spec, swaps, {})
+
+
+def _grove_layer(original: Any) -> Any:
+    """``partial(MoELayer, submodules=...)`` -> the same with our layer and router."""
+    if not isinstance(original, partial):
+        return GroveMoELayer
+    old: MoESubmodules = original.keywords["submodules"]
+    submodules = copy.copy(old)
+    submodules.router = GroveRouter
+    return partial(GroveMoELayer, *original.args, **{**original.keywords, "submodules": submodules})
+
+
+def _swap(node: Any, swaps: dict[Any, Callable[[Any], Any]], done: dict[int, Any]) -> Any:
+    """Rebuild a spec tree, replacing every builder that is, or wraps, a key of ``swaps``."""
+    if id(node) in done:
+        return done[id(node)]
+    builder = node.func if isinstance(node, partial) else node
+    if isinstance(builder, type) and builder in swaps:
+        new = swaps[builder](node)
+    elif isinstance(node, partial):
+        keywords = {k: _swap(v, swaps, done) for k, v in node.keywords.items()}
+        new = partial(node.func, *node.args, **keywords)
+    elif isinstance(node, list):
+        new = [_swap(item, swaps, done) for item in node]
+    elif isinstance(node, ModuleSpec) or (is_dataclass(node) and not isinstance(node, type)):
+        new = copy.copy(node)
+        for field in fields(node):
+            setattr(new, field.name, _swap(getattr(node, field.name), swaps, done))
+    else:
+        new = node
+    done[id(node)] = new
+    return new

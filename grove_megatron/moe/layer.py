@@ -1,0 +1,91 @@
+"""The Grove MoE layer: Megatron's MoELayer with adjugate experts and deduplicated dispatch."""
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_layer import (
+    MoELayer,
+    MoESubmodules,
+    _RecordExpertDgradCompletion,
+)
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from torch import Tensor
+
+from ..config import GroveTransformerConfig
+from ..functional.placement import Placement
+from .adjugate import build_adjugates
+from .dispatcher import GroveTokenDispatcher
+
+
+class GroveMoELayer(MoELayer):
+    """y = sum_i w_i E_i(x) + scale * sum_j (sum_{i in G_j} w_i) A_j(x)  (arXiv 2508.07785, Eq. 5).
+
+    ``forward`` is Megatron's: route, preprocess, dispatch, routed_experts_compute, combine,
+    postprocess. Recompute, the overlapped schedule and delayed weight gradients call these stages
+    one by one; this class fills in what differs. The layer's parameters beside Megatron's are
+    ``adjugate_experts``; their name holds "experts" because Muon tells experts by it.
+
+    Args: as for MoELayer; ``config.grove_num_groups`` must be set.
+    """
+
+    config: GroveTransformerConfig
+    token_dispatcher: GroveTokenDispatcher
+
+    def __init__(
+        self,
+        config: GroveTransformerConfig,
+        submodules: MoESubmodules | None = None,
+        layer_number: int | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        is_mtp_layer: bool = False,
+        name: str | None = None,
+    ) -> None:
+        pg_collection = pg_collection or get_default_pg_collection()
+        super().__init__(config, submodules, layer_number, pg_collection, is_mtp_layer, name)
+        assert config.grove_num_groups, "a Grove layer is only built where the config has groups"
+        placement = Placement(
+            num_experts=config.num_moe_experts,
+            num_groups=config.grove_num_groups,
+            num_ranks=pg_collection.ep.size(),
+        )
+        self.token_dispatcher = GroveTokenDispatcher(placement, config, pg_collection)
+        kind = "mtp" if is_mtp_layer else "decoder"
+        ranks = f"{pg_collection.ep.rank()}/{pg_collection.expt_tp.rank()}"
+        self.adjugate_experts = build_adjugates(
+            self.submodules.experts,
+            placement.groups_per_rank,
+            config,
+            pg_collection,
+            stream=f"adjugate/{kind}/{layer_number}/{ranks}",
+            name=f"{name}.adjugate_experts" if name is not None else None,
+        )
+
+    def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
+        """Run this rank's experts and adjugates on the received rows.
+
+        Args:
+            hidden_states: x_VH [V, H], the received rows.
+            probs: [V, L], the weights of this rank's experts for every row.
+
+        Returns:
+            y_VH [V, H], one summed row per received row, and None (no bias).
+        """
+        if self.config.overlap_dispatch_backward_with_experts_wgrad:
+            hidden_states = _RecordExpertDgradCompletion.apply(
+                self._delayed_wgrad_event, hidden_states
+            )
+        dispatcher = self.token_dispatcher
+        hidden_states, probs = dispatcher.gather_expert_tensor_parallel(hidden_states, probs)
+        probs_N, group_probs_M = dispatcher.expand(probs)
+        x_NH, tokens_per_expert = dispatcher.expert_inputs(hidden_states)
+        x_MH, tokens_per_group = dispatcher.group_inputs(hidden_states)
+        # Both always run, also on 0 rows: DDP waits for a gradient of every parameter.
+        y_NH, _ = self.experts(x_NH, tokens_per_expert, probs_N)
+        a_MH, _ = self.adjugate_experts(
+            x_MH, tokens_per_group, self.config.grove_adjugate_scale * group_probs_M
+        )
+        return dispatcher.combine_preprocess(y_NH, a_MH), None
+
+    def backward_dw(self, routed_experts: bool = True, shared_experts: bool = False) -> None:
+        """Compute delayed weight gradients; without this, adjugates would silently get none."""
+        super().backward_dw(routed_experts, shared_experts)
+        if routed_experts:
+            self.adjugate_experts.backward_dw()

@@ -1,0 +1,26 @@
+"""``torchrun -m grove_megatron.pretrain``: Megatron's GPT pretraining with Grove layers.
+
+Takes every flag of Megatron's pretraining and the ``--grove-*`` flags (``--help`` lists both).
+Without ``--grove-num-groups`` the run is Megatron's own.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Check the installation, choose the runtime, train."""
+    from .compat import environment_problems
+    from .training.refuse import refuse
+
+    if problems := environment_problems():
+        refuse(problems)
+    from .runtime import selected
+
+    with selected():
+        from .training.launch import pretrain
+
+        pretrain()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

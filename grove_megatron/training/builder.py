@@ -1,0 +1,134 @@
+"""Megatron's GPT builder with Grove layers in the MTP block, and a count of what was built."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, override
+
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.pipeline_parallel.utils import (
+    is_pp_first_stage,
+    is_pp_last_stage,
+    is_vp_first_stage,
+    is_vp_last_stage,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, mtp_block_spec
+from megatron.training.vocab_utils import calculate_padded_vocab_size
+
+from ..config import is_grove
+from ..layer_spec import adapt_spec, grove_layer_spec
+from ..moe.layer import GroveMoELayer
+
+
+@dataclass(kw_only=True)
+class GroveGPTModelConfig(GPTModelConfig):
+    """Megatron's GPTModelConfig, built by :class:`GroveGPTModelBuilder`."""
+
+    builder: ClassVar[str] = "grove_megatron.training.builder.GroveGPTModelBuilder"
+
+
+class GroveGPTModelBuilder(GPTModelBuilder):
+    """Build a GPT whose MTP layers are Grove layers too, and check that it is one.
+
+    Megatron takes the decoder layers from ``--spec`` but makes the MTP block from a spec of its
+    own, and it trains its default layer when it cannot import ``--spec``. Any model that does not
+    use our spec is built by Megatron's builder untouched.
+    """
+
+    @override
+    def build_model(
+        self,
+        pg_collection: ProcessGroupCollection,
+        pre_process: bool | None = None,
+        post_process: bool | None = None,
+        vp_stage: int | None = None,
+    ) -> GPTModel:
+        cfg = self._model_config
+        if cfg.transformer_layer_spec is not grove_layer_spec:
+            return super().build_model(pg_collection, pre_process, post_process, vp_stage)
+        transformer: TransformerConfig = cfg.transformer
+        layer_spec = grove_layer_spec(cfg, vp_stage=vp_stage)
+        vp_size = transformer.virtual_pipeline_model_parallel_size
+        if pre_process is None:
+            first = is_vp_first_stage(vp_stage=vp_stage, vp_size=vp_size)
+            pre_process = first and is_pp_first_stage(pg_collection.pp)
+        if post_process is None:
+            last = is_vp_last_stage(vp_stage=vp_stage, vp_size=vp_size)
+            post_process = last and is_pp_last_stage(pg_collection.pp)
+        return GPTModel(
+            config=transformer,
+            transformer_layer_spec=layer_spec,
+            mtp_block_spec=adapt_spec(
+                mtp_block_spec(cfg, layer_spec, vp_stage=vp_stage), transformer
+            ),
+            vocab_size=self._vocab_size(),
+            max_sequence_length=cfg.seq_length,
+            fp16_lm_cross_entropy=cfg.fp16_lm_cross_entropy,
+            parallel_output=cfg.parallel_output,
+            share_embeddings_and_output_weights=cfg.share_embeddings_and_output_weights,
+            position_embedding_type=cfg.position_embedding_type,
+            rotary_percent=cfg.rotary_percent,
+            rotary_base=cfg.rotary_base,
+            rope_scaling=cfg.rope_scaling,
+            rope_scaling_factor=cfg.rope_scaling_factor,
+            seq_len_interpolation_factor=cfg.seq_len_interpolation_factor,
+            scatter_embedding_sequence_parallel=cfg.scatter_embedding_sequence_parallel,
+            pre_process=pre_process,
+            post_process=post_process,
+            pg_collection=pg_collection,
+            vp_stage=vp_stage,
+        )
+
+    def _vocab_size(self) -> int:
+        cfg = self._model_config
+        if not cfg.should_pad_vocab:
+            return int(cfg.vocab_size)
+        return int(
+            calculate_padded_vocab_size(
+                cfg.vocab_size,
+                cfg.make_vocab_size_divisible_by,
+                cfg.transformer.tensor_model_parallel_size,
+            )
+        )
+
+    @override
+    def build_distributed_models(
+        self, pg_collection: ProcessGroupCollection, *args: Any, **kwargs: Any
+    ) -> list[GPTModel]:
+        models: list[GPTModel] = super().build_distributed_models(pg_collection, *args, **kwargs)
+        check_grove_layers(models, self._model_config.transformer, pg_collection.pp)
+        return models
+
+
+def check_grove_layers(
+    models: list[torch.nn.Module], config: TransformerConfig, pipeline: dist.ProcessGroup
+) -> None:
+    """Compare the Grove layers on all pipeline stages with what the config asks for.
+
+    Raises:
+        ValueError: the numbers differ; on every rank.
+    """
+    layers = [m for model in models for m in model.modules() if isinstance(m, GroveMoELayer)]
+    count = torch.tensor([len(layers)], device=torch.cuda.current_device())
+    dist.all_reduce(count, group=pipeline)
+    built, expected = int(count.item()), expected_grove_layers(config)
+    if built != expected:
+        raise ValueError(
+            f"Grove layers in the model ({built}) differ from those the flags ask for "
+            f"({expected}); pass --spec grove_megatron.layer_spec grove_layer_spec"
+        )
+
+
+def expected_grove_layers(config: TransformerConfig) -> int:
+    """How many Grove layers a model of this config has, MTP layers included."""
+    if not is_grove(config):
+        return 0
+    frequency = config.moe_layer_freq
+    if isinstance(frequency, int):
+        pattern = [int(i % frequency == 0) for i in range(config.num_layers)]
+    else:
+        pattern = list(frequency)
+    mtp_layers = 1 if config.mtp_use_repeated_layer else config.mtp_num_layers
+    return sum(pattern) + (mtp_layers or 0) * pattern[-1]

@@ -1,0 +1,86 @@
+"""Megatron's flags on a CPU: which defaults differ, and what cannot be had.
+
+A flag that only says *how* something is computed gets a CPU default; given explicitly with a
+value that needs a GPU, it is refused like everything else here, never changed.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core.transformer.enums import AttnBackend
+
+CPU_DEFAULTS: dict[str, Any] = {
+    "distributed_backend": "gloo",
+    "transformer_impl": "local",
+    "attention_backend": AttnBackend.unfused,
+    "gradient_accumulation_fusion": False,
+    "masked_softmax_fusion": False,
+    "bias_swiglu_fusion": False,
+    "bias_gelu_fusion": False,
+    "bias_dropout_fusion": False,
+    "apply_rope_fusion": False,
+    "no_persist_layer_norm": True,
+}
+
+
+def set_cpu_defaults(parser: ArgumentParser) -> ArgumentParser:
+    """Give a parser the defaults of :data:`CPU_DEFAULTS`; what the user wrote still wins."""
+    parser.set_defaults(**CPU_DEFAULTS)
+    return parser
+
+
+def _differs(value: Any) -> Callable[[Any], bool]:
+    return lambda v: v != value
+
+
+# Setting, is this value refused?, reason and alternative.
+_REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
+    ("distributed_backend", lambda v: v == "nccl", "needs a GPU; use gloo"),
+    ("transformer_impl", _differs("local"), "needs a GPU; use local"),
+    (
+        "attention_backend",
+        lambda v: v not in (AttnBackend.unfused, AttnBackend.local),
+        "needs a GPU; use unfused",
+    ),
+    ("context_parallel_size", lambda v: v > 1, "needs TransformerEngine attention; use 1"),
+    ("fp8", bool, "needs a GPU; remove it"),
+    ("fp4", bool, "needs a GPU; remove it"),
+    ("cuda_graph_impl", _differs("none"), "needs a GPU; use none"),
+    ("delay_wgrad_compute", bool, "needs TransformerEngine; remove it"),
+    ("moe_permute_fusion", bool, "needs TransformerEngine; remove it"),
+    ("moe_router_fusion", bool, "needs TransformerEngine; remove it"),
+    ("moe_grouped_gemm", bool, "needs TransformerEngine; remove it"),
+    ("fine_grained_activation_offloading", bool, "needs a GPU; remove it"),
+    ("cpu_offloading", bool, "needs a GPU; remove it"),
+    ("optimizer_cpu_offload", bool, "needs a GPU; remove it"),
+    ("use_megatron_fsdp", bool, "needs a GPU; use --use-distributed-optimizer"),
+    ("use_torch_fsdp2", bool, "needs a GPU; use --use-distributed-optimizer"),
+    ("use_nccl_ub", bool, "needs a GPU; remove it"),
+    ("tp_comm_overlap", bool, "needs TransformerEngine; remove it"),
+    (
+        "async_save",
+        bool,
+        "writes from a worker process that would read the tensors the training step is changing: "
+        "CPU tensors are shared with the worker, not copied; remove it, saves are then complete "
+        "when they return",
+    ),
+    (
+        "use_persistent_ckpt_worker",
+        bool,
+        "starts a worker process outside this runtime; remove it",
+    ),
+    ("logits_save_dir", bool, "needs --async-save; remove it"),
+    ("gradient_accumulation_fusion", bool, "needs Apex or TransformerEngine; remove it"),
+]
+
+
+def cpu_problems(args: Namespace) -> list[str]:
+    """Flags that cannot work on a CPU, one line each."""
+    problems = []
+    for name, refused, why in _REFUSED:
+        value = getattr(args, name, None)
+        if value is not None and refused(value):
+            shown = value.name if isinstance(value, AttnBackend) else value
+            problems.append(f"--{name.replace('_', '-')} ({shown}) on the CPU runtime {why}")
+    return problems

@@ -1,0 +1,197 @@
+"""Data, loss and forward step of GPT pretraining, as Megatron's training loop wants them."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.models.gpt import GPTModel
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+from megatron.core.transformer.multi_token_prediction import get_mtp_ranks, mtp_on_this_rank
+from megatron.core.utils import (
+    get_attr_wrapped_model,
+    get_batch_on_this_cp_rank,
+    get_batch_on_this_tp_rank,
+)
+from megatron.training import get_args, get_timers
+from megatron.training.argument_utils import core_transformer_config_from_args
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+from torch import Tensor
+
+from ..config import GroveTransformerConfig
+
+_FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
+
+# Modes of Megatron's pretrain_gpt.py that this entry point leaves to it.
+_ELSEWHERE = (
+    "sft",
+    "fim_data",
+    "dataloader_inter_document_masking",
+    "hybrid_context_parallel",
+    "perform_rl_step",
+)
+
+
+def entry_problems(args: Namespace) -> list[str]:
+    """Flags of data and loss modes that only Megatron's own script has, one line each."""
+    return [
+        f"--{name.replace('_', '-')} ({value}) is not a mode of grove_megatron.pretrain; use "
+        "torchrun -m grove_megatron.run path/to/pretrain_gpt.py with the same flags"
+        for name in _ELSEWHERE
+        if (value := getattr(args, name, None))
+    ]
+
+
+def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:
+    """Train, validation and test datasets: ``--data-path`` and its relatives, or ``--mock-data``."""
+    args = get_args()
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    config = GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        multiple_validation_sets=args.multiple_validation_sets,
+        full_validation=args.full_validation,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=build_tokenizer(args),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        object_storage_cache_path=args.object_storage_cache_path,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
+        context_parallel_size=args.context_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+        sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
+    )
+    builder = BlendedMegatronDatasetBuilder(
+        MockGPTDataset if args.mock_data else GPTDataset,
+        num_samples,
+        partial(_is_built_here, vp_stage=vp_stage),
+        config,
+    )
+    train, valid, test = builder.build()
+    return train, valid, test
+
+
+# Every rank builds (or skips) its datasets; Megatron then does not broadcast sizes from rank 0.
+datasets.is_distributed = True  # type: ignore[attr-defined]
+
+
+def _is_built_here(vp_stage: int | None = None) -> bool:
+    return mpu.get_tensor_model_parallel_rank() == 0 and _sees_tokens(vp_stage)
+
+
+def _sees_tokens(vp_stage: int | None) -> bool:
+    return bool(is_first_or_last_pipeline_stage(vp_stage) or _has_mtp(vp_stage))
+
+
+def _has_mtp(vp_stage: int | None) -> bool:
+    config = _transformer_config()
+    return bool(
+        mtp_on_this_rank(
+            layout=config.pipeline_model_parallel_layout,
+            mtp_num_layers=config.mtp_num_layers,
+            ignore_virtual=False,
+            vp_stage=vp_stage,
+        )
+    )
+
+
+def _transformer_config() -> GroveTransformerConfig:
+    config: GroveTransformerConfig = core_transformer_config_from_args(
+        get_args(), GroveTransformerConfig
+    )
+    return config
+
+
+def embedding_ranks(pp_ranks: list[int]) -> list[int]:
+    """Global ranks of a pipeline that hold word embeddings, the MTP stage included."""
+    ranks = {pp_ranks[0]}
+    if len(pp_ranks) > 1:
+        if not get_args().untie_embeddings_and_output_weights:
+            ranks.add(pp_ranks[-1])
+        ranks.update(get_mtp_ranks(pp_ranks, _transformer_config()))
+    return sorted(ranks)
+
+
+def _batch(data: Iterator[dict[str, Tensor]], vp_stage: int | None) -> dict[str, Tensor | None]:
+    """One microbatch on this rank's device: [B, S] int64 and float tensors, None on inner stages."""
+    if not _sees_tokens(vp_stage):
+        return dict.fromkeys(_FIELDS)
+    args = get_args()
+    tp_rank = mpu.get_tensor_model_parallel_rank()
+    batch: dict[str, Tensor | None] = {}
+    if tp_rank == 0:
+        loaded = next(data)
+        batch = {
+            name: loaded[name].cuda(non_blocking=True) if loaded.get(name) is not None else None
+            for name in _FIELDS
+        }
+    batch = get_batch_on_this_tp_rank(
+        batch,
+        has_cu_seqlens=False,
+        is_hybrid_cp=False,
+        create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
+        broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
+        broadcast_group=mpu.get_tensor_model_parallel_group(),
+        cp_size=args.context_parallel_size,
+        tp_rank=tp_rank,
+        micro_batch_size=args.micro_batch_size,
+        seq_length=args.seq_length,
+        mtp_on_this_rank=_has_mtp(vp_stage),
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        is_pipeline_first_stage=mpu.is_pipeline_first_stage(),
+        is_pipeline_last_stage=mpu.is_pipeline_last_stage(),
+    )
+    batch = get_batch_on_this_cp_rank(
+        batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
+    )
+    return {name: batch.get(name) for name in _FIELDS}
+
+
+def loss(
+    loss_mask: Tensor, output: Tensor, model: GPTModel | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Summed loss, number of tokens, and the report Megatron averages over data parallelism."""
+    losses = output.view(-1).float()
+    mask = loss_mask.view(-1).float()
+    total = torch.sum(losses * mask)
+    num_tokens = mask.sum().clone().detach().to(torch.int)
+    if get_args().check_for_nan_in_loss_and_grad:
+        for reject, what in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
+            get_rerun_state_machine().validate_result(
+                result=total,
+                rejection_func=reject,
+                message=f"found {what} in local forward loss calculation",
+                tolerance=0.0,
+                fatal=True,
+            )
+    report = {"lm loss": torch.cat([total.clone().detach().view(1), num_tokens.view(1)])}
+    return total, num_tokens, report
+
+
+def forward_step(
+    data: Iterator[dict[str, Tensor]], model: GPTModel, return_schedule_plan: bool = False
+) -> tuple[Any, Any]:
+    """One microbatch through this stage; Megatron's schedules call it."""
+    timers = get_timers()
+    timers("batch-generator", log_level=2).start()
+    batch = _batch(data, get_attr_wrapped_model(model, "vp_stage"))
+    timers("batch-generator").stop()
+    loss_function = partial(loss, batch["loss_mask"], model=model)
+    inputs = (batch["tokens"], batch["position_ids"], batch["attention_mask"])
+    named = {"labels": batch["labels"], "loss_mask": batch["loss_mask"]}
+    if return_schedule_plan:
+        return model.build_schedule_plan(*inputs, **named), loss_function
+    return model(*inputs, **named), loss_function

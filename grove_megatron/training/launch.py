@@ -1,0 +1,66 @@
+"""From the command line to Megatron's training loop, through Megatron's own hooks only."""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from megatron.core.enums import ModelType
+from megatron.training import pretrain as megatron_pretrain
+from megatron.training.argument_utils import (
+    core_transformer_config_from_args,
+    gpt_config_from_args,
+    pretrain_cfg_container_from_args,
+)
+from megatron.training.arguments import parse_args, validate_args
+from megatron.training.checkpointing import load_args_from_checkpoint
+from megatron.training.global_vars import set_global_variables
+
+from ..arguments import add_grove_arguments, restore_grove_arguments, select_layer
+from ..config import GroveTransformerConfig
+from ..runtime import cpu_is_active
+from . import gpt
+from .builder import GroveGPTModelConfig
+from .cpu_arguments import set_cpu_defaults
+from .preflight import preflight
+from .refuse import refuse
+from .summary import print_summary
+
+
+def pretrain() -> None:
+    """Parse, check, build and train; what ``pretrain_gpt.py`` does in Megatron's repository."""
+    args = parse_arguments()
+    model_config = gpt_config_from_args(
+        args,
+        config=core_transformer_config_from_args(args, GroveTransformerConfig),
+        model_config_cls=GroveGPTModelConfig,
+    )
+    models: list[Any] = []
+    model_config.post_wrap_hooks.append(lambda built: models.extend(built) or built)
+    megatron_pretrain(
+        pretrain_cfg_container_from_args(args, model_config),
+        gpt.datasets,
+        ModelType.encoder_or_decoder,
+        gpt.forward_step,
+        get_embedding_ranks=gpt.embedding_ranks,
+    )
+    print_summary(models, model_config.transformer)
+
+
+def parse_arguments() -> Namespace:
+    """Megatron's ``parse_and_validate_args`` with our flags, and our checks before its own."""
+    args = parse_args(extra_args_provider=_add_arguments)
+    if args.use_checkpoint_args and (args.load or args.pretrained_checkpoint):
+        for load_arg in ("pretrained_checkpoint", "load"):
+            loaded = load_args_from_checkpoint(args, load_arg=load_arg)
+            if isinstance(loaded, tuple):
+                restore_grove_arguments(*loaded)
+    select_layer(args)
+    if problems := preflight(args) + gpt.entry_problems(args):
+        refuse(problems)
+    validate_args(args, {"tokenizer_type": "GPT2BPETokenizer"})
+    set_global_variables(args)
+    return args
+
+
+def _add_arguments(parser: ArgumentParser) -> ArgumentParser:
+    parser = add_grove_arguments(parser)
+    return set_cpu_defaults(parser) if cpu_is_active() else parser

@@ -1,0 +1,43 @@
+"""End a job that cannot start: every rank exits 2, rank 0 alone says why, and says it last."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NoReturn
+
+REFUSED_EXIT_CODE = 2
+_WAIT_SECONDS = 10.0
+
+
+def refuse(problems: Sequence[str]) -> NoReturn:
+    """Print the list on rank 0 and exit 2 on every rank that calls this.
+
+    The launcher ends all ranks as soon as one exits, so the others first wait until rank 0 has
+    printed, and nobody lets the launcher's SIGTERM turn the exit code into another.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdout.flush()
+    if rank == 0:
+        lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        print(f"\ngrove_megatron: {count}, nothing was started:\n{lines}", file=sys.stderr)
+        sys.stderr.flush()
+    if world_size > 1 and "MASTER_ADDR" in os.environ:
+        _wait_for_rank_0(rank, world_size)
+    sys.exit(REFUSED_EXIT_CODE)
+
+
+def _wait_for_rank_0(rank: int, world_size: int) -> None:
+    import torch.distributed as dist
+
+    timeout = timedelta(seconds=_WAIT_SECONDS)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+        if rank == 0:
+            store.set("grove_megatron/refused", "printed")
+        store.wait(["grove_megatron/refused"], timeout)
+    except (dist.DistError, RuntimeError, StopIteration) as error:
+        print(f"grove_megatron: rank {rank} could not reach rank 0: {error}", file=sys.stderr)

@@ -1,0 +1,78 @@
+"""What a run sent and how large its model is, in one line after training."""
+
+import json
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import mpu
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ..moe.layer import GroveMoELayer
+
+PREFIX = "grove_megatron summary: "
+
+
+def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> None:
+    """Print ``PREFIX`` and a JSON object on rank 0; every rank must call.
+
+    rows_per_token is what was sent, the rows a rank keeps included, averaged over layers and
+    ranks; routed_pairs_per_token is the work the rows stood for, one row each in Megatron's own
+    all-to-all. params_total counts every parameter of the whole model once; params_active those
+    an average token used, by the measured number of experts and adjugates per token.
+    """
+    layers = [m for model in models for m in model.modules() if isinstance(m, GroveMoELayer)]
+    counted = torch.zeros(4, dtype=torch.float64, device=torch.cuda.current_device())
+    for layer in layers:
+        t = layer.token_dispatcher.traffic
+        counted += counted.new_tensor([t.tokens, t.routed_pairs, t.rows, t.adjugate_pairs])
+    dist.all_reduce(counted)
+    tokens, pairs, rows, adjugate_pairs = counted.tolist()
+    dense, routed, adjugate = count_parameters(models)
+    summary: dict[str, Any] = {"params_total": dense + routed + adjugate}
+    if config.num_moe_experts is None:
+        summary["params_active"] = dense
+    elif tokens:
+        routed_share = pairs / tokens / config.num_moe_experts
+        adjugate_share = adjugate_pairs / tokens / config.grove_num_groups
+        summary["params_active"] = round(
+            dense + routed * routed_share + adjugate * adjugate_share
+        )
+        summary["rows_per_token"] = rows / tokens
+        summary["routed_pairs_per_token"] = pairs / tokens
+        summary["adjugate_pairs_per_token"] = adjugate_pairs / tokens
+    else:
+        summary["params_active"] = round(
+            dense + routed * config.moe_router_topk / config.num_moe_experts
+        )
+    if dist.get_rank() == 0:
+        print(PREFIX + json.dumps(summary), flush=True)
+
+
+def count_parameters(models: list[torch.nn.Module]) -> tuple[int, int, int]:
+    """Parameters of the whole model, each counted once: dense, routed experts, adjugates.
+
+    Every rank must call. Replicas are left out: data-parallel ones, tensor-parallel ones of
+    parameters that are not split, and the second copy of tied embeddings.
+    """
+    counted = torch.zeros(3, dtype=torch.float64, device=torch.cuda.current_device())
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if getattr(parameter, "shared", False) or not _is_counted_here(parameter):
+                continue
+            kind = 2 if ".adjugate_experts." in name else 1 if ".experts." in name else 0
+            counted[kind] += parameter.numel()
+    dist.all_reduce(counted)
+    dense, routed, adjugate = (int(n) for n in counted.tolist())
+    return dense, routed, adjugate
+
+
+def _is_counted_here(parameter: torch.nn.Parameter) -> bool:
+    split = getattr(parameter, "tensor_model_parallel", False)
+    if getattr(parameter, "allreduce", True):
+        replica = mpu.get_data_parallel_rank(with_context_parallel=True)
+        tp_rank = mpu.get_tensor_model_parallel_rank()
+    else:
+        replica = mpu.get_expert_data_parallel_rank()
+        tp_rank = mpu.get_expert_tensor_parallel_rank()
+    return bool(replica == 0 and (split or tp_rank == 0))
