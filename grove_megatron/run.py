@@ -1,6 +1,7 @@
 """``torchrun -m grove_megatron.run SCRIPT ...``: an unmodified Megatron entry script, with Grove.
 
-The script sees the ``--grove-*`` flags, the same checks as ``grove_megatron.pretrain``, and, on a
+It runs with the installed Megatron (a clone on PYTHONPATH goes before the wheel, as ever) and sees
+the ``--grove-*`` flags, the same checks as ``grove_megatron.pretrain``, and, on a
 machine without CUDA, the CPU runtime.
 """
 
@@ -18,8 +19,6 @@ def main() -> None:
         given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
         refuse([f"script ({given}) is not a file; torchrun -m grove_megatron.run path/to/script.py ..."])
     del sys.argv[0]
-    # As python does for a script: its neighbours, and a clone's own megatron, come first.
-    sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
     if problems := environment_problems():
         refuse(problems)
     from .runtime import selected
@@ -28,7 +27,24 @@ def main() -> None:
         from .training.entry import ENTRY
 
         with ENTRY.applied():
+            _announce_megatron(sys.argv[0])
+            # The script's neighbours come first, as python does it; Megatron is imported already.
+            sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
             runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _announce_megatron(script: str) -> None:
+    """Say so if the script sits in a clone whose own Megatron is not the one that runs."""
+    import megatron.core
+
+    used = os.path.dirname(os.path.abspath(megatron.core.__file__))
+    beside = os.path.join(os.path.dirname(os.path.abspath(script)), "megatron", "core")
+    if os.path.isdir(beside) and beside != used and os.environ.get("RANK", "0") == "0":
+        print(
+            f"grove_megatron: {script} runs with the Megatron in {used}; put its own folder on "
+            "PYTHONPATH to use the one beside it",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

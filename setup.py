@@ -1,0 +1,45 @@
+"""Packaging of grove_megatron."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="grove-megatron",
+    version="0.1.0",
+    description="Grove MoE for unmodified Megatron: adjugate experts, group-local placement, "
+    "deduplicated expert-parallel dispatch, and a CPU runtime",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["grove_megatron", "grove_megatron.*"]),
+    package_data={"grove_megatron": ["py.typed", "**/README.md"]},
+    python_requires=">=3.12,<3.14",
+    # NVIDIA Apex is not on PyPI; the package called "apex" there is a stranger's.
+    install_requires=[
+        "megatron-core[training]>=0.19,<0.20",
+        "torch>=2.11",
+        "packaging",
+        "safetensors",
+        "typer",
+        "rich",
+        "tqdm",
+    ],
+    extras_require={
+        "te": ["transformer-engine[pytorch]"],
+        "hf": ["transformers>=5"],
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "matplotlib",
+            "ruff",
+            "mypy",
+            "pre-commit",
+        ],
+    },
+    entry_points={"console_scripts": ["grove=grove_megatron.cli:main"]},
+)
