@@ -16,7 +16,19 @@ def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
     inherited = [f.name for f in fields(TransformerConfig)]
     factory = ArgumentGroupFactory(GroveTransformerConfig, exclude=inherited)
     factory.build_group(parser, title="grove")
+    _repair_help(parser)
     return parser
+
+
+def _repair_help(parser: ArgumentParser) -> None:
+    """Make ``--help`` work: texts of Megatron 0.19 hold bare percent signs, on which it dies."""
+    for action in parser._actions:
+        if not action.help:
+            continue
+        try:
+            parser._get_formatter()._expand_help(action)
+        except (ValueError, TypeError, KeyError):
+            action.help = action.help.replace("%", "%%")
 
 
 def select_layer(args: Namespace) -> None:

@@ -1,0 +1,62 @@
+"""This rank's parameters under names that are the same on every rank.
+
+Megatron counts layers per pipeline stage and experts per expert-parallel rank; the name table
+counts them over the whole model.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.utils import unwrap_model
+
+from .transforms import TensorParallel
+
+_LAYER = re.compile(r"(?<=decoder\.layers\.)\d+")
+_EXPERT = re.compile(
+    r"(?P<block>.*\.(?:experts|adjugate_experts))\."
+    r"(?:local_experts\.(?P<sequential>\d+)\.|linear_fc[12]\.weight(?P<grouped>\d+)$)"
+)
+
+
+@dataclass(frozen=True)
+class LocalParameter:
+    """A parameter of this rank, and which part of the whole one it is."""
+
+    global_name: str
+    tensor: torch.nn.Parameter
+    tensor_parallel: TensorParallel
+
+
+def local_parameters(models: list[Any]) -> Iterator[LocalParameter]:
+    """All parameters of this rank's model chunks, wrapped or not."""
+    for model in unwrap_model(models):
+        for name, tensor in model.named_parameters():
+            yield LocalParameter(_global_name(model, name), tensor, _tensor_parallel(name))
+
+
+def _global_name(model: torch.nn.Module, name: str) -> str:
+    if match := _EXPERT.match(name):
+        experts = model.get_submodule(match["block"])
+        first = mpu.get_expert_model_parallel_rank() * experts.num_local_experts
+        kind = "sequential" if match["sequential"] else "grouped"
+        start, end = match.span(kind)
+        name = f"{name[:start]}{first + int(match[kind])}{name[end:]}"
+    if match := _LAYER.search(name):
+        layer = model.get_submodule(f"decoder.layers.{match[0]}")
+        start, end = match.span()
+        name = f"{name[:start]}{layer.layer_number - 1}{name[end:]}"
+    return name
+
+
+def _tensor_parallel(name: str) -> TensorParallel:
+    if _EXPERT.match(name):
+        return TensorParallel(
+            mpu.get_expert_tensor_parallel_rank(), mpu.get_expert_tensor_parallel_world_size()
+        )
+    return TensorParallel(
+        mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
+    )

@@ -1,0 +1,106 @@
+"""The ``grove`` command. Each subcommand is a few lines here and a module of its own."""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Grove MoE for Megatron.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+@app.callback()
+def _grove() -> None:
+    """Grove MoE for Megatron."""
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def verify(
+    context: typer.Context,
+    hf: Annotated[Path, typer.Option(help="Hugging Face GroveMoE folder: config.json, weights.")],
+    golden: Annotated[Path, typer.Option(help="safetensors: input_ids, labels, logits, loss, grad.*")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Compare logits, loss and gradients with those of the authors' model.
+
+    Other flags go to Megatron: torchrun --nproc-per-node 2 -m grove_megatron verify ...
+    --expert-model-parallel-size 2. Exits 1 past tolerance, 2 if it cannot compare.
+    """
+    from .compat import environment_problems
+    from .training.refuse import refuse
+
+    if problems := environment_problems():
+        refuse(problems)
+    _alone()
+    from .runtime import selected
+
+    with selected(), _quiet():
+        from .checkpoint.verify import verify as run
+
+        try:
+            report = run(hf, golden, context.args)
+        except ValueError as error:
+            refuse([str(error)])
+    if os.environ["RANK"] == "0":
+        _print_report(report, as_json)
+    raise typer.Exit(0 if report.passed else 1)
+
+
+def _print_report(report: "Report", as_json: bool) -> None:  # noqa: F821
+    from rich.console import Console
+    from rich.table import Table
+
+    from .checkpoint import verify as v
+
+    table = Table("compared", "worst error", "tolerance")
+    table.add_row("logits (absolute)", f"{report.max_logit_error:.2e}", f"{v.LOGIT_TOLERANCE:.0e}")
+    table.add_row("loss (relative)", f"{report.loss_error:.2e}", f"{v.LOSS_TOLERANCE:.0e}")
+    grads = f"{report.grads_compared} of {report.grads_in_file} gradients (of largest entry)"
+    table.add_row(grads, f"{report.max_grad_error:.2e}", f"{v.GRAD_TOLERANCE:.0e}")
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 88)
+    console.print(table)
+    console.print("passed" if report.passed else "FAILED")
+    if as_json:
+        print(json.dumps(asdict(report)), flush=True)
+
+
+def _alone() -> None:
+    """Outside torchrun: a job of one process."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Megatron's start-up listing off stdout; show it if the command fails."""
+    listing = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(listing):
+            yield
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            print(listing.getvalue(), file=sys.stderr)
+        raise
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
