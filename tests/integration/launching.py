@@ -1,0 +1,79 @@
+"""Start a command as a user would and read the losses from what Megatron printed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+_ITERATION = re.compile(
+    r" iteration +(\d+)/ +\d+ \|.*?\| lm loss: (\S+) \|.*?\| grad norm: (\S+) \|"
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Exit code and everything a command printed, stdout and stderr in one."""
+
+    code: int
+    output: str
+
+
+def launch(command: list[str], *, timeout: float = 300, **environment: str) -> Finished:
+    """Run ``command``; on a timeout end it with its children and raise ``TimeoutExpired``.
+
+    Args:
+        command: program and arguments.
+        timeout: in seconds.
+        environment: variables to set beside those of the test run.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "GROVE_RUNTIME"}
+    process = subprocess.Popen(
+        command,
+        env={
+            **inherited,
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except BaseException:
+        # torchrun gives its ranks sessions of their own: only itself can end them, so ask first.
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return Finished(process.returncode, output)
+
+
+def torchrun(*arguments: str) -> list[str]:
+    """The command that runs ``arguments`` on two ranks of this machine."""
+    torch_run = [sys.executable, "-m", "torch.distributed.run"]
+    return [*torch_run, "--standalone", "--nproc-per-node", "2", *arguments]
+
+
+def tiny_model() -> list[str]:
+    """The flags in ``examples/tiny_model.sh``."""
+    show = 'source "$0" && printf "%s\\n" "${tiny_model[@]}"'
+    script = str(REPOSITORY / "examples" / "tiny_model.sh")
+    shown = subprocess.run(["bash", "-c", show, script], capture_output=True, text=True, check=True)
+    return shown.stdout.splitlines()
+
+
+def reported_steps(output: str) -> dict[int, tuple[str, str]]:
+    """Iteration -> (loss, gradient norm), as printed."""
+    return {int(step): (loss, norm) for step, loss, norm in _ITERATION.findall(output)}

@@ -1,0 +1,66 @@
+"""Runs on a rank: real training through the launcher, with what it computed written down.
+
+Recording only observes: it wraps ``train_step`` to keep its exact return values, and reads the
+finished model.
+"""
+
+import hashlib
+import sys
+from typing import Any
+
+import torch
+
+from tests.ranks import write_result
+
+
+def train(folder: str, argv: list[str]) -> None:
+    """``grove_megatron.pretrain`` with ``argv``."""
+    from grove_megatron import pretrain
+
+    _record(folder, argv, pretrain.main)
+
+
+def run_script(folder: str, argv: list[str]) -> None:
+    """``grove_megatron.run`` with ``argv``, the script first."""
+    from grove_megatron import run
+
+    _record(folder, argv, run.main)
+
+
+def _record(folder: str, argv: list[str], main: Any) -> None:
+    from megatron.training import training
+
+    record: dict[str, Any] = {"losses": [], "grad_norms": [], "parameters": {}}
+    original = training.train_step
+    models: list[Any] = []
+
+    def train_step(forward_step: Any, data: Any, model: Any, *rest: Any, **named: Any) -> Any:
+        models[:] = model
+        result = original(forward_step, data, model, *rest, **named)
+        losses, _, _, _, _, grad_norm, *_ = result
+        record["losses"].append({k: float(v) for k, v in losses.items()})
+        record["grad_norms"].append(float(grad_norm) if grad_norm is not None else None)
+        return result
+
+    training.train_step = train_step
+    sys.argv = ["pretrain", *argv]
+    main()
+    record |= _describe(models)
+    write_result(folder, record)
+
+
+def _describe(models: list[Any]) -> dict[str, Any]:
+    from megatron.core.utils import unwrap_model
+
+    from grove_megatron.moe.layer import GroveMoELayer
+
+    parameters, layers = {}, []
+    for model in unwrap_model(models):
+        for name, parameter in model.named_parameters():
+            raw = parameter.detach().contiguous().view(torch.uint8).numpy().tobytes()
+            parameters[name] = hashlib.sha256(raw).hexdigest()
+        for name, module in model.named_modules():
+            if isinstance(module, GroveMoELayer):
+                traffic = module.token_dispatcher.traffic
+                layers.append({"name": name, **vars(traffic)})
+    return {"parameters": parameters, "layers": layers}

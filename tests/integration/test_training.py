@@ -1,0 +1,141 @@
+"""Real megatron.training under the CPU runtime: ten iterations at every layout."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.flags import MODEL
+from tests.ranks import Job, Ranks
+
+Train = Callable[..., list[dict[str, Any]]]
+
+EP2 = ["--expert-model-parallel-size", "2"]
+EP4 = ["--expert-model-parallel-size", "4"]
+PP2 = ["--pipeline-model-parallel-size", "2"]
+TP2 = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
+OVERLAP = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
+FULL = ["--recompute-granularity", "full", "--recompute-method", "uniform"]
+FULL += ["--recompute-num-layers", "1"]
+SELECTIVE = ["--recompute-granularity", "selective", "--recompute-modules", "moe"]
+MTP = ["--mtp-num-layers", "1"]
+
+# name: (ranks, flags, Grove layers on all pipeline stages)
+LAYOUTS: dict[str, tuple[int, list[str], int]] = {
+    "dp2": (2, [], 2),
+    "ep2": (2, EP2, 2),
+    "ep4": (4, EP4, 2),
+    "pp2-ep2": (4, PP2 + EP2, 2),
+    "tp2-sp-ep2": (2, [*TP2, *EP2, "--expert-tensor-parallel-size", "1"], 2),
+    "tp2-sp-etp2-ep2": (4, [*TP2, *EP2, "--expert-tensor-parallel-size", "2"], 2),
+    "distributed-optimizer-overlap": (2, EP2 + OVERLAP, 2),
+    "bf16": (2, [*EP2, "--bf16"], 2),
+    "bf16-distributed-optimizer": (4, [*EP2, *OVERLAP, "--bf16"], 2),
+    "full-recompute": (2, EP2 + FULL, 2),
+    "moe-recompute": (2, EP2 + SELECTIVE, 2),
+    "mtp": (2, EP2 + MTP, 3),
+    "pp2-mtp": (2, PP2 + MTP, 3),
+    "softmax-scoring": (2, [*EP2, "--grove-router-scoring", "softmax"], 2),
+    "expert-bias": (2, [*EP2, "--moe-router-enable-expert-bias"], 2),
+    "shared-expert": (2, [*EP2, "--moe-shared-expert-intermediate-size", "16"], 2),
+    "capacity": (2, [*EP2, "--moe-expert-capacity-factor", "1.0"], 2),
+    "one-dense-layer": (2, [*EP2, "--moe-layer-freq", "[0,1]"], 1),
+}
+
+
+@pytest.fixture(scope="module")
+def train(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Train once per set of flags; returns what every rank recorded."""
+    done: dict[tuple[int, tuple[str, ...]], list[dict[str, Any]]] = {}
+
+    def run(world_size: int, flags: list[str]) -> list[dict[str, Any]]:
+        key = (world_size, tuple(flags))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("run")
+            argv = [*MODEL, *flags]
+            target = "tests.integration.recorded_run:train"
+            job = ranks.run(world_size, target, str(folder), argv, folder=folder)
+            done[key] = job.check().results()
+        return done[key]
+
+    return run
+
+
+def losses(results: list[dict[str, Any]]) -> list[float]:
+    """The loss of every iteration; the last pipeline stage knows it."""
+    return [step["lm loss"] for step in results[-1]["losses"]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ten_iterations_train(layout: str, train: Train) -> None:
+    world_size, flags, _ = LAYOUTS[layout]
+    seen = losses(train(world_size, flags))
+    assert len(seen) == 10
+    assert all(math.isfinite(x) for x in seen)
+    assert seen[-1] < 0.75 * seen[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_model_has_the_grove_layers_the_flags_ask_for(layout: str, train: Train) -> None:
+    world_size, flags, expected = LAYOUTS[layout]
+    stages = 2 if "--pipeline-model-parallel-size" in flags else 1
+    results = train(world_size, flags)
+    # Pipeline stages are the slowest dimension of Megatron's rank order.
+    first_of_stage = [results[stage * world_size // stages] for stage in range(stages)]
+    assert sum(len(r["layers"]) for r in first_of_stage) == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_token_is_sent_at_most_once_to_a_rank_and_every_pair_is_counted(
+    layout: str, train: Train
+) -> None:
+    world_size, flags, _ = LAYOUTS[layout]
+    expert_parallel = int(flags[flags.index(EP2[0]) + 1]) if EP2[0] in flags else 1
+    for result in train(world_size, flags):
+        for layer in result["layers"]:
+            assert layer["rows"] <= layer["tokens"] * min(2, expert_parallel)
+            assert layer["rows"] <= layer["routed_pairs"]
+            if layout == "capacity":
+                assert layer["routed_pairs"] < 2 * layer["tokens"]
+            else:
+                assert layer["routed_pairs"] == 2 * layer["tokens"]
+
+
+@pytest.mark.parametrize("layout", ["full-recompute", "moe-recompute"])
+def test_recompute_changes_nothing(layout: str, train: Train) -> None:
+    base = train(2, EP2)
+    recomputed = train(*LAYOUTS[layout][:2])
+    for a, b in zip(base, recomputed, strict=True):
+        assert a["losses"] == b["losses"]
+        assert a["grad_norms"] == b["grad_norms"]
+        assert a["parameters"] == b["parameters"]
+
+
+def test_the_distributed_optimizer_changes_nothing_but_rounding(train: Train) -> None:
+    base = losses(train(2, EP2))
+    sharded = losses(train(*LAYOUTS["distributed-optimizer-overlap"][:2]))
+    assert sharded == pytest.approx(base, rel=1e-5)
+
+
+def test_every_rank_reports_the_same_gradient_norm(train: Train) -> None:
+    for layout in ("ep4", "pp2-ep2", "tp2-sp-etp2-ep2"):
+        results = train(*LAYOUTS[layout][:2])
+        assert all(r["grad_norms"] == results[0]["grad_norms"] for r in results)
+
+
+def test_async_save_is_refused_by_name(ranks: Ranks, tmp_path: Path) -> None:
+    argv = [
+        *MODEL,
+        "--save",
+        str(tmp_path / "ckpt"),
+        "--async-save",
+        "--use-persistent-ckpt-worker",
+    ]
+    job: Job = ranks.run(
+        2, "tests.integration.recorded_run:train", str(tmp_path), argv, folder=tmp_path
+    )
+    assert job.codes == [2, 2]
+    assert "--async-save (True) on the CPU runtime" in job.log(0)
+    assert not (tmp_path / "ckpt").exists()

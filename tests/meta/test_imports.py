@@ -1,0 +1,183 @@
+"""Who may import whom. A new module gets a rule here, or is refused."""
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import grove_megatron
+
+ROOT = Path(grove_megatron.__file__).parent
+STDLIB = frozenset(sys.stdlib_module_names)
+ANYTHING_INSIDE = frozenset({"grove_megatron"})
+MODEL = frozenset({"functional", "comm", "compat", "config", "moe"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a part may import: ``inside`` the package, ``outside`` it, and only ``in_functions``."""
+
+    inside: frozenset[str] | set[str] = frozenset()
+    outside: frozenset[str] | set[str] = frozenset()
+    in_functions: frozenset[str] | set[str] = frozenset()
+
+
+MEGATRON_AND_TORCH = {"torch", "numpy", "packaging", "megatron.core", "megatron.training"}
+AROUND_THE_MODEL = Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH)
+
+# A part is a folder or a module of grove_megatron.
+RULES = {
+    "__init__": Rule(),
+    "functional": Rule(inside={"functional"}, outside={"torch"}),
+    "comm": Rule(inside={"comm"}, outside={"torch"}),
+    "compat": Rule(outside={"packaging", "transformer_engine"}),
+    "config": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    "layer_spec": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    "checkpoint": Rule(
+        inside={"checkpoint", "functional", "config"},
+        outside={"torch", "safetensors", "tqdm"},
+        in_functions={"transformers"},
+    ),
+    "planner": Rule(inside={"planner"}),
+    "training": AROUND_THE_MODEL,
+    "runtime": AROUND_THE_MODEL,
+    "benchmarks": AROUND_THE_MODEL,
+    "arguments": AROUND_THE_MODEL,
+    "cli": AROUND_THE_MODEL,
+    "__main__": AROUND_THE_MODEL,
+    "pretrain": AROUND_THE_MODEL,
+    "run": AROUND_THE_MODEL,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    name: str
+    line: int
+    in_function: bool
+
+
+def imports(source: str, package: str) -> list[Import]:
+    """Every import of a module of ``package``, relative ones made absolute.
+
+    ``from a import b`` counts as ``a.b``: b may be a module.
+    """
+    found: list[Import] = []
+
+    def visit(node: ast.AST, in_function: bool) -> None:
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        found.extend(Import(name=n, line=node.lineno, in_function=in_function) for n in names)
+        inner = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inner)
+
+    visit(ast.parse(source), False)
+    return found
+
+
+def is_below(name: str, parents: frozenset[str] | set[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def violations(part: str, source: str, package: str) -> list[str]:
+    rule = RULES[part]
+    inside = {p if p == "grove_megatron" else f"grove_megatron.{p}" for p in rule.inside}
+    broken = []
+    for found in imports(source, package):
+        allowed = (
+            found.name.split(".")[0] in STDLIB
+            or is_below(found.name, inside | rule.outside)
+            or (found.in_function and is_below(found.name, rule.in_functions))
+        )
+        if not allowed:
+            broken.append(f"line {found.line}: {part} may not import {found.name}")
+    return broken
+
+
+def modules() -> list[Path]:
+    return sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_a_module_imports_only_what_its_part_may(path):
+    assert part_of(path) in RULES, f"{path} belongs to no part; give it a rule"
+    package = ".".join(["grove_megatron", *path.parent.parts])
+    assert violations(part_of(path), (ROOT / path).read_text(), package) == []
+
+
+def test_nobody_imports_tests():
+    importing = [
+        f"{path}:{found.line}"
+        for path in modules()
+        for found in imports((ROOT / path).read_text(), "grove_megatron")
+        if is_below(found.name, {"tests"})
+    ]
+    assert importing == []
+
+
+def test_there_are_modules_to_look_at():
+    assert len(modules()) > 30
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("functional", "import megatron.core"),
+        ("functional", "from ..config import is_grove"),
+        ("functional", "from .. import config"),
+        ("functional", "def f():\n    import transformers"),
+        ("comm", "from ..functional.groups import group_map"),
+        ("moe", "from megatron.training import get_args"),
+        ("moe", "import megatron.training"),
+        ("moe", "from megatron import training"),
+        ("moe", "from ..runtime import cpu"),
+        ("moe", "from grove_megatron.training import gpt"),
+        ("moe", "import transformer_engine"),
+        ("config", "import transformers"),
+        ("layer_spec", "if True:\n    from .runtime import cpu"),
+        ("checkpoint", "import transformers"),
+        ("checkpoint", "from ..moe import layer"),
+        ("planner", "import torch"),
+        ("planner", "from ..config import is_grove"),
+        ("training", "import tests.unit"),
+        ("training", "import transformer_engine"),
+        ("__init__", "import torch"),
+        ("__init__", "from . import runtime"),
+        ("compat", "import megatron.core"),
+    ],
+)
+def test_a_forbidden_import_is_found(part, source):
+    folder = part in ("functional", "comm", "moe", "checkpoint", "planner", "training")
+    package = f"grove_megatron.{part}" if folder else "grove_megatron"
+    assert len(violations(part, source, package)) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("functional", "import torch\nfrom dataclasses import dataclass\nfrom .groups import f"),
+        ("comm", "import torch.distributed as dist"),
+        ("moe", "from ..functional.groups import group_map\nfrom megatron.core import mpu"),
+        ("checkpoint", "import safetensors\ndef f():\n    import transformers"),
+        ("planner", "import json\nfrom . import inputs"),
+        ("training", "from ..moe.layer import GroveMoELayer\nimport megatron.training"),
+        ("compat", "import importlib.metadata\nfrom packaging.version import Version"),
+    ],
+)
+def test_an_allowed_import_is_accepted(part, source):
+    folder = part != "compat"
+    package = f"grove_megatron.{part}" if folder else "grove_megatron"
+    assert violations(part, source, package) == []

@@ -1,0 +1,40 @@
+import dataclasses
+import re
+
+import pytest
+
+from grove_megatron.functional.placement import Placement
+
+
+def test_every_rank_holds_an_equal_slice_of_experts_and_groups():
+    placement = Placement(num_experts=24, num_groups=6, num_ranks=3)
+    assert placement.experts_per_group == 4
+    assert placement.experts_per_rank == 8
+    assert placement.groups_per_rank == 2
+
+
+def test_the_groups_of_a_rank_are_the_groups_of_its_experts():
+    placement = Placement(num_experts=24, num_groups=6, num_ranks=3)
+    for expert in range(24):
+        group = expert // placement.experts_per_group
+        assert group // placement.groups_per_rank == expert // placement.experts_per_rank
+
+
+@pytest.mark.parametrize("groups", [3, 0, -2, 16])
+def test_groups_that_do_not_divide_the_experts_are_refused(groups):
+    expected = f"num_experts (8) is not a multiple of num_groups ({groups}); choose"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        Placement(num_experts=8, num_groups=groups, num_ranks=1)
+
+
+@pytest.mark.parametrize("ranks", [3, 0, -1, 8])
+def test_ranks_that_would_split_a_group_are_refused(ranks):
+    expected = f"num_groups (4) is not a multiple of num_ranks ({ranks}); a group and its adjugate"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        Placement(num_experts=8, num_groups=4, num_ranks=ranks)
+
+
+def test_a_placement_is_frozen():
+    placement = Placement(num_experts=8, num_groups=4, num_ranks=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        placement.num_ranks = 4

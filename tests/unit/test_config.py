@@ -1,0 +1,281 @@
+import re
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from grove_megatron.config import GroveTransformerConfig, grove_fields, grove_problems, is_grove
+
+GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
+
+# Flags, and the one line that refuses them.
+REFUSED = [
+    (
+        "--grove-adjugate-ffn-hidden-size 8",
+        "--grove-adjugate-ffn-hidden-size (8) is set without --grove-num-groups (None); set the "
+        "number of groups, or remove both",
+    ),
+    (
+        "--grove-num-groups 0 --grove-adjugate-ffn-hidden-size 8",
+        "--grove-adjugate-ffn-hidden-size (8) is set without --grove-num-groups (0); set the",
+    ),
+    (
+        "--grove-num-groups 3 --grove-adjugate-ffn-hidden-size 8",
+        "--grove-num-groups (3) does not divide --num-experts (8); use one of 1, 2, 4, 8",
+    ),
+    (
+        "--grove-num-groups -2 --grove-adjugate-ffn-hidden-size 8",
+        "--grove-num-groups (-2) does not divide --num-experts (8); use one of 1, 2, 4, 8",
+    ),
+    (
+        f"{GROVE} --expert-model-parallel-size 3",
+        "--expert-model-parallel-size (3) does not divide --grove-num-groups (4); a group and its "
+        "adjugate stay on one rank, so use one of 1, 2, 4",
+    ),
+    (
+        f"{GROVE} --expert-model-parallel-size 8",
+        "--expert-model-parallel-size (8) does not divide --grove-num-groups (4); a group",
+    ),
+    (
+        "--grove-num-groups 4",
+        "--grove-adjugate-ffn-hidden-size (None) is not positive beside --grove-num-groups (4); "
+        "give the width of an adjugate expert",
+    ),
+    (
+        "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 0",
+        "--grove-adjugate-ffn-hidden-size (0) is not positive beside --grove-num-groups (4); give",
+    ),
+    (
+        f"{GROVE} --grove-adjugate-scale -0.1",
+        "--grove-adjugate-scale (-0.1) is below 0; use the paper's 0.05",
+    ),
+    (
+        f"{GROVE} --grove-adjugate-scale 0.6",
+        "--grove-adjugate-scale (0.6) is above groups / experts (0.5); lower it, or pass "
+        "--grove-allow-scale-above-bound",
+    ),
+    (
+        f"{GROVE} --moe-router-topk 1",
+        "--moe-router-topk (1) with --grove-router-scoring (grove) leaves the router without a "
+        "gradient: the softmax over one selected logit is constant; use 2 or more, or "
+        "--grove-router-scoring softmax",
+    ),
+    (
+        f"{GROVE} --moe-router-fusion",
+        "--moe-router-fusion (True) computes Megatron's score functions, not "
+        "--grove-router-scoring (grove); remove it, or use --grove-router-scoring softmax",
+    ),
+    (
+        f"{GROVE} --moe-router-load-balancing-type sinkhorn",
+        "--moe-router-load-balancing-type (sinkhorn) selects experts itself and so excludes "
+        "--grove-router-scoring (grove); use aux_loss, none or an expert bias, or "
+        "--grove-router-scoring softmax",
+    ),
+    (
+        f"{GROVE} --moe-router-load-balancing-type quantile_balancing",
+        "--moe-router-load-balancing-type (quantile_balancing) selects experts itself and so",
+    ),
+    (
+        f"{GROVE} --moe-token-dispatcher-type allgather",
+        "--moe-token-dispatcher-type (allgather) is not supported with --grove-num-groups; use "
+        "--moe-token-dispatcher-type alltoall, which this plugin deduplicates",
+    ),
+    (
+        f"{GROVE} --moe-pad-expert-input-to-capacity",
+        "--moe-pad-expert-input-to-capacity (True) would count padding as tokens of an adjugate; "
+        "remove it, dropping alone works",
+    ),
+    (
+        f"{GROVE} --moe-apply-probs-on-input",
+        "--moe-apply-probs-on-input (True) would weigh a token before its adjugate sees it; remove",
+    ),
+    (
+        f"{GROVE} --moe-shared-expert-overlap",
+        "--moe-shared-expert-overlap (True) is not supported with --grove-num-groups; remove it, "
+        "shared experts work without",
+    ),
+    (
+        f"{GROVE} --moe-latent-size 8",
+        "--moe-latent-size (8) has no defined meaning for adjugate experts; remove it",
+    ),
+    (
+        f"{GROVE} --moe-router-padding-for-quantization",
+        "--moe-router-padding-for-quantization (True) would add routed pairs that no token chose; "
+        "remove it",
+    ),
+    (
+        f"{GROVE} --transformer-impl inference_optimized",
+        "--transformer-impl (inference_optimized) is not supported with --grove-num-groups; use "
+        "local or transformer_engine",
+    ),
+    (
+        f"{GROVE} --multi-latent-attention",
+        "--multi-latent-attention (True) makes Megatron drop the Grove settings; remove one",
+    ),
+    (
+        f"{GROVE} --heterogeneous-layers-config-path layers.json",
+        "--heterogeneous-layers-config-path (layers.json) makes Megatron drop the Grove settings; "
+        "remove one",
+    ),
+    (
+        f"{GROVE} --use-megatron-fsdp",
+        "--use-megatron-fsdp (True) reduces adjugates over the wrong ranks; use "
+        "--use-distributed-optimizer",
+    ),
+]
+
+ACCEPTED = [
+    "",
+    "--grove-num-groups 0",
+    GROVE,
+    "--grove-num-groups 1 --grove-adjugate-ffn-hidden-size 1 --grove-adjugate-scale 0.125",
+    "--grove-num-groups 8 --grove-adjugate-ffn-hidden-size 8 --expert-model-parallel-size 8",
+    f"{GROVE} --grove-adjugate-scale 0",
+    f"{GROVE} --grove-adjugate-scale 0.5",
+    f"{GROVE} --grove-adjugate-scale 0.6 --grove-allow-scale-above-bound",
+    f"{GROVE} --grove-router-scoring softmax --moe-router-topk 1",
+    f"{GROVE} --grove-router-scoring softmax --moe-router-fusion",
+    f"{GROVE} --grove-router-scoring softmax --moe-router-load-balancing-type sinkhorn",
+    f"{GROVE} --moe-router-load-balancing-type aux_loss seq_aux_loss --moe-aux-loss-coeff 0.1 0.1",
+    "--multi-latent-attention --moe-token-dispatcher-type allgather --moe-shared-expert-overlap",
+]
+
+
+@pytest.mark.parametrize(("flags", "line"), REFUSED, ids=[flags for flags, _ in REFUSED])
+def test_a_wrong_setting_is_refused_in_one_line_with_its_fix(parse, flags, line):
+    args = parse(flags)
+    (problem,) = grove_problems(args, num_experts=args.num_experts)
+    assert problem.startswith(line)
+
+
+@pytest.mark.parametrize("flags", ACCEPTED)
+def test_a_right_setting_is_not_refused(parse, flags):
+    args = parse(flags)
+    assert grove_problems(args, num_experts=args.num_experts) == []
+
+
+def test_groups_of_a_dense_model_are_refused(parse):
+    (problem,) = grove_problems(parse(GROVE), num_experts=None)
+    assert problem.startswith(
+        "--grove-num-groups (4) is set for a dense model, --num-experts (None); set --num-experts, "
+        "or remove the --grove-* flags"
+    )
+
+
+def test_balancing_types_are_looked_at_one_by_one(parse):
+    args = parse(f"{GROVE} --moe-router-load-balancing-type aux_loss sinkhorn")
+    (problem,) = grove_problems(args, num_experts=args.num_experts)
+    assert problem.startswith("--moe-router-load-balancing-type (sinkhorn) selects")
+
+
+def test_all_problems_are_named_at_once(parse):
+    args = parse(
+        "--grove-num-groups 3 --grove-adjugate-scale 7 --moe-router-topk 1 --moe-router-fusion "
+        "--moe-latent-size 8 --use-megatron-fsdp --expert-model-parallel-size 2"
+    )
+    problems = grove_problems(args, num_experts=args.num_experts)
+    assert [line.split()[0] for line in problems] == [
+        "--grove-num-groups",
+        "--expert-model-parallel-size",
+        "--grove-adjugate-ffn-hidden-size",
+        "--grove-adjugate-scale",
+        "--moe-router-topk",
+        "--moe-router-fusion",
+        "--moe-latent-size",
+        "--use-megatron-fsdp",
+    ]
+
+
+def test_every_flag_that_a_refusal_names_exists():
+    from argparse import ArgumentParser
+
+    from megatron.training.arguments import add_megatron_arguments
+
+    from grove_megatron.arguments import add_grove_arguments
+
+    parser = add_grove_arguments(add_megatron_arguments(ArgumentParser()))
+    named = {flag for _, line in REFUSED for flag in re.findall(r"--[a-z][a-z0-9-]*[a-z0-9]", line)}
+    assert len(named) > 20
+    assert named <= set(parser._option_string_actions)
+
+
+def test_the_flags_keep_their_names_and_defaults(parse):
+    args = parse("")
+    assert {name: getattr(args, name) for name in grove_fields()} == {
+        "grove_num_groups": None,
+        "grove_adjugate_ffn_hidden_size": None,
+        "grove_adjugate_scale": 0.05,
+        "grove_allow_scale_above_bound": False,
+        "grove_router_scoring": "grove",
+    }
+
+
+def test_the_parser_refuses_an_unknown_scoring(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse(f"{GROVE} --grove-router-scoring Grove")
+    assert "invalid choice: 'Grove'" in capsys.readouterr().err
+
+
+def plain(**settings) -> dict:
+    return {
+        "num_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_moe_experts": 8,
+        "moe_router_topk": 2,
+        "moe_token_dispatcher_type": "alltoall",
+        "add_bias_linear": False,
+        **settings,
+    }
+
+
+def grove(**settings) -> GroveTransformerConfig:
+    settings = {"grove_num_groups": 4, "grove_adjugate_ffn_hidden_size": 8, **settings}
+    return GroveTransformerConfig(**plain(**settings))
+
+
+@pytest.mark.parametrize("absent", [{}, {"grove_num_groups": 0}], ids=["absent", "zero"])
+def test_without_groups_it_is_a_plain_transformer_config(absent):
+    ours, megatrons = GroveTransformerConfig(**plain(**absent)), TransformerConfig(**plain())
+    assert isinstance(ours, TransformerConfig)
+    assert not is_grove(ours)
+    for field in fields(TransformerConfig):
+        mine, theirs = getattr(ours, field.name), getattr(megatrons, field.name)
+        if callable(theirs) and not isinstance(theirs, type):  # initialisers, made per config
+            assert callable(mine), field.name
+        else:
+            assert mine == theirs, field.name
+
+
+def test_a_config_with_groups_is_grove():
+    assert is_grove(grove())
+    assert not is_grove(TransformerConfig(**plain()))
+    assert not is_grove(SimpleNamespace())
+
+
+def test_a_config_raises_with_all_problems_in_one_message():
+    with pytest.raises(ValueError, match=r"does not divide --num-experts \(8\).*; --grove-adju"):
+        grove(grove_num_groups=3, grove_adjugate_ffn_hidden_size=None)
+
+
+def test_grove_scoring_takes_an_expert_bias_where_megatron_wants_a_score_function_with_one():
+    assert grove(moe_router_enable_expert_bias=True).moe_router_enable_expert_bias
+    with pytest.raises(ValueError, match="Expert bias for aux-loss-free"):
+        grove(moe_router_enable_expert_bias=True, grove_router_scoring="softmax")
+
+
+def test_softmax_scoring_leaves_megatrons_score_function_alone():
+    assert grove(grove_router_scoring="softmax").moe_router_score_function == "softmax"
+
+
+@pytest.mark.xfail(strict=True, reason="a config built in code is not checked like the flag is")
+def test_a_config_refuses_an_unknown_scoring():
+    with pytest.raises(ValueError, match="grove-router-scoring"):
+        grove(grove_router_scoring="Grove")
+
+
+@pytest.mark.xfail(strict=True, reason="not a number compares false with both bounds")
+def test_a_scale_that_is_not_a_number_is_refused(parse):
+    args = parse(f"{GROVE} --grove-adjugate-scale nan")
+    assert grove_problems(args, num_experts=args.num_experts)

@@ -1,0 +1,143 @@
+import pytest
+
+from grove_megatron import runtime
+from grove_megatron.arguments import LAYER_SPEC, select_layer
+from grove_megatron.training.cpu_arguments import CPU_DEFAULTS
+from grove_megatron.training.preflight import preflight
+
+GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
+OURS = "--spec grove_megatron.layer_spec grove_layer_spec"
+MEGATRONS = "megatron.core.models.gpt.gpt_layer_specs get_gpt_decoder_block_spec"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        GROVE,
+        f"{GROVE} {OURS}",
+        OURS,
+        f"--spec {MEGATRONS}",
+        "--spec local",
+    ],
+)
+def test_a_command_line_that_can_run_has_no_problems(parse, flags):
+    assert preflight(parse(flags)) == []
+
+
+def test_asking_for_groups_selects_the_grove_layer_unless_a_spec_is_named(parse):
+    for flags, spec in [
+        (GROVE, list(LAYER_SPEC)),
+        (f"{GROVE} --spec {MEGATRONS}", MEGATRONS.split()),
+        ("", None),
+    ]:
+        args = parse(flags)
+        select_layer(args)
+        assert args.spec == spec
+
+
+@pytest.mark.parametrize("grove", ["", GROVE], ids=["plain", "grove"])
+class TestSpec:
+    def test_a_mistyped_module_is_named(self, parse, grove):
+        (problem,) = preflight(parse(f"{grove} --spec grove_megatron.layr_spec grove_layer_spec"))
+        assert problem.startswith(
+            "--spec (grove_megatron.layr_spec grove_layer_spec) names a module that does not import"
+        )
+        assert "No module named 'grove_megatron.layr_spec'" in problem
+        assert problem.endswith(f"; use {OURS}")
+
+    def test_a_mistyped_name_is_named(self, parse, grove):
+        (problem,) = preflight(parse(f"{grove} --spec grove_megatron.layer_spec grove_layer_spek"))
+        assert problem == (
+            "--spec (grove_megatron.layer_spec grove_layer_spek) names nothing in "
+            f"grove_megatron.layer_spec; use {OURS}"
+        )
+
+    @pytest.mark.parametrize("spec", ["grove_megatron.layer_spec", "a b c"])
+    def test_anything_but_two_words_is_refused(self, parse, grove, spec):
+        (problem,) = preflight(parse(f"{grove} --spec {spec}"))
+        assert problem == f"--spec ({spec}) is not a module and a name; use {OURS}"
+
+
+def test_another_layer_beside_grove_flags_is_refused(parse):
+    (problem,) = preflight(parse(f"{GROVE} --spec {MEGATRONS}"))
+    assert problem == (
+        f"--spec ({MEGATRONS}) is not the Grove layer that --grove-num-groups (4) asks for; use "
+        f"{OURS}, or remove the --grove-* flags"
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="found only when the model is built")
+def test_the_local_spec_beside_grove_flags_is_refused(parse):
+    assert preflight(parse(f"{GROVE} --spec local"))
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="relative names raise instead")
+def test_a_relative_module_is_named(parse):
+    (problem,) = preflight(parse("--spec .layer_spec grove_layer_spec"))
+    assert problem.startswith("--spec (.layer_spec grove_layer_spec) names a module")
+
+
+def test_a_yaml_file_beside_grove_flags_is_refused(parse):
+    args = parse(GROVE)
+    args.yaml_cfg = "model.yaml"
+    (problem,) = preflight(args)
+    assert problem == (
+        "--yaml-cfg (model.yaml) replaces the command line and with it the --grove-* flags; "
+        "use flags"
+    )
+
+
+def test_problems_of_settings_and_spec_are_listed_together(parse):
+    problems = preflight(parse("--grove-num-groups 3 --spec nowhere nothing"))
+    assert [line.split()[0] for line in problems] == [
+        "--grove-num-groups",
+        "--grove-adjugate-ffn-hidden-size",
+        "--spec",
+    ]
+
+
+class TestOnTheCpuRuntime:
+    @pytest.fixture(autouse=True)
+    def _cpu(self):
+        with runtime.cpu():
+            yield
+
+    def with_cpu_defaults(self, args):
+        for name, value in CPU_DEFAULTS.items():
+            setattr(args, name, value)
+        return args
+
+    def test_the_cpu_defaults_have_no_problems(self, parse):
+        assert preflight(self.with_cpu_defaults(parse(GROVE))) == []
+
+    @pytest.mark.parametrize(
+        ("name", "value", "line"),
+        [
+            ("distributed_backend", "nccl", "--distributed-backend (nccl)"),
+            ("transformer_impl", "transformer_engine", "--transformer-impl (transformer_engine)"),
+            ("context_parallel_size", 2, "--context-parallel-size (2)"),
+            ("fp8", "e4m3", "--fp8 (e4m3)"),
+            ("moe_grouped_gemm", True, "--moe-grouped-gemm (True)"),
+            ("gradient_accumulation_fusion", True, "--gradient-accumulation-fusion (True)"),
+            ("cuda_graph_impl", "local", "--cuda-graph-impl (local)"),
+            ("async_save", True, "--async-save (True)"),
+        ],
+    )
+    def test_what_needs_a_gpu_is_refused(self, parse, name, value, line):
+        args = self.with_cpu_defaults(parse(GROVE))
+        setattr(args, name, value)
+        (problem,) = preflight(args)
+        assert problem.startswith(f"{line} on the CPU runtime ")
+
+    def test_an_attention_backend_is_shown_by_the_name_of_its_flag(self, parse):
+        args = self.with_cpu_defaults(parse(f"{GROVE}"))
+        args.attention_backend = parse("--attention-backend flash").attention_backend
+        (problem,) = preflight(args)
+        assert problem.startswith("--attention-backend (flash) on the CPU runtime needs a GPU")
+
+
+def test_what_needs_a_gpu_is_not_refused_with_one(parse):
+    args = parse(f"{GROVE} --moe-grouped-gemm")
+    assert not runtime.cpu_is_active()
+    assert preflight(args) == []
