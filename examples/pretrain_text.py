@@ -2,7 +2,7 @@
 
 The text is the source code of the Python standard library of the machine, one token per byte.
 ``torchrun`` starts two expert-parallel ranks: on two GPUs, or on the CPU where there is none; a
-single GPU gets one rank. Takes two to three minutes on two CPU cores and leaves, in
+single GPU gets one rank. Takes about two minutes on two CPU cores and leaves, in
 ``runs/pretrain``:
 
 * ``loss.png`` and ``summary.json``: the losses, the model's size and what crossed the ranks;
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SEQUENCE_LENGTH = 256
 GLOBAL_BATCH_SIZE = 8
-ITERATIONS = 100
+ITERATIONS = 80
 EVAL_INTERVAL = 10
 EVAL_BATCHES = 4
 
@@ -60,7 +60,7 @@ EXPERTS = """
     --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-3
 """
 OPTIMIZER = """
-    --lr 2e-3 --min-lr 2e-4 --lr-decay-style cosine --lr-warmup-iters 10
+    --lr 2e-3 --min-lr 2e-4 --lr-decay-style cosine --lr-warmup-fraction 0.1
     --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 --seed 1234
 """
 # Plain torch instead of the kernels of TransformerEngine and Apex, which need not be installed.
@@ -85,7 +85,7 @@ def tokenize(text: bytes) -> np.ndarray:
 
 
 def detokenize(tokens: Iterable[int]) -> list[bytes]:
-    """The documents in a row of tokens; the last one may be incomplete."""
+    """The documents in a run of tokens; the last one may be incomplete."""
     documents = [bytearray()]
     for token in tokens:
         if token == END_OF_DOCUMENT:
@@ -183,8 +183,8 @@ class Placement:
     def describe(self) -> str:
         """One phrase for the table."""
         if self.ranks == 1:
-            return f"1 on one {self.device}: nothing leaves it"
-        return f"{self.ranks} on {self.device}"
+            return f"rank, on one {self.device}: no row leaves it"
+        return f"ranks, on {self.device}"
 
 
 def choose_placement() -> Placement:
@@ -469,11 +469,22 @@ def main() -> int:
     return 0
 
 
-def print_tail(log_file: Path, lines: int = 30) -> None:
-    """The end of the log of a failed run, where the reason stands."""
-    print(f"training failed; the last {lines} lines of {log_file}:", file=sys.stderr)
+def print_tail(log_file: Path) -> None:
+    """The end of the log of a failed run."""
     with log_file.open(errors="replace") as log:
-        sys.stderr.writelines(deque(log, maxlen=lines))
+        reason = last_lines(log)
+    print(f"training failed; the whole output is in {log_file}; its end:", file=sys.stderr)
+    sys.stderr.writelines(reason)
+
+
+def last_lines(log: Iterable[str], count: int = 30) -> list[str]:
+    """The last lines of the ranks: ``torchrun`` adds a screen about itself to every failure."""
+    kept: deque[str] = deque(maxlen=count)
+    for line in log:
+        kept.append(line)
+        if "failed (exitcode:" in line:
+            break
+    return list(kept)
 
 
 def _options() -> argparse.Namespace:

@@ -23,7 +23,6 @@ def build_adjugates(
     config: GroveTransformerConfig,
     pg_collection: ProcessGroupCollection,
     *,
-    stream: str,
     name: str | None,
 ) -> ExpertsInterface:
     """This rank's adjugate experts.
@@ -36,10 +35,9 @@ def build_adjugates(
         num_local_groups: adjugates on this rank.
         config: of the model; copied, so that the width is the adjugates' own.
         pg_collection: process groups of the layer.
-        stream: names the random stream of the initial weights; one per layer and rank.
         name: module name, for quantisation recipes.
     """
-    with _own_random_stream(stream):
+    with _own_random_stream():
         return builder(
             num_local_groups, adjugate_config(config), pg_collection=pg_collection, name=name
         )
@@ -58,41 +56,43 @@ def adjugate_config(config: GroveTransformerConfig) -> GroveTransformerConfig:
 
 
 @contextmanager
-def _own_random_stream(stream: str) -> Iterator[None]:
-    """Draw initial weights from a stream of their own, derived from the seed of the run.
+def _own_random_stream() -> Iterator[None]:
+    """Draw initial weights from a stream of their own.
 
-    Adding adjugates to a model then leaves every other initial weight as it was.
+    Adding adjugates to a model then leaves every other initial weight as it was. The stream is
+    seeded by where the streams of this rank's experts stand, which the experts just built have
+    moved: another place on every layer and every expert-parallel rank, the same on replicas.
     """
     tracker = get_cuda_rng_tracker()
-    host_state = torch.get_rng_state()
-    seed = _seed(stream)
-    if not tracker.is_initialized():
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_rng_state(host_state)
-        return
     name = get_expert_parallel_rng_tracker_name()
-    states = tracker.get_states()
-    tracker.set_states({**states, name: _device_state(seed, is_graph_safe_cuda_rng_tracker(tracker))})
+    states = tracker.get_states() if tracker.is_initialized() else {}
+    host_state = torch.get_rng_state()
+    seed = _seed([host_state, *([states[name]] if states else [])])
+    if states:
+        own = _device_state(seed, is_graph_safe_cuda_rng_tracker(tracker))
+        tracker.set_states({**states, name: own})
     # --use-cpu-initialization draws from the host generator instead.
     torch.random.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         torch.set_rng_state(host_state)
-        tracker.set_states(states)
+        if states:
+            tracker.set_states(states)
 
 
-def _seed(stream: str) -> int:
-    digest = hashlib.sha256(f"{torch.initial_seed()}/{stream}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+def _seed(states: list[torch.Tensor | torch.Generator]) -> int:
+    digest = hashlib.sha256()
+    for state in states:
+        tensor = state.get_state() if isinstance(state, torch.Generator) else state
+        digest.update(tensor.cpu().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:8], "little") >> 1
 
 
-def _device_state(seed: int, graph_safe: bool) -> torch.Tensor:
+def _device_state(seed: int, graph_safe: bool) -> torch.Tensor | torch.Generator:
     if graph_safe:
-        generator = torch.cuda.default_generators[torch.cuda.current_device()].clone_state()
+        device = torch.cuda.current_device()
+        generator: torch.Generator = torch.cuda.default_generators[device].clone_state()
         generator.manual_seed(seed)
         return generator
     before = torch.cuda.get_rng_state()

@@ -47,14 +47,11 @@ class GroveMoELayer(MoELayer):
             num_ranks=pg_collection.ep.size(),
         )
         self.token_dispatcher = GroveTokenDispatcher(placement, config, pg_collection)
-        kind = "mtp" if is_mtp_layer else "decoder"
-        ranks = f"{pg_collection.ep.rank()}/{pg_collection.expt_tp.rank()}"
         self.adjugate_experts = build_adjugates(
             self.submodules.experts,
             placement.groups_per_rank,
             config,
             pg_collection,
-            stream=f"adjugate/{kind}/{layer_number}/{ranks}",
             name=f"{name}.adjugate_experts" if name is not None else None,
         )
 

@@ -39,6 +39,8 @@ DATA = [
     "NullTokenizer",
     "--vocab-size",
     "96",
+    "--padded-vocab-size",
+    "128",
     "--split",
     "90,5,5",
     "--no-create-attention-mask-in-dataloader",

@@ -27,6 +27,20 @@ def run_script(folder: str, argv: list[str]) -> None:
     _record(folder, argv, run.main)
 
 
+def run_stock(folder: str, argv: list[str]) -> None:
+    """The script under Megatron and the CPU runtime alone: no flags, spec or builder of ours."""
+    import runpy
+
+    from grove_megatron.runtime import cpu
+
+    def main() -> None:
+        del sys.argv[0]
+        with cpu():
+            runpy.run_path(sys.argv[0], run_name="__main__")
+
+    _record(folder, argv, main)
+
+
 def _record(folder: str, argv: list[str], main: Any) -> None:
     from megatron.training import training
 
@@ -44,7 +58,12 @@ def _record(folder: str, argv: list[str], main: Any) -> None:
 
     training.train_step = train_step
     sys.argv = ["pretrain", *argv]
-    main()
+    try:
+        main()
+    except SystemExit as error:
+        # How Megatron ends at --exit-interval.
+        if error.code:
+            raise
     record |= _describe(models)
     write_result(folder, record)
 

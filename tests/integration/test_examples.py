@@ -1,7 +1,6 @@
 """The examples do what their README says: they are run, not read."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -74,8 +73,14 @@ def test_an_agent_that_fails_ends_the_other(tmp_path: Path, failing: int) -> Non
 
 
 def _processes_that_name(text: str) -> list[str]:
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return [line for line in listing.stdout.splitlines() if text in line]
+    # /proc and not ps, which cuts long command lines where COLUMNS is set.
+    lines = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue  # it ended in between
+    return [line for line in lines if text in line]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")

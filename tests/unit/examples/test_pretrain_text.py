@@ -158,6 +158,16 @@ def test_a_result_takes_the_place_of_the_earlier_one(example, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_the_reason_of_a_failure_is_not_hidden_by_the_launcher(example):
+    failed = (
+        "E1122 01:15:15.400000 16765 torch/distributed/elastic/multiprocessing/api.py:1010] "
+        "failed (exitcode: 1) local_rank: 0 (pid: 16800) of binary: python\n"
+    )
+    log = [f"line {i}\n" for i in range(40)] + ["ValueError: the reason\n", failed, "Traceback\n"]
+    assert example.last_lines(log, count=3) == ["line 39\n", "ValueError: the reason\n", failed]
+    assert example.last_lines(log[:40], count=1) == ["line 39\n"]
+
+
 def test_an_interrupt_ends_the_ranks(example):
     sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
     with pytest.raises(KeyboardInterrupt), example.running(sleeping) as process:  # noqa: PT012
