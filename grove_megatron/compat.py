@@ -46,10 +46,10 @@ def environment_problems() -> list[str]:
             f"megatron-core ({version}) is not in the range ({MEGATRON_RANGE}) this version of "
             f"grove_megatron was tested with; pip install 'megatron-core[training]{MEGATRON_RANGE}'"
         )
-    torch_version = importlib.metadata.version("torch")
-    if torch_version not in TORCH_RANGE:
+    torch_version = _installed("torch")
+    if torch_version is None or torch_version not in TORCH_RANGE:
         problems.append(
-            f"torch ({torch_version}) is not in the range ({TORCH_RANGE}); "
+            f"torch ({torch_version or 'not installed'}) is not in the range ({TORCH_RANGE}); "
             f"pip install 'torch{TORCH_RANGE}'"
         )
     if is_foreign_apex():
@@ -59,6 +59,13 @@ def environment_problems() -> list[str]:
             "(CONTRIBUTING.md)"
         )
     return problems
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def is_foreign_apex() -> bool:

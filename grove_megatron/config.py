@@ -75,8 +75,6 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
     scale = settings.grove_adjugate_scale
     problems = []
     if not groups:
-        if groups is not None and groups < 0:
-            problems.append(f"--grove-num-groups ({groups}) is negative; leave it out for a plain MoE")
         if width is not None:
             problems.append(
                 f"--grove-adjugate-ffn-hidden-size ({width}) is set without --grove-num-groups "
@@ -88,7 +86,9 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"--grove-num-groups ({groups}) is set for a dense model, --num-experts "
             f"({num_experts}); set --num-experts, or remove the --grove-* flags"
         )
-    elif groups < 0 or num_experts % groups:
+    elif groups < 0:
+        problems.append(f"--grove-num-groups ({groups}) is negative; leave it out for a plain MoE")
+    elif num_experts % groups:
         problems.append(
             f"--grove-num-groups ({groups}) does not divide --num-experts ({num_experts}); "
             f"use one of {_divisors(num_experts)}"
@@ -105,8 +105,10 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"--grove-adjugate-ffn-hidden-size ({width}) is not positive beside "
             f"--grove-num-groups ({groups}); give the width of an adjugate expert"
         )
-    if scale < 0:
-        problems.append(f"--grove-adjugate-scale ({scale}) is below 0; use the paper's 0.05")
+    if not scale >= 0:
+        problems.append(
+            f"--grove-adjugate-scale ({scale}) is not 0 or more; the paper's value is 0.05"
+        )
     elif num_experts and groups > 0 and not settings.grove_allow_scale_above_bound:
         bound = scale_bound(groups, num_experts)
         if scale > bound:
@@ -120,10 +122,19 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
 
 
 def _router_problems(settings: Any) -> list[str]:
-    if settings.grove_router_scoring != "grove":
+    scoring = settings.grove_router_scoring
+    if scoring == "softmax":
         return []
+    if scoring != "grove":
+        return [f"--grove-router-scoring ({scoring}) is not one of (grove, softmax); use grove"]
     problems = []
-    if settings.moe_router_topk == 1:
+    if settings.moe_router_score_function not in ("softmax", "sigmoid"):
+        problems.append(
+            f"--moe-router-score-function ({settings.moe_router_score_function}) is not used by "
+            "--grove-router-scoring (grove), which selects on sigmoid; remove it, or use "
+            "--grove-router-scoring softmax"
+        )
+    if settings.moe_router_topk == 1 and not settings.moe_router_pre_softmax:
         problems.append(
             "--moe-router-topk (1) with --grove-router-scoring (grove) leaves the router without a "
             "gradient: the softmax over one selected logit is constant; use 2 or more, or "

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import GroveTransformerConfig
 
 
-def select(logits_TE: Tensor, topk: int, bias_E: Tensor | None) -> Tensor:
+def select(logits_TE: Tensor, bias_E: Tensor | None) -> Tensor:
     """Scores to select experts by: sigmoid(z) + b in fp32 (Eq. 9); [T, E], no gradient.
 
     Without a bias the logits themselves give the same order and, unlike the sigmoid, never
@@ -64,7 +64,7 @@ class GroveRouter(TopKRouter):
         padding_T = None if padding_mask is None else padding_mask.reshape(-1)
 
         logits_TE = self.apply_z_loss(logits_TE, padding_mask=padding_T)
-        scores_TE = select(logits_TE, self.topk, self.expert_bias)
+        scores_TE = select(logits_TE, self.expert_bias)
         index_TK = self._topk(scores_TE)
         weights_TK = combine_weights(logits_TE, index_TK, self.config.moe_router_pre_softmax)
         if self.config.moe_router_topk_scaling_factor:

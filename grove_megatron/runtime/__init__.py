@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def cpu() -> Iterator[None]:
-    """``with grove_megatron.runtime.cpu(): ...`` runs Megatron on the CPU; see :mod:`.cpu`."""
-    from .cpu import cpu as enter
+    """``with grove_megatron.runtime.cpu(): ...`` runs Megatron on the CPU; see :mod:`.cpu_runtime`."""
+    from .cpu_runtime import cpu as enter
 
     with enter():
         yield
@@ -49,5 +49,5 @@ def selected() -> Iterator[None]:
 
 def cpu_is_active() -> bool:
     """Is the CPU runtime active in this process?"""
-    module = sys.modules.get(f"{__name__}.cpu")
+    module = sys.modules.get(f"{__name__}.cpu_runtime")
     return module is not None and module.CPU.active

@@ -8,7 +8,7 @@ from .registry import PatchSet, fingerprint, problem, resolve
 
 def patch_sets() -> list[PatchSet]:
     from ..training.entry import ENTRY
-    from .cpu import CPU
+    from .cpu_runtime import CPU
     from .wheel import WHEEL
 
     return [WHEEL, ENTRY, CPU]

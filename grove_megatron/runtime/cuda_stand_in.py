@@ -1,11 +1,12 @@
 """What ``torch.cuda`` answers while Megatron runs on a CPU.
 
-Streams and events exist, do nothing, and still refuse what CUDA would refuse (waiting for an
-event that nobody recorded is a bug on any device). There is one device, number 0: this process's
-CPU. Memory questions are answered with zero.
+Streams and events exist and have always finished; as in CUDA, time between events that nobody
+recorded is an error. There is one device, number 0: this process's CPU. Memory questions are
+answered with zero.
 """
 
 import contextlib
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -69,24 +70,30 @@ class Stream:
 
 
 DEFAULT_STREAM = Stream()
-_current: list[Stream] = [DEFAULT_STREAM]
+class _PerThread(threading.local):
+    stream = DEFAULT_STREAM
+
+
+_current = _PerThread()
 
 
 def current_stream(device: Any = None) -> Stream:
-    return _current[-1]
+    return _current.stream
 
 
 def set_stream(stream: Stream) -> None:
-    _current[-1] = stream
+    _current.stream = stream
 
 
 @contextlib.contextmanager
 def stream(stream: Stream | None) -> Iterator[None]:
-    _current.append(stream if stream is not None else _current[-1])
+    before = _current.stream
+    if stream is not None:
+        _current.stream = stream
     try:
         yield
     finally:
-        _current.pop()
+        _current.stream = before
 
 
 @contextlib.contextmanager
@@ -181,6 +188,11 @@ def nvtx_range_push(msg: str) -> int:
 
 def nvtx_range_pop() -> int:
     return 0
+
+
+def record_stream(tensor: torch.Tensor, stream: Stream) -> None:
+    # Memory of a CPU tensor is not handed to another stream.
+    pass
 
 
 def current_accelerator(check_available: bool = False) -> None:

@@ -36,13 +36,11 @@ def _cuda(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 def _type(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     # Optimizers and gradient clipping compare type names: 'torch.cuda.FloatTensor'.
+    if args and isinstance(args[0], str):
+        args = (args[0].replace("torch.cuda.", "torch.", 1), *args[1:])
     if args or kwargs:
         return torch.Tensor.type(tensor, *args, **kwargs)
     return torch.Tensor.type(tensor).replace("torch.", "torch.cuda.", 1)
-
-
-def _record_stream(tensor: torch.Tensor, stream: Any) -> None:
-    return None
 
 
 def _is_pinned(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
@@ -57,7 +55,6 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.to: _to,
     torch.Tensor.cuda: _cuda,
     torch.Tensor.type: _type,
-    torch.Tensor.record_stream: _record_stream,
     torch.Tensor.is_pinned: _is_pinned,
     torch.Tensor.pin_memory: _pin_memory,
 }

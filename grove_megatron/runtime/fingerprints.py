@@ -7,7 +7,7 @@ Made by ``python -m grove_megatron.runtime --fingerprints`` with torch 2.13.0 an
 FINGERPRINTS: dict[str, str] = {
     "dataset-helpers": "source:84029a50ae8cfac1",
     "optimizer-state-before-first-step": "source:fe621ae6a622b587",
-    "optimizer-step-per-parameter": "source:7e5f988b86b48501",
+    "optimizer-step-after-load": "source:7e5f988b86b48501",
     "flags": "source:580b80fbe5867b22",
     "checks": "source:47bfcd3af0d8687f",
     "checkpoint-flags": "source:f10371ee69b2232b",
@@ -44,6 +44,7 @@ FINGERPRINTS: dict[str, str] = {
     "cuda-mem-get-info": "signature:(device)",
     "nvtx-push": "signature:(msg)",
     "nvtx-pop": "signature:()",
+    "record-stream": "builtin:record_stream",
     "accelerator-current": "signature:(check_available)",
     "accelerator-available": "signature:()",
     "accelerator-count": "signature:()",

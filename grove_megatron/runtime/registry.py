@@ -102,8 +102,8 @@ class PatchSet:
                 replacement = patch.make(getattr(owner, attribute))
                 if isinstance(stored, staticmethod):
                     replacement = staticmethod(replacement)
-                undo.append((owner, attribute, stored))
                 setattr(owner, attribute, replacement)
+                undo.append((owner, attribute, stored))
                 logger.debug("patched %s (%s): %s", patch.target, patch.name, patch.reason)
         except BaseException:
             for owner, attribute, original in reversed(undo):
@@ -158,9 +158,14 @@ def fingerprint(original: Any) -> str:
     if isinstance(original, str):
         return f"str:{original}"
     function = inspect.unwrap(original)
-    if function.__module__.split(".")[0] == "megatron":
+    if not inspect.isroutine(function):
+        return f"value:{type(function).__name__}"
+    if (getattr(function, "__module__", None) or "").split(".")[0] == "megatron":
         return "source:" + hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
-    return f"signature:({', '.join(inspect.signature(function).parameters)})"
+    try:
+        return f"signature:({', '.join(inspect.signature(function).parameters)})"
+    except ValueError:
+        return f"builtin:{function.__name__}"
 
 
 def problem(patch: Patch) -> str | None:
@@ -175,10 +180,9 @@ def problem(patch: Patch) -> str | None:
         return f"{where}: {installed}"
     try:
         owner, attribute = resolve(patch.target)
-        original = getattr(owner, attribute)
+        found = fingerprint(getattr(owner, attribute))
     except (ImportError, AttributeError) as error:
         return f"{where} is missing ({error}); {installed}"
-    found = fingerprint(original)
     if found != patch.fingerprint:
         return f"{where} has changed: {found} instead of {patch.fingerprint}; {installed}"
     return None

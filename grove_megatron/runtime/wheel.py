@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ..compat import MEGATRON_REQUIREMENT
 from .fingerprints import recorded
 from .registry import Patch, PatchSet
@@ -43,11 +45,16 @@ def _optimizer_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _optimizer_load_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
-        """As Megatron's, then give every parameter a ``step`` tensor of its own."""
-        original(self, state_dict)
+        """As Megatron's; then torch's Adam gets the step that was saved, for each parameter."""
+        from megatron.core.optimizer import distrib_optimizer
+
+        with torch.no_grad():
+            original(self, state_dict)
+        if distrib_optimizer.HAVE_APEX_OR_TE:
+            return
+        (step,) = {group["step"] for group in state_dict["optimizer"]["param_groups"]}
         for state in self.optimizer.state.values():
-            if "step" in state and hasattr(state["step"], "clone"):
-                state["step"] = state["step"].clone()
+            state["step"] = torch.tensor(float(step))
 
     return load_state_dict
 
@@ -75,12 +82,12 @@ WHEEL = PatchSet(
             make=_optimizer_state_dict,
         ),
         Patch(
-            name="optimizer-step-per-parameter",
+            name="optimizer-step-after-load",
             target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
-            reason="hands one step tensor to all parameters of torch.optim.Adam, which then "
-            "counts every parameter's update in it",
+            reason="with torch.optim.Adam writes fp32 parameters in place where autograd forbids it, "
+            "and leaves the step at 0, which silently changes the bias correction",
             requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("optimizer-step-per-parameter"),
+            fingerprint=recorded("optimizer-step-after-load"),
             make=_optimizer_load_state_dict,
         ),
     ],

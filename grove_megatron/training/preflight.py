@@ -35,13 +35,13 @@ def _spec_problems(args: Namespace) -> list[str]:
     ours = " ".join(LAYER_SPEC)
     shown = " ".join(args.spec)
     if len(args.spec) != 2:
-        if args.spec == ["local"]:
-            return []
+        if args.spec == ["local"] and not is_grove(args):
+            return []  # Megatron's own spelling, beside --attention-backend local
         return [f"--spec ({shown}) is not a module and a name; use --spec {ours}"]
     module_name, name = args.spec
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         return [f"--spec ({shown}) names a module that does not import ({error}); use --spec {ours}"]
     if name not in vars(module):
         return [f"--spec ({shown}) names nothing in {module_name}; use --spec {ours}"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.flags import GROVE, MODEL, PLAIN_MODEL
+from tests.integration.flags import MODEL, PLAIN_MODEL
 from tests.ranks import Ranks
 
 RUN = "tests.integration.recorded_run"
@@ -130,9 +130,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 def test_grove_flags_come_back_from_a_checkpoint(runner: Runner, start: Path) -> None:
-    without = [flag for flag in MODEL if flag not in GROVE]
     load = ["--load", str(start), "--finetune", "--no-load-optim", "--no-load-rng"]
     restored = ["--use-checkpoint-args", "--train-iters", "1"]
     for how, script in (("train", []), ("run_script", [SCRIPT])):
-        results = runner(4, how, [*script, *without, *load, *restored])
+        results = runner(4, how, [*script, *PLAIN_MODEL, *load, *restored])
         assert len(results[0]["layers"]) == 2

@@ -71,10 +71,9 @@ def test_an_empty_piece_adds_nothing():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_rows_are_summed_in_fp32(dtype):
     large = 2.0 / torch.finfo(dtype).eps  # adding 1 to it is lost in 16 bits
-    values = torch.full((17, 1), 1.0, dtype=dtype)
-    values[0] = large
-    total = add_rows([(values, torch.zeros(17, dtype=torch.int64))], 1, torch.float32)
-    assert total.item() == large + 16
+    first = (torch.full((1, 3), large, dtype=dtype), torch.tensor([0]))
+    ones = [(torch.ones(1, 3, dtype=dtype), torch.tensor([0]))] * 16
+    assert add_rows([first, *ones], 1, torch.float32).tolist() == [[large + 16] * 3]
 
 
 def test_the_result_has_the_dtype_that_was_asked_for():

@@ -169,7 +169,7 @@ def test_weights_are_fp32_whatever_the_dtype_of_the_logits(dtype, pre_softmax):
 def test_scores_to_select_by_are_fp32_and_carry_no_gradient():
     logits = random_logits(dtype=torch.bfloat16).requires_grad_()
     for bias in (None, random_bias().bfloat16()):
-        scores = select(logits, TOPK, bias)
+        scores = select(logits, bias)
         assert scores.dtype == torch.float32
         assert not scores.requires_grad
 
@@ -209,13 +209,33 @@ def test_group_limited_routing_keeps_to_the_best_groups():
         assert (chosen.reshape(TOKENS, 4, 2).sum(-1) == 2).sum(-1).eq(1).all()
 
 
-def test_dropped_tokens_lose_their_experts():
+@pytest.mark.parametrize("policy", ["probs", "position"])
+def test_an_expert_over_capacity_keeps_the_tokens_that_the_policy_says(policy):
     logits = random_logits()
-    logits[:, 0] += 20  # everybody's favourite
-    probs, chosen = route(make_router(moe_expert_capacity_factor=1.0), logits)
+    logits[:, 0] = 4 + torch.arange(TOKENS) % 5  # everybody's favourite
+    router = make_router(moe_expert_capacity_factor=1.0, moe_token_drop_policy=policy)
+    probs, chosen = route(router, logits)
+    undropped, _ = route(make_router(), logits)
     capacity = TOKENS * TOPK // EXPERTS + 1
     assert chosen[:, 0].sum() == capacity
     assert (probs[~chosen] == 0).all()
+    assert torch.equal(probs[chosen], undropped[chosen])
+    heaviest = undropped[:, 0].topk(capacity).values.min()
+    keeps_the_heaviest = bool((undropped[chosen[:, 0], 0] >= heaviest).all())
+    assert keeps_the_heaviest == (policy == "probs")
+
+
+def test_the_z_loss_reaches_the_logits_and_leaves_the_routing():
+    logits = random_logits().requires_grad_()
+    plain_probs, plain_map = route(make_router(), logits)
+    router = make_router(moe_z_loss_coeff=0.1)
+    router.set_layer_number(1)
+    probs, chosen = route(router, logits)
+    assert torch.equal(chosen, plain_map)
+    assert torch.equal(probs, plain_probs)
+    (plain_grad,) = torch.autograd.grad(plain_probs.sum(), logits)
+    (grad,) = torch.autograd.grad(probs.sum(), logits)
+    assert (grad - plain_grad).abs().max() > 1e-6
 
 
 def test_tokens_are_counted_per_expert_for_the_bias_and_padding_is_not():

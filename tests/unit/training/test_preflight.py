@@ -67,12 +67,10 @@ def test_another_layer_beside_grove_flags_is_refused(parse):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="found only when the model is built")
 def test_the_local_spec_beside_grove_flags_is_refused(parse):
     assert preflight(parse(f"{GROVE} --spec local"))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="relative names raise instead")
 def test_a_relative_module_is_named(parse):
     (problem,) = preflight(parse("--spec .layer_spec grove_layer_spec"))
     assert problem.startswith("--spec (.layer_spec grove_layer_spec) names a module")

@@ -136,6 +136,14 @@ CPU = PatchSet(
             make=_always(stand_in.nvtx_range_pop),
         ),
         Patch(
+            name="record-stream",
+            target="torch:Tensor.record_stream",
+            reason="takes nothing but a real CUDA stream",
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("record-stream"),
+            make=_always(stand_in.record_stream),
+        ),
+        Patch(
             name="accelerator-current",
             target="torch.accelerator:current_accelerator",
             reason="a CUDA build of torch names an accelerator that is not there; asked by "

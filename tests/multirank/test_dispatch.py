@@ -1,0 +1,38 @@
+"""The real layer on gloo ranks equals the reference, forward and every gradient."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import Ranks
+
+SIZES = {
+    "ep1": (1, {}),
+    "ep2": (2, {"expert_model_parallel_size": 2}),
+    "ep4": (4, {"expert_model_parallel_size": 4}),
+    "dp2-ep2": (4, {"expert_model_parallel_size": 2}),
+    "tp2-etp2-ep2": (
+        4,
+        {
+            "tensor_model_parallel_size": 2,
+            "expert_tensor_parallel_size": 2,
+            "expert_model_parallel_size": 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", SIZES)
+def test_random_routings_equal_the_reference(layout: str, ranks: Ranks, tmp_path: Path) -> None:
+    world_size, sizes = SIZES[layout]
+    job = ranks.run(
+        world_size,
+        "tests.multirank.dispatch_cases:property_test",
+        str(tmp_path),
+        300,
+        sizes,
+        folder=tmp_path,
+    )
+    result = job.check().results()[0]
+    assert result["failure"] is None
+    assert result["ran"] >= 300
