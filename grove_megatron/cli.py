@@ -27,8 +27,12 @@ def _grove() -> None:
 def verify(
     context: typer.Context,
     hf: Annotated[Path, typer.Option(help="Hugging Face GroveMoE folder: config.json, weights.")],
-    golden: Annotated[Path, typer.Option(help="safetensors: input_ids, labels, logits, loss, grad.*")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    golden: Annotated[
+        Path, typer.Option(help="safetensors: input_ids, labels, logits, loss, grad.*")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Compare logits, loss and gradients with those of the authors' model.
 

@@ -60,7 +60,7 @@ def is_grove(config: Any) -> bool:
 
 
 def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
-    """Everything wrong with the Grove settings, each as ``name (value) relation name (value); fix``.
+    """What is wrong with the Grove settings: ``name (value) relation name (value); fix`` each.
 
     Args:
         settings: a :class:`GroveTransformerConfig` or Megatron's argument namespace; the fields

@@ -17,7 +17,8 @@ def main() -> None:
 
     if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
         given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-        refuse([f"script ({given}) is not a file; torchrun -m grove_megatron.run path/to/script.py ..."])
+        usage = "torchrun -m grove_megatron.run path/to/script.py ..."
+        refuse([f"script ({given}) is not a file; {usage}"])
     del sys.argv[0]
     if problems := environment_problems():
         refuse(problems)

@@ -1,1 +1,1 @@
-"""Weights between Hugging Face and Megatron: names as data, a few typed transforms, no leftovers."""
+"""Weights from Hugging Face to Megatron: names as data, a few typed transforms, no leftovers."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -35,7 +34,8 @@ class HfTensors:
     def read(self, name: str) -> Tensor:
         """One tensor, in the dtype and shape of the file."""
         with safe_open(self._file_of[name], framework="pt") as opened:
-            return opened.get_tensor(name)
+            tensor: Tensor = opened.get_tensor(name)
+        return tensor
 
 
 def _single(folder: Path) -> dict[str, Path]:

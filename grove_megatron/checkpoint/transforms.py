@@ -61,7 +61,7 @@ class Split:
 
 @dataclass(frozen=True)
 class GateUp:
-    """gate_proj [F, H] and up_proj [F, H] -> linear_fc1 [2F/tp, H]: every rank's gate, then its up."""
+    """gate_proj, up_proj, each [F, H] -> linear_fc1 [2F/tp, H]: a rank's gate, then its up."""
 
     def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
         gate, up = tensors

@@ -191,7 +191,9 @@ def _load(tensors: HfTensors, table: NameTable, models: list[Any]) -> None:
         missing = [name for name in names if name not in available]
         used.update(names)
         if missing:
-            problems += [f"{name} (absent) is needed by {parameter.global_name}" for name in missing]
+            problems += [
+                f"{name} (absent) is needed by {parameter.global_name}" for name in missing
+            ]
             continue
         local = transform.local([tensors.read(name) for name in names], parameter.tensor_parallel)
         if local.shape != parameter.tensor.shape:
@@ -255,9 +257,7 @@ def _logits(models: list[Any], golden: Golden) -> Tensor | None:
     for model in models:
         model.eval()
     with torch.no_grad():
-        stored = _run_schedule(
-            models, golden, step, forward_only=True, collect_non_loss_data=True
-        )
+        stored = _run_schedule(models, golden, step, forward_only=True, collect_non_loss_data=True)
     for model in models:
         model.train()
     return stored[0] if stored else None

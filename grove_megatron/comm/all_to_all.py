@@ -54,11 +54,15 @@ def all_to_all_rows(
     """
     if dist.get_world_size(group) == 1:
         return rows
-    exchanged: Tensor = _AllToAllRows.apply(rows, tuple(send), tuple(receive), group)
+    exchanged: Tensor = _AllToAllRows.apply(  # type: ignore[no-untyped-call]
+        rows, tuple(send), tuple(receive), group
+    )
     return exchanged
 
 
-def exchange_counts(send: Sequence[int], group: dist.ProcessGroup, device: torch.device) -> list[int]:
+def exchange_counts(
+    send: Sequence[int], group: dist.ProcessGroup, device: torch.device
+) -> list[int]:
     """Tell every rank how many rows to expect: returns the counts from every rank."""
     if dist.get_world_size(group) == 1:
         return list(send)
@@ -82,7 +86,10 @@ def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -
 
 
 def scatter_sum_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Reduce-scatter with uneven counts: [sum(counts), ...] -> [counts[rank], ...]; differentiable."""
+    """Reduce-scatter with uneven counts: [sum(counts), ...] -> [counts[rank], ...].
+
+    Differentiable; its gradient is :func:`gather_rows`.
+    """
     size = dist.get_world_size(group)
     if size == 1:
         return rows

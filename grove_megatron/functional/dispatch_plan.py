@@ -119,7 +119,9 @@ def plan_expand(packed_probs_VL: Tensor, num_local_groups: int) -> ExpandPlan:
     )
 
 
-def unpack_probs(packed_probs_VL: Tensor, plan: ExpandPlan, num_local_groups: int) -> tuple[Tensor, Tensor]:
+def unpack_probs(
+    packed_probs_VL: Tensor, plan: ExpandPlan, num_local_groups: int
+) -> tuple[Tensor, Tensor]:
     """Weights of every routed pair [N] and of every adjugate pair [M], differentiable."""
     selected_VL = packed_probs_VL != NOT_ROUTED
     probs_VL = packed_probs_VL.masked_fill(~selected_VL, 0.0)

@@ -1,4 +1,4 @@
-"""Copy rows out and add rows back: the two data movements of the layer, and each other's gradient."""
+"""Copy rows out and add rows back: the layer's two data movements, each other's gradient."""
 
 import torch
 from torch import Tensor

@@ -51,7 +51,9 @@ def grove_layer(
     return torch.stack(outputs) if outputs else torch.zeros_like(x_TH)
 
 
-def grove_routing(logits_TE: Tensor, topk: int, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def grove_routing(
+    logits_TE: Tensor, topk: int, bias_E: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Eq. 6, 9, 10 with the renormalisation of the released model.
 
     Select on sigmoid(z) + b, without gradient; weigh by the softmax over the selected logits.

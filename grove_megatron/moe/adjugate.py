@@ -72,7 +72,7 @@ def _own_random_stream() -> Iterator[None]:
         own = _device_state(seed, is_graph_safe_cuda_rng_tracker(tracker))
         tracker.set_states({**states, name: own})
     # --use-cpu-initialization draws from the host generator instead.
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

@@ -155,7 +155,7 @@ class GroveTokenDispatcher(MoETokenDispatcher):
     def combine_preprocess(
         self, hidden_states: Tensor, adjugate_output: Tensor | None = None
     ) -> Tensor:
-        """Sum the (already weighted) outputs to one row per received row: [N, H], [M, H] -> [V, H]."""
+        """Sum the weighted outputs to one row per received row: [N, H], [M, H] -> [V, H]."""
         plan = self._expanded()
         pieces = [(hidden_states, plan.row_N)]
         if adjugate_output is not None:

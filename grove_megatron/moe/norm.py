@@ -24,8 +24,8 @@ def sequence_parallel_norm(
         raise ValueError(
             f"--normalization ({config.normalization}) or --apply-layernorm-1p "
             f"({config.layernorm_zero_centered_gamma}) is not available with --transformer-impl "
-            f"(local) and sequence parallelism; use one of {', '.join(norms)} without zero-centered "
-            "gamma, or --transformer-impl transformer_engine"
+            f"(local) and sequence parallelism; use one of {', '.join(norms)} without zero-centered"
+            " gamma, or --transformer-impl transformer_engine"
         )
     norm = norms[config.normalization](normalized_shape=hidden_size, eps=eps)
     for parameter in norm.parameters():

@@ -43,9 +43,7 @@ class GroveRouter(TopKRouter):
 
     config: GroveTransformerConfig
 
-    def routing(
-        self, logits: Tensor, padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Route tokens.
 
         Args:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def cpu() -> Iterator[None]:
-    """``with grove_megatron.runtime.cpu(): ...`` runs Megatron on the CPU; see :mod:`.cpu_runtime`."""
+    """``with grove_megatron.runtime.cpu():`` runs Megatron on the CPU; see :mod:`.cpu_runtime`."""
     from .cpu_runtime import cpu as enter
 
     with enter():
@@ -41,7 +41,9 @@ def selected() -> Iterator[None]:
     use_cpu = forced == "cpu" or not has_cuda
     if os.environ.get("RANK", "0") == "0":
         why = "GROVE_RUNTIME=cpu" if forced == "cpu" else "no CUDA device found"
-        line = f"CPU with gloo ({why})" if use_cpu else f"CUDA, {torch.cuda.device_count()} device(s)"
+        line = (
+            f"CPU with gloo ({why})" if use_cpu else f"CUDA, {torch.cuda.device_count()} device(s)"
+        )
         print(f"grove_megatron: runtime {line}", file=sys.stderr, flush=True)
     with cpu() if use_cpu else WHEEL.applied():
         yield

@@ -21,8 +21,6 @@ from .registry import Patch, PatchSet
 from .wheel import WHEEL
 
 
-
-
 def _always(replacement: Any) -> Callable[[Any], Any]:
     return lambda original: replacement
 

@@ -70,6 +70,8 @@ class Stream:
 
 
 DEFAULT_STREAM = Stream()
+
+
 class _PerThread(threading.local):
     stream = DEFAULT_STREAM
 
@@ -124,7 +126,7 @@ def set_rng_state(new_state: torch.Tensor, device: Any = "cuda") -> None:
 
 
 def manual_seed(seed: int) -> None:
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def manual_seed_all(seed: int) -> None:

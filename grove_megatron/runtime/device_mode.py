@@ -15,7 +15,7 @@ _CPU = torch.device("cpu")
 
 
 def _names_accelerator(value: Any) -> bool:
-    """Is ``value`` a way to say "the GPU"? A bare index is one: Megatron passes current_device()."""
+    """Does ``value`` say "the GPU"? A bare index does: Megatron passes current_device()."""
     if isinstance(value, torch.device):
         return value.type == "cuda"
     if isinstance(value, str):

@@ -11,8 +11,6 @@ from .fingerprints import recorded
 from .registry import Patch, PatchSet
 
 
-
-
 def _compile_helpers(original: Callable[[], None]) -> Callable[[], None]:
     def compile_helpers() -> None:
         """Compile the dataset helpers, unless the compiled module is already installed."""
@@ -28,7 +26,8 @@ def _optimizer_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.core.optimizer import distrib_optimizer
 
         if distrib_optimizer.HAVE_APEX_OR_TE or self.optimizer.state:
-            return original(self)
+            saved: dict[str, Any] = original(self)
+            return saved
         inner = self.optimizer.state_dict()
         groups = [
             {**{k: v for k, v in group.items() if k != "params"}, "step": 0.0}
@@ -84,8 +83,8 @@ WHEEL = PatchSet(
         Patch(
             name="optimizer-step-after-load",
             target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
-            reason="with torch.optim.Adam writes fp32 parameters in place where autograd forbids it, "
-            "and leaves the step at 0, which silently changes the bias correction",
+            reason="with torch.optim.Adam writes fp32 parameters in place where autograd forbids "
+            "it, and leaves the step at 0, which silently changes the bias correction",
             requires=MEGATRON_REQUIREMENT,
             fingerprint=recorded("optimizer-step-after-load"),
             make=_optimizer_load_state_dict,

@@ -48,7 +48,7 @@ def entry_problems(args: Namespace) -> list[str]:
 
 
 def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:
-    """Train, validation and test datasets: ``--data-path`` and its relatives, or ``--mock-data``."""
+    """Train, validation and test datasets of ``--data-path`` and relatives or ``--mock-data``."""
     args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
@@ -126,7 +126,7 @@ def embedding_ranks(pp_ranks: list[int]) -> list[int]:
 
 
 def _batch(data: Iterator[dict[str, Tensor]], vp_stage: int | None) -> dict[str, Tensor | None]:
-    """One microbatch on this rank's device: [B, S] int64 and float tensors, None on inner stages."""
+    """One microbatch on this rank's device: [B, S] tensors, None on inner stages."""
     if not _sees_tokens(vp_stage):
         return dict.fromkeys(_FIELDS)
     args = get_args()

@@ -42,7 +42,9 @@ def _spec_problems(args: Namespace) -> list[str]:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, TypeError, ValueError) as error:
-        return [f"--spec ({shown}) names a module that does not import ({error}); use --spec {ours}"]
+        return [
+            f"--spec ({shown}) names a module that does not import ({error}); use --spec {ours}"
+        ]
     if name not in vars(module):
         return [f"--spec ({shown}) names nothing in {module_name}; use --spec {ours}"]
     if is_grove(args) and vars(module)[name] is not grove_layer_spec:

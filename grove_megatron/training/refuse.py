@@ -32,10 +32,11 @@ def refuse(problems: Sequence[str]) -> NoReturn:
 
 def _wait_for_rank_0(rank: int, world_size: int) -> None:
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     timeout = timedelta(seconds=_WAIT_SECONDS)
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
         if rank == 0:
             store.set("grove_megatron/refused", "printed")
         store.wait(["grove_megatron/refused"], timeout)

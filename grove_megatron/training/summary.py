@@ -35,9 +35,7 @@ def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> N
     elif tokens:
         routed_share = pairs / tokens / config.num_moe_experts
         adjugate_share = adjugate_pairs / tokens / config.grove_num_groups
-        summary["params_active"] = round(
-            dense + routed * routed_share + adjugate * adjugate_share
-        )
+        summary["params_active"] = round(dense + routed * routed_share + adjugate * adjugate_share)
         summary["rows_per_token"] = rows / tokens
         summary["routed_pairs_per_token"] = pairs / tokens
         summary["adjugate_pairs_per_token"] = adjugate_pairs / tokens

@@ -257,4 +257,3 @@ def _differ(what: str, found: Any, expected: Any) -> list[str]:
         return [f"{what} is missing"]
     error = float((found - expected).abs().max()) if found.numel() else 0.0
     return [] if error <= TOLERANCE else [f"{what} is off by {error:.3g}"]
-
