@@ -39,15 +39,11 @@ def verify(
     Other flags go to Megatron: torchrun --nproc-per-node 2 -m grove_megatron verify ...
     --expert-model-parallel-size 2. Exits 1 past tolerance, 2 if it cannot compare.
     """
-    from .compat import environment_problems
     from .training.refuse import refuse
+    from .training.start import started
 
-    if problems := environment_problems():
-        refuse(problems)
     _alone()
-    from .runtime import selected
-
-    with selected(), _quiet():
+    with started(), _quiet():
         from .checkpoint.verify import verify as run
 
         try:

@@ -9,14 +9,9 @@ import sys
 
 def main() -> None:
     """Check the installation, choose the runtime, train."""
-    from .compat import environment_problems
-    from .training.refuse import refuse
+    from .training.start import started
 
-    if problems := environment_problems():
-        refuse(problems)
-    from .runtime import selected
-
-    with selected():
+    with started():
         from .training.launch import pretrain
 
         pretrain()

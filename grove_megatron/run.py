@@ -1,8 +1,8 @@
 """``torchrun -m grove_megatron.run SCRIPT ...``: an unmodified Megatron entry script, with Grove.
 
 It runs with the installed Megatron (a clone on PYTHONPATH goes before the wheel, as ever) and sees
-the ``--grove-*`` flags, the same checks as ``grove_megatron.pretrain``, and, on a
-machine without CUDA, the CPU runtime.
+the ``--grove-*`` flags, the same checks as ``grove_megatron.pretrain``, and, on a machine without
+CUDA, the CPU runtime.
 """
 
 import os
@@ -12,19 +12,15 @@ import sys
 
 def main() -> None:
     """Run ``sys.argv[1]`` as ``__main__`` with the rest of the command line."""
-    from .compat import environment_problems
     from .training.refuse import refuse
+    from .training.start import started
 
     if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
         given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
         usage = "torchrun -m grove_megatron.run path/to/script.py ..."
         refuse([f"script ({given}) is not a file; {usage}"])
     del sys.argv[0]
-    if problems := environment_problems():
-        refuse(problems)
-    from .runtime import selected
-
-    with selected():
+    with started():
         from .training.entry import ENTRY
 
         with ENTRY.applied():

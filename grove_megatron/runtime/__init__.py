@@ -24,21 +24,18 @@ def selected() -> Iterator[None]:
     """The runtime for this machine: CUDA if there is one, else the CPU; rank 0 says which.
 
     ``GROVE_RUNTIME=cpu`` forces the CPU. On CUDA only the ``wheel`` patches are applied.
+
+    Raises:
+        ValueError: see :func:`runtime_problems`.
     """
     import torch
 
     from .wheel import WHEEL
 
+    if problems := runtime_problems():
+        raise ValueError("; ".join(problems))
     forced = os.environ.get("GROVE_RUNTIME", "")
-    if forced not in ("", "cpu", "cuda"):
-        raise ValueError(f"GROVE_RUNTIME ({forced}) is not one of (cpu, cuda); unset it")
-    has_cuda = torch.cuda.is_available()
-    if forced == "cuda" and not has_cuda:
-        raise ValueError(
-            "GROVE_RUNTIME (cuda) needs a CUDA device, torch.cuda.is_available() (False); "
-            "unset it to run on the CPU"
-        )
-    use_cpu = forced == "cpu" or not has_cuda
+    use_cpu = forced == "cpu" or not torch.cuda.is_available()
     if os.environ.get("RANK", "0") == "0":
         why = "GROVE_RUNTIME=cpu" if forced == "cpu" else "no CUDA device found"
         line = (
@@ -47,6 +44,27 @@ def selected() -> Iterator[None]:
         print(f"grove_megatron: runtime {line}", file=sys.stderr, flush=True)
     with cpu() if use_cpu else WHEEL.applied():
         yield
+
+
+def runtime_problems() -> list[str]:
+    """Why no runtime can be chosen on this machine, one line each."""
+    import torch
+
+    forced = os.environ.get("GROVE_RUNTIME", "")
+    if forced not in ("", "cpu", "cuda"):
+        return [f"GROVE_RUNTIME ({forced}) is not one of (cpu, cuda); unset it"]
+    if forced == "cpu":
+        return []
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if forced == "cuda" and not devices:
+        return [f"GROVE_RUNTIME (cuda) needs a CUDA device, found ({devices}); unset it"]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < devices < processes:
+        return [
+            f"processes on this node ({processes}) are more than CUDA devices ({devices}); lower "
+            "--nproc-per-node, or set GROVE_RUNTIME=cpu"
+        ]
+    return []
 
 
 def cpu_is_active() -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 
 from .registry import PatchSet, fingerprint, problem, resolve
 
@@ -22,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
         help="print the table of fingerprints.py for what is installed now",
     )
     options = parser.parse_args(argv)
+    # Megatron warns of missing optional packages while the targets are looked up.
+    warnings.simplefilter("ignore")
     problems = 0
     for patches in patch_sets():
         if not options.fingerprints:

@@ -7,6 +7,7 @@ Three means, all undone on exit: the ``cpu`` patches below, a ``TorchFunctionMod
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,6 +59,14 @@ def _thread_run(original: Callable[[threading.Thread], None]) -> Any:
             original(self)
 
     return run
+
+
+def _run_backward(original: Callable[..., Any]) -> Any:
+    def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with CudaMeansCpu():
+            return original(t_outputs, *args, **kwargs)
+
+    return _engine_run_backward
 
 
 _STAND_INS: dict[str, tuple[Any, str]] = {
@@ -175,6 +184,15 @@ CPU = PatchSet(
             make=_thread_run,
         ),
         Patch(
+            name="backward-device",
+            target="torch.autograd:_engine_run_backward",
+            reason="a TorchFunctionMode is off inside its own handler, so the Python of autograd "
+            "functions that Tensor.backward() runs would not see it",
+            requires=TORCH_REQUIREMENT,
+            fingerprint=recorded("backward-device"),
+            make=_run_backward,
+        ),
+        Patch(
             name="rng-get",
             target="megatron.core.tensor_parallel.random:_get_cuda_rng_state",
             reason="reads the state of a CUDA generator",
@@ -220,6 +238,7 @@ def cpu() -> Iterator[None]:
         return
     with ExitStack() as stack:
         stack.enter_context(_environment(_ENVIRONMENT))
+        stack.enter_context(_without_import_warnings())
         stack.enter_context(WHEEL.applied())
         stack.enter_context(CPU.applied())
         stack.enter_context(_eager())
@@ -243,6 +262,20 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 def _eager() -> Iterator[None]:
     # Megatron decorates with torch.compile when it is imported, before any of its flags is read.
     with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _without_import_warnings() -> Iterator[None]:
+    # Megatron warns a dozen times of what every CPU machine lacks.
+    with warnings.catch_warnings():
+        for message in (
+            "Transformer Engine and Apex are not installed",
+            "Apex is not installed",
+            "Only transformer-engine",
+            "absl.logging is not installed",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         yield
 
 

@@ -49,6 +49,7 @@ FINGERPRINTS: dict[str, str] = {
     "accelerator-available": "signature:()",
     "accelerator-count": "signature:()",
     "thread-device": "signature:(self)",
+    "backward-device": "signature:(t_outputs, args, kwargs)",
     "rng-get": "source:aa26caaa069c5c4f",
     "rng-set": "source:b179c9d95438b61c",
     "dispatcher-splits": "source:8fc5847a887d7319",

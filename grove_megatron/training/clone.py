@@ -6,7 +6,10 @@ from outside and needs no change to it. Where the script itself has to be starte
 """
 
 import atexit
+import sys
 from contextlib import ExitStack
+
+from .start import started
 
 
 def install() -> None:
@@ -20,19 +23,13 @@ def install() -> None:
     Raises:
         PatchError: the clone's Megatron is not what the patches of the runtime were written for.
     """
-    from ..compat import environment_problems
-    from .refuse import refuse
-
-    if problems := environment_problems():
-        refuse(problems)
-    from .entry import ENTRY
-
-    if ENTRY.active:
+    entry = sys.modules.get(f"{__package__}.entry")
+    if entry is not None and entry.ENTRY.active:
         return
-    from ..runtime import selected
-
     with ExitStack() as stack:
-        stack.enter_context(selected())
+        stack.enter_context(started())
+        from .entry import ENTRY
+
         stack.enter_context(ENTRY.applied())
         # Both are in force: keep them, and undo them in order before the interpreter shuts down.
         atexit.register(stack.pop_all().close)

@@ -48,7 +48,7 @@ REFUSED = [
     ),
     (
         f"{GROVE} --grove-adjugate-scale -0.1",
-        "--grove-adjugate-scale (-0.1) is below 0; use the paper's 0.05",
+        "--grove-adjugate-scale (-0.1) is not 0 or more; the paper's value is 0.05",
     ),
     (
         f"{GROVE} --grove-adjugate-scale 0.6",

@@ -1,0 +1,119 @@
+"""On the ranks: one Grove layer beside Megatron's, and beside its own routed experts."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.multirank.on_ranks import grove_config, megatron, moe_layer
+from tests.ranks import write_result
+
+TOKENS, HIDDEN = 24, 16
+EP2 = {"expert_model_parallel_size": 2}
+
+
+def _config(**settings: Any) -> Any:
+    grove = {
+        "grove_num_groups": 4,
+        "grove_adjugate_ffn_hidden_size": 8,
+        "grove_adjugate_scale": 0.0,
+    }
+    size = {"hidden_size": HIDDEN, "num_moe_experts": 8, "moe_ffn_hidden_size": 12, **EP2}
+    return grove_config(**(size | grove | settings))
+
+
+def scale_zero(folder: str, scoring: str) -> None:
+    """Job: the same weights and tokens through three layers; what they computed, exactly."""
+    from megatron.core.transformer.moe.moe_layer import MoELayer
+
+    with megatron(**EP2):
+        config = _config(grove_router_scoring=scoring)
+        layer = moe_layer(config)
+        stock = moe_layer(_config(grove_num_groups=0, grove_adjugate_ffn_hidden_size=None), False)
+        stock.load_state_dict(
+            {k: v for k, v in layer.state_dict().items() if "adjugate" not in k}, strict=True
+        )
+        x = torch.randn(TOKENS, 1, HIDDEN, generator=torch.Generator().manual_seed(dist.get_rank()))
+        ours = _run(layer, x)
+        layer.zero_grad(set_to_none=True)
+        # The same dispatcher and experts, without the adjugates.
+        layer.routed_experts_compute = MoELayer.routed_experts_compute.__get__(layer)
+        routed = _run(layer, x)
+        theirs = _run(stock, x)
+        same_names = {k for k in ours if "adjugate" not in k} == set(theirs)
+        bitwise = all(torch.equal(ours[k], routed[k]) for k in theirs)
+        worst = max(_relative(ours[k], theirs[k]) for k in theirs)
+        adjugate = max(float(v.abs().max()) for k, v in ours.items() if "adjugate" in k)
+        write_result(
+            folder,
+            {"same_names": same_names, "bitwise": bitwise, "worst": worst, "adjugate": adjugate},
+        )
+
+
+def _run(layer: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y, _ = layer(x)
+    y.square().sum().backward()
+    grads = {n: p.grad for n, p in layer.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "x": x.grad, **grads}
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+def parameters(folder: str) -> None:
+    """Job: how Megatron sees experts and adjugates: attributes, optimizer groups, sharding."""
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+    )
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    attributes = ("allreduce", "tensor_model_parallel", "partition_dim", "partition_stride")
+    with megatron(**EP2):
+        config = _config(grove_adjugate_scale=0.3)
+        layer = moe_layer(config)
+        described = {
+            name: [getattr(p, a, None) for a in attributes] + [p.dim()]
+            for name, p in layer.named_parameters()
+        }
+        wrapped = DistributedDataParallel(config, DistributedDataParallelConfig(), layer)
+        optimizer = get_megatron_optimizer(
+            OptimizerConfig(optimizer="adam", lr=1e-3, weight_decay=0.1), [wrapped]
+        )
+        names = {id(p): n for n, p in layer.named_parameters()}
+        groups = {
+            names[id(p)]: [g["wd_mult"], g["is_expert_parallel"]]
+            for chained in optimizer.chained_optimizers
+            for g in chained.param_groups
+            for p in g["params"]
+        }
+        sharded = {}
+        for name, tensor in layer.sharded_state_dict(prefix="mlp.").items():
+            built = tensor.build() if hasattr(tensor, "build_fn") else tensor
+            pieces = built.values() if isinstance(built, dict) else built
+            pieces = pieces if isinstance(pieces, list | tuple | type({}.values())) else [built]
+            for piece in pieces:
+                if hasattr(piece, "global_shape"):
+                    sharded.setdefault(piece.key, []).append(
+                        [name, list(piece.global_shape), list(piece.global_offset)]
+                    )
+        write_result(folder, {"described": described, "groups": groups, "sharded": sharded})
+
+
+def aliasing(folder: str) -> None:
+    """Job: does a stage hand on memory of its input? Megatron frees what it has handed on."""
+    with megatron(**EP2):
+        layer = moe_layer(_config())
+        x = torch.randn(TOKENS, 1, HIDDEN)
+        probs, chosen = layer.route(x)
+        rows, packed = layer.preprocess(x, probs, chosen)
+        received, packed = layer.dispatch(rows, packed)
+        dispatcher = layer.token_dispatcher
+        dispatcher.expand(packed)
+        expert_rows, _ = dispatcher.expert_inputs(received)
+        group_rows, _ = dispatcher.group_inputs(received)
+        where = [t.untyped_storage().data_ptr() for t in (x, rows, received)]
+        fed = [t.untyped_storage().data_ptr() for t in (expert_rows, group_rows)]
+        write_result(folder, {"stages": where, "fed": fed})

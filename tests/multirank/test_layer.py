@@ -1,0 +1,80 @@
+"""One Grove layer on two ranks: beside Megatron's layer, and as Megatron sees its parameters."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import Ranks
+
+CASES = "tests.multirank.layer_cases"
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "grove"])
+def test_scale_zero_is_the_layer_without_adjugates(
+    scoring: str, ranks: Ranks, tmp_path: Path
+) -> None:
+    job = ranks.run(2, f"{CASES}:scale_zero", str(tmp_path), scoring, folder=tmp_path)
+    for result in job.check().results():
+        assert result["same_names"]
+        assert result["bitwise"], "differs from our own layer without adjugates"
+        assert result["worst"] < 1e-6, "differs from Megatron's layer"
+        assert result["adjugate"] == 0.0
+
+
+@pytest.fixture(scope="module")
+def seen(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("parameters")
+    return ranks.run(2, f"{CASES}:parameters", str(folder), folder=folder).check().results()
+
+
+def by_kind(table: dict[str, Any], kind: str) -> dict[str, Any]:
+    """{fc name: value} of one kind of expert; all its experts must agree."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if match := re.match(rf"{kind}\.local_experts\.\d+\.(linear_fc[12])\.weight", name):
+            assert found.setdefault(match[1], value) == value
+    assert set(found) == {"linear_fc1", "linear_fc2"}
+    return found
+
+
+@pytest.mark.parametrize("table", ["described", "groups"])
+def test_adjugates_are_to_megatron_what_experts_are(
+    table: str, seen: list[dict[str, Any]]
+) -> None:
+    for rank in seen:
+        assert by_kind(rank[table], "adjugate_experts") == by_kind(rank[table], "experts")
+
+
+def test_experts_and_adjugates_are_reduced_over_their_own_ranks_and_decayed(
+    seen: list[dict[str, Any]],
+) -> None:
+    for rank in seen:
+        for allreduce, *_ in by_kind(rank["described"], "adjugate_experts").values():
+            assert allreduce is False
+        for decay, is_expert in by_kind(rank["groups"], "adjugate_experts").values():
+            assert (decay, is_expert) == (1.0, True)
+
+
+def test_adjugates_have_checkpoint_keys_like_experts_with_the_groups_as_axis(
+    seen: list[dict[str, Any]],
+) -> None:
+    keys = [set(rank["sharded"]) for rank in seen]
+    assert keys[0] == keys[1]
+    adjugate = {k for k in keys[0] if ".adjugate_experts." in k}
+    routed = {k for k in keys[0] if ".experts.experts." in k}
+    assert {k.replace(".adjugate_experts.", ".experts.") for k in adjugate} == routed
+    for key in adjugate:
+        placed = [tuple(o) for r in seen for _, _, o in r["sharded"][key]]
+        shapes = {tuple(s) for r in seen for _, s, _ in r["sharded"][key]}
+        assert {s[0] for s in shapes} == {4}, "one entry per group along the first axis"
+        assert len(placed) == len(set(placed)), "every piece at its own place"
+
+
+def test_experts_never_read_memory_that_a_stage_has_handed_on(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    job = ranks.run(2, f"{CASES}:aliasing", str(tmp_path), folder=tmp_path)
+    for result in job.check().results():
+        assert len({*result["stages"], *result["fed"]}) == 5
