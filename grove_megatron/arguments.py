@@ -37,12 +37,24 @@ def select_layer(args: Namespace) -> None:
         args.spec = list(LAYER_SPEC)
 
 
-def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> None:
+def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list[str]:
     """Take the Grove settings from a checkpoint, as ``--use-checkpoint-args`` does for Megatron's.
 
-    They describe the weights, so the checkpoint wins over the command line, like the number of
-    experts does.
+    They describe the weights. A flag that was given (differs from its default) and contradicts
+    the checkpoint is not overruled silently.
+
+    Returns:
+        One line per contradiction.
     """
+    defaults = {f.name: f.default for f in fields(GroveTransformerConfig)}
+    problems = []
     for name in grove_fields():
-        if hasattr(checkpoint_args, name):
-            setattr(args, name, getattr(checkpoint_args, name))
+        given, saved = getattr(args, name), getattr(checkpoint_args, name, defaults[name])
+        if given not in (saved, defaults[name]):
+            flag = f"--{name.replace('_', '-')}"
+            problems.append(
+                f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); remove one of "
+                f"{flag} and --use-checkpoint-args"
+            )
+        setattr(args, name, saved)
+    return problems

@@ -65,11 +65,6 @@ _REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
         "CPU tensors are shared with the worker, not copied; remove it, saves are then complete "
         "when they return",
     ),
-    (
-        "use_persistent_ckpt_worker",
-        bool,
-        "starts a worker process outside this runtime; remove it",
-    ),
     ("logits_save_dir", bool, "needs --async-save; remove it"),
     ("gradient_accumulation_fusion", bool, "needs Apex or TransformerEngine; remove it"),
 ]

@@ -42,8 +42,8 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
 def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_args_from_checkpoint(args: Namespace, *rest: Any, **named: Any) -> Any:
         loaded = original(args, *rest, **named)
-        if isinstance(loaded, tuple):
-            restore_grove_arguments(*loaded)
+        if isinstance(loaded, tuple) and (problems := restore_grove_arguments(*loaded)):
+            refuse(problems)
         return loaded
 
     return load_args_from_checkpoint

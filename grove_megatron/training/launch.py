@@ -48,19 +48,28 @@ def pretrain() -> None:
 def parse_arguments() -> Namespace:
     """Megatron's ``parse_and_validate_args`` with our flags, and our checks before its own."""
     args = parse_args(extra_args_provider=_add_arguments)
-    if args.use_checkpoint_args and (args.load or args.pretrained_checkpoint):
-        for load_arg in ("pretrained_checkpoint", "load"):
-            loaded = load_args_from_checkpoint(args, load_arg=load_arg)
-            if isinstance(loaded, tuple):
-                restore_grove_arguments(*loaded)
+    problems = _from_checkpoint(args) if args.use_checkpoint_args else []
     select_layer(args)
-    if problems := preflight(args) + gpt.entry_problems(args):
+    problems += preflight(args) + gpt.entry_problems(args)
+    if problems:
         refuse(problems)
     # The default of Megatron's own script; validate_args warns of a default nobody needs.
     defaults = {} if args.tokenizer_type else {"tokenizer_type": "GPT2BPETokenizer"}
     validate_args(args, defaults)
     set_global_variables(args)
     return args
+
+
+def _from_checkpoint(args: Namespace) -> list[str]:
+    if args.load is None and args.pretrained_checkpoint is None:
+        return ["--use-checkpoint-args (True) needs --load (None); name the checkpoint"]
+    problems = []
+    for load_arg in ("pretrained_checkpoint", "load"):
+        # The namespace alone comes back where there is no such checkpoint.
+        loaded = load_args_from_checkpoint(args, load_arg=load_arg)
+        if isinstance(loaded, tuple):
+            problems += restore_grove_arguments(*loaded)
+    return problems
 
 
 def _add_arguments(parser: ArgumentParser) -> ArgumentParser:

@@ -16,8 +16,8 @@ PREFIX = "grove_megatron summary: "
 def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> None:
     """Print ``PREFIX`` and a JSON object on rank 0; every rank must call.
 
-    rows_per_token is what was sent, the rows a rank keeps included, averaged over layers and
-    ranks; routed_pairs_per_token is the work the rows stood for, one row each in Megatron's own
+    rows_per_token is what was sent, the rows a rank keeps included, averaged over layers, ranks
+    and all forward passes (validation too); routed_pairs_per_token is the work the rows stood for, one row each in Megatron's own
     all-to-all. params_total counts every parameter of the whole model once; params_active those
     an average token used, by the measured number of experts and adjugates per token.
     """

@@ -57,6 +57,7 @@ def _record(folder: str, argv: list[str], main: Any) -> None:
         return result
 
     training.train_step = train_step
+    _count_traffic()
     sys.argv = ["pretrain", *argv]
     try:
         main()
@@ -66,6 +67,23 @@ def _record(folder: str, argv: list[str], main: Any) -> None:
             raise
     record |= _describe(models)
     write_result(folder, record)
+
+
+def _count_traffic() -> None:
+    """Count, apart from the dispatcher's own counters, what a routing needs and what is sent."""
+    from grove_megatron.moe.dispatcher import GroveTokenDispatcher
+
+    original = GroveTokenDispatcher.dispatch_preprocess
+
+    def dispatch_preprocess(self: Any, hidden: Any, routing_map: Any, probs: Any) -> Any:
+        rows, packed = original(self, hidden, routing_map, probs)
+        counted = self.__dict__.setdefault("counted", {"distinct": 0, "sent": 0})
+        by_rank = routing_map.unflatten(1, (self.ep_size, -1))
+        counted["distinct"] += int(by_rank.any(-1).sum())
+        counted["sent"] += rows.shape[0]
+        return rows, packed
+
+    GroveTokenDispatcher.dispatch_preprocess = dispatch_preprocess
 
 
 def _describe(models: list[Any]) -> dict[str, Any]:
@@ -80,6 +98,6 @@ def _describe(models: list[Any]) -> dict[str, Any]:
             parameters[name] = hashlib.sha256(raw).hexdigest()
         for name, module in model.named_modules():
             if isinstance(module, GroveMoELayer):
-                traffic = module.token_dispatcher.traffic
-                layers.append({"name": name, **vars(traffic)})
+                dispatcher = module.token_dispatcher
+                layers.append({"name": name, **vars(dispatcher.traffic), **dispatcher.counted})
     return {"parameters": parameters, "layers": layers}

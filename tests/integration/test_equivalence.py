@@ -1,5 +1,6 @@
 """Runs that must not differ: other layouts, plain Megatron, an unmodified script, a resumed run."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_an_unmodified_script_trains_the_launchers_model(runner: Runner) -> None
     ours = runner(2, "train", MODEL + EP2)
     foreign = runner(2, "run_script", [SCRIPT, *MODEL, *EP2])
     assert len(foreign[0]["layers"]) == 2
+    assert_identical(foreign, ours)
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("MEGATRON_LM", "")) / "pretrain_gpt.py").is_file(),
+    reason="MEGATRON_LM names no folder with pretrain_gpt.py of core_v0.19.0",
+)
+def test_megatrons_own_script_trains_the_launchers_model(runner: Runner) -> None:
+    script = str(Path(os.environ["MEGATRON_LM"]) / "pretrain_gpt.py")
+    ours = runner(2, "train", MODEL + EP2)
+    foreign = runner(2, "run_script", [script, *MODEL, *EP2])
     assert_identical(foreign, ours)
 
 
@@ -135,3 +147,16 @@ def test_grove_flags_come_back_from_a_checkpoint(runner: Runner, start: Path) ->
     for how, script in (("train", []), ("run_script", [SCRIPT])):
         results = runner(4, how, [*script, *PLAIN_MODEL, *load, *restored])
         assert len(results[0]["layers"]) == 2
+
+
+def test_a_grove_flag_that_contradicts_the_checkpoint_is_refused(
+    ranks: Ranks, start: Path, tmp_path: Path
+) -> None:
+    flags = ["--use-checkpoint-args", "--load", str(start), "--grove-num-groups", "2"]
+    for how, script in (("train", []), ("run_script", [SCRIPT])):
+        folder = tmp_path / how
+        argv = [*script, *PLAIN_MODEL, *flags]
+        job = ranks.run(4, f"{RUN}:{how}", str(folder), argv, folder=folder)
+        assert job.codes == [2, 2, 2, 2]
+        expected = "--grove-num-groups (2) differs from --grove-num-groups of the checkpoint (4)"
+        assert expected in job.log(0)

@@ -88,15 +88,11 @@ def test_the_model_has_the_grove_layers_the_flags_ask_for(layout: str, train: Tr
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_token_is_sent_at_most_once_to_a_rank_and_every_pair_is_counted(
-    layout: str, train: Train
-) -> None:
+def test_rows_sent_are_the_distinct_token_and_rank_pairs(layout: str, train: Train) -> None:
     world_size, flags, _ = LAYOUTS[layout]
-    expert_parallel = int(flags[flags.index(EP2[0]) + 1]) if EP2[0] in flags else 1
     for result in train(world_size, flags):
         for layer in result["layers"]:
-            assert layer["rows"] <= layer["tokens"] * min(2, expert_parallel)
-            assert layer["rows"] <= layer["routed_pairs"]
+            assert layer["rows"] == layer["sent"] == layer["distinct"] > 0
             if layout == "capacity":
                 assert layer["routed_pairs"] < 2 * layer["tokens"]
             else:

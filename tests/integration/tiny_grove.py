@@ -142,7 +142,7 @@ class TinyGrove:
 
 
 def random_weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
-    """fp32 weights of a size at which no part of the model is negligible; norms are not all ones."""
+    """fp32 weights large enough for every part of the model to count; norms are not all ones."""
     generator = torch.Generator().manual_seed(seed)
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     query, key = (n * config["head_dim"] for n in (heads, config["num_key_value_heads"]))

@@ -40,9 +40,7 @@ def by_kind(table: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("table", ["described", "groups"])
-def test_adjugates_are_to_megatron_what_experts_are(
-    table: str, seen: list[dict[str, Any]]
-) -> None:
+def test_adjugates_are_to_megatron_what_experts_are(table: str, seen: list[dict[str, Any]]) -> None:
     for rank in seen:
         assert by_kind(rank[table], "adjugate_experts") == by_kind(rank[table], "experts")
 
@@ -72,9 +70,7 @@ def test_adjugates_have_checkpoint_keys_like_experts_with_the_groups_as_axis(
         assert len(placed) == len(set(placed)), "every piece at its own place"
 
 
-def test_experts_never_read_memory_that_a_stage_has_handed_on(
-    ranks: Ranks, tmp_path: Path
-) -> None:
+def test_experts_never_read_memory_that_a_stage_has_handed_on(ranks: Ranks, tmp_path: Path) -> None:
     job = ranks.run(2, f"{CASES}:aliasing", str(tmp_path), folder=tmp_path)
     for result in job.check().results():
         assert len({*result["stages"], *result["fed"]}) == 5
