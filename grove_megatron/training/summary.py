@@ -17,9 +17,10 @@ def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> N
     """Print ``PREFIX`` and a JSON object on rank 0; every rank must call.
 
     rows_per_token is what was sent, the rows a rank keeps included, averaged over layers, ranks
-    and all forward passes (validation too); routed_pairs_per_token is the work the rows stood for, one row each in Megatron's own
-    all-to-all. params_total counts every parameter of the whole model once; params_active those
-    an average token used, by the measured number of experts and adjugates per token.
+    and all forward passes (validation too); routed_pairs_per_token is the work the rows stood for,
+    one row each in Megatron's own all-to-all. params_total counts every parameter of the whole
+    model once; params_active those an average token used, by the measured number of experts and
+    adjugates per token.
     """
     layers = [m for model in models for m in model.modules() if isinstance(m, GroveMoELayer)]
     counted = torch.zeros(4, dtype=torch.float64, device=torch.cuda.current_device())

@@ -100,7 +100,7 @@ REFUSED: dict[str, Refused] = {
         "",
         "--grove-num-groups (4) is set for a dense model, --num-experts (None); set "
         "--num-experts, or remove the --grove-* flags",
-        model=[*_DENSE, *GROVE],
+        model=[*_DENSE, "--moe-token-dispatcher-type", "alltoall", *GROVE],
     ),
     "context-parallel": case(
         "--context-parallel-size 2",
@@ -137,16 +137,7 @@ def test_pretrain_refuses(name: str, ranks: Ranks, tmp_path: Path) -> None:
     assert_refused(job, REFUSED[name].lines)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("groups-do-not-divide-experts", "spec-module", "context-parallel")
-        # Without Grove flags of its own the rest of the table goes the same way.
-        else pytest.param(name, marks=pytest.mark.long)
-        for name in REFUSED
-    ],
-)
+@pytest.mark.parametrize("name", REFUSED)
 def test_an_unmodified_script_is_refused_the_same(name: str, ranks: Ranks, tmp_path: Path) -> None:
     argv = [SCRIPT, *REFUSED[name].model, *REFUSED[name].flags]
     job = ranks.run(2, f"{RUN}:run_script", str(tmp_path), argv, folder=tmp_path)

@@ -1,0 +1,82 @@
+"""The command line: frozen, documented, and what it selects."""
+
+import argparse
+
+import pytest
+from megatron.training.arguments import add_megatron_arguments
+
+from grove_megatron.arguments import (
+    LAYER_SPEC,
+    add_grove_arguments,
+    restore_grove_arguments,
+    select_layer,
+)
+
+
+@pytest.fixture(scope="module")
+def parser() -> argparse.ArgumentParser:
+    return add_grove_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+
+
+def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> None:
+    found = {
+        action.option_strings[0]: (action.default, action.choices)
+        for action in parser._actions
+        if action.dest.startswith("grove_")
+    }
+    assert found == {
+        "--grove-num-groups": (None, None),
+        "--grove-adjugate-ffn-hidden-size": (None, None),
+        "--grove-adjugate-scale": (0.05, None),
+        "--grove-allow-scale-above-bound": (False, None),
+        "--grove-router-scoring": ("grove", ("grove", "softmax")),
+    }
+
+
+def test_help_prints_every_flag_and_its_text(parser: argparse.ArgumentParser) -> None:
+    text = " ".join(parser.format_help().split())
+    assert "--grove-num-groups" in text
+    assert "each group has one adjugate expert" in text
+    assert "--moe-router-topk" in text
+
+
+def test_asking_for_groups_selects_the_layer(parser: argparse.ArgumentParser) -> None:
+    args = parser.parse_args(["--grove-num-groups", "4"])
+    select_layer(args)
+    assert args.spec == list(LAYER_SPEC)
+
+
+@pytest.mark.parametrize("flags", [[], ["--grove-num-groups", "0"]])
+def test_without_groups_megatron_chooses_the_layer(
+    flags: list[str], parser: argparse.ArgumentParser
+) -> None:
+    args = parser.parse_args(flags)
+    select_layer(args)
+    assert args.spec is None
+
+
+def test_a_spec_that_was_given_stays(parser: argparse.ArgumentParser) -> None:
+    args = parser.parse_args(["--grove-num-groups", "4", "--spec", "a.b", "c"])
+    select_layer(args)
+    assert args.spec == ["a.b", "c"]
+
+
+def test_a_checkpoint_fills_in_what_was_not_given(parser: argparse.ArgumentParser) -> None:
+    saved = parser.parse_args(["--grove-num-groups", "4", "--grove-adjugate-scale", "0.3"])
+    args = parser.parse_args(["--grove-num-groups", "4"])
+    assert restore_grove_arguments(args, saved) == []
+    assert (args.grove_num_groups, args.grove_adjugate_scale) == (4, 0.3)
+
+
+def test_a_checkpoint_does_not_overrule_a_flag_silently(parser: argparse.ArgumentParser) -> None:
+    args = parser.parse_args(["--grove-num-groups", "4"])
+    (problem,) = restore_grove_arguments(args, parser.parse_args([]))
+    assert problem.startswith("--grove-num-groups (4) differs from --grove-num-groups of the")
+
+
+def test_a_checkpoint_of_a_run_without_the_plugin_is_a_plain_one(
+    parser: argparse.ArgumentParser,
+) -> None:
+    args = parser.parse_args(["--grove-adjugate-scale", "0.3"])
+    (problem,) = restore_grove_arguments(args, argparse.Namespace(num_experts=8))
+    assert "--grove-adjugate-scale of the checkpoint (0.05)" in problem
