@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from ..compat import MEGATRON_REQUIREMENT, TORCH_REQUIREMENT
 from . import cuda_stand_in as stand_in
 from .device_mode import CudaMeansCpu
-from .fingerprints import recorded
+from .fingerprints import megatron_patch, torch_patch
 from .registry import Patch, PatchSet
 from .wheel import WHEEL
 
@@ -105,18 +104,12 @@ _STAND_INS: dict[str, tuple[Any, str]] = {
 }
 
 
-def _stand_in_name(name: str) -> str:
-    return f"cuda-{name.replace('_', '-')}"
-
-
 def _torch_cuda(name: str) -> Patch:
     replacement, reason = _STAND_INS[name]
-    return Patch(
-        name=_stand_in_name(name),
+    return torch_patch(
+        name=f"cuda-{name.replace('_', '-')}",
         target=f"torch.cuda:{name}",
         reason=reason,
-        requires=TORCH_REQUIREMENT,
-        fingerprint=recorded(_stand_in_name(name)),
         make=_always(replacement),
     )
 
@@ -126,94 +119,72 @@ CPU = PatchSet(
     "what megatron.training needs to run without CUDA",
     [
         *[_torch_cuda(name) for name in _STAND_INS],
-        Patch(
+        torch_patch(
             name="nvtx-push",
             target="torch.cuda.nvtx:range_push",
             reason="profiling ranges need the CUDA library",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("nvtx-push"),
             make=_always(stand_in.nvtx_range_push),
         ),
-        Patch(
+        torch_patch(
             name="nvtx-pop",
             target="torch.cuda.nvtx:range_pop",
             reason="profiling ranges need the CUDA library",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("nvtx-pop"),
             make=_always(stand_in.nvtx_range_pop),
         ),
-        Patch(
+        torch_patch(
             name="record-stream",
             target="torch:Tensor.record_stream",
             reason="takes nothing but a real CUDA stream",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("record-stream"),
             make=_always(stand_in.record_stream),
         ),
-        Patch(
+        torch_patch(
             name="accelerator-current",
             target="torch.accelerator:current_accelerator",
             reason="a CUDA build of torch names an accelerator that is not there; asked by "
             "init_process_group and by every torch.optim step",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("accelerator-current"),
             make=_always(stand_in.current_accelerator),
         ),
-        Patch(
+        torch_patch(
             name="accelerator-available",
             target="torch.accelerator:is_available",
             reason="DataLoader(pin_memory=True) asks it",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("accelerator-available"),
             make=_always(stand_in.no_accelerator),
         ),
-        Patch(
+        torch_patch(
             name="accelerator-count",
             target="torch.accelerator:device_count",
             reason="goes with accelerator-available",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("accelerator-count"),
             make=_always(stand_in.no_accelerator_devices),
         ),
-        Patch(
+        torch_patch(
             name="thread-device",
             target="threading:Thread.run",
             reason="a TorchFunctionMode belongs to one thread; new threads enter their own",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("thread-device"),
             make=_thread_run,
         ),
-        Patch(
+        torch_patch(
             name="backward-device",
             target="torch.autograd:_engine_run_backward",
             reason="a TorchFunctionMode is off inside its own handler, so the Python of autograd "
             "functions that Tensor.backward() runs would not see it",
-            requires=TORCH_REQUIREMENT,
-            fingerprint=recorded("backward-device"),
             make=_run_backward,
         ),
-        Patch(
+        megatron_patch(
             name="rng-get",
             target="megatron.core.tensor_parallel.random:_get_cuda_rng_state",
             reason="reads the state of a CUDA generator",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("rng-get"),
             make=_cuda_rng_get,
         ),
-        Patch(
+        megatron_patch(
             name="rng-set",
             target="megatron.core.tensor_parallel.random:_set_cuda_rng_state",
             reason="queues the change until CUDA initialises, which never happens",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("rng-set"),
             make=_cuda_rng_set,
         ),
-        Patch(
+        megatron_patch(
             name="dispatcher-splits",
             target="megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",
             reason="leaves CPU tensors alone, but all_to_all_single wants split sizes as numbers",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("dispatcher-splits"),
             make=_move_splits,
         ),
     ],

@@ -4,6 +4,12 @@ Made by ``python -m grove_megatron.runtime --fingerprints`` with torch 2.13.0 an
 0.19.2, after reading each source beside its replacement.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+from ..compat import MEGATRON_REQUIREMENT, TORCH_REQUIREMENT
+from .registry import Patch
+
 FINGERPRINTS: dict[str, str] = {
     "dataset-helpers": "source:84029a50ae8cfac1",
     "optimizer-state-before-first-step": "source:fe621ae6a622b587",
@@ -56,6 +62,22 @@ FINGERPRINTS: dict[str, str] = {
 }
 
 
-def recorded(name: str) -> str:
-    """The fingerprint of the patch ``name``; a patch without one refuses to be applied."""
-    return FINGERPRINTS.get(name, "nothing recorded")
+def megatron_patch(*, name: str, target: str, reason: str, make: Callable[[Any], Any]) -> Patch:
+    """A patch of Megatron with its recorded fingerprint; without one it refuses to be applied."""
+    return _patch(MEGATRON_REQUIREMENT, name, target, reason, make)
+
+
+def torch_patch(*, name: str, target: str, reason: str, make: Callable[[Any], Any]) -> Patch:
+    """A patch of torch, or of Python on its behalf."""
+    return _patch(TORCH_REQUIREMENT, name, target, reason, make)
+
+
+def _patch(requires: str, name: str, target: str, reason: str, make: Callable[[Any], Any]) -> Patch:
+    return Patch(
+        name=name,
+        target=target,
+        reason=reason,
+        requires=requires,
+        fingerprint=FINGERPRINTS.get(name, "nothing recorded"),
+        make=make,
+    )

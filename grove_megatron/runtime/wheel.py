@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from ..compat import MEGATRON_REQUIREMENT
-from .fingerprints import recorded
-from .registry import Patch, PatchSet
+from .fingerprints import megatron_patch
+from .registry import PatchSet
 
 
 def _compile_helpers(original: Callable[[], None]) -> Callable[[], None]:
@@ -62,31 +61,25 @@ WHEEL = PatchSet(
     "wheel",
     "what the PyPI wheel lacks (CUDA machines too)",
     [
-        Patch(
+        megatron_patch(
             name="dataset-helpers",
             target="megatron.core.datasets.utils:compile_helpers",
             reason="runs make in a folder whose Makefile the wheel does not ship and exits the "
             "process, although the wheel ships the compiled helpers",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("dataset-helpers"),
             make=_compile_helpers,
         ),
-        Patch(
+        megatron_patch(
             name="optimizer-state-before-first-step",
             target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict",
             reason="asserts on a fresh torch.optim.Adam, so a run without Apex or "
             "TransformerEngine can save with the distributed optimizer but never resume",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("optimizer-state-before-first-step"),
             make=_optimizer_state_dict,
         ),
-        Patch(
+        megatron_patch(
             name="optimizer-step-after-load",
             target="megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
             reason="with torch.optim.Adam writes fp32 parameters in place where autograd forbids "
             "it, and leaves the step at 0, which silently changes the bias correction",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("optimizer-step-after-load"),
             make=_optimizer_load_state_dict,
         ),
     ],

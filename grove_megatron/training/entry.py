@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..arguments import add_grove_arguments, restore_grove_arguments, select_layer
-from ..compat import MEGATRON_REQUIREMENT
 from ..config import GroveTransformerConfig
 from ..runtime import cpu_is_active
-from ..runtime.fingerprints import recorded
-from ..runtime.registry import Patch, PatchSet
+from ..runtime.fingerprints import megatron_patch
+from ..runtime.registry import PatchSet
 from .builder import GroveGPTModelConfig
 from .cpu_arguments import set_cpu_defaults
 from .preflight import preflight
@@ -53,44 +52,34 @@ ENTRY = PatchSet(
     "entry",
     "what grove_megatron.run rebinds for a foreign entry script (CUDA machines too)",
     [
-        Patch(
+        megatron_patch(
             name="flags",
             target="megatron.training.arguments:add_megatron_arguments",
             reason="the script's parser is strict; adds the --grove-* flags and CPU defaults",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("flags"),
             make=_add_arguments,
         ),
-        Patch(
+        megatron_patch(
             name="checks",
             target="megatron.training.arguments:validate_args",
             reason="refuses what cannot work before Megatron asserts on the first of it",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("checks"),
             make=_validate_args,
         ),
-        Patch(
+        megatron_patch(
             name="checkpoint-flags",
             target="megatron.training.checkpointing:load_args_from_checkpoint",
             reason="--use-checkpoint-args restores a fixed list of flags without ours",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("checkpoint-flags"),
             make=_load_args,
         ),
-        Patch(
+        megatron_patch(
             name="config-class",
             target="megatron.training.argument_utils:TransformerConfig",
             reason="the script builds its config from flags without naming a class",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("config-class"),
             make=lambda original: GroveTransformerConfig,
         ),
-        Patch(
+        megatron_patch(
             name="builder",
             target="megatron.training.models.gpt:GPTModelConfig.builder",
             reason="the MTP block ignores --spec, and a spec that does not import is ignored",
-            requires=MEGATRON_REQUIREMENT,
-            fingerprint=recorded("builder"),
             make=lambda original: GroveGPTModelConfig.builder,
         ),
     ],

@@ -1,0 +1,115 @@
+"""setup.py says what the documents say. Read, not run: standard library only."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def metadata() -> dict[str, Any]:
+    """The literal arguments of the call of ``setup``; what is computed is left out."""
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(read("setup.py")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "setup"
+    ]
+    found = {}
+    for keyword in call.keywords:
+        try:
+            found[keyword.arg or ""] = ast.literal_eval(keyword.value)
+        except ValueError:
+            continue
+    return found
+
+
+def constants(name: str) -> dict[str, Any]:
+    """Module-level names of a file that are bound to literals."""
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(read(name)).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+
+
+def requirements() -> list[str]:
+    extras = metadata()["extras_require"].values()
+    return [*metadata()["install_requires"], *(r for extra in extras for r in extra)]
+
+
+def project(requirement: str) -> str:
+    (name,) = re.findall(r"^[A-Za-z0-9._-]+", requirement.strip())
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def bounds(requirement: str) -> str:
+    return re.sub(r"^[A-Za-z0-9._-]+(\[[^]]*\])?", "", requirement)
+
+
+def pinned() -> dict[str, str]:
+    lines = (line.split("#")[0].strip() for line in read(".ci/constraints.txt").splitlines())
+    return {project(line): line.split("==")[1] for line in lines if "==" in line}
+
+
+def test_name_python_and_command() -> None:
+    found = metadata()
+    assert found["name"] == "grove-megatron"
+    assert f"Python {found['python_requires']}" in read("README.md")
+    assert found["entry_points"] == {"console_scripts": ["grove=grove_megatron.cli:main"]}
+    assert "def main()" in read("grove_megatron/cli.py")
+
+
+def test_extras_are_those_the_documents_name() -> None:
+    assert sorted(metadata()["extras_require"]) == ["dev", "hf", "te"]
+    assert metadata()["extras_require"]["te"] == ["transformer-engine[pytorch]"]
+    named = re.findall(r"'?\.\[(\w+)\]|grove-megatron\[(\w+)\]", read("CONTRIBUTING.md"))
+    assert {a or b for a, b in named} <= set(metadata()["extras_require"])
+    assert "te" in {a or b for a, b in named}
+
+
+def test_apex_of_pypi_is_required_nowhere() -> None:
+    assert "apex" not in {project(r) for r in requirements()}
+    assert "apex" not in pinned()
+    install = read(".ci/install") + read("Makefile")
+    assert not re.search(r"pip install[^\n]*\bapex\b", install)
+
+
+def test_versions_are_the_same_in_setup_code_and_readme() -> None:
+    code = constants("grove_megatron/compat.py")
+    needed = {project(r): bounds(r) for r in metadata()["install_requires"]}
+    for name, constant in (("megatron-core", "MEGATRON"), ("torch", "TORCH")):
+        assert code[f"{constant}_REQUIREMENT"] == f"{name}{needed[name]}"
+        assert f'{constant}_RANGE = SpecifierSet("{needed[name]}"' in read(
+            "grove_megatron/compat.py"
+        )
+        assert f"{name} {needed[name]}" in read("README.md")
+        assert f"{name} {pinned()[name]}" in " ".join(read("README.md").split())
+
+
+def test_the_changelog_has_this_version_first() -> None:
+    headings = re.findall(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)
+    assert headings[0] == metadata()["version"]
+
+
+def test_the_licence_is_apache() -> None:
+    assert metadata()["license"] == "Apache-2.0"
+    assert metadata()["license_files"] == ["LICENSE"]
+    text = " ".join(read("LICENSE").split())
+    assert text.startswith("Apache License Version 2.0, January 2004")
+    assert text.count("TERMS AND CONDITIONS FOR USE") == 1
+    assert all(f" {n}. " in text for n in range(1, 10))
+
+
+def test_readmes_of_the_package_are_packaged() -> None:
+    assert "**/README.md" in metadata()["package_data"]["grove_megatron"]
+    for folder in ("moe", "runtime"):
+        assert (ROOT / "grove_megatron" / folder / "README.md").is_file()
