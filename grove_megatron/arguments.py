@@ -1,5 +1,6 @@
 """``--grove-*`` flags, made from the fields of :class:`GroveTransformerConfig`."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 
@@ -56,5 +57,7 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
                 f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); remove one of "
                 f"{flag} and --use-checkpoint-args"
             )
+        elif given != saved and os.environ.get("RANK", "0") == "0":
+            print(f"grove_megatron: {name} ({saved}) is taken from the checkpoint")
         setattr(args, name, saved)
     return problems

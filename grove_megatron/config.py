@@ -105,6 +105,12 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"--grove-adjugate-ffn-hidden-size ({width}) is not positive beside "
             f"--grove-num-groups ({groups}); give the width of an adjugate expert"
         )
+    elif width % (expert_tensor := _expert_tensor_parallel_size(settings)):
+        problems.append(
+            f"--grove-adjugate-ffn-hidden-size ({width}) is not a multiple of "
+            f"--expert-tensor-parallel-size ({expert_tensor}), which splits it; use a width or a "
+            "size that fits"
+        )
     if not scale >= 0:
         problems.append(
             f"--grove-adjugate-scale ({scale}) is not 0 or more; the paper's value is 0.05"
@@ -119,6 +125,12 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
     problems += _router_problems(settings)
     problems += _unsupported(settings)
     return problems
+
+
+def _expert_tensor_parallel_size(settings: Any) -> int:
+    # Megatron's default: that of the dense layers.
+    size = settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size
+    return int(size)
 
 
 def _router_problems(settings: Any) -> list[str]:

@@ -94,7 +94,6 @@ def megatron_flags(config: dict[str, Any]) -> list[str]:
     switches = ["group-query-attention", "swiglu", "disable-bias-linear", "qk-layernorm"]
     if not config.get("tie_word_embeddings", False):
         switches.append("untie-embeddings-and-output-weights")
-    if not config.get("norm_topk_prob", True):
-        switches.append("moe-router-pre-softmax")
+    # norm_topk_prob is not read: the released Grove block renormalises whatever it says.
     flags = [part for name, value in valued.items() for part in (f"--{name}", str(value))]
     return flags + [f"--{name}" for name in switches]

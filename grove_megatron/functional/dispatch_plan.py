@@ -122,8 +122,12 @@ def plan_expand(packed_probs_VL: Tensor, num_local_groups: int) -> ExpandPlan:
 def unpack_probs(
     packed_probs_VL: Tensor, plan: ExpandPlan, num_local_groups: int
 ) -> tuple[Tensor, Tensor]:
-    """Weights of every routed pair [N] and of every adjugate pair [M], differentiable."""
+    """Weights of every routed pair [N] and of every adjugate pair [M], differentiable.
+
+    The former in the dtype that came, the latter summed in fp32 or wider.
+    """
     selected_VL = packed_probs_VL != NOT_ROUTED
     probs_VL = packed_probs_VL.masked_fill(~selected_VL, 0.0)
-    group_probs_VG = group_probs(probs_VL, num_local_groups)
+    wide = torch.promote_types(probs_VL.dtype, torch.float32)
+    group_probs_VG = group_probs(probs_VL.to(wide), num_local_groups)
     return probs_VL[plan.row_N, plan.expert_N], group_probs_VG[plan.row_M, plan.group_M]

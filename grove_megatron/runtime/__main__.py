@@ -4,7 +4,7 @@ import argparse
 import sys
 import warnings
 
-from .registry import PatchSet, fingerprint, problem, resolve
+from .registry import Patch, PatchSet, fingerprint, problem, resolve
 
 
 def patch_sets() -> list[PatchSet]:
@@ -30,11 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         if not options.fingerprints:
             print(f"{patches.name}: {patches.purpose}")
         for patch in patches.patches:
-            if options.fingerprints:
-                owner, attribute = resolve(patch.target)
-                print(f'    "{patch.name}": "{fingerprint(getattr(owner, attribute))}",')
-                continue
             trouble = problem(patch)
+            if options.fingerprints:
+                print(_table_row(patch))
+                continue
             problems += trouble is not None
             print(f"  {patch.name:<34} {patch.target}\n      why: {patch.reason}")
             print(f"      for: {patch.requires}  {patch.fingerprint}")
@@ -42,6 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     if problems:
         print(f"{problems} patches do not fit; the runtime refuses to start.", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _table_row(patch: Patch) -> str:
+    try:
+        owner, attribute = resolve(patch.target)
+        return f'    "{patch.name}": "{fingerprint(getattr(owner, attribute))}",'
+    except (ImportError, AttributeError) as error:
+        return f"    # {patch.name}: target {patch.target} is missing ({error})"
 
 
 if __name__ == "__main__":

@@ -327,6 +327,14 @@ def test_nan_in_the_golden_fails(name: str, error: str, verify: Verify, edited: 
     verify(LAYOUTS["ep1"], model).assert_failed(error)
 
 
+def test_a_gradient_that_is_not_compared_fails(verify: Verify, edited: Any) -> None:
+    name = f"{FIRST_LAYER}.mlp.expert_bias"
+    with_bias, with_gradient = put(name, torch.zeros(16)), put(f"grad.{name}", torch.zeros(16))
+    verdict = verify(LAYOUTS["ep1"], edited(weights=with_bias, golden=with_gradient))
+    verdict.assert_failed()
+    assert (verdict.report["grads_compared"], verdict.report["grads_in_file"]) == (31, 32)
+
+
 @pytest.mark.parametrize("layout", ["ep4", "tp2"])
 def test_a_wrong_gradient_of_one_rank_fails_on_every_rank(
     layout: str, verify: Verify, edited: Any

@@ -25,6 +25,16 @@ REFUSED = [
         "--grove-num-groups (3) does not divide --num-experts (8); use one of 1, 2, 4, 8",
     ),
     (
+        "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 15 --expert-tensor-parallel-size 2",
+        "--grove-adjugate-ffn-hidden-size (15) is not a multiple of "
+        "--expert-tensor-parallel-size (2)",
+    ),
+    (
+        "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 15 --tensor-model-parallel-size 2",
+        "--grove-adjugate-ffn-hidden-size (15) is not a multiple of "
+        "--expert-tensor-parallel-size (2)",
+    ),
+    (
         "--grove-num-groups -2 --grove-adjugate-ffn-hidden-size 8",
         "--grove-num-groups (-2) is negative; leave it out for a plain MoE",
     ),
