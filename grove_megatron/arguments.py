@@ -3,6 +3,7 @@
 import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
+from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -38,6 +39,46 @@ def select_layer(args: Namespace) -> None:
         args.spec = list(LAYER_SPEC)
 
 
+def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
+    """Grove settings of a run that differ from those its checkpoint was made with, a line each.
+
+    They describe the weights: loaded with others, a checkpoint would silently lose its adjugates
+    or become another model.
+    """
+    problems = []
+    for name in grove_fields():
+        if name == "grove_allow_scale_above_bound":
+            continue
+        given, saved = getattr(args, name), _saved(checkpoint_args, name)
+        if (given or None) != (saved or None):
+            flag = f"--{name.replace('_', '-')}"
+            problems.append(
+                f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); give the "
+                "checkpoint's value, or --use-checkpoint-args"
+            )
+    return problems
+
+
+def _saved(checkpoint_args: Namespace, name: str) -> Any:
+    """A checkpoint that knows nothing of Grove is one of a plain model."""
+    defaults = {f.name: f.default for f in fields(GroveTransformerConfig)}
+    return getattr(checkpoint_args, name, defaults[name])
+
+
+def refuse_yaml(argv: list[str]) -> list[str]:
+    """``--yaml-cfg`` replaces the whole command line, our flags and all our checks included."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--yaml-cfg")
+    options, rest = parser.parse_known_args(argv)
+    grove = [flag for flag in rest if flag.startswith("--grove-")]
+    if options.yaml_cfg is None or not grove:
+        return []
+    return [
+        f"--yaml-cfg ({options.yaml_cfg}) replaces the command line and with it {grove[0]} "
+        f"({len(grove)} Grove flags given); use flags alone"
+    ]
+
+
 def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list[str]:
     """Take the Grove settings from a checkpoint, as ``--use-checkpoint-args`` does for Megatron's.
 
@@ -50,7 +91,7 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
     defaults = {f.name: f.default for f in fields(GroveTransformerConfig)}
     problems = []
     for name in grove_fields():
-        given, saved = getattr(args, name), getattr(checkpoint_args, name, defaults[name])
+        given, saved = getattr(args, name), _saved(checkpoint_args, name)
         if given not in (saved, defaults[name]):
             flag = f"--{name.replace('_', '-')}"
             problems.append(

@@ -70,7 +70,9 @@ def _print_report(report: "Report", as_json: bool) -> None:  # noqa: F821
     console.print(table)
     console.print("passed" if report.passed else "FAILED")
     if as_json:
-        print(json.dumps(asdict(report)), flush=True)
+        # JSON has no infinity.
+        finite = {k: min(v, sys.float_info.max) for k, v in asdict(report).items()}
+        print(json.dumps(finite), flush=True)
 
 
 def _alone() -> None:

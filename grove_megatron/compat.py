@@ -13,8 +13,8 @@ from packaging.specifiers import SpecifierSet
 
 MEGATRON_RANGE = SpecifierSet(">=0.19,<0.20", prereleases=True)
 TORCH_RANGE = SpecifierSet(">=2.11", prereleases=True)
-MEGATRON_REQUIREMENT = "megatron-core>=0.19,<0.20"
-TORCH_REQUIREMENT = "torch>=2.11"
+MEGATRON_REQUIREMENT = f"megatron-core{MEGATRON_RANGE}"
+TORCH_REQUIREMENT = f"torch{TORCH_RANGE}"
 
 
 def megatron_version() -> str | None:

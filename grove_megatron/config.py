@@ -4,6 +4,7 @@ No ``from __future__ import annotations`` here: Megatron turns the annotations o
 into argparse types.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -38,7 +39,8 @@ class GroveTransformerConfig(TransformerConfig):
     logits. softmax: Megatron's own router, as its flags say."""
 
     def __post_init__(self) -> None:
-        if self.grove_num_groups and self.grove_router_scoring == "grove":
+        scoring = self.grove_num_groups and self.grove_router_scoring
+        if scoring == "grove" and self.moe_router_score_function == "softmax":
             # Megatron accepts an expert bias only beside a score function of its own that has
             # one. GroveRouter selects on sigmoid and never asks this field for the weights.
             self.moe_router_score_function = "sigmoid"
@@ -75,11 +77,14 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
     scale = settings.grove_adjugate_scale
     problems = []
     if not groups:
-        if width is not None:
-            problems.append(
-                f"--grove-adjugate-ffn-hidden-size ({width}) is set without --grove-num-groups "
-                f"({groups}); set the number of groups, or remove both"
-            )
+        for field in fields(GroveTransformerConfig):
+            value = getattr(settings, field.name, field.default)
+            unset = field.name == "grove_num_groups" or value == field.default
+            if field.name in grove_fields() and not unset:
+                problems.append(
+                    f"--{field.name.replace('_', '-')} ({value}) is set without --grove-num-groups "
+                    f"({groups}); set the number of groups, or remove it"
+                )
         return problems
     if not num_experts:
         problems.append(
@@ -94,7 +99,11 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"use one of {_divisors(num_experts)}"
         )
     expert_parallel = settings.expert_model_parallel_size
-    if groups > 0 and expert_parallel and groups % expert_parallel:
+    if expert_parallel < 1:
+        problems.append(
+            f"--expert-model-parallel-size ({expert_parallel}) is below 1; use 1 or more"
+        )
+    elif groups > 0 and groups % expert_parallel:
         problems.append(
             f"--expert-model-parallel-size ({expert_parallel}) does not divide --grove-num-groups "
             f"({groups}); a group and its adjugate stay on one rank, so use one of "
@@ -111,9 +120,10 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"--expert-tensor-parallel-size ({expert_tensor}), which splits it; use a width or a "
             "size that fits"
         )
-    if not scale >= 0:
+    if not 0 <= scale < math.inf:
         problems.append(
-            f"--grove-adjugate-scale ({scale}) is not 0 or more; the paper's value is 0.05"
+            f"--grove-adjugate-scale ({scale}) is not a finite number of 0 or more; the paper's "
+            "value is 0.05"
         )
     elif num_experts and groups > 0 and not settings.grove_allow_scale_above_bound:
         bound = scale_bound(groups, num_experts)
@@ -122,6 +132,11 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
                 f"--grove-adjugate-scale ({scale}) is above groups / experts ({bound:g}); lower "
                 "it, or pass --grove-allow-scale-above-bound"
             )
+    if num_experts and not 1 <= settings.moe_router_topk <= num_experts:
+        problems.append(
+            f"--moe-router-topk ({settings.moe_router_topk}) is not between 1 and --num-experts "
+            f"({num_experts}); choose the experts per token"
+        )
     problems += _router_problems(settings)
     problems += _unsupported(settings)
     return problems
@@ -211,6 +226,26 @@ _REFUSED: list[tuple[str, Any, str]] = [
         "heterogeneous_layers_config_path",
         lambda v: v is not None,
         "makes Megatron drop the Grove settings; remove one of them",
+    ),
+    (
+        "moe_use_upcycling",
+        bool,
+        "rebuilds the dense model with the MoE configuration; convert the checkpoint beforehand",
+    ),
+    (
+        "hybrid_layer_pattern",
+        lambda v: v is not None,
+        "builds its layers from another spec; remove it",
+    ),
+    (
+        "experimental_attention_variant",
+        lambda v: v is not None,
+        "builds its layers from another spec; remove it",
+    ),
+    (
+        "cuda_graph_impl",
+        lambda v: v != "none",
+        "cannot capture a dispatch whose row counts are read on the host; use none",
     ),
     (
         "use_megatron_fsdp",

@@ -6,19 +6,19 @@ Megatron chose for the local or TransformerEngine implementation.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from .config import is_grove
+from .config import GroveTransformerConfig, is_grove
+from .layer_count import check_grove_layers
 from .moe.layer import GroveMoELayer
 from .moe.norm import sequence_parallel_norm
 from .moe.router import GroveRouter
@@ -33,8 +33,21 @@ def grove_layer_spec(model_config: Any, vp_stage: int | None = None) -> Transfor
 
     Returns:
         Megatron's own block spec if the config asks for no groups.
+
+    Raises:
+        ValueError: the config is not a GroveTransformerConfig; and, once the model is built, by a
+            hook of a GPTModelConfig, it has not as many Grove layers as the config asks for.
     """
     config: TransformerConfig = getattr(model_config, "transformer", model_config)
+    if not isinstance(config, GroveTransformerConfig):
+        raise ValueError(
+            f"config ({type(config).__name__}) is not a GroveTransformerConfig and cannot say what "
+            "Grove layer to build; start with grove_megatron.pretrain or grove_megatron.run, or "
+            "pass a GroveTransformerConfig"
+        )
+    hooks = getattr(model_config, "post_wrap_hooks", None)
+    if hooks is not None and check_grove_layers not in hooks:
+        hooks.append(check_grove_layers)
     block = get_gpt_decoder_block_spec(
         config,
         use_transformer_engine=config.transformer_impl == "transformer_engine",
@@ -51,39 +64,26 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
     Works on block, layer and MTP specs alike; the original is not changed. Layers that shared one
     spec object share one afterwards.
     """
-    swaps: dict[Any, Callable[[Any], Any]] = {}
+    swaps: dict[Any, Any] = {}
     if is_grove(config):
-        swaps[MoELayer] = _grove_layer
+        swaps = {MoELayer: GroveMoELayer, TopKRouter: GroveRouter}
     if config.sequence_parallel and config.transformer_impl == "local":
-        swaps[WrappedTorchNorm] = lambda original: sequence_parallel_norm
-    if not swaps:
-        return spec
-    return _swap(spec, swaps, {})
+        swaps[WrappedTorchNorm] = sequence_parallel_norm
+    return _swap(spec, swaps, {}) if swaps else spec
 
 
-def _grove_layer(original: Any) -> Any:
-    """``partial(MoELayer, submodules=...)`` -> the same with our layer and router."""
-    if not isinstance(original, partial):
-        return GroveMoELayer
-    old: MoESubmodules = original.keywords["submodules"]
-    submodules = copy.copy(old)
-    submodules.router = GroveRouter
-    return partial(GroveMoELayer, *original.args, **{**original.keywords, "submodules": submodules})
-
-
-def _swap(node: Any, swaps: dict[Any, Callable[[Any], Any]], done: dict[int, Any]) -> Any:
-    """Rebuild a spec tree, replacing every builder that is, or wraps, a key of ``swaps``."""
+def _swap(node: Any, swaps: dict[Any, Any], done: dict[int, Any]) -> Any:
+    """Rebuild a spec tree, replacing every class that is a key of ``swaps``."""
     if id(node) in done:
         return done[id(node)]
-    builder = node.func if isinstance(node, partial) else node
-    if isinstance(builder, type) and builder in swaps:
-        new = swaps[builder](node)
+    if isinstance(node, type):
+        new = swaps.get(node, node)
     elif isinstance(node, partial):
         keywords = {k: _swap(v, swaps, done) for k, v in node.keywords.items()}
-        new = partial(node.func, *node.args, **keywords)
+        new = partial(_swap(node.func, swaps, done), *node.args, **keywords)
     elif isinstance(node, list):
         new = [_swap(item, swaps, done) for item in node]
-    elif isinstance(node, ModuleSpec) or (is_dataclass(node) and not isinstance(node, type)):
+    elif is_dataclass(node):
         new = copy.copy(node)
         for field in fields(node):
             setattr(new, field.name, _swap(getattr(node, field.name), swaps, done))

@@ -51,6 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key, handled in _ONLY:
         if config.get(key, handled[0]) not in handled:
             problems.append(f"{key} ({config[key]}) is not {handled[0]}, the one value handled")
+    if config.get("rope_theta", 0) != int(config.get("rope_theta", 0)):
+        problems.append(f"rope_theta ({config['rope_theta']}) is not a whole number")
     if not problems and config["num_experts"] % config["num_experts_per_group"]:
         problems.append(
             f"num_experts ({config['num_experts']}) is not a multiple of num_experts_per_group "

@@ -80,4 +80,5 @@ class QueryKeyValue:
 
     def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
         groups = [t.reshape(self.num_query_groups, -1, *t.shape[1:]) for t in tensors]
-        return tp.slice(torch.cat(groups, dim=1), 0).reshape(-1, *tensors[0].shape[1:])
+        # Rows, not groups, are split: with fewer groups than ranks a group is cut.
+        return tp.slice(torch.cat(groups, dim=1).reshape(-1, *tensors[0].shape[1:]), 0)

@@ -162,10 +162,12 @@ def _build(
 def _flags(config: dict[str, Any], golden: Golden, extra_flags: list[str]) -> list[str]:
     batch_size, sequence_length = golden.input_ids.shape
     parser = argparse.ArgumentParser(add_help=False)
-    for name in ("tensor", "pipeline", "context"):
-        parser.add_argument(f"--{name}-model-parallel-size", type=int, default=1)
+    for name in ("tensor-model", "pipeline-model", "context"):
+        parser.add_argument(f"--{name}-parallel-size", type=int, default=1)
+    parser.add_argument("--num-layers-per-virtual-pipeline-stage", type=int, default=None)
     sizes, _ = parser.parse_known_args(extra_flags)
     tensor, pipeline = sizes.tensor_model_parallel_size, sizes.pipeline_model_parallel_size
+    _check_layout(config, sequence_length, sizes)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     data = max(1, world_size // (tensor * pipeline))
     fixed = [
@@ -179,6 +181,28 @@ def _flags(config: dict[str, Any], golden: Golden, extra_flags: list[str]) -> li
     # Megatron trains MoE with tensor parallelism only beside sequence parallelism.
     sequence_parallel = ["--sequence-parallel"] if tensor > 1 else []
     return [*megatron_flags(config), *fixed, *sequence_parallel, *extra_flags]
+
+
+def _check_layout(config: dict[str, Any], sequence_length: int, sizes: Any) -> None:
+    tensor = sizes.tensor_model_parallel_size
+    flag = f"--tensor-model-parallel-size ({tensor})"
+    problems = []
+    for name, size in (("vocab_size", config["vocab_size"]), ("sequence", sequence_length)):
+        if size % tensor:
+            problems.append(f"{flag} does not divide {name} ({size}); use a size that does")
+    if sizes.context_parallel_size > 1:
+        problems.append(
+            f"--context-parallel-size ({sizes.context_parallel_size}) is not supported by verify; "
+            "use 1"
+        )
+    virtual = sizes.num_layers_per_virtual_pipeline_stage
+    if virtual is not None:
+        problems.append(
+            f"--num-layers-per-virtual-pipeline-stage ({virtual}) is not supported by verify; "
+            "remove it"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _load(tensors: HfTensors, table: NameTable, models: list[Any]) -> None:
@@ -225,7 +249,7 @@ def _run_schedule(
     batch_size, sequence_length = golden.input_ids.shape
     stored: list[Any] = get_forward_backward_func()(
         forward_step_func=step,
-        data_iterator=[iter([None])] * len(models) if len(models) > 1 else iter([None]),
+        data_iterator=iter([None]),
         model=models,
         num_microbatches=1,
         seq_length=sequence_length,
@@ -291,10 +315,19 @@ def _compare(
     logits: Tensor | None,
     losses: Tensor | None,
 ) -> Report:
+    from megatron.core import mpu
+
     logit_error = loss_error = grad_error = 0.0
-    if logits is not None:
+    # The last pipeline stage computes both; every rank on it must have.
+    if mpu.is_pipeline_last_stage():
+        assert logits is not None
+        assert losses is not None
+        if logits.shape != golden.logits.shape:
+            raise ValueError(
+                f"logits of the model ({tuple(logits.shape)}) have another shape than those of "
+                f"--golden ({tuple(golden.logits.shape)}); check vocab_size"
+            )
         logit_error = _worst((logits.cpu().double() - golden.logits.double()).abs())
-    if losses is not None:
         expected = golden.loss.double().reshape(())
         loss_error = _worst((losses.cpu().double().mean() - expected).abs() / expected.abs())
     seen = {name: torch.zeros(g.numel(), dtype=torch.bool) for name, g in golden.grads.items()}

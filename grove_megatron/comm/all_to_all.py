@@ -62,14 +62,14 @@ def all_to_all_rows(
 
 def exchange_counts(
     send: Sequence[int], group: dist.ProcessGroup, device: torch.device
-) -> list[int]:
+) -> tuple[int, ...]:
     """Tell every rank how many rows to expect: returns the counts from every rank."""
     if dist.get_world_size(group) == 1:
-        return list(send)
+        return tuple(send)
     mine = torch.tensor(list(send), dtype=torch.int64, device=device)
     theirs = torch.empty_like(mine)
     dist.all_to_all_single(theirs, mine, group=group)
-    return [int(n) for n in theirs.tolist()]
+    return tuple(int(n) for n in theirs.tolist())
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:

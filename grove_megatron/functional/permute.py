@@ -28,5 +28,5 @@ def add_rows(pieces: list[tuple[Tensor, Tensor]], num_rows: int, dtype: torch.dt
     wide = torch.float32 if values.dtype in (torch.bfloat16, torch.float16) else values.dtype
     out = values.new_zeros((num_rows, values.shape[1]), dtype=wide)
     for values, index in pieces:
-        out = out.index_add(0, index, values.to(wide))
+        out.index_add_(0, index, values.to(wide))
     return out.to(dtype)

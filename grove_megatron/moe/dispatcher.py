@@ -1,8 +1,8 @@
 """The dispatcher: every token crosses to an expert-parallel rank at most once, one row comes back.
 
 Megatron's stages hand only (hidden states, probs) to each other, so what else a stage needs is
-kept in two frozen values, ``send_plan`` and ``expand_plan``; both are remade by every forward
-pass, so a recomputed forward remakes them too.
+kept in two frozen values, ``crossing`` and ``work``; both are remade by every forward pass, so a
+recomputed forward remakes them too.
 """
 
 from dataclasses import dataclass
@@ -41,6 +41,23 @@ class Traffic:
     adjugate_pairs: float = 0.0
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """One call as the owner of the tokens sees it: what goes out, what comes in, what shape."""
+
+    plan: SendPlan
+    received_rows: tuple[int, ...]
+    hidden_shape: torch.Size
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call as the owner of the experts sees it; gathered_rows counts per expert tensor rank."""
+
+    plan: ExpandPlan
+    gathered_rows: tuple[int, ...]
+
+
 class GroveTokenDispatcher(MoETokenDispatcher):
     """All-to-all dispatch of one row per distinct (token, expert-parallel rank).
 
@@ -63,11 +80,8 @@ class GroveTokenDispatcher(MoETokenDispatcher):
     ) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
         self.placement = placement
-        self.send_plan: SendPlan | None = None
-        self.expand_plan: ExpandPlan | None = None
-        self.received_rows: list[int] = []
-        self.gathered_rows: list[int] = []
-        self.hidden_shape = torch.Size()
+        self.crossing: Crossing | None = None
+        self.work: Work | None = None
         self.traffic = Traffic()
 
     @property
@@ -96,11 +110,10 @@ class GroveTokenDispatcher(MoETokenDispatcher):
         Returns:
             x_UH [U, H] and the packed weights of the destination's experts [U, L].
         """
-        self.hidden_shape = hidden_states.shape
-        x_TH = hidden_states.reshape(-1, self.hidden_shape[-1])
+        x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
         plan = plan_send(routing_map, self.placement.num_ranks)
-        self.received_rows = exchange_counts(plan.rows_per_rank, self.ep_group, x_TH.device)
-        self.send_plan = plan
+        received_rows = exchange_counts(plan.rows_per_rank, self.ep_group, x_TH.device)
+        self.crossing = Crossing(plan, received_rows, hidden_states.shape)
         self.traffic.tokens += plan.num_tokens
         self.traffic.routed_pairs += plan.routed_pairs
         self.traffic.rows += plan.rows
@@ -108,79 +121,84 @@ class GroveTokenDispatcher(MoETokenDispatcher):
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Cross to the expert-parallel ranks: [U, ...] -> [V, ...], both differentiable."""
-        send = self._sent().rows_per_rank
-        x_VH = all_to_all_rows(hidden_states, send, self.received_rows, self.ep_group)
-        packed_VL = all_to_all_rows(probs, send, self.received_rows, self.ep_group)
+        crossing = self._crossing()
+        send, receive = crossing.plan.rows_per_rank, crossing.received_rows
+        x_VH = all_to_all_rows(hidden_states, send, receive, self.ep_group)
+        packed_VL = all_to_all_rows(probs, send, receive, self.ep_group)
         return x_VH, packed_VL
 
-    def gather_expert_tensor_parallel(
+    def gather_and_plan(
         self, hidden_states: Tensor, probs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """With expert tensor parallelism every rank of that group works on the rows of all."""
-        if self.tp_size == 1:
-            return hidden_states, probs
-        mine = [hidden_states.shape[0]] * self.tp_size
-        self.gathered_rows = exchange_counts(mine, self.tp_group, hidden_states.device)
-        return (
-            gather_rows(hidden_states, self.gathered_rows, self.tp_group),
-            gather_rows(probs, self.gathered_rows, self.tp_group),
-        )
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Plan the work on the received rows.
 
-    def expand(self, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Plan the work on the received rows; returns the weights of its pairs, [N] and [M]."""
+        With expert tensor parallelism every rank of that group first gets the rows of all.
+
+        Returns:
+            the rows to work on [V, H], and the weights of the pairs on them, [N] and [M].
+        """
+        gathered_rows: tuple[int, ...] = ()
+        if self.tp_size > 1:
+            mine = [hidden_states.shape[0]] * self.tp_size
+            gathered_rows = exchange_counts(mine, self.tp_group, hidden_states.device)
+            hidden_states = gather_rows(hidden_states, gathered_rows, self.tp_group)
+            probs = gather_rows(probs, gathered_rows, self.tp_group)
         local_groups = self.placement.groups_per_rank
-        self.expand_plan = plan_expand(probs.detach(), local_groups)
+        plan = plan_expand(probs.detach(), local_groups)
+        self.work = Work(plan, gathered_rows)
         # Every rank of the expert tensor parallel group works on the same pairs.
-        self.traffic.adjugate_pairs += self.expand_plan.row_M.numel() / self.tp_size
-        return unpack_probs(probs, self.expand_plan, local_groups)
+        self.traffic.adjugate_pairs += plan.row_M.numel() / self.tp_size
+        return hidden_states, *unpack_probs(probs, plan, local_groups)
 
     def dispatch_postprocess(
         self, hidden_states: Tensor, probs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows by local expert, for experts alone; see :meth:`expand` for both kinds."""
-        hidden_states, probs = self.gather_expert_tensor_parallel(hidden_states, probs)
-        probs_N, _ = self.expand(probs)
+        """Rows by local expert, for experts alone; see :meth:`gather_and_plan` for both kinds."""
+        hidden_states, probs_N, _ = self.gather_and_plan(hidden_states, probs)
         return *self.expert_inputs(hidden_states), probs_N
 
     def expert_inputs(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """x_NH [N, H] sorted by local expert, and tokens_per_expert [L] on the CPU."""
-        plan = self._expanded()
+        plan = self._work().plan
         return take_rows(hidden_states, plan.row_N), plan.tokens_per_expert
 
     def group_inputs(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """x_MH [M, H] sorted by local group, and tokens_per_group on the CPU."""
-        plan = self._expanded()
+        plan = self._work().plan
         return take_rows(hidden_states, plan.row_M), plan.tokens_per_group
 
     def combine_preprocess(
         self, hidden_states: Tensor, adjugate_output: Tensor | None = None
     ) -> Tensor:
         """Sum the weighted outputs to one row per received row: [N, H], [M, H] -> [V, H]."""
-        plan = self._expanded()
+        work = self._work()
+        plan = work.plan
         pieces = [(hidden_states, plan.row_N)]
         if adjugate_output is not None:
             pieces.append((adjugate_output, plan.row_M))
         y_VH = add_rows(pieces, plan.num_rows, hidden_states.dtype)
         if self.tp_size > 1:
-            y_VH = scatter_sum_rows(y_VH, self.gathered_rows, self.tp_group)
+            y_VH = scatter_sum_rows(y_VH, work.gathered_rows, self.tp_group)
         return y_VH
 
     def token_combine(self, hidden_states: Tensor) -> Tensor:
         """Cross back: [V, H] -> [U, H]."""
+        crossing = self._crossing()
         return all_to_all_rows(
-            hidden_states, self.received_rows, self._sent().rows_per_rank, self.ep_group
+            hidden_states, crossing.received_rows, crossing.plan.rows_per_rank, self.ep_group
         )
 
     def combine_postprocess(self, hidden_states: Tensor) -> Tensor:
         """Sum the rows of every token: [U, H] -> [S, B, H]; a token without experts gets 0."""
-        plan = self._sent()
+        crossing = self._crossing()
+        plan = crossing.plan
         y_TH = add_rows([(hidden_states, plan.token_U)], plan.num_tokens, hidden_states.dtype)
-        return y_TH.reshape(self.hidden_shape)
+        return y_TH.reshape(crossing.hidden_shape)
 
-    def _sent(self) -> SendPlan:
-        assert self.send_plan is not None, "dispatch_preprocess comes first"
-        return self.send_plan
+    def _crossing(self) -> Crossing:
+        assert self.crossing is not None, "dispatch_preprocess comes first"
+        return self.crossing
 
-    def _expanded(self) -> ExpandPlan:
-        assert self.expand_plan is not None, "expand comes first"
-        return self.expand_plan
+    def _work(self) -> Work:
+        assert self.work is not None, "gather_and_plan comes first"
+        return self.work

@@ -13,6 +13,7 @@ from ..config import GroveTransformerConfig
 from ..functional.placement import Placement
 from .adjugate import build_adjugates
 from .dispatcher import GroveTokenDispatcher
+from .router import GroveRouter
 
 
 class GroveMoELayer(MoELayer):
@@ -41,6 +42,12 @@ class GroveMoELayer(MoELayer):
         pg_collection = pg_collection or get_default_pg_collection()
         super().__init__(config, submodules, layer_number, pg_collection, is_mtp_layer, name)
         assert config.grove_num_groups, "a Grove layer is only built where the config has groups"
+        if not isinstance(self.router, GroveRouter):
+            raise ValueError(
+                f"router ({type(self.router).__name__}) of the layer's MoESubmodules is not "
+                f"GroveRouter, which grove_router_scoring ({config.grove_router_scoring}) is read "
+                "by; build the spec with grove_megatron.layer_spec.adapt_spec"
+            )
         placement = Placement(
             num_experts=config.num_moe_experts,
             num_groups=config.grove_num_groups,
@@ -70,8 +77,7 @@ class GroveMoELayer(MoELayer):
                 self._delayed_wgrad_event, hidden_states
             )
         dispatcher = self.token_dispatcher
-        hidden_states, probs = dispatcher.gather_expert_tensor_parallel(hidden_states, probs)
-        probs_N, group_probs_M = dispatcher.expand(probs)
+        hidden_states, probs_N, group_probs_M = dispatcher.gather_and_plan(hidden_states, probs)
         x_NH, tokens_per_expert = dispatcher.expert_inputs(hidden_states)
         x_MH, tokens_per_group = dispatcher.group_inputs(hidden_states)
         # Both always run, also on 0 rows: DDP waits for a gradient of every parameter.

@@ -13,24 +13,25 @@ from ..config import GroveTransformerConfig
 
 
 def select(logits_TE: Tensor, bias_E: Tensor | None) -> Tensor:
-    """Scores to select experts by: sigmoid(z) + b in fp32 (Eq. 9); [T, E], no gradient.
+    """Scores to select experts by: sigmoid(z) + b (Eq. 9); [T, E] fp64, no gradient.
 
-    Without a bias the logits themselves give the same order and, unlike the sigmoid, never
-    saturate into ties.
+    In fp64, because the weights do not change when all logits shift, so nothing keeps them near
+    0, and a sigmoid in fp32 is full of ties above 14 and constant above 17.
     """
-    logits_TE = logits_TE.detach().float()
-    return logits_TE if bias_E is None else torch.sigmoid(logits_TE) + bias_E.float()
+    scores_TE = torch.sigmoid(logits_TE.detach().double())
+    return scores_TE if bias_E is None else scores_TE + bias_E.double()
 
 
 def combine_weights(logits_TE: Tensor, index_TK: Tensor, pre_softmax: bool) -> Tensor:
-    """Weights of the selected experts (Eq. 6): [T, K] fp32, whatever the dtype of the logits.
+    """Weights of the selected experts (Eq. 6): [T, K] in fp32, or wider if the logits are.
 
     The softmax over the selected logits, as in the released model; with ``pre_softmax`` the
     softmax over all logits, not renormalised.
     """
+    logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
     if pre_softmax:
-        return torch.softmax(logits_TE.float(), dim=-1).gather(1, index_TK)
-    return torch.softmax(logits_TE.gather(1, index_TK).float(), dim=-1)
+        return torch.softmax(logits_TE, dim=-1).gather(1, index_TK)
+    return torch.softmax(logits_TE.gather(1, index_TK), dim=-1)
 
 
 class GroveRouter(TopKRouter):
@@ -67,7 +68,7 @@ class GroveRouter(TopKRouter):
         weights_TK = combine_weights(logits_TE, index_TK, self.config.moe_router_pre_softmax)
         if self.config.moe_router_topk_scaling_factor:
             weights_TK = weights_TK * self.config.moe_router_topk_scaling_factor
-        probs_TE = torch.zeros_like(scores_TE).scatter(1, index_TK, weights_TK)
+        probs_TE = weights_TK.new_zeros(scores_TE.shape).scatter(1, index_TK, weights_TK)
         routing_map_TE = torch.zeros_like(scores_TE, dtype=torch.bool).scatter(1, index_TK, True)
 
         if self.config.moe_expert_capacity_factor is not None:
@@ -83,11 +84,13 @@ class GroveRouter(TopKRouter):
             probs_TE = self._with_aux_losses(
                 probs_TE, logits_TE, sequence_length, batch_size, padding_T
             )
-        # Upstream counts [T, E] & [T]; a column makes padding and bias work together.
-        self._apply_expert_bias(
-            routing_map_TE, padding_mask=None if padding_T is None else padding_T.unsqueeze(-1)
-        )
+        self._apply_expert_bias(routing_map_TE, padding_mask=padding_T)
         return probs_TE, routing_map_TE
+
+    def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
+        """Count tokens per expert; Megatron computes [T, E] & [T], which a column makes right."""
+        column = None if padding_mask is None else padding_mask.reshape(-1, 1)
+        super()._apply_expert_bias(routing_map, padding_mask=column)
 
     def _topk(self, scores_TE: Tensor) -> Tensor:
         """Indices of the best experts, [T, K]: group-limited and replayed as the flags say."""

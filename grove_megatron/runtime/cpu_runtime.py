@@ -52,12 +52,12 @@ def _move_splits(original: Any) -> Any:
     return maybe_move_tensor_to_cpu
 
 
-def _thread_run(original: Callable[[threading.Thread], None]) -> Any:
-    def run(self: threading.Thread) -> None:
+def _thread_bootstrap(original: Callable[[threading.Thread], None]) -> Any:
+    def _bootstrap_inner(self: threading.Thread) -> None:
         with CudaMeansCpu():
             original(self)
 
-    return run
+    return _bootstrap_inner
 
 
 def _run_backward(original: Callable[..., Any]) -> Any:
@@ -158,9 +158,9 @@ CPU = PatchSet(
         ),
         torch_patch(
             name="thread-device",
-            target="threading:Thread.run",
+            target="threading:Thread._bootstrap_inner",
             reason="a TorchFunctionMode belongs to one thread; new threads enter their own",
-            make=_thread_run,
+            make=_thread_bootstrap,
         ),
         torch_patch(
             name="backward-device",

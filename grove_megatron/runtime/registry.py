@@ -67,6 +67,7 @@ class PatchSet:
         self.purpose = purpose
         self.patches = tuple(patches)
         self._depth = 0
+        self._undo: list[tuple[Any, str, Any]] = []
 
     @property
     def active(self) -> bool:
@@ -79,16 +80,17 @@ class PatchSet:
         Raises:
             PatchError: a target is missing or differs from the one the patch was written for.
         """
-        undo: list[tuple[Any, str, Any]] = []
         if self._depth == 0:
-            undo = self._apply()
+            self._undo = self._apply()
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
-            for owner, attribute, original in reversed(undo):
-                _put(owner, attribute, original)
+            if self._depth == 0:
+                for owner, attribute, original in reversed(self._undo):
+                    _put(owner, attribute, original)
+                self._undo = []
 
     def _apply(self) -> list[tuple[Any, str, Any]]:
         self.check()

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, override
 
-import torch
-import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.utils import (
     is_pp_first_stage,
@@ -17,9 +15,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, mtp_block_spec
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
-from ..config import is_grove
+from ..layer_count import check_grove_layers
 from ..layer_spec import adapt_spec, grove_layer_spec
-from ..moe.layer import GroveMoELayer
 
 
 @dataclass(kw_only=True)
@@ -97,38 +94,4 @@ class GroveGPTModelBuilder(GPTModelBuilder):
     def build_distributed_models(
         self, pg_collection: ProcessGroupCollection, *args: Any, **kwargs: Any
     ) -> list[GPTModel]:
-        models: list[GPTModel] = super().build_distributed_models(pg_collection, *args, **kwargs)
-        check_grove_layers(models, self._model_config.transformer, pg_collection.pp)
-        return models
-
-
-def check_grove_layers(
-    models: list[torch.nn.Module], config: TransformerConfig, pipeline: dist.ProcessGroup
-) -> None:
-    """Compare the Grove layers on all pipeline stages with what the config asks for.
-
-    Raises:
-        ValueError: the numbers differ; on every rank.
-    """
-    layers = [m for model in models for m in model.modules() if isinstance(m, GroveMoELayer)]
-    count = torch.tensor([len(layers)], device=torch.cuda.current_device())
-    dist.all_reduce(count, group=pipeline)
-    built, expected = int(count.item()), expected_grove_layers(config)
-    if built != expected:
-        raise ValueError(
-            f"Grove layers in the model ({built}) differ from those the flags ask for "
-            f"({expected}); pass --spec grove_megatron.layer_spec grove_layer_spec"
-        )
-
-
-def expected_grove_layers(config: TransformerConfig) -> int:
-    """How many Grove layers a model of this config has, MTP layers included."""
-    if not is_grove(config):
-        return 0
-    frequency = config.moe_layer_freq
-    if isinstance(frequency, int):
-        pattern = [int(i % frequency == 0) for i in range(config.num_layers)]
-    else:
-        pattern = list(frequency)
-    mtp_layers = 1 if config.mtp_use_repeated_layer else config.mtp_num_layers
-    return sum(pattern) + (mtp_layers or 0) * pattern[-1]
+        return check_grove_layers(super().build_distributed_models(pg_collection, *args, **kwargs))

@@ -50,13 +50,12 @@ _REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
     ("delay_wgrad_compute", bool, "needs TransformerEngine; remove it"),
     ("moe_permute_fusion", bool, "needs TransformerEngine; remove it"),
     ("moe_router_fusion", bool, "needs TransformerEngine; remove it"),
-    ("moe_grouped_gemm", bool, "needs TransformerEngine; remove it"),
     ("fine_grained_activation_offloading", bool, "needs a GPU; remove it"),
-    ("cpu_offloading", bool, "needs a GPU; remove it"),
+    ("cpu_offloading_num_layers", bool, "needs a GPU; remove it"),
     ("optimizer_cpu_offload", bool, "needs a GPU; remove it"),
     ("use_megatron_fsdp", bool, "needs a GPU; use --use-distributed-optimizer"),
     ("use_torch_fsdp2", bool, "needs a GPU; use --use-distributed-optimizer"),
-    ("use_nccl_ub", bool, "needs a GPU; remove it"),
+    ("nccl_ub", bool, "needs a GPU; remove it"),
     ("tp_comm_overlap", bool, "needs TransformerEngine; remove it"),
     (
         "async_save",
@@ -66,8 +65,11 @@ _REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
         "when they return",
     ),
     ("logits_save_dir", bool, "needs --async-save; remove it"),
-    ("gradient_accumulation_fusion", bool, "needs Apex or TransformerEngine; remove it"),
 ]
+
+
+# Flags whose name is not that of the setting.
+_FLAG = {"fp8": "--fp8-format", "fp4": "--fp4-format", "nccl_ub": "--use-nccl-ub"}
 
 
 def cpu_problems(args: Namespace) -> list[str]:
@@ -77,5 +79,6 @@ def cpu_problems(args: Namespace) -> list[str]:
         value = getattr(args, name, None)
         if value is not None and refused(value):
             shown = value.name if isinstance(value, AttnBackend) else value
-            problems.append(f"--{name.replace('_', '-')} ({shown}) on the CPU runtime {why}")
+            flag = _FLAG.get(name, f"--{name.replace('_', '-')}")
+            problems.append(f"{flag} ({shown}) on the CPU runtime {why}")
     return problems

@@ -5,11 +5,17 @@ where the plugin's flags, checks, configuration class and builder come in. ``pre
 of them: it calls Megatron's hooks.
 """
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..arguments import add_grove_arguments, restore_grove_arguments, select_layer
+from ..arguments import (
+    add_grove_arguments,
+    refuse_yaml,
+    restore_grove_arguments,
+    select_layer,
+)
 from ..config import GroveTransformerConfig
 from ..runtime import cpu_is_active
 from ..runtime.fingerprints import megatron_patch
@@ -22,6 +28,8 @@ from .refuse import refuse
 
 def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
     def add_megatron_arguments(parser: ArgumentParser) -> ArgumentParser:
+        if problems := refuse_yaml(sys.argv[1:]):
+            refuse(problems)
         parser = add_grove_arguments(original(parser))
         return set_cpu_defaults(parser) if cpu_is_active() else parser
 

@@ -1,8 +1,10 @@
 """Data, loss and forward step of GPT pretraining, as Megatron's training loop wants them."""
 
+import json
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ from torch import Tensor
 
 from ..config import GroveTransformerConfig
 
+# A loss this many times the largest seen is a spike, as in Megatron's pretrain_gpt.py.
+_SPIKE = 10
+
 _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 # Modes of Megatron's pretrain_gpt.py that this entry point leaves to it.
@@ -34,6 +39,9 @@ _ELSEWHERE = (
     "dataloader_inter_document_masking",
     "hybrid_context_parallel",
     "perform_rl_step",
+    "logits_load_dir",
+    "inprocess_restart",
+    "log_straggler",
 )
 
 
@@ -51,6 +59,7 @@ def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, 
     """Train, validation and test datasets of ``--data-path`` and relatives or ``--mock-data``."""
     args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
+    per_dataset = args.per_dataset_sequences_path
     config = GPTDatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
@@ -70,6 +79,9 @@ def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, 
         object_storage_cache_path=args.object_storage_cache_path,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
         allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
+        fast_cache_load=args.dataloader_fast_cache_load,
+        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
+        sequences_per_dataset=json.loads(Path(per_dataset).read_text()) if per_dataset else None,
         context_parallel_size=args.context_parallel_size,
         data_parallel_size=args.data_parallel_size,
         sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
@@ -177,6 +189,15 @@ def loss(
                 tolerance=0.0,
                 fatal=True,
             )
+    if get_args().check_for_spiky_loss:
+        machine = get_rerun_state_machine()
+        machine.validate_result(
+            result=total,
+            rejection_func=partial(machine.is_unexpectedly_large, threshold=_SPIKE, context="loss"),
+            message="Spiky loss",
+            tolerance=0.0,
+            fatal=False,
+        )
     report = {"lm loss": torch.cat([total.clone().detach().view(1), num_tokens.view(1)])}
     return total, num_tokens, report
 

@@ -1,5 +1,6 @@
 """From the command line to Megatron's training loop, through Megatron's own hooks only."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -14,7 +15,12 @@ from megatron.training.arguments import parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 
-from ..arguments import add_grove_arguments, restore_grove_arguments, select_layer
+from ..arguments import (
+    add_grove_arguments,
+    refuse_yaml,
+    restore_grove_arguments,
+    select_layer,
+)
 from ..config import GroveTransformerConfig
 from ..runtime import cpu_is_active
 from . import gpt
@@ -34,7 +40,12 @@ def pretrain() -> None:
         model_config_cls=GroveGPTModelConfig,
     )
     models: list[Any] = []
-    model_config.post_wrap_hooks.append(lambda built: models.extend(built) or built)
+
+    def keep(built: list[Any]) -> list[Any]:
+        models.extend(built)
+        return built
+
+    model_config.post_wrap_hooks.append(keep)
     megatron_pretrain(
         pretrain_cfg_container_from_args(args, model_config),
         gpt.datasets,
@@ -47,7 +58,16 @@ def pretrain() -> None:
 
 def parse_arguments() -> Namespace:
     """Megatron's ``parse_and_validate_args`` with our flags, and our checks before its own."""
+    if problems := refuse_yaml(sys.argv[1:]):
+        refuse(problems)
     args = parse_args(extra_args_provider=_add_arguments)
+    if args.yaml_cfg is not None:
+        refuse(
+            [
+                f"--yaml-cfg ({args.yaml_cfg}) is not read by grove_megatron.pretrain; use flags, "
+                "or grove_megatron.run with Megatron's own script"
+            ]
+        )
     problems = _from_checkpoint(args) if args.use_checkpoint_args else []
     select_layer(args)
     problems += preflight(args) + gpt.entry_problems(args)
@@ -63,6 +83,11 @@ def parse_arguments() -> Namespace:
 def _from_checkpoint(args: Namespace) -> list[str]:
     if args.load is None and args.pretrained_checkpoint is None:
         return ["--use-checkpoint-args (True) needs --load (None); name the checkpoint"]
+    if args.non_persistent_ckpt_type == "local":
+        return [
+            "--use-checkpoint-args (True) excludes --non-persistent-ckpt-type (local), whose "
+            "checkpoints cannot be read before training starts; give the flags"
+        ]
     problems = []
     for load_arg in ("pretrained_checkpoint", "load"):
         # The namespace alone comes back where there is no such checkpoint.

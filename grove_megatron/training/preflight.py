@@ -1,9 +1,14 @@
 """Everything that would go wrong later, found before a process group or a model exists."""
 
+import contextlib
+import copy
 import importlib
+import io
 from argparse import Namespace
 
-from ..arguments import LAYER_SPEC
+from megatron.training.checkpointing import load_args_from_checkpoint
+
+from ..arguments import LAYER_SPEC, contradictions
 from ..config import grove_problems, is_grove
 from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active
@@ -18,13 +23,23 @@ def preflight(args: Namespace) -> list[str]:
     """
     problems = grove_problems(args, num_experts=args.num_experts)
     problems += _spec_problems(args)
-    if is_grove(args) and args.yaml_cfg is not None:
-        problems.append(
-            f"--yaml-cfg ({args.yaml_cfg}) replaces the command line and with it the --grove-* "
-            "flags; use flags"
-        )
+    problems += _checkpoint_problems(args)
     if cpu_is_active():
         problems += cpu_problems(args)
+    return problems
+
+
+def _checkpoint_problems(args: Namespace) -> list[str]:
+    """Compare the Grove settings with those of the checkpoints the run would load."""
+    problems: list[str] = []
+    for load_arg in ("load", "pretrained_checkpoint"):
+        if getattr(args, load_arg) is None or args.use_checkpoint_args:
+            continue
+        # Reads the checkpoint's common part; fills in a copy of the flags, and says so at length.
+        with contextlib.redirect_stdout(io.StringIO()):
+            loaded = load_args_from_checkpoint(copy.copy(args), load_arg=load_arg)
+        if isinstance(loaded, tuple):
+            problems += contradictions(args, loaded[1])
     return problems
 
 

@@ -8,29 +8,36 @@ from datetime import timedelta
 from typing import NoReturn
 
 REFUSED_EXIT_CODE = 2
-_WAIT_SECONDS = 10.0
+_WAIT_SECONDS = 5.0
 
 
 def refuse(problems: Sequence[str]) -> NoReturn:
     """Print the list on rank 0 and exit 2 on every rank that calls this.
 
     The launcher ends all ranks as soon as one exits, so the others first wait until rank 0 has
-    printed, and nobody lets the launcher's SIGTERM turn the exit code into another.
+    printed, and nobody lets the launcher's SIGTERM turn the exit code into another. A rank that
+    waits in vain has a problem of its own node and prints it.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdout.flush()
     if rank == 0:
-        lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        print(f"\ngrove_megatron: {count}, nothing was started:\n{lines}", file=sys.stderr)
-        sys.stderr.flush()
-    if world_size > 1 and "MASTER_ADDR" in os.environ:
-        _wait_for_rank_0(rank, world_size)
+        _print(problems, "")
+    if world_size > 1 and "MASTER_ADDR" in os.environ and not _rank_0_refuses(rank, world_size):
+        # A problem of this node alone: rank 0 knows nothing of it.
+        _print(problems, f"rank {rank}, ")
     sys.exit(REFUSED_EXIT_CODE)
 
 
-def _wait_for_rank_0(rank: int, world_size: int) -> None:
+def _print(problems: Sequence[str], where: str) -> None:
+    lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    print(f"\ngrove_megatron: {where}{count}, nothing was started:\n{lines}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _rank_0_refuses(rank: int, world_size: int) -> bool:
+    """Wait until rank 0 has printed its list; False if it does not refuse."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -40,5 +47,6 @@ def _wait_for_rank_0(rank: int, world_size: int) -> None:
         if rank == 0:
             store.set("grove_megatron/refused", "printed")
         store.wait(["grove_megatron/refused"], timeout)
-    except (dist.DistError, RuntimeError, StopIteration) as error:
-        print(f"grove_megatron: rank {rank} could not reach rank 0: {error}", file=sys.stderr)
+    except (dist.DistError, RuntimeError, StopIteration):
+        return rank == 0
+    return True

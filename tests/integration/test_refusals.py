@@ -172,8 +172,10 @@ MANY = {
     [
         ["-m", "grove_megatron.pretrain"],
         pytest.param(["-m", "grove_megatron.run", SCRIPT], marks=pytest.mark.long),
+        # The launcher ends all ranks when one exits; that must not be before rank 0 has spoken.
+        pytest.param(["-m", "tests.integration.late_rank"], marks=pytest.mark.long),
     ],
-    ids=["pretrain", "run"],
+    ids=["pretrain", "run", "rank-0-is-late"],
 )
 def test_all_problems_are_listed_once_and_last(program: list[str], tmp_path: Path) -> None:
     save = tmp_path / "save"

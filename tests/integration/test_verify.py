@@ -35,6 +35,13 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "pp2": (2, PP2),
     "tp2-etp2-ep2": (4, [*TP2, *ETP2, *EP2]),
 }
+
+
+def long(*values: Any) -> Any:
+    """A parameter of the whole matrix only."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 TOLERANCES = {"max_logit_error": 1e-5, "loss_error": 1e-6, "max_grad_error": 1e-5}
 
 
@@ -248,10 +255,10 @@ UNEVEN_PP2 = [*PP2, "--decoder-first-pipeline-num-layers", "1"]
     [
         (False, LAYOUTS["ep1"]),
         (False, LAYOUTS["ep2"]),
-        pytest.param(True, LAYOUTS["ep1"], marks=pytest.mark.long),
-        pytest.param(True, LAYOUTS["ep2"], marks=pytest.mark.long),
+        long(True, LAYOUTS["ep1"]),
+        long(True, LAYOUTS["ep2"]),
         (True, (2, UNEVEN_PP2)),
-        pytest.param(False, (4, [*UNEVEN_PP2, *EP2]), marks=pytest.mark.long),
+        long(False, (4, [*UNEVEN_PP2, *EP2])),
     ],
     ids=["ep1", "ep2", "tied-ep1", "tied-ep2", "tied-pp2", "pp2-ep2"],
 )
@@ -263,7 +270,7 @@ def test_a_model_of_another_size_verifies_with_every_gradient(
     verify(layout, model).assert_passed(gradients=3 * per_layer + 2 + (not tied))
 
 
-@pytest.mark.parametrize("name", ["experts.11.up_proj", "chunk_experts.3.down_proj"])
+@pytest.mark.parametrize("name", ["experts.11.up_proj", long("chunk_experts.3.down_proj")])
 def test_an_error_on_the_last_rank_alone_fails_everywhere(
     name: str, verify: Verify, edited: Any, other_size: Any
 ) -> None:
@@ -289,11 +296,11 @@ def test_a_wrong_loss_fails(verify: Verify, edited: Any) -> None:
     "name",
     [
         "model.embed_tokens",
-        f"{FIRST_LAYER}.self_attn.q_proj",
-        f"{FIRST_LAYER}.self_attn.q_norm",
+        long(f"{FIRST_LAYER}.self_attn.q_proj"),
+        long(f"{FIRST_LAYER}.self_attn.q_norm"),
         f"{FIRST_LAYER}.mlp.gate",
-        f"{FIRST_LAYER}.mlp.experts.1.down_proj",
-        "model.layers.1.mlp.experts.1.up_proj",
+        long(f"{FIRST_LAYER}.mlp.experts.1.down_proj"),
+        long("model.layers.1.mlp.experts.1.up_proj"),
         "model.layers.1.mlp.chunk_experts.3.gate_proj",
     ],
 )
@@ -318,8 +325,8 @@ def test_nan_in_the_weights_fails(verify: Verify, edited: Any) -> None:
     ("name", "error"),
     [
         ("logits", "max_logit_error"),
-        ("loss", "loss_error"),
-        ("grad.model.embed_tokens.weight", "max_grad_error"),
+        long("loss", "loss_error"),
+        long("grad.model.embed_tokens.weight", "max_grad_error"),
     ],
 )
 def test_nan_in_the_golden_fails(name: str, error: str, verify: Verify, edited: Any) -> None:
@@ -335,7 +342,7 @@ def test_a_gradient_that_is_not_compared_fails(verify: Verify, edited: Any) -> N
     assert (verdict.report["grads_compared"], verdict.report["grads_in_file"]) == (31, 32)
 
 
-@pytest.mark.parametrize("layout", ["ep4", "tp2"])
+@pytest.mark.parametrize("layout", ["tp2", long("ep4")])
 def test_a_wrong_gradient_of_one_rank_fails_on_every_rank(
     layout: str, verify: Verify, edited: Any
 ) -> None:
@@ -345,7 +352,7 @@ def test_a_wrong_gradient_of_one_rank_fails_on_every_rank(
     verdict.assert_failed("max_grad_error")
 
 
-@pytest.mark.parametrize("layout", ["ep2", "tp2"])
+@pytest.mark.parametrize("layout", ["ep2", long("tp2")])
 def test_one_wrong_logit_fails_on_every_rank(layout: str, verify: Verify, edited: Any) -> None:
     verdict = verify(LAYOUTS[layout], edited(golden=shift_one_entry("logits")))
     verdict.assert_failed("max_logit_error")
@@ -376,10 +383,10 @@ def test_an_extra_weight_is_named(verify: Verify, edited: Any) -> None:
     ("name", "shape"),
     [
         (f"{FIRST_LAYER}.mlp.gate.weight", (17, 64)),
-        (f"{FIRST_LAYER}.self_attn.q_proj.weight", (48, 64)),
+        long(f"{FIRST_LAYER}.self_attn.q_proj.weight", (48, 64)),
         (f"{FIRST_LAYER}.self_attn.q_proj.weight", (63, 64)),
-        (f"{FIRST_LAYER}.mlp.experts.15.up_proj.weight", (48, 63)),
-        ("model.norm.weight", ()),
+        long(f"{FIRST_LAYER}.mlp.experts.15.up_proj.weight", (48, 63)),
+        long("model.norm.weight", ()),
     ],
 )
 def test_a_weight_of_the_wrong_shape_is_named(

@@ -111,7 +111,7 @@ def aliasing(folder: str) -> None:
         rows, packed = layer.preprocess(x, probs, chosen)
         received, packed = layer.dispatch(rows, packed)
         dispatcher = layer.token_dispatcher
-        dispatcher.expand(packed)
+        received, *_ = dispatcher.gather_and_plan(received, packed)
         expert_rows, _ = dispatcher.expert_inputs(received)
         group_rows, _ = dispatcher.group_inputs(received)
         where = [t.untyped_storage().data_ptr() for t in (x, rows, received)]

@@ -1,0 +1,49 @@
+"""Does a built model hold the Grove layers its config asks for?"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import get_model_config, unwrap_model
+
+from .config import is_grove
+from .moe.layer import GroveMoELayer
+
+
+def check_grove_layers(models: list[Any]) -> list[Any]:
+    """Compare the Grove layers on all pipeline stages with the config; a hook of a model config.
+
+    Args:
+        models: this rank's model chunks, wrapped or not; every rank must call.
+
+    Returns:
+        ``models``.
+
+    Raises:
+        ValueError: the numbers differ; on every rank.
+    """
+    config = get_model_config(models[0])
+    layers = [m for model in models for m in model.modules() if isinstance(m, GroveMoELayer)]
+    count = torch.tensor([len(layers)], device=torch.cuda.current_device())
+    dist.all_reduce(count, group=unwrap_model(models)[0].pg_collection.pp)
+    built, expected = int(count.item()), expected_grove_layers(config)
+    if built != expected:
+        raise ValueError(
+            f"Grove layers in the model ({built}) differ from those the flags ask for "
+            f"({expected}); pass --spec grove_megatron.layer_spec grove_layer_spec"
+        )
+    return models
+
+
+def expected_grove_layers(config: TransformerConfig) -> int:
+    """How many Grove layers a model of this config has, MTP layers included."""
+    if not is_grove(config):
+        return 0
+    frequency = config.moe_layer_freq
+    if isinstance(frequency, int):
+        pattern = [int(i % frequency == 0) for i in range(config.num_layers)]
+    else:
+        pattern = list(frequency)
+    mtp_layers = 1 if config.mtp_use_repeated_layer else config.mtp_num_layers
+    return sum(pattern) + (mtp_layers or 0) * pattern[-1]
