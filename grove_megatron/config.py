@@ -137,8 +137,9 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"--moe-router-topk ({settings.moe_router_topk}) is not between 1 and --num-experts "
             f"({num_experts}); choose the experts per token"
         )
-    problems += _router_problems(settings)
-    problems += _unsupported(settings)
+    if num_experts:
+        problems += _router_problems(settings)
+        problems += _unsupported(settings)
     return problems
 
 

@@ -219,12 +219,17 @@ def _load(tensors: HfTensors, table: NameTable, models: list[Any]) -> None:
                 f"{name} (absent) is needed by {parameter.global_name}" for name in missing
             ]
             continue
-        local = transform.local([tensors.read(name) for name in names], parameter.tensor_parallel)
-        if local.shape != parameter.tensor.shape:
-            problems.append(
-                f"{' + '.join(names)} gives shape ({tuple(local.shape)}), not that of "
-                f"{parameter.global_name} ({tuple(parameter.tensor.shape)})"
+        found = ", ".join(f"{name} {tensors.shape(name)}" for name in names)
+        wanted = f"{parameter.global_name} {tuple(parameter.tensor.shape)} on this rank"
+        try:
+            local = transform.local(
+                [tensors.read(name) for name in names], parameter.tensor_parallel
             )
+        except (ValueError, RuntimeError) as error:
+            problems.append(f"{found} cannot make {wanted}: {error}")
+            continue
+        if local.shape != parameter.tensor.shape:
+            problems.append(f"{found} makes shape {tuple(local.shape)}, not {wanted}")
             continue
         with torch.no_grad():
             parameter.tensor.copy_(local)

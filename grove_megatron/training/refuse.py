@@ -5,10 +5,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 REFUSED_EXIT_CODE = 2
-_WAIT_SECONDS = 5.0
+# Ranks of one job start some seconds apart.
+_WAIT_SECONDS = 15.0
+_PRINTED, _HEARD = "grove_megatron/printed", "grove_megatron/heard"
 
 
 def refuse(problems: Sequence[str]) -> NoReturn:
@@ -39,14 +41,29 @@ def _print(problems: Sequence[str], where: str) -> None:
 def _rank_0_refuses(rank: int, world_size: int) -> bool:
     """Wait until rank 0 has printed its list; False if it does not refuse."""
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     timeout = timedelta(seconds=_WAIT_SECONDS)
     try:
-        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+        store = _store(rank, world_size, timeout)
         if rank == 0:
-            store.set("grove_megatron/refused", "printed")
-        store.wait(["grove_megatron/refused"], timeout)
+            store.set(_PRINTED, "")
+            # The store may live in this process; it has to outlive the questions of the others.
+            store.wait([f"{_HEARD}/{r}" for r in range(1, world_size)], timeout)
+        else:
+            store.wait([_PRINTED], timeout)
+            store.set(f"{_HEARD}/{rank}", "")
     except (dist.DistError, RuntimeError, StopIteration):
         return rank == 0
     return True
+
+
+def _store(rank: int, world_size: int, timeout: timedelta) -> Any:
+    """The key-value store of the job: that of the process group if there is one by now."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _get_default_store
+    from torch.distributed.rendezvous import rendezvous
+
+    if dist.is_initialized():
+        return _get_default_store()
+    store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+    return store

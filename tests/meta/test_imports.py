@@ -35,7 +35,8 @@ RULES = {
     "compat": Rule(outside={"packaging", "transformer_engine"}),
     "config": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
-    "layer_spec": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),
+    "layer_count": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "checkpoint": Rule(
         inside={"checkpoint", "functional", "config"},
         outside={"torch", "safetensors", "tqdm"},

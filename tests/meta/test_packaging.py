@@ -89,10 +89,8 @@ def test_apex_of_pypi_is_required_nowhere() -> None:
 
 
 def test_versions_are_the_same_in_setup_code_and_readme() -> None:
-    code = constants("grove_megatron/compat.py")
     needed = {project(r): bounds(r) for r in metadata()["install_requires"]}
     for name, constant in (("megatron-core", "MEGATRON"), ("torch", "TORCH")):
-        assert code[f"{constant}_REQUIREMENT"] == f"{name}{needed[name]}"
         assert f'{constant}_RANGE = SpecifierSet("{needed[name]}"' in read(
             "grove_megatron/compat.py"
         )

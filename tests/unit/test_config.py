@@ -14,7 +14,7 @@ REFUSED = [
     (
         "--grove-adjugate-ffn-hidden-size 8",
         "--grove-adjugate-ffn-hidden-size (8) is set without --grove-num-groups (None); set the "
-        "number of groups, or remove both",
+        "number of groups, or remove it",
     ),
     (
         "--grove-num-groups 0 --grove-adjugate-ffn-hidden-size 8",
@@ -58,7 +58,7 @@ REFUSED = [
     ),
     (
         f"{GROVE} --grove-adjugate-scale -0.1",
-        "--grove-adjugate-scale (-0.1) is not 0 or more; the paper's value is 0.05",
+        "--grove-adjugate-scale (-0.1) is not a finite number of 0 or more",
     ),
     (
         f"{GROVE} --grove-adjugate-scale 0.6",

@@ -166,11 +166,11 @@ def test_weights_are_fp32_whatever_the_dtype_of_the_logits(dtype, pre_softmax):
         assert torch.equal(probs, from_fp32)
 
 
-def test_scores_to_select_by_are_fp32_and_carry_no_gradient():
+def test_scores_to_select_by_are_fp64_and_carry_no_gradient():
     logits = random_logits(dtype=torch.bfloat16).requires_grad_()
     for bias in (None, random_bias().bfloat16()):
         scores = select(logits, bias)
-        assert scores.dtype == torch.float32
+        assert scores.dtype == torch.float64
         assert not scores.requires_grad
 
 
@@ -275,3 +275,18 @@ def test_softmax_scoring_is_megatrons_router():
     expected_probs, expected_map = topk_routing_with_score_function(logits, TOPK)
     assert torch.equal(chosen, expected_map)
     assert torch.equal(probs, expected_probs)
+
+
+def test_large_logits_still_select_the_largest():
+    # A sigmoid in fp32 is 1 for every one of these.
+    logits = torch.arange(EXPERTS, dtype=torch.float32) * 0.5 + 18
+    scores = select(logits.expand(TOKENS, -1), torch.zeros(EXPERTS))
+    assert (scores.diff(dim=1) > 0).all()
+
+
+def test_group_limited_selection_does_not_depend_on_whether_a_zero_bias_is_there():
+    limits = {"moe_router_num_groups": 4, "moe_router_group_topk": 2}
+    logits = random_logits() * 3
+    _, chosen = route(make_router(**limits), logits)
+    _, chosen_with = route(with_bias(torch.zeros(EXPERTS), **limits), logits)
+    assert torch.equal(chosen, chosen_with)

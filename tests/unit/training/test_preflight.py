@@ -1,8 +1,10 @@
+import argparse
+
 import pytest
 
-from grove_megatron import runtime
+from grove_megatron import config, runtime
 from grove_megatron.arguments import LAYER_SPEC, select_layer
-from grove_megatron.training.cpu_arguments import CPU_DEFAULTS
+from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
 from grove_megatron.training.preflight import preflight
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
@@ -76,16 +78,6 @@ def test_a_relative_module_is_named(parse):
     assert problem.startswith("--spec (.layer_spec grove_layer_spec) names a module")
 
 
-def test_a_yaml_file_beside_grove_flags_is_refused(parse):
-    args = parse(GROVE)
-    args.yaml_cfg = "model.yaml"
-    (problem,) = preflight(args)
-    assert problem == (
-        "--yaml-cfg (model.yaml) replaces the command line and with it the --grove-* flags; "
-        "use flags"
-    )
-
-
 def test_problems_of_settings_and_spec_are_listed_together(parse):
     problems = preflight(parse("--grove-num-groups 3 --spec nowhere nothing"))
     assert [line.split()[0] for line in problems] == [
@@ -93,6 +85,18 @@ def test_problems_of_settings_and_spec_are_listed_together(parse):
         "--grove-adjugate-ffn-hidden-size",
         "--spec",
     ]
+
+
+@pytest.fixture(scope="module")
+def megatron_flags():
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+def test_every_setting_refused_with_groups_is_a_flag_of_megatrons(megatron_flags):
+    assert {f"--{name.replace('_', '-')}" for name, *_ in config._REFUSED} <= megatron_flags
 
 
 class TestOnTheCpuRuntime:
@@ -115,10 +119,8 @@ class TestOnTheCpuRuntime:
             ("distributed_backend", "nccl", "--distributed-backend (nccl)"),
             ("transformer_impl", "transformer_engine", "--transformer-impl (transformer_engine)"),
             ("context_parallel_size", 2, "--context-parallel-size (2)"),
-            ("fp8", "e4m3", "--fp8 (e4m3)"),
-            ("moe_grouped_gemm", True, "--moe-grouped-gemm (True)"),
-            ("gradient_accumulation_fusion", True, "--gradient-accumulation-fusion (True)"),
-            ("cuda_graph_impl", "local", "--cuda-graph-impl (local)"),
+            ("fp8", "e4m3", "--fp8-format (e4m3)"),
+            ("nccl_ub", True, "--use-nccl-ub (True)"),
             ("async_save", True, "--async-save (True)"),
         ],
     )
@@ -127,6 +129,10 @@ class TestOnTheCpuRuntime:
         setattr(args, name, value)
         (problem,) = preflight(args)
         assert problem.startswith(f"{line} on the CPU runtime ")
+
+    def test_every_refused_flag_is_one_of_megatrons(self, megatron_flags):
+        named = {_FLAG.get(name, f"--{name.replace('_', '-')}") for name, *_ in _REFUSED}
+        assert named <= megatron_flags
 
     def test_an_attention_backend_is_shown_by_the_name_of_its_flag(self, parse):
         args = self.with_cpu_defaults(parse(f"{GROVE}"))
