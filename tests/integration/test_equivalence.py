@@ -104,12 +104,17 @@ def start(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "layout",
     [
-        EP2,
-        EP4,
-        [*EP2, "--pipeline-model-parallel-size", "2"],
-        [*EP2, "--tensor-model-parallel-size", "2", "--sequence-parallel"],
+        pytest.param(EP2, id="ep2"),
+        pytest.param(EP4, id="ep4"),
+        pytest.param(
+            [*EP2, "--pipeline-model-parallel-size", "2"], id="pp2-ep2", marks=pytest.mark.long
+        ),
+        pytest.param(
+            [*EP2, "--tensor-model-parallel-size", "2", "--sequence-parallel"],
+            id="tp2-sp-ep2",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["ep2", "ep4", "pp2-ep2", "tp2-sp-ep2"],
 )
 def test_every_layout_trains_as_expert_parallel_size_1(
     layout: list[str], runner: Runner, start: Path
@@ -123,8 +128,15 @@ def test_every_layout_trains_as_expert_parallel_size_1(
     assert split[-1]["grad_norms"] == pytest.approx(base[-1]["grad_norms"], rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["plain", "distributed"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [
+        ("fp32", "plain"),
+        ("bf16", "distributed"),
+        pytest.param("fp32", "distributed", marks=pytest.mark.long),
+        pytest.param("bf16", "plain", marks=pytest.mark.long),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(
     optimizer: str, precision: str, runner: Runner, tmp_path: Path
 ) -> None:
@@ -147,6 +159,31 @@ def test_grove_flags_come_back_from_a_checkpoint(runner: Runner, start: Path) ->
     for how, script in (("train", []), ("run_script", [SCRIPT])):
         results = runner(4, how, [*script, *PLAIN_MODEL, *load, *restored])
         assert len(results[0]["layers"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (
+            PLAIN_MODEL,
+            "--grove-num-groups (None) differs from --grove-num-groups of the",
+        ),
+        (
+            [*MODEL, "--grove-adjugate-scale", "0.25"],
+            "--grove-adjugate-scale (0.25) differs from --grove-adjugate-scale of the checkpoint",
+        ),
+    ],
+    ids=["without-groups", "another-scale"],
+)
+def test_a_checkpoint_does_not_become_another_model_silently(
+    flags: list[str], line: str, ranks: Ranks, start: Path, tmp_path: Path
+) -> None:
+    for how, script in (("train", []), ("run_script", [SCRIPT])):
+        folder = tmp_path / how
+        argv = [*script, *flags, "--load", str(start)]
+        job = ranks.run(4, f"{RUN}:{how}", str(folder), argv, folder=folder)
+        assert job.codes == [2, 2, 2, 2]
+        assert line in job.log(0)
 
 
 def test_a_grove_flag_that_contradicts_the_checkpoint_is_refused(

@@ -63,7 +63,8 @@ REFUSED: dict[str, Refused] = {
     ),
     "scale-negative": case(
         "--grove-adjugate-scale -0.1",
-        "--grove-adjugate-scale (-0.1) is not 0 or more; the paper's value is 0.05",
+        "--grove-adjugate-scale (-0.1) is not a finite number of 0 or more; the paper's value is "
+        "0.05",
     ),
     "scale-above-bound": case(
         "--grove-adjugate-scale 0.6",

@@ -29,7 +29,8 @@ def scale_zero(folder: str, scoring: str) -> None:
     with megatron(**EP2):
         config = _config(grove_router_scoring=scoring)
         layer = moe_layer(config)
-        stock = moe_layer(_config(grove_num_groups=0, grove_adjugate_ffn_hidden_size=None), False)
+        plain = {"grove_num_groups": 0, "grove_adjugate_ffn_hidden_size": None}
+        stock = moe_layer(_config(**plain, grove_adjugate_scale=0.05), False)
         stock.load_state_dict(
             {k: v for k, v in layer.state_dict().items() if "adjugate" not in k}, strict=True
         )

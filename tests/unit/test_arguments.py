@@ -8,6 +8,8 @@ from megatron.training.arguments import add_megatron_arguments
 from grove_megatron.arguments import (
     LAYER_SPEC,
     add_grove_arguments,
+    contradictions,
+    refuse_yaml,
     restore_grove_arguments,
     select_layer,
 )
@@ -80,3 +82,31 @@ def test_a_checkpoint_of_a_run_without_the_plugin_is_a_plain_one(
     args = parser.parse_args(["--grove-adjugate-scale", "0.3"])
     (problem,) = restore_grove_arguments(args, argparse.Namespace(num_experts=8))
     assert "--grove-adjugate-scale of the checkpoint (0.05)" in problem
+
+
+def test_the_same_settings_do_not_contradict(parser: argparse.ArgumentParser) -> None:
+    flags = ["--grove-num-groups", "4", "--grove-adjugate-ffn-hidden-size", "8"]
+    assert contradictions(parser.parse_args(flags), parser.parse_args(flags)) == []
+    no_groups = parser.parse_args(["--grove-num-groups", "0"])
+    assert contradictions(no_groups, argparse.Namespace()) == []
+
+
+def test_every_setting_that_makes_another_model_contradicts(
+    parser: argparse.ArgumentParser,
+) -> None:
+    flags = ["--grove-num-groups", "4", "--grove-adjugate-ffn-hidden-size", "8"]
+    other = ["--grove-adjugate-scale", "0.1", "--grove-router-scoring", "softmax"]
+    problems = contradictions(parser.parse_args([*flags, *other]), argparse.Namespace())
+    assert [line.split()[0] for line in problems] == [
+        "--grove-num-groups",
+        "--grove-adjugate-ffn-hidden-size",
+        "--grove-adjugate-scale",
+        "--grove-router-scoring",
+    ]
+
+
+@pytest.mark.parametrize("given", [["--yaml-cfg", "a.yaml"], ["--yaml-cfg=a.yaml"]])
+def test_a_yaml_file_beside_grove_flags_is_refused(given: list[str]) -> None:
+    (problem,) = refuse_yaml([*given, "--grove-num-groups", "4"])
+    assert problem.startswith("--yaml-cfg (a.yaml) replaces the command line")
+    assert refuse_yaml(given) == refuse_yaml(["--grove-num-groups", "4"]) == []

@@ -168,10 +168,30 @@ class TestWhatMegatronDoes:
 
     def test_new_threads_mean_the_cpu_too(self):
         made = []
-        thread = threading.Thread(target=lambda: made.append(torch.zeros(1, device="cuda")))
-        thread.start()
-        thread.join()
-        assert made[0].device.type == "cpu"
+
+        class OwnRun(threading.Thread):
+            def run(self):
+                made.append(torch.zeros(1, device="cuda"))
+
+        plain = threading.Thread(target=lambda: made.append(torch.zeros(1, device="cuda")))
+        for thread in (plain, OwnRun()):
+            thread.start()
+            thread.join()
+        assert [tensor.device.type for tensor in made] == ["cpu", "cpu"]
+
+    def test_backward_of_a_python_autograd_function_means_the_cpu_too(self):
+        class OnCuda(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x * 1
+
+            @staticmethod
+            def backward(ctx, grad):
+                return grad + torch.ones_like(grad, device="cuda")
+
+        x = torch.zeros(1, requires_grad=True)
+        OnCuda.apply(x).sum().backward()
+        assert x.grad.item() == 2.0
 
     def test_what_is_decorated_with_compile_runs_eagerly(self):
         compiled_by = []

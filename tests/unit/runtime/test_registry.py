@@ -109,6 +109,19 @@ def test_nested_use_applies_once_and_undoes_at_the_outermost_exit(shapes):
     assert made == [original]
 
 
+def test_the_first_to_enter_may_be_the_first_to_leave(shapes):
+    original = shapes.area
+    members = patches(patch("shapes:area"))
+    first, second = members.applied(), members.applied()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert members.active
+    assert shapes.area is not original
+    second.__exit__(None, None, None)
+    assert shapes.area is original
+
+
 def test_later_patches_are_undone_first(shapes):
     first, second = patches(patch("shapes:area")), patches(patch("shapes:Shape.corners"))
     area, corners = shapes.area, shapes.Shape.corners

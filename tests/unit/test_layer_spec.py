@@ -1,0 +1,65 @@
+"""The layer spec: what is swapped, and what is left as Megatron made it."""
+
+from functools import partial
+
+import pytest
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from grove_megatron.config import GroveTransformerConfig
+from grove_megatron.layer_spec import adapt_spec, grove_layer_spec
+from grove_megatron.moe.layer import GroveMoELayer
+from grove_megatron.moe.norm import sequence_parallel_norm
+from grove_megatron.moe.router import GroveRouter
+
+SIZE = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "transformer_impl": "local"}
+MOE = {"num_moe_experts": 4, "moe_token_dispatcher_type": "alltoall", "add_bias_linear": False}
+GROVE = {"grove_num_groups": 2, "grove_adjugate_ffn_hidden_size": 4}
+
+
+def grove_config(**settings: object) -> GroveTransformerConfig:
+    return GroveTransformerConfig(**SIZE, **MOE, **GROVE, **settings)
+
+
+def test_layer_and_router_are_swapped_and_the_original_is_not_changed() -> None:
+    original = get_moe_module_spec(use_te=False, num_experts=4)
+    adapted = adapt_spec(original, grove_config())
+    assert adapted.func is GroveMoELayer
+    assert adapted.keywords["submodules"].router is GroveRouter
+    assert adapted.keywords["submodules"].experts is not None
+    assert original.func is MoELayer
+    assert original.keywords["submodules"].router is TopKRouter
+
+
+def test_a_module_spec_is_swapped_like_a_partial() -> None:
+    original = ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=print))
+    adapted = adapt_spec(original, grove_config())
+    assert adapted.module is GroveMoELayer
+    assert adapted.submodules.router is GroveRouter
+    assert adapted.submodules.experts is print
+
+
+def test_layers_that_share_a_spec_share_one_afterwards() -> None:
+    layer = partial(MoELayer, submodules=MoESubmodules(experts=print))
+    first, second = adapt_spec([layer, layer], grove_config())
+    assert first is second
+
+
+def test_norms_are_swapped_only_for_sequence_parallelism() -> None:
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    assert adapt_spec([WrappedTorchNorm], grove_config(**parallel)) == [sequence_parallel_norm]
+    assert adapt_spec([WrappedTorchNorm], grove_config()) == [WrappedTorchNorm]
+
+
+def test_without_groups_the_very_object_comes_back() -> None:
+    spec = get_moe_module_spec(use_te=False, num_experts=4)
+    assert adapt_spec(spec, GroveTransformerConfig(**SIZE, **MOE)) is spec
+
+
+def test_a_config_that_cannot_say_what_to_build_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"config \(TransformerConfig\) is not a Grove"):
+        grove_layer_spec(TransformerConfig(**SIZE, **MOE))
