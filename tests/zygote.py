@@ -88,6 +88,10 @@ def _wait(children: list[int], timeout: float) -> list[int]:
             for pid in set(children) - set(codes):
                 os.killpg(pid, signal.SIGKILL)
         time.sleep(0.02)
+    for pid in children:
+        # What a rank started, such as the manager process of a checkpoint, goes with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
     return [codes[pid] for pid in children]
 
 
