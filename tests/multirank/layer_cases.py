@@ -104,9 +104,13 @@ def parameters(folder: str) -> None:
 
 
 def aliasing(folder: str) -> None:
-    """Job: does a stage hand on memory of its input? Megatron frees what it has handed on."""
+    """Job: does a stage hand on memory of its input? Megatron frees what it has handed on.
+
+    One group a rank and all experts selected: an adjugate's rows are just the received rows, in
+    their order, and the temptation not to copy them is greatest.
+    """
     with megatron(**EP2):
-        layer = moe_layer(_config())
+        layer = moe_layer(_config(grove_num_groups=2, moe_router_topk=8))
         x = torch.randn(TOKENS, 1, HIDDEN)
         probs, chosen = layer.route(x)
         rows, packed = layer.preprocess(x, probs, chosen)
