@@ -3,12 +3,11 @@
 import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
-from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
 
-from .config import GroveTransformerConfig, grove_fields, is_grove
+from .config import GroveTransformerConfig, grove_defaults, is_grove
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
 
@@ -46,10 +45,11 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
     or become another model.
     """
     problems = []
-    for name in grove_fields():
+    for name, default in grove_defaults().items():
         if name == "grove_allow_scale_above_bound":
             continue
-        given, saved = getattr(args, name), _saved(checkpoint_args, name)
+        # A checkpoint that knows nothing of Grove is one of a plain model.
+        given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
         if (given or None) != (saved or None):
             flag = f"--{name.replace('_', '-')}"
             problems.append(
@@ -59,13 +59,7 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
     return problems
 
 
-def _saved(checkpoint_args: Namespace, name: str) -> Any:
-    """A checkpoint that knows nothing of Grove is one of a plain model."""
-    defaults = {f.name: f.default for f in fields(GroveTransformerConfig)}
-    return getattr(checkpoint_args, name, defaults[name])
-
-
-def refuse_yaml(argv: list[str]) -> list[str]:
+def yaml_problems(argv: list[str]) -> list[str]:
     """``--yaml-cfg`` replaces the whole command line, our flags and all our checks included."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--yaml-cfg")
@@ -88,11 +82,10 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
     Returns:
         One line per contradiction.
     """
-    defaults = {f.name: f.default for f in fields(GroveTransformerConfig)}
     problems = []
-    for name in grove_fields():
-        given, saved = getattr(args, name), _saved(checkpoint_args, name)
-        if given not in (saved, defaults[name]):
+    for name, default in grove_defaults().items():
+        given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
+        if given not in (saved, default):
             flag = f"--{name.replace('_', '-')}"
             problems.append(
                 f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); remove one of "

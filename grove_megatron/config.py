@@ -6,6 +6,7 @@ into argparse types.
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal
 
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -50,10 +51,11 @@ class GroveTransformerConfig(TransformerConfig):
             raise ValueError("; ".join(problems))
 
 
-def grove_fields() -> list[str]:
-    """Names of the Grove settings, in flag order."""
+@cache
+def grove_defaults() -> dict[str, Any]:
+    """Names and defaults of the Grove settings, in flag order; made once."""
     inherited = {f.name for f in fields(TransformerConfig)}
-    return [f.name for f in fields(GroveTransformerConfig) if f.name not in inherited]
+    return {f.name: f.default for f in fields(GroveTransformerConfig) if f.name not in inherited}
 
 
 def is_grove(config: Any) -> bool:
@@ -77,12 +79,11 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
     scale = settings.grove_adjugate_scale
     problems = []
     if not groups:
-        for field in fields(GroveTransformerConfig):
-            value = getattr(settings, field.name, field.default)
-            unset = field.name == "grove_num_groups" or value == field.default
-            if field.name in grove_fields() and not unset:
+        for name, default in grove_defaults().items():
+            value = getattr(settings, name)
+            if name != "grove_num_groups" and value != default:
                 problems.append(
-                    f"--{field.name.replace('_', '-')} ({value}) is set without --grove-num-groups "
+                    f"--{name.replace('_', '-')} ({value}) is set without --grove-num-groups "
                     f"({groups}); set the number of groups, or remove it"
                 )
         return problems

@@ -11,6 +11,12 @@ from .config import is_grove
 from .moe.layer import GroveMoELayer
 
 
+def check_after_build(model_config: Any) -> None:
+    """Have Megatron's builder call :func:`check_grove_layers` on what it built, once."""
+    if check_grove_layers not in model_config.post_wrap_hooks:
+        model_config.post_wrap_hooks.append(check_grove_layers)
+
+
 def check_grove_layers(models: list[Any]) -> list[Any]:
     """Compare the Grove layers on all pipeline stages with the config; a hook of a model config.
 

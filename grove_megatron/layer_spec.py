@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from .config import GroveTransformerConfig, is_grove
-from .layer_count import check_grove_layers
+from .layer_count import check_after_build
 from .moe.layer import GroveMoELayer
 from .moe.norm import sequence_parallel_norm
 from .moe.router import GroveRouter
@@ -45,9 +45,8 @@ def grove_layer_spec(model_config: Any, vp_stage: int | None = None) -> Transfor
             "Grove layer to build; start with grove_megatron.pretrain or grove_megatron.run, or "
             "pass a GroveTransformerConfig"
         )
-    hooks = getattr(model_config, "post_wrap_hooks", None)
-    if hooks is not None and check_grove_layers not in hooks:
-        hooks.append(check_grove_layers)
+    if hasattr(model_config, "post_wrap_hooks"):
+        check_after_build(model_config)
     block = get_gpt_decoder_block_spec(
         config,
         use_transformer_engine=config.transformer_impl == "transformer_engine",

@@ -28,14 +28,14 @@ class Row:
 
 
 def _mlp(megatron: str, hf: str) -> list[Row]:
-    """A SwiGLU block under a Megatron prefix; ``hf`` is the prefix of its three projections."""
+    """A SwiGLU block: ``megatron`` has ``{fc}`` for its linears, ``hf`` its projections."""
     return [
         Row(
-            megatron.format(fc="linear_fc1"),
+            megatron.replace("{fc}", "linear_fc1"),
             (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
             GateUp(),
         ),
-        Row(megatron.format(fc="linear_fc2"), (f"{hf}.down_proj.weight",), Split(1)),
+        Row(megatron.replace("{fc}", "linear_fc2"), (f"{hf}.down_proj.weight",), Split(1)),
     ]
 
 
@@ -52,6 +52,7 @@ def rows(num_query_groups: int, tied_embeddings: bool) -> list[Row]:
     attention, hf_attention = f"{mega}.self_attention", f"{hf}.self_attn"
     experts = f"{mega}.mlp.experts"
     adjugates = f"{mega}.mlp.adjugate_experts"
+    hf_expert, hf_adjugate = f"{hf}.mlp.experts.{{expert}}", f"{hf}.mlp.chunk_experts.{{group}}"
     qkv = tuple(f"{hf_attention}.{p}_proj.weight" for p in "qkv")
     input_norm = (f"{hf}.input_layernorm.weight",)
     mlp_norm = (f"{hf}.post_attention_layernorm.weight",)
@@ -69,26 +70,17 @@ def rows(num_query_groups: int, tied_embeddings: bool) -> list[Row]:
         Row(f"{mega}.pre_mlp_layernorm.weight", mlp_norm, Replicated()),
         Row(f"{mega}.mlp.linear_fc1.layer_norm_weight", mlp_norm, Replicated()),
         Row(f"{mega}.mlp.router.weight", (f"{hf}.mlp.gate.weight",), Replicated()),
-        *_mlp(f"{mega}.mlp.{{fc}}.weight".replace("{layer}", "{{layer}}"), f"{hf}.mlp"),
-        *_mlp(_sequential(experts, "expert"), f"{hf}.mlp.experts.{{expert}}"),
-        *_mlp(_grouped(experts, "expert"), f"{hf}.mlp.experts.{{expert}}"),
-        *_mlp(_sequential(adjugates, "group"), f"{hf}.mlp.chunk_experts.{{group}}"),
-        *_mlp(_grouped(adjugates, "group"), f"{hf}.mlp.chunk_experts.{{group}}"),
+        *_mlp(f"{mega}.mlp.{{fc}}.weight", f"{hf}.mlp"),
+        # SequentialMLP and TEGroupedMLP.
+        *_mlp(f"{experts}.local_experts.{{expert}}.{{fc}}.weight", hf_expert),
+        *_mlp(f"{experts}.{{fc}}.weight{{expert}}", hf_expert),
+        *_mlp(f"{adjugates}.local_experts.{{group}}.{{fc}}.weight", hf_adjugate),
+        *_mlp(f"{adjugates}.{{fc}}.weight{{group}}", hf_adjugate),
     ]
 
 
 # Buffers that a checkpoint may hold and the released forward pass does not read.
 UNUSED = re.compile(r"model\.layers\.\d+\.mlp\.expert_bias")
-
-
-def _sequential(prefix: str, index: str) -> str:
-    escaped = prefix.replace("{layer}", "{{layer}}")
-    return f"{escaped}.local_experts.{{{{{index}}}}}.{{fc}}.weight"
-
-
-def _grouped(prefix: str, index: str) -> str:
-    escaped = prefix.replace("{layer}", "{{layer}}")
-    return f"{escaped}.{{fc}}.weight{{{{{index}}}}}"
 
 
 class NameTable:

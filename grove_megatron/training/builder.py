@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, mtp_block_spec
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
-from ..layer_count import check_grove_layers
+from ..layer_count import check_after_build
 from ..layer_spec import adapt_spec, grove_layer_spec
 
 
@@ -94,4 +94,7 @@ class GroveGPTModelBuilder(GPTModelBuilder):
     def build_distributed_models(
         self, pg_collection: ProcessGroupCollection, *args: Any, **kwargs: Any
     ) -> list[GPTModel]:
-        return check_grove_layers(super().build_distributed_models(pg_collection, *args, **kwargs))
+        # Also where the layers are not ours: a spec that does not import is none of ours.
+        check_after_build(self._model_config)
+        models: list[GPTModel] = super().build_distributed_models(pg_collection, *args, **kwargs)
+        return models

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..arguments import (
     add_grove_arguments,
-    refuse_yaml,
     restore_grove_arguments,
     select_layer,
+    yaml_problems,
 )
 from ..config import GroveTransformerConfig
 from ..runtime import cpu_is_active
@@ -28,7 +28,7 @@ from .refuse import refuse
 
 def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
     def add_megatron_arguments(parser: ArgumentParser) -> ArgumentParser:
-        if problems := refuse_yaml(sys.argv[1:]):
+        if problems := yaml_problems(sys.argv[1:]):
             refuse(problems)
         parser = add_grove_arguments(original(parser))
         return set_cpu_defaults(parser) if cpu_is_active() else parser

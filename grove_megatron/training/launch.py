@@ -17,9 +17,9 @@ from megatron.training.global_vars import set_global_variables
 
 from ..arguments import (
     add_grove_arguments,
-    refuse_yaml,
     restore_grove_arguments,
     select_layer,
+    yaml_problems,
 )
 from ..config import GroveTransformerConfig
 from ..runtime import cpu_is_active
@@ -58,7 +58,7 @@ def pretrain() -> None:
 
 def parse_arguments() -> Namespace:
     """Megatron's ``parse_and_validate_args`` with our flags, and our checks before its own."""
-    if problems := refuse_yaml(sys.argv[1:]):
+    if problems := yaml_problems(sys.argv[1:]):
         refuse(problems)
     args = parse_args(extra_args_provider=_add_arguments)
     if args.yaml_cfg is not None:

@@ -77,3 +77,15 @@ def tiny_model() -> list[str]:
 def reported_steps(output: str) -> dict[int, tuple[str, str]]:
     """Iteration -> (loss, gradient norm), as printed."""
     return {int(step): (loss, norm) for step, loss, norm in _ITERATION.findall(output)}
+
+
+def processes_that_name(text: str) -> list[str]:
+    """Command lines of running processes that hold ``text``."""
+    # /proc and not ps, which cuts long command lines where COLUMNS is set.
+    lines = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue  # it ended in between
+    return [line for line in lines if text in line]

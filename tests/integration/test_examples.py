@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .launching import REPOSITORY, launch, reported_steps
+from .launching import REPOSITORY, launch, processes_that_name, reported_steps
 
 EXAMPLES = REPOSITORY / "examples"
 
@@ -69,18 +69,7 @@ def test_an_agent_that_fails_ends_the_other(tmp_path: Path, failing: int) -> Non
     assert done.code == 7, done.output
     assert "an agent failed (exit code 7)" in done.output
     assert sorted(path.name for path in run_dir.iterdir()) == ["node0.log", "node1.log"]
-    assert not _processes_that_name(str(tmp_path))
-
-
-def _processes_that_name(text: str) -> list[str]:
-    # /proc and not ps, which cuts long command lines where COLUMNS is set.
-    lines = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue  # it ended in between
-    return [line for line in lines if text in line]
+    assert not processes_that_name(str(tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")

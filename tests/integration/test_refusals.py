@@ -11,7 +11,7 @@ import pytest
 from tests.ranks import Job, Ranks
 
 from .flags import GROVE, MODEL, PLAIN_MODEL
-from .launching import REPOSITORY, Finished, launch, torchrun
+from .launching import REPOSITORY, Finished, launch, processes_that_name, torchrun
 
 SCRIPT = str(Path(__file__).with_name("stock_entry_script.py"))
 RUN = "tests.integration.recorded_run"
@@ -218,17 +218,7 @@ def test_a_rank_that_fails_ends_the_job(tmp_path: Path) -> None:
     assert " iteration        2/" not in done.output
     assert "RuntimeError: rank 1 fails at iteration 2" in done.output
     assert ended - float(marker.read_text()) < 30
-    assert not _processes_that_name(str(marker))
-
-
-def _processes_that_name(text: str) -> list[str]:
-    lines = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue  # it ended in between
-    return [line for line in lines if text in line]
+    assert not processes_that_name(str(marker))
 
 
 # ------------------------------------------------------------------------------ the installation

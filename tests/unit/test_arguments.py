@@ -9,9 +9,9 @@ from grove_megatron.arguments import (
     LAYER_SPEC,
     add_grove_arguments,
     contradictions,
-    refuse_yaml,
     restore_grove_arguments,
     select_layer,
+    yaml_problems,
 )
 
 
@@ -107,6 +107,6 @@ def test_every_setting_that_makes_another_model_contradicts(
 
 @pytest.mark.parametrize("given", [["--yaml-cfg", "a.yaml"], ["--yaml-cfg=a.yaml"]])
 def test_a_yaml_file_beside_grove_flags_is_refused(given: list[str]) -> None:
-    (problem,) = refuse_yaml([*given, "--grove-num-groups", "4"])
+    (problem,) = yaml_problems([*given, "--grove-num-groups", "4"])
     assert problem.startswith("--yaml-cfg (a.yaml) replaces the command line")
-    assert refuse_yaml(given) == refuse_yaml(["--grove-num-groups", "4"]) == []
+    assert yaml_problems(given) == yaml_problems(["--grove-num-groups", "4"]) == []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from grove_megatron.config import GroveTransformerConfig, grove_fields, grove_problems, is_grove
+from grove_megatron.config import GroveTransformerConfig, grove_defaults, grove_problems, is_grove
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 
@@ -212,7 +212,7 @@ def test_every_flag_that_a_refusal_names_exists():
 
 def test_the_flags_keep_their_names_and_defaults(parse):
     args = parse("")
-    assert {name: getattr(args, name) for name in grove_fields()} == {
+    assert {name: getattr(args, name) for name in grove_defaults()} == {
         "grove_num_groups": None,
         "grove_adjugate_ffn_hidden_size": None,
         "grove_adjugate_scale": 0.05,
