@@ -20,6 +20,14 @@ def train(folder: str, argv: list[str]) -> None:
     _record(folder, argv, pretrain.main)
 
 
+def train_stock_layers(folder: str, argv: list[str]) -> None:
+    """The launcher with a layer spec that leaves Megatron's layers in place."""
+    from grove_megatron import layer_spec
+
+    layer_spec.adapt_spec = lambda spec, config: spec
+    train(folder, argv)
+
+
 def run_script(folder: str, argv: list[str]) -> None:
     """``grove_megatron.run`` with ``argv``, the script first."""
     from grove_megatron import run

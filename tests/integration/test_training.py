@@ -151,3 +151,14 @@ def test_async_save_is_refused_by_name(ranks: Ranks, tmp_path: Path) -> None:
     assert job.codes == [2, 2]
     assert "--async-save (True) on the CPU runtime" in job.log(0)
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_a_model_without_the_layers_it_asked_for_is_not_trained(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    target = "tests.integration.recorded_run:train_stock_layers"
+    job = ranks.run(2, target, str(tmp_path), [*MODEL, *EP2], folder=tmp_path)
+    assert all(job.codes)
+    expected = "Grove layers in the model (0) differ from those the flags ask for (2)"
+    assert all(expected in job.log(rank) for rank in range(2))
+    assert " iteration " not in job.log(1)
