@@ -7,7 +7,13 @@ from dataclasses import fields
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
 
-from .config import GroveTransformerConfig, grove_defaults, is_grove
+from .config import (
+    MATRIX_OPTIMIZERS,
+    NOT_OF_THE_WEIGHTS,
+    GroveTransformerConfig,
+    grove_defaults,
+    is_grove,
+)
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
 
@@ -33,9 +39,13 @@ def _repair_help(parser: ArgumentParser) -> None:
 
 
 def select_layer(args: Namespace) -> None:
-    """Asking for groups is asking for the Grove layer: fill in ``--spec`` where it was left out."""
-    if is_grove(args) and args.spec is None:
+    """Asking for groups is asking for the Grove layer: fill in what was left out for it."""
+    if not is_grove(args):
+        return
+    if args.spec is None:
         args.spec = list(LAYER_SPEC)
+    if args.grove_kernel == "auto" and args.optimizer in MATRIX_OPTIMIZERS:
+        args.grove_kernel = "megatron"
 
 
 def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
@@ -46,7 +56,7 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
     """
     problems = []
     for name, default in grove_defaults().items():
-        if name == "grove_allow_scale_above_bound":
+        if name in NOT_OF_THE_WEIGHTS:
             continue
         # A checkpoint that knows nothing of Grove is one of a plain model.
         given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
@@ -57,6 +67,36 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
                 "checkpoint's value, or --use-checkpoint-args"
             )
     return problems
+
+
+def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> list[str]:
+    """Distributed optimizer states that would be loaded into the wrong parameters, a line each.
+
+    Megatron's default format of these states keeps them in the order of the parameters in memory
+    and names none of them, so other expert modules get each other's moments without a word.
+    """
+    resumes = not (args.finetune or args.no_load_optim)
+    both = args.use_distributed_optimizer and checkpoint_args.use_distributed_optimizer
+    if not (is_grove(args) and resumes and both):
+        return []
+    if getattr(checkpoint_args, "dist_ckpt_optim_fully_reshardable", False):
+        return []
+    here, there = _expert_modules(args), _expert_modules(checkpoint_args)
+    if here == there:
+        return []
+    return [
+        f"--grove-kernel ({args.grove_kernel}) makes expert modules ({here}) that are not those "
+        f"of the checkpoint ({there}), whose distributed optimizer state fits no other; use "
+        f"the same, or save with --dist-ckpt-optim-fully-reshardable, or give --no-load-optim"
+    ]
+
+
+def _expert_modules(args: Namespace) -> str:
+    """Which modules hold the experts, as far as it decides the order of parameters in memory."""
+    grouped = getattr(args, "grove_kernel", "megatron") != "megatron"
+    if args.transformer_impl == "local":
+        return "GroupedExperts" if grouped else "SequentialMLP"
+    return "TEGroupedMLP" if args.moe_grouped_gemm else "SequentialMLP of TransformerEngine"
 
 
 def yaml_problems(argv: list[str]) -> list[str]:
@@ -84,6 +124,8 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
     """
     problems = []
     for name, default in grove_defaults().items():
+        if name in NOT_OF_THE_WEIGHTS:
+            continue
         given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
         if given not in (saved, default):
             flag = f"--{name.replace('_', '-')}"

@@ -1,21 +1,20 @@
 """The ``grove`` command. Each subcommand is a few lines here and a module of its own."""
 
-import contextlib
-import io
 import json
 import os
-import socket
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .benchmarks.commands import app as bench
+
 app = typer.Typer(
     help="Grove MoE for Megatron.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+app.add_typer(bench, name="bench")
 
 
 @app.callback()
@@ -40,10 +39,10 @@ def verify(
     --expert-model-parallel-size 2. Exits 1 past tolerance, 2 if it cannot compare.
     """
     from .training.refuse import refuse
-    from .training.start import started
+    from .training.start import alone, quiet, started
 
-    _alone()
-    with started(), _quiet():
+    alone()
+    with started(), quiet():
         from .checkpoint.verify import verify as run
 
         try:
@@ -73,34 +72,6 @@ def _print_report(report: "Report", as_json: bool) -> None:  # noqa: F821
         # JSON has no infinity.
         finite = {k: min(v, sys.float_info.max) for k, v in asdict(report).items()}
         print(json.dumps(finite), flush=True)
-
-
-def _alone() -> None:
-    """Outside torchrun: a job of one process."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Megatron's start-up listing off stdout; show it if the command fails."""
-    listing = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(listing):
-            yield
-    except BaseException as error:
-        if not isinstance(error, SystemExit):
-            print(listing.getvalue(), file=sys.stderr)
-        raise
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional as F
 
 from .functional.groups import scale_bound
 
@@ -39,6 +40,16 @@ class GroveTransformerConfig(TransformerConfig):
     """grove: select on sigmoid(logits) + expert bias, weigh by the softmax over the selected
     logits. softmax: Megatron's own router, as its flags say."""
 
+    grove_kernel: Literal["auto", "megatron", "grouped", "triton"] = "auto"
+    """What computes experts and adjugates. megatron: the expert modules Megatron would build.
+    grouped: both in one pass of torch's grouped products. triton: the same in fused CUDA kernels.
+    auto: the fastest that takes the configuration and the shapes; what it passes over is logged."""
+
+    grove_hierarchical_dispatch: bool = False
+    """Send a token to every node once and pass it on inside the node, instead of to every rank.
+    For expert parallelism over several nodes; the launcher says how many ranks a node has
+    (LOCAL_WORLD_SIZE)."""
+
     def __post_init__(self) -> None:
         scoring = self.grove_num_groups and self.grove_router_scoring
         if scoring == "grove" and self.moe_router_score_function == "softmax":
@@ -47,8 +58,28 @@ class GroveTransformerConfig(TransformerConfig):
             self.moe_router_score_function = "sigmoid"
         super().__post_init__()
         problems = grove_problems(self, num_experts=self.num_moe_experts)
+        if is_grove(self) and self.grove_kernel in GROUPED_KERNELS:
+            why_not = grouped_experts_why_not(self)
+            if why_not is not None:
+                problems.append(
+                    f"--grove-kernel ({self.grove_kernel}) cannot run: {why_not}; use auto"
+                )
         if problems:
             raise ValueError("; ".join(problems))
+
+
+GROUPED_KERNELS = ("grouped", "triton")
+"""Values of --grove-kernel that store the experts stacked."""
+
+NOT_OF_THE_WEIGHTS = (
+    "grove_allow_scale_above_bound",
+    "grove_kernel",
+    "grove_hierarchical_dispatch",
+)
+"""Settings that may differ between the run that wrote a checkpoint and one that reads it."""
+
+MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
+"""Optimizers that treat a two-dimensional parameter as a matrix, and so need one per expert."""
 
 
 @cache
@@ -140,7 +171,52 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
         )
     if num_experts:
         problems += _router_problems(settings)
+        problems += _kernel_problems(settings)
         problems += _unsupported(settings)
+    return problems
+
+
+def grouped_experts_why_not(config: TransformerConfig) -> str | None:
+    """Why experts of this configuration cannot be ``moe.experts.GroupedExperts``, or None."""
+    differs = {
+        "activation_func": config.activation_func is not F.silu,
+        "gated_linear_unit": not config.gated_linear_unit,
+        "add_bias_linear": config.add_bias_linear,
+        "fp8": bool(config.fp8),
+        "fp4": bool(config.fp4),
+        "activation_func_clamp_value": config.activation_func_clamp_value is not None,
+        "glu_linear_offset": config.glu_linear_offset != 0,
+        "moe_mlp_glu_interleave_size": config.moe_mlp_glu_interleave_size is not None,
+        "use_te_activation_func": config.use_te_activation_func,
+        "use_kitchen": config.use_kitchen,
+        "moe_latent_size": config.moe_latent_size is not None,
+        "moe_apply_probs_on_input": config.moe_apply_probs_on_input,
+    }
+    settings = [f"{name} ({getattr(config, name)})" for name, is_so in differs.items() if is_so]
+    if not settings:
+        return None
+    return f"grouped experts compute SwiGLU without biases, not {', '.join(settings)}"
+
+
+def _kernel_problems(settings: Any) -> list[str]:
+    kernel = settings.grove_kernel
+    if kernel not in (choices := ("auto", "megatron", *GROUPED_KERNELS)):
+        return [f"--grove-kernel ({kernel}) is not one of ({', '.join(choices)}); use auto"]
+    if kernel not in GROUPED_KERNELS:
+        return []
+    problems = []
+    if settings.transformer_impl != "local":
+        problems.append(
+            f"--grove-kernel ({kernel}) would replace the experts of --transformer-impl "
+            f"({settings.transformer_impl}); use --transformer-impl local, or --grove-kernel auto"
+        )
+    # Only a command line knows the optimizer.
+    optimizer = getattr(settings, "optimizer", None)
+    if optimizer in MATRIX_OPTIMIZERS:
+        problems.append(
+            f"--grove-kernel ({kernel}) stacks the experts' matrices, which --optimizer "
+            f"({optimizer}) needs one by one; use --grove-kernel megatron"
+        )
     return problems
 
 

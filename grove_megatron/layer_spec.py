@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -19,6 +20,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from .config import GroveTransformerConfig, is_grove
 from .layer_count import check_after_build
+from .moe.experts import GroupedExperts
+from .moe.kernel_choice import takes_grouped_experts
 from .moe.layer import GroveMoELayer
 from .moe.norm import sequence_parallel_norm
 from .moe.router import GroveRouter
@@ -66,6 +69,8 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
     swaps: dict[Any, Any] = {}
     if is_grove(config):
         swaps = {MoELayer: GroveMoELayer, TopKRouter: GroveRouter}
+        if takes_grouped_experts(config):
+            swaps[SequentialMLP] = GroupedExperts
     if config.sequence_parallel and config.transformer_impl == "local":
         swaps[WrappedTorchNorm] = sequence_parallel_norm
     return _swap(spec, swaps, {}) if swaps else spec

@@ -71,7 +71,7 @@ def rows(num_query_groups: int, tied_embeddings: bool) -> list[Row]:
         Row(f"{mega}.mlp.linear_fc1.layer_norm_weight", mlp_norm, Replicated()),
         Row(f"{mega}.mlp.router.weight", (f"{hf}.mlp.gate.weight",), Replicated()),
         *_mlp(f"{mega}.mlp.{{fc}}.weight", f"{hf}.mlp"),
-        # SequentialMLP and TEGroupedMLP.
+        # SequentialMLP; TEGroupedMLP, and GroupedExperts taken apart.
         *_mlp(f"{experts}.local_experts.{{expert}}.{{fc}}.weight", hf_expert),
         *_mlp(f"{experts}.{{fc}}.weight{{expert}}", hf_expert),
         *_mlp(f"{adjugates}.local_experts.{{group}}.{{fc}}.weight", hf_adjugate),

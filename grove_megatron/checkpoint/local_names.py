@@ -20,22 +20,40 @@ _EXPERT = re.compile(
     r"(?P<block>.*\.(?:experts|adjugate_experts))\."
     r"(?:local_experts\.(?P<sequential>\d+)\.|linear_fc[12]\.weight(?P<grouped>\d+)$)"
 )
+_STACKED = re.compile(r".*\.(?:experts|adjugate_experts)\.linear_fc[12]\.weight$")
 
 
 @dataclass(frozen=True)
 class LocalParameter:
-    """A parameter of this rank, and which part of the whole one it is."""
+    """A parameter of this rank, and which part of the whole one it is.
+
+    Experts that are stacked in one parameter are as many of these, each with its ``index``.
+    """
 
     global_name: str
-    tensor: torch.nn.Parameter
+    stored: torch.nn.Parameter
     tensor_parallel: TensorParallel
+    index: int | None = None
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.stored if self.index is None else self.stored[self.index]
+
+    @property
+    def main_grad(self) -> torch.Tensor:
+        """The gradient as DDP has reduced it."""
+        grad: torch.Tensor = self.stored.main_grad
+        return grad if self.index is None else grad[self.index]
 
 
 def local_parameters(models: list[Any]) -> Iterator[LocalParameter]:
     """All parameters of this rank's model chunks, wrapped or not."""
     for model in unwrap_model(models):
         for name, tensor in model.named_parameters():
-            yield LocalParameter(_global_name(model, name), tensor, _tensor_parallel(name))
+            indices = range(len(tensor)) if _STACKED.match(name) and tensor.dim() == 3 else [None]
+            for index in indices:
+                own = name if index is None else f"{name}{index}"
+                yield LocalParameter(_global_name(model, own), tensor, _tensor_parallel(own), index)
 
 
 def _global_name(model: torch.nn.Module, name: str) -> str:

@@ -379,7 +379,7 @@ def _grad_error(
         owner.append(torch.full(shape, i))
         entry.append(torch.arange(grad.numel()).reshape(shape))
     tp = parameter.tensor_parallel
-    found = parameter.tensor.main_grad.detach().cpu().double()
+    found = parameter.main_grad.detach().cpu().double()
     error = (found - transform.local(expected, tp)).abs() * transform.local(weight, tp)
     owner_here, entry_here = transform.local(owner, tp), transform.local(entry, tp)
     for i, name in enumerate(names):

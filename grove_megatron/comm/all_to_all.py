@@ -18,16 +18,17 @@ class _AllToAllRows(torch.autograd.Function):
         group: dist.ProcessGroup,
     ) -> Tensor:
         ctx.send, ctx.receive, ctx.group = send, receive, group
-        return _exchange(rows, send, receive, group)
+        return exchange_rows(rows, send, receive, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(grads[0], ctx.receive, ctx.send, ctx.group), None, None, None
+        return exchange_rows(grads[0], ctx.receive, ctx.send, ctx.group), None, None, None
 
 
-def _exchange(
+def exchange_rows(
     rows: Tensor, send: tuple[int, ...], receive: tuple[int, ...], group: dist.ProcessGroup
 ) -> Tensor:
+    """:func:`all_to_all_rows` without a gradient."""
     received = rows.new_empty((sum(receive), *rows.shape[1:]))
     dist.all_to_all_single(
         received,
@@ -58,18 +59,6 @@ def all_to_all_rows(
         rows, tuple(send), tuple(receive), group
     )
     return exchanged
-
-
-def exchange_counts(
-    send: Sequence[int], group: dist.ProcessGroup, device: torch.device
-) -> tuple[int, ...]:
-    """Tell every rank how many rows to expect: returns the counts from every rank."""
-    if dist.get_world_size(group) == 1:
-        return tuple(send)
-    mine = torch.tensor(list(send), dtype=torch.int64, device=device)
-    theirs = torch.empty_like(mine)
-    dist.all_to_all_single(theirs, mine, group=group)
-    return tuple(int(n) for n in theirs.tolist())
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:

@@ -1,13 +1,16 @@
-"""Which rows go to which rank, and what happens to them there.
+"""Which rows go to which rank: one row per distinct (token, rank).
 
-Two frozen values describe one call of the layer. :class:`SendPlan` is made by the rank that owns
-the tokens; :class:`ExpandPlan` by the rank that owns the experts. Both are built from the routing
-map, never from top-k indices, so a token may have any number of experts, none included.
+Made by the rank that owns the tokens, from the routing map and never from top-k indices, so a
+token may have any number of experts, none included.
 
-    token owner                                     expert owner
-    x_TH --take token_U--> x_UH ==all-to-all==> x_VH --take row_N--> x_NH -> experts    -> y_NH
-                                                     --take row_M--> x_MH -> adjugates  -> a_MH
-    y_TH <--add at token_U-- y_UH <==all-to-all== y_VH <--add at row_N, row_M-----------'
+    token owner                                              expert owner
+    x_TH     --take token_U--> x_UH     ==all-to-all==> x_VH          (see expand_plan.py)
+    probs_TE --take pairs-->   values_P ==all-to-all==> packed_VL
+    y_TH     <--sum of bags--- y_UH     <==all-to-all== y_VH
+
+T tokens, E experts, R ranks, L = E/R local experts; U rows sent, V rows received; P routed
+(token, expert) pairs sent. With every row travels which of the destination's experts it needs and
+their weights, as one record of 8 bytes per pair.
 """
 
 from dataclasses import dataclass
@@ -15,7 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .groups import group_map, group_probs
+from .groups import group_map
+from .index import gather_distinct, scatter_distinct
+from .permute import RowMap
 
 NOT_ROUTED = float("-inf")
 """Stands in a row's weights where an expert was not selected.
@@ -23,6 +28,25 @@ NOT_ROUTED = float("-inf")
 The selection has to travel with the weights: ``weight != 0`` would lose a selected expert whose
 weight underflowed, and with it the gradient of the router.
 """
+
+
+def count_work(routing_map_TE: Tensor, num_ranks: int, num_groups: int) -> Tensor:
+    """What every rank is asked to do: [R, 1 + L + L_groups] int64, on the map's device.
+
+    Column 0: rows; then pairs per local expert of that rank; then pairs per local group. All that
+    both sides need to size their buffers, so that one exchange and one copy to the host suffice.
+    """
+    num_experts = routing_map_TE.shape[1]
+    rows_R = _is_token_in_rank(routing_map_TE, num_ranks).sum(0)
+    experts_RL = routing_map_TE.sum(0).reshape(num_ranks, num_experts // num_ranks)
+    groups_RL = group_map(routing_map_TE, num_groups).sum(0).reshape(num_ranks, -1)
+    return torch.cat([rows_R.reshape(-1, 1), experts_RL, groups_RL], dim=1)
+
+
+def _is_token_in_rank(routing_map_TE: Tensor, num_ranks: int) -> Tensor:
+    num_tokens, num_experts = routing_map_TE.shape
+    by_rank = (num_tokens, num_ranks, num_experts // num_ranks)
+    return routing_map_TE.reshape(by_rank).any(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,101 +57,68 @@ class SendPlan:
     rank's experts and adjugates it needs.
 
     Attributes:
-        token_U: [U] int64, the token of every row.
-        rank_U: [U] int64, the destination of every row, ascending.
-        rows_per_rank: R ints, rows for every rank (the own rank included).
+        rows: token of every row [U], and the rows of every token.
+        pair_P: [P] int64, position of every pair in the flattened [T, E]; by destination, then
+            token, then expert.
+        code_P: [P] int64, its position in the destination's [rows from here, L], flattened.
         num_tokens: T.
-        routed_pairs: number of (token, expert) pairs these rows stand for.
     """
 
-    token_U: Tensor
-    rank_U: Tensor
-    rows_per_rank: tuple[int, ...]
+    rows: RowMap
+    pair_P: Tensor
+    code_P: Tensor
     num_tokens: int
-    routed_pairs: int
-
-    @property
-    def rows(self) -> int:
-        return int(self.token_U.numel())
 
 
-def plan_send(routing_map_TE: Tensor, num_ranks: int) -> SendPlan:
-    """Deduplicate a routing map [T, E] bool to one row per (token, rank)."""
+def plan_send(routing_map_TE: Tensor, num_ranks: int, num_rows: int, num_pairs: int) -> SendPlan:
+    """Deduplicate a routing map [T, E] bool to one row per (token, rank).
+
+    ``num_rows`` (U) and ``num_pairs`` (P) are the map's own counts, see :func:`count_work`: given
+    by the caller, so that nothing here waits for the device.
+    """
     num_tokens, num_experts = routing_map_TE.shape
-    by_rank = (num_tokens, num_ranks, num_experts // num_ranks)
-    is_token_in_rank_TR = routing_map_TE.reshape(by_rank).any(-1)
-    rank_U, token_U = is_token_in_rank_TR.T.nonzero(as_tuple=True)
-    counts = torch.cat([is_token_in_rank_TR.sum(0), routing_map_TE.sum().reshape(1)])
-    *rows_per_rank, routed_pairs = counts.tolist()
+    local = num_experts // num_ranks
+    in_rank_RT = _is_token_in_rank(routing_map_TE, num_ranks).T.contiguous()
+    token_U = torch.nonzero_static(in_rank_RT, size=num_rows)[:, 1].contiguous()
+    map_RTL = routing_map_TE.reshape(num_tokens, num_ranks, local).transpose(0, 1).contiguous()
+    rank_P, token_P, expert_P = torch.nonzero_static(map_RTL, size=num_pairs).unbind(1)
+    row_RT = in_rank_RT.cumsum(1) - 1
     return SendPlan(
-        token_U=token_U,
-        rank_U=rank_U,
-        rows_per_rank=tuple(rows_per_rank),
+        rows=RowMap.of(token_U, in_rank_RT.sum(0)),
+        pair_P=token_P * num_experts + rank_P * local + expert_P,
+        code_P=row_RT[rank_P, token_P] * local + expert_P,
         num_tokens=num_tokens,
-        routed_pairs=routed_pairs,
     )
 
 
-def pack_probs(probs_TE: Tensor, routing_map_TE: Tensor, plan: SendPlan) -> Tensor:
-    """The weights that travel with every row: [U, L], ``NOT_ROUTED`` where not selected.
+def pack_probs(probs_TE: Tensor, routing_map_TE: Tensor) -> Tensor:
+    """Weights with the selection in them: [T, E], ``NOT_ROUTED`` where not selected."""
+    return probs_TE.masked_fill(~routing_map_TE, NOT_ROUTED)
 
-    Differentiable in ``probs_TE``; the dtype is kept.
+
+def send_values(probs_TE: Tensor, plan: SendPlan) -> Tensor:
+    """The weights that travel: [P] in fp32, or wider if the weights are; differentiable."""
+    wide = torch.promote_types(probs_TE.dtype, torch.float32)
+    return gather_distinct(probs_TE.to(wide), plan.pair_P)
+
+
+def receive_probs(
+    values_P: Tensor,
+    code_P: Tensor,
+    rows_R: Tensor,
+    pairs_R: Tensor,
+    num_rows: int,
+    num_local_experts: int,
+) -> Tensor:
+    """Undo :func:`send_values` on the other side: [V, L], as :func:`pack_probs` would give.
+
+    Args:
+        values_P, code_P: the records that came, ordered by source rank.
+        rows_R, pairs_R: [R] int64 on the device, rows and pairs from every rank.
+        num_rows: V, the sum of rows_R.
+        num_local_experts: L.
     """
-    num_ranks, num_experts = len(plan.rows_per_rank), probs_TE.shape[1]
-    marked_TE = probs_TE.masked_fill(~routing_map_TE, NOT_ROUTED)
-    marked_TRL = marked_TE.reshape(plan.num_tokens, num_ranks, num_experts // num_ranks)
-    return marked_TRL[plan.token_U, plan.rank_U]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpandPlan:
-    """Work of this rank's experts on the rows it received.
-
-    Attributes:
-        row_N: [N] int64, row of every routed pair, ordered by local expert, then row.
-        expert_N: [N] int64, local expert of every routed pair.
-        tokens_per_expert: [L] int64 on the CPU, pairs per local expert; sums to N.
-        row_M: [M] int64, row of every adjugate pair, ordered by local group, then row.
-        group_M: [M] int64, local group of every adjugate pair.
-        tokens_per_group: [L_groups] int64 on the CPU; sums to M.
-        num_rows: V.
-    """
-
-    row_N: Tensor
-    expert_N: Tensor
-    tokens_per_expert: Tensor
-    row_M: Tensor
-    group_M: Tensor
-    tokens_per_group: Tensor
-    num_rows: int
-
-
-def plan_expand(packed_probs_VL: Tensor, num_local_groups: int) -> ExpandPlan:
-    """Read the selection that came with the rows, see :func:`pack_probs`."""
-    selected_VL = packed_probs_VL != NOT_ROUTED
-    group_map_VG = group_map(selected_VL, num_local_groups)
-    expert_N, row_N = selected_VL.T.nonzero(as_tuple=True)
-    group_M, row_M = group_map_VG.T.nonzero(as_tuple=True)
-    return ExpandPlan(
-        row_N=row_N,
-        expert_N=expert_N,
-        tokens_per_expert=selected_VL.sum(0).cpu(),
-        row_M=row_M,
-        group_M=group_M,
-        tokens_per_group=group_map_VG.sum(0).cpu(),
-        num_rows=packed_probs_VL.shape[0],
-    )
-
-
-def unpack_probs(
-    packed_probs_VL: Tensor, plan: ExpandPlan, num_local_groups: int
-) -> tuple[Tensor, Tensor]:
-    """Weights of every routed pair [N] and of every adjugate pair [M], differentiable.
-
-    The former in the dtype that came, the latter summed in fp32 or wider.
-    """
-    selected_VL = packed_probs_VL != NOT_ROUTED
-    probs_VL = packed_probs_VL.masked_fill(~selected_VL, 0.0)
-    wide = torch.promote_types(probs_VL.dtype, torch.float32)
-    group_probs_VG = group_probs(probs_VL.to(wide), num_local_groups)
-    return probs_VL[plan.row_N, plan.expert_N], group_probs_VG[plan.row_M, plan.group_M]
+    first_row_R = rows_R.cumsum(0) - rows_R
+    first_row_P = first_row_R.repeat_interleave(pairs_R, output_size=values_P.numel())
+    position_P = code_P + first_row_P * num_local_experts
+    return scatter_distinct(values_P, position_P, (num_rows, num_local_experts), NOT_ROUTED)

@@ -1,29 +1,29 @@
 """The dispatcher: every token crosses to an expert-parallel rank at most once, one row comes back.
 
 Megatron's stages hand only (hidden states, probs) to each other, so what else a stage needs is
-kept in two frozen values, ``crossing`` and ``work``; both are remade by every forward pass, so a
+kept in two frozen values, ``journey`` and ``work``; both are remade by every forward pass, so a
 recomputed forward remakes them too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from torch import Tensor
 
-from ..comm.all_to_all import all_to_all_rows, exchange_counts, gather_rows, scatter_sum_rows
+from ..comm.all_to_all import gather_rows, scatter_sum_rows
+from ..comm.node_groups import node_groups, ranks_per_node
 from ..config import GroveTransformerConfig
-from ..functional.dispatch_plan import (
-    ExpandPlan,
-    SendPlan,
-    pack_probs,
-    plan_expand,
-    plan_send,
-    unpack_probs,
-)
-from ..functional.permute import add_rows, take_rows
+from ..functional.dispatch_plan import NOT_ROUTED, pack_probs
+from ..functional.expand_plan import ExpandPlan, plan_expand, unpack_probs
+from ..functional.permute import expand_rows, reduce_rows
 from ..functional.placement import Placement
+from ..kernels import Kernels
+from .crossing import Crossing, plan_crossing
+from .kernel_choice import choose_kernels, log_once
 
 
 @dataclass
@@ -32,38 +32,45 @@ class Traffic:
 
     ``rows`` is what was sent, the rows that stayed on the own rank included; ``routed_pairs`` is
     the expert work they stood for. They are two numbers: fewer rows than pairs means that tokens
-    shared a row, not that tokens were dropped.
+    shared a row, not that tokens were dropped. With hierarchical dispatch ``node_rows`` is what
+    was sent to the nodes, the own one included, and ``rows`` what their ranks passed on inside.
     """
 
     tokens: int = 0
     routed_pairs: int = 0
+    node_rows: int = 0
     rows: int = 0
     adjugate_pairs: float = 0.0
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """One call as the owner of the tokens sees it: what goes out, what comes in, what shape."""
+class Journey:
+    """One call as the owner of the tokens sees it: how its rows go out, and what shape they had.
 
-    plan: SendPlan
-    received_rows: tuple[int, ...]
+    One crossing to the expert-parallel ranks; or one to the nodes, then one inside the node.
+    """
+
+    crossings: tuple[Crossing, ...]
     hidden_shape: torch.Size
 
 
-@dataclass(frozen=True)
-class Work:
-    """One call as the owner of the experts sees it; gathered_rows counts per expert tensor rank."""
+class Hop(NamedTuple):
+    """Where a crossing leads: the arguments of ``plan_crossing`` that stay the same.
 
-    plan: ExpandPlan
-    gathered_rows: tuple[int, ...]
+    tp_group is None where the rows will be sent on: only the last hop's reach experts.
+    """
+
+    num_groups: int
+    group: dist.ProcessGroup
+    tp_group: dist.ProcessGroup | None
 
 
 class GroveTokenDispatcher(MoETokenDispatcher):
     """All-to-all dispatch of one row per distinct (token, expert-parallel rank).
 
-    The six stages have Megatron's names and order (token_dispatcher.py:61 @ 0.19). Stage
-    ``group_inputs`` is the addition: the rows of the adjugate experts, taken from what has
-    already arrived.
+    The six stages have Megatron's names and order (token_dispatcher.py:61 @ 0.19).
+    :meth:`arrive` and :meth:`leave` are the additions: what happens to received rows before and
+    after the experts and adjugates, whatever computes them.
 
     Args:
         placement: experts and groups per rank.
@@ -80,8 +87,9 @@ class GroveTokenDispatcher(MoETokenDispatcher):
     ) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
         self.placement = placement
-        self.crossing: Crossing | None = None
-        self.work: Work | None = None
+        self.hops = self._hops()
+        self.journey: Journey | None = None
+        self.work: ExpandPlan | None = None
         self.traffic = Traffic()
 
     @property
@@ -108,97 +116,114 @@ class GroveTokenDispatcher(MoETokenDispatcher):
             probs: [T, E], 0 where unrouted.
 
         Returns:
-            x_UH [U, H] and the packed weights of the destination's experts [U, L].
+            x_UH [U, H], and the weights of the routed pairs on them; see :class:`Crossing`.
         """
         x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
-        plan = plan_send(routing_map, self.placement.num_ranks)
-        received_rows = exchange_counts(plan.rows_per_rank, self.ep_group, x_TH.device)
-        self.crossing = Crossing(plan, received_rows, hidden_states.shape)
-        self.traffic.tokens += plan.num_tokens
-        self.traffic.routed_pairs += plan.routed_pairs
-        self.traffic.rows += plan.rows
-        return take_rows(x_TH, plan.token_U), pack_probs(probs, routing_map, plan)
+        crossing = self._plan(routing_map, hop=0)
+        self.journey = Journey((crossing,), hidden_states.shape)
+        self.traffic.tokens += x_TH.shape[0]
+        self.traffic.routed_pairs += sum(crossing.counts.sent_pairs)
+        return crossing.pack(x_TH, pack_probs(probs, routing_map), self._kernels(x_TH))
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross to the expert-parallel ranks: [U, ...] -> [V, ...], both differentiable."""
-        crossing = self._crossing()
-        send, receive = crossing.plan.rows_per_rank, crossing.received_rows
-        x_VH = all_to_all_rows(hidden_states, send, receive, self.ep_group)
-        packed_VL = all_to_all_rows(probs, send, receive, self.ep_group)
-        return x_VH, packed_VL
+        """Cross to the expert-parallel ranks: x_UH -> x_VH, and packed weights [V, L]."""
+        journey = self._journey()
+        hidden_states, probs = journey.crossings[0].send(hidden_states, probs)
+        for hop in range(1, len(self.hops)):
+            # What has arrived is sent on, as if it were this rank's own tokens.
+            crossing = self._plan(probs.detach() != NOT_ROUTED, hop)
+            rows, values = crossing.pack(hidden_states, probs, self._kernels(hidden_states))
+            hidden_states, probs = crossing.send(rows, values)
+            journey = replace(journey, crossings=(*journey.crossings, crossing))
+        self.journey = journey
+        return hidden_states, probs
 
-    def gather_and_plan(
-        self, hidden_states: Tensor, probs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def arrive(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Plan the work on the received rows.
 
         With expert tensor parallelism every rank of that group first gets the rows of all.
 
         Returns:
-            the rows to work on [V, H], and the weights of the pairs on them, [N] and [M].
+            the rows to work on [V, H], the weights of the routed pairs on them [N], and of the
+            adjugates' pairs [M]; :attr:`work` says where they lie.
         """
-        gathered_rows: tuple[int, ...] = ()
-        if self.tp_size > 1:
-            mine = [hidden_states.shape[0]] * self.tp_size
-            gathered_rows = exchange_counts(mine, self.tp_group, hidden_states.device)
-            hidden_states = gather_rows(hidden_states, gathered_rows, self.tp_group)
-            probs = gather_rows(probs, gathered_rows, self.tp_group)
-        local_groups = self.placement.groups_per_rank
-        plan = plan_expand(probs.detach(), local_groups)
-        self.work = Work(plan, gathered_rows)
+        counts = self._journey().crossings[-1].counts
+        hidden_states = gather_rows(hidden_states, counts.gathered_rows, self.tp_group)
+        probs = gather_rows(probs, counts.gathered_rows, self.tp_group)
+        self.work = plan_expand(probs.detach(), counts.tokens_per_expert, counts.tokens_per_group)
         # Every rank of the expert tensor parallel group works on the same pairs.
-        self.traffic.adjugate_pairs += plan.row_M.numel() / self.tp_size
-        return hidden_states, *unpack_probs(probs, plan, local_groups)
+        self.traffic.adjugate_pairs += self.work.segments.num_owner_pairs / self.tp_size
+        return hidden_states, *unpack_probs(probs, self.work)
+
+    def leave(self, y_VH: Tensor) -> Tensor:
+        """Return every rank of the expert tensor parallel group the sums of its rows."""
+        gathered_rows = self._journey().crossings[-1].counts.gathered_rows
+        return scatter_sum_rows(y_VH, gathered_rows, self.tp_group)
 
     def dispatch_postprocess(
         self, hidden_states: Tensor, probs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows by local expert, for experts alone; see :meth:`gather_and_plan` for both kinds."""
-        hidden_states, probs_N, _ = self.gather_and_plan(hidden_states, probs)
-        return *self.expert_inputs(hidden_states), probs_N
-
-    def expert_inputs(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """x_NH [N, H] sorted by local expert, and tokens_per_expert [L] on the CPU."""
-        plan = self._work().plan
-        return take_rows(hidden_states, plan.row_N), plan.tokens_per_expert
-
-    def group_inputs(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """x_MH [M, H] sorted by local group, and tokens_per_group on the CPU."""
-        plan = self._work().plan
-        return take_rows(hidden_states, plan.row_M), plan.tokens_per_group
-
-    def combine_preprocess(
-        self, hidden_states: Tensor, adjugate_output: Tensor | None = None
-    ) -> Tensor:
-        """Sum the weighted outputs to one row per received row: [N, H], [M, H] -> [V, H]."""
+        """Rows by local expert for experts alone: x_NH, tokens_per_expert [L] on the CPU, [N]."""
+        x_VH, probs_N, _ = self.arrive(hidden_states, probs)
         work = self._work()
-        plan = work.plan
-        pieces = [(hidden_states, plan.row_N)]
-        if adjugate_output is not None:
-            pieces.append((adjugate_output, plan.row_M))
-        y_VH = add_rows(pieces, plan.num_rows, hidden_states.dtype)
-        if self.tp_size > 1:
-            y_VH = scatter_sum_rows(y_VH, work.gathered_rows, self.tp_group)
-        return y_VH
+        x_NH = expand_rows(x_VH, work.rows, self._kernels(x_VH))
+        return x_NH, work.tokens_per_expert, probs_N
+
+    def combine_preprocess(self, hidden_states: Tensor) -> Tensor:
+        """Sum the experts' weighted outputs to one row per received row: y_NH -> y_VH."""
+        kernels = self._kernels(hidden_states)
+        return self.leave(reduce_rows(hidden_states, self._work().rows, kernels))
 
     def token_combine(self, hidden_states: Tensor) -> Tensor:
         """Cross back: [V, H] -> [U, H]."""
-        crossing = self._crossing()
-        return all_to_all_rows(
-            hidden_states, crossing.received_rows, crossing.plan.rows_per_rank, self.ep_group
-        )
+        first, *later = self._journey().crossings
+        for crossing in reversed(later):
+            hidden_states = crossing.send_back(hidden_states)
+            hidden_states = crossing.unpack(hidden_states, self._kernels(hidden_states))
+        return first.send_back(hidden_states)
 
     def combine_postprocess(self, hidden_states: Tensor) -> Tensor:
         """Sum the rows of every token: [U, H] -> [S, B, H]; a token without experts gets 0."""
-        crossing = self._crossing()
-        plan = crossing.plan
-        y_TH = add_rows([(hidden_states, plan.token_U)], plan.num_tokens, hidden_states.dtype)
-        return y_TH.reshape(crossing.hidden_shape)
+        journey = self._journey()
+        y_TH = journey.crossings[0].unpack(hidden_states, self._kernels(hidden_states))
+        return y_TH.reshape(journey.hidden_shape)
 
-    def _crossing(self) -> Crossing:
-        assert self.crossing is not None, "dispatch_preprocess comes first"
-        return self.crossing
+    def _hops(self) -> tuple[Hop, ...]:
+        groups = self.placement.num_groups
+        per_node = ranks_per_node()
+        if not self.config.grove_hierarchical_dispatch:
+            return (Hop(groups, self.ep_group, self.tp_group),)
+        if per_node is None:
+            raise ValueError(
+                "--grove-hierarchical-dispatch (True) needs LOCAL_WORLD_SIZE (unset), the ranks "
+                "on every node; start with torchrun, or set it"
+            )
+        nodes = node_groups(self.ep_group, per_node)
+        if nodes is None:
+            log_once(
+                "grove_megatron: --grove-hierarchical-dispatch has nothing to do: expert-parallel "
+                f"ranks {dist.get_process_group_ranks(self.ep_group)}, {per_node} ranks a node"
+            )
+            return (Hop(groups, self.ep_group, self.tp_group),)
+        inside = groups // dist.get_world_size(nodes.across)
+        return (Hop(groups, nodes.across, None), Hop(inside, nodes.inside, self.tp_group))
 
-    def _work(self) -> Work:
-        assert self.work is not None, "gather_and_plan comes first"
+    def _plan(self, routing_map: Tensor, hop: int) -> Crossing:
+        crossing = plan_crossing(routing_map, *self.hops[hop])
+        rows = sum(crossing.counts.sent_rows)
+        if hop == len(self.hops) - 1:
+            self.traffic.rows += rows
+        else:
+            self.traffic.node_rows += rows
+        return crossing
+
+    def _kernels(self, x: Tensor) -> Kernels:
+        return choose_kernels(self.config, x)
+
+    def _journey(self) -> Journey:
+        assert self.journey is not None, "dispatch_preprocess comes first"
+        return self.journey
+
+    def _work(self) -> ExpandPlan:
+        assert self.work is not None, "arrive comes first"
         return self.work

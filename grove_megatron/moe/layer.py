@@ -12,7 +12,9 @@ from torch import Tensor
 from ..config import GroveTransformerConfig
 from ..functional.placement import Placement
 from .adjugate import build_adjugates
+from .compute import module_by_module, one_pass
 from .dispatcher import GroveTokenDispatcher
+from .experts import GroupedExperts
 from .router import GroveRouter
 
 
@@ -61,6 +63,7 @@ class GroveMoELayer(MoELayer):
             pg_collection,
             name=f"{name}.adjugate_experts" if name is not None else None,
         )
+        self.in_one_pass = isinstance(self.experts, GroupedExperts)
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Run this rank's experts and adjugates on the received rows.
@@ -77,15 +80,18 @@ class GroveMoELayer(MoELayer):
                 self._delayed_wgrad_event, hidden_states
             )
         dispatcher = self.token_dispatcher
-        hidden_states, probs_N, group_probs_M = dispatcher.gather_and_plan(hidden_states, probs)
-        x_NH, tokens_per_expert = dispatcher.expert_inputs(hidden_states)
-        x_MH, tokens_per_group = dispatcher.group_inputs(hidden_states)
-        # Both always run, also on 0 rows: DDP waits for a gradient of every parameter.
-        y_NH, _ = self.experts(x_NH, tokens_per_expert, probs_N)
-        a_MH, _ = self.adjugate_experts(
-            x_MH, tokens_per_group, self.config.grove_adjugate_scale * group_probs_M
+        x_VH, probs_N, group_probs_M = dispatcher.arrive(hidden_states, probs)
+        compute = one_pass if self.in_one_pass else module_by_module
+        y_VH = compute(
+            x_VH,
+            probs_N,
+            self.config.grove_adjugate_scale * group_probs_M,
+            plan=dispatcher.work,
+            experts=self.experts,
+            adjugates=self.adjugate_experts,
+            config=self.config,
         )
-        return dispatcher.combine_preprocess(y_NH, a_MH), None
+        return dispatcher.leave(y_VH), None
 
     def backward_dw(self, routed_experts: bool = True, shared_experts: bool = False) -> None:
         """Compute delayed weight gradients; without this, adjugates would silently get none."""

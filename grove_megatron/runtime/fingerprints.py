@@ -14,6 +14,7 @@ FINGERPRINTS: dict[str, str] = {
     "dataset-helpers": "source:84029a50ae8cfac1",
     "optimizer-state-before-first-step": "source:fe621ae6a622b587",
     "optimizer-step-after-load": "source:7e5f988b86b48501",
+    "optimizer-state-without-step": "source:40cab784659711a8",
     "flags": "source:580b80fbe5867b22",
     "checks": "source:47bfcd3af0d8687f",
     "checkpoint-flags": "source:f10371ee69b2232b",

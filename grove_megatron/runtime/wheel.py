@@ -57,6 +57,14 @@ def _optimizer_load_state_dict(original: Callable[..., Any]) -> Callable[..., An
     return load_state_dict
 
 
+def _set_optimizer_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    def set_main_param_and_optimizer_states(self: Any, model_param: Any, tensors: Any) -> None:
+        """As Megatron's, where the checkpoint keeps torch's ``step`` apart from the tensors."""
+        original(self, model_param, {"step": None, **tensors})
+
+    return set_main_param_and_optimizer_states
+
+
 WHEEL = PatchSet(
     "wheel",
     "what the PyPI wheel lacks (CUDA machines too)",
@@ -81,6 +89,14 @@ WHEEL = PatchSet(
             reason="with torch.optim.Adam writes fp32 parameters in place where autograd forbids "
             "it, and leaves the step at 0, which silently changes the bias correction",
             make=_optimizer_load_state_dict,
+        ),
+        megatron_patch(
+            name="optimizer-state-without-step",
+            target="megatron.core.optimizer.distrib_optimizer:"
+            "DistributedOptimizer._set_main_param_and_optimizer_states",
+            reason="with torch.optim.Adam and --dist-ckpt-optim-fully-reshardable dies of "
+            "KeyError 'step': a checkpoint that can be saved and not loaded",
+            make=_set_optimizer_state,
         ),
     ],
 )

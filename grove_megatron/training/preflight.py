@@ -6,10 +6,12 @@ import importlib
 import io
 from argparse import Namespace
 
+import torch
 from megatron.training.checkpointing import load_args_from_checkpoint
 
-from ..arguments import LAYER_SPEC, contradictions
+from ..arguments import LAYER_SPEC, contradictions, optimizer_layout_problems
 from ..config import grove_problems, is_grove
+from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active
 from .cpu_arguments import cpu_problems
@@ -24,6 +26,7 @@ def preflight(args: Namespace) -> list[str]:
     problems = grove_problems(args, num_experts=args.num_experts)
     problems += _spec_problems(args)
     problems += _checkpoint_problems(args)
+    problems += _kernel_problems(args)
     if cpu_is_active():
         problems += cpu_problems(args)
     return problems
@@ -40,7 +43,30 @@ def _checkpoint_problems(args: Namespace) -> list[str]:
             loaded = load_args_from_checkpoint(copy.copy(args), load_arg=load_arg)
         if isinstance(loaded, tuple):
             problems += contradictions(args, loaded[1])
+            if load_arg == "load":
+                problems += optimizer_layout_problems(args, loaded[1])
     return problems
+
+
+def _kernel_problems(args: Namespace) -> list[str]:
+    """Kernels that were asked for by name and cannot run here."""
+    if not is_grove(args) or args.grove_kernel != "triton":
+        return []
+    split = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+    widths = {
+        "--hidden-size": args.hidden_size,
+        "--moe-ffn-hidden-size": args.moe_ffn_hidden_size or args.ffn_hidden_size,
+        "--grove-adjugate-ffn-hidden-size": args.grove_adjugate_ffn_hidden_size,
+    }
+    local = {
+        name: width if name == "--hidden-size" else width // split
+        for name, width in widths.items()
+        if width
+    }
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    device = torch.device("cpu" if cpu_is_active() else "cuda")
+    reason = why_not(dtype, device, num_pairs=1, **local)
+    return [] if reason is None else [f"--grove-kernel (triton) cannot run: {reason}; use auto"]
 
 
 def _spec_problems(args: Namespace) -> list[str]:

@@ -1,5 +1,10 @@
 """How every command of this package begins: check the installation, then choose the runtime."""
 
+import contextlib
+import io
+import os
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,3 +21,31 @@ def started() -> Iterator[None]:
         refuse(problems)
     with selected():
         yield
+
+
+def alone() -> None:
+    """Outside torchrun: a job of one process."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Megatron's start-up listing off stdout; show it if the command fails."""
+    listing = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(listing):
+            yield
+    except BaseException as error:
+        if not isinstance(error, SystemExit):
+            print(listing.getvalue(), file=sys.stderr)
+        raise

@@ -6,6 +6,7 @@ finished model.
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -94,6 +95,17 @@ def _count_traffic() -> None:
     GroveTokenDispatcher.dispatch_preprocess = dispatch_preprocess
 
 
+def _one_by_one(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters, those of stacked experts under the names SequentialMLP has for them."""
+    for name, parameter in model.named_parameters():
+        block, linear = name.rsplit(".", 2)[0], ".".join(name.rsplit(".", 2)[1:])
+        if block.endswith("experts") and parameter.dim() == 3:
+            for index, one in enumerate(parameter):
+                yield f"{block}.local_experts.{index}.{linear}", one
+        else:
+            yield name, parameter
+
+
 def _describe(models: list[Any]) -> dict[str, Any]:
     from megatron.core.utils import unwrap_model
 
@@ -101,7 +113,7 @@ def _describe(models: list[Any]) -> dict[str, Any]:
 
     parameters, layers = {}, []
     for model in unwrap_model(models):
-        for name, parameter in model.named_parameters():
+        for name, parameter in _one_by_one(model):
             raw = parameter.detach().contiguous().view(torch.uint8).numpy().tobytes()
             parameters[name] = hashlib.sha256(raw).hexdigest()
         for name, module in model.named_modules():

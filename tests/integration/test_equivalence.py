@@ -153,6 +153,46 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert b["parameters"] == a["parameters"]
 
 
+RESHARDABLE = ["--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "optimizer"),
+    [
+        pytest.param("megatron", "grouped", [], id="to-grouped"),
+        pytest.param("grouped", "megatron", RESHARDABLE, id="from-grouped-distributed"),
+        pytest.param("grouped", "megatron", [], id="from-grouped", marks=pytest.mark.long),
+        pytest.param(
+            "megatron", "grouped", RESHARDABLE, id="to-grouped-distributed", marks=pytest.mark.long
+        ),
+    ],
+)
+def test_training_goes_on_with_the_other_expert_modules(
+    first: str, second: str, optimizer: list[str], runner: Runner, tmp_path: Path
+) -> None:
+    flags = [*MODEL, *EP2, *optimizer, "--lr-decay-iters", "10", "--grove-kernel"]
+    whole = runner(2, "train", [*flags, first])
+    save = ["--save", str(tmp_path), "--save-interval", "5", "--exit-interval", "5"]
+    runner(2, "train", [*flags, first, *save])
+    resumed = runner(2, "train", [*flags, second, "--load", str(tmp_path)])
+    for a, b in zip(whole, resumed, strict=True):
+        expected = [step["lm loss"] for step in a["losses"][5:]]
+        assert [step["lm loss"] for step in b["losses"]] == pytest.approx(expected, rel=1e-6)
+        assert b["grad_norms"] == pytest.approx(a["grad_norms"][5:], rel=1e-6)
+
+
+def test_optimizer_states_in_memory_order_do_not_go_to_other_expert_modules(
+    runner: Runner, ranks: Ranks, tmp_path: Path
+) -> None:
+    flags = [*MODEL, *EP2, "--use-distributed-optimizer", "--grove-kernel"]
+    save = ["--save", str(tmp_path), "--save-interval", "5", "--exit-interval", "5"]
+    runner(2, "train", [*flags, "megatron", *save])
+    argv = [*flags, "grouped", "--load", str(tmp_path)]
+    job = ranks.run(2, f"{RUN}:train", str(tmp_path), argv, folder=tmp_path)
+    assert job.codes == [2, 2]
+    assert "--grove-kernel (grouped) makes expert modules (GroupedExperts)" in job.log()
+
+
 def test_grove_flags_come_back_from_a_checkpoint(runner: Runner, start: Path) -> None:
     load = ["--load", str(start), "--finetune", "--no-load-optim", "--no-load-rng"]
     restored = ["--use-checkpoint-args", "--train-iters", "1"]

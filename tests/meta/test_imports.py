@@ -12,7 +12,7 @@ import grove_megatron
 ROOT = Path(grove_megatron.__file__).parent
 STDLIB = frozenset(sys.stdlib_module_names)
 ANYTHING_INSIDE = frozenset({"grove_megatron"})
-MODEL = frozenset({"functional", "comm", "compat", "config", "moe"})
+MODEL = frozenset({"functional", "kernels", "comm", "compat", "config", "moe"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,18 @@ class Rule:
 MEGATRON_AND_TORCH = {"torch", "numpy", "packaging", "megatron.core", "megatron.training"}
 AROUND_THE_MODEL = Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH)
 
+TORCH_KERNELS = ("torch_kernels", "torch_products", "torch_rows", "torch_swiglu")
+
 # A part is a folder of grove_megatron or a module; a module goes before its folder.
 RULES = {
     "__init__": Rule(),
-    "functional": Rule(inside={"functional"}, outside={"torch"}),
+    "functional": Rule(inside={"functional", "kernels"}, outside={"torch"}),
+    # Only the modules that hold Triton kernels, which are imported where they can run.
+    "kernels": Rule(inside={"kernels"}, outside={"torch", "triton"}),
+    **{
+        f"kernels/{module}": Rule(inside={"kernels"}, outside={"torch"})
+        for module in ("__init__", "interface", "triton_support", *TORCH_KERNELS)
+    },
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
     "config": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
@@ -52,7 +60,10 @@ RULES = {
     "planner": Rule(inside={"planner"}),
     "training": AROUND_THE_MODEL,
     "runtime": AROUND_THE_MODEL,
-    "benchmarks": AROUND_THE_MODEL,
+    "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
+    # Imported by the command line before anything is decided.
+    "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
+    "benchmarks/shape": Rule(inside={"benchmarks"}),
     "arguments": AROUND_THE_MODEL,
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
@@ -171,6 +182,11 @@ def test_there_are_modules_to_look_at():
         ("planner", "from grove_megatron.config import is_grove"),
         ("training", "import tests.unit"),
         ("training", "import transformer_engine"),
+        ("benchmarks", "import tests.unit"),
+        ("benchmarks", "import transformers"),
+        ("benchmarks/commands", "import torch"),
+        ("benchmarks/commands", "from ..moe.layer import GroveMoELayer"),
+        ("benchmarks/shape", "import torch"),
         ("__init__", "import torch"),
         ("__init__", "from . import runtime"),
         ("compat", "import megatron.core"),
@@ -190,6 +206,8 @@ def test_a_forbidden_import_is_found(part, source):
         ("checkpoint/verify", "def f():\n    from ..training import launch"),
         ("planner", "import json\nimport grove_megatron.planner.inputs"),
         ("training", "from ..moe.layer import GroveMoELayer\nimport megatron.training"),
+        ("benchmarks", "import torch\nfrom ..moe import layer\ndef f():\n    import rich.table"),
+        ("benchmarks/commands", "import typer\nfrom .shape import Shape"),
         ("compat", "import importlib.metadata\nfrom packaging.version import Version"),
     ],
 )

@@ -4,6 +4,7 @@ Rank 0 draws cases with hypothesis and broadcasts them, so that all ranks run ea
 the shrunk ones included.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +30,27 @@ class Case:
     width: int
     adjugate_width: int
     scale: float
+    kernel: str
     seed: int
 
 
-def property_test(folder: str, examples: int, sizes: dict[str, int]) -> None:
-    """Job: ``examples`` random cases at these Megatron parallel sizes."""
+def property_test(
+    folder: str, examples: int, sizes: dict[str, int], ranks_per_node: int | None = None
+) -> None:
+    """Job: ``examples`` random cases at these Megatron parallel sizes.
+
+    With ``ranks_per_node`` the ranks pretend to be on several nodes and dispatch in two hops.
+    """
     torch.set_default_dtype(torch.float64)
+    if ranks_per_node:
+        os.environ["LOCAL_WORLD_SIZE"] = str(ranks_per_node)
     with megatron(**sizes):
         result = _drive(examples) if dist.get_rank() == 0 else _follow()
     write_result(folder, result)
+
+
+def _nodes() -> int:
+    return dist.get_world_size() // int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def _drive(examples: int) -> dict[str, Any]:
@@ -58,6 +71,7 @@ def _drive(examples: int) -> dict[str, Any]:
         width=st.sampled_from([4, 6]),
         adjugate_width=st.sampled_from([2, 4]),
         scale=st.sampled_from([0.05, 1.0, 0.0]),
+        kernel=st.sampled_from(["grouped", "megatron"]),
         seed=st.integers(0, 2**31),
     )
 
@@ -131,6 +145,8 @@ def _run(case: Case) -> list[str]:
         grove_adjugate_scale=case.scale,
         grove_allow_scale_above_bound=True,
         grove_router_scoring="softmax",
+        grove_kernel=case.kernel,
+        grove_hierarchical_dispatch=_nodes() > 1,
         moe_router_pre_softmax=True,
         params_dtype=torch.float64,
         expert_model_parallel_size=experts_ranks,
@@ -160,7 +176,12 @@ def _run(case: Case) -> list[str]:
         "y": y.detach(),
         "x.grad": x.grad,
         "probs.grad": probs.grad,
-        "traffic": (traffic.tokens, traffic.routed_pairs, traffic.rows),
+        "traffic": {
+            "tokens": traffic.tokens,
+            "pairs": traffic.routed_pairs,
+            "rows out": traffic.node_rows if _nodes() > 1 else traffic.rows,
+        },
+        "rows": traffic.rows,
         "mlps": {n: _mlps(getattr(layer, n)) for n in ("experts", "adjugate_experts")},
         "place": (mpu.get_expert_model_parallel_rank(), mpu.get_expert_tensor_parallel_rank()),
         "replica": mpu.get_expert_data_parallel_rank(),
@@ -171,13 +192,21 @@ def _run(case: Case) -> list[str]:
 
 
 def _mlps(experts: torch.nn.Module) -> list[dict[str, Any]]:
+    """Weight and gradient of both layers of every expert, however they are stored."""
+    layers = ("linear_fc1", "linear_fc2")
+    if hasattr(experts, "local_experts"):
+        weights = [{fc: getattr(m, fc).weight for fc in layers} for m in experts.local_experts]
+        return [{fc: (w.detach(), w.grad) for fc, w in mlp.items()} for mlp in weights]
+    stacks = {fc: getattr(experts, fc).weight for fc in layers}
     return [
-        {
-            fc: (getattr(mlp, fc).weight.detach(), getattr(mlp, fc).weight.grad)
-            for fc in ("linear_fc1", "linear_fc2")
-        }
-        for mlp in experts.local_experts
+        {fc: (w.detach()[i], w.grad[i]) for fc, w in stacks.items()}
+        for i in range(experts.num_local_experts)
     ]
+
+
+def _met(chosen: torch.Tensor, places: int) -> int:
+    """Distinct (token, place) pairs, where every place holds an equal slice of the experts."""
+    return int(chosen.unflatten(1, (places, -1)).any(-1).sum())
 
 
 def _compare(case: Case, everyone: list[dict[str, Any]], expert_ranks: int) -> list[str]:
@@ -202,10 +231,17 @@ def _compare(case: Case, everyone: list[dict[str, Any]], expert_ranks: int) -> l
         )
         loss = loss + (y * mine["weight"][:, 0]).sum()
         errors += _differ(f"rank {r} y", mine["y"][:, 0], y)
-        chosen = mine["chosen"].unflatten(1, (expert_ranks, -1))
-        expected = (len(x), int(chosen.sum()), int(chosen.any(-1).sum()))
+        first_stop = _nodes() if _nodes() > 1 else expert_ranks
+        expected = {
+            "tokens": len(x),
+            "pairs": int(mine["chosen"].sum()),
+            "rows out": _met(mine["chosen"], first_stop),
+        }
         if mine["traffic"] != expected:
             errors.append(f"rank {r} traffic {mine['traffic']} instead of {expected}")
+    rows = sum(mine["rows"] for mine in everyone)
+    if rows != (expected_rows := sum(_met(mine["chosen"], expert_ranks) for mine in everyone)):
+        errors.append(f"{rows} rows in all instead of {expected_rows}")
     if loss.requires_grad:
         loss.backward()
     for r, (mine, (x, probs)) in enumerate(zip(everyone, inputs, strict=True)):

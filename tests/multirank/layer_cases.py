@@ -1,5 +1,6 @@
 """On the ranks: one Grove layer beside Megatron's, and beside its own routed experts."""
 
+import re
 from typing import Any
 
 import torch
@@ -22,18 +23,17 @@ def _config(**settings: Any) -> Any:
     return grove_config(**(size | grove | settings))
 
 
-def scale_zero(folder: str, scoring: str) -> None:
+def scale_zero(folder: str, scoring: str, kernel: str) -> None:
     """Job: the same weights and tokens through three layers; what they computed, exactly."""
     from megatron.core.transformer.moe.moe_layer import MoELayer
 
     with megatron(**EP2):
-        config = _config(grove_router_scoring=scoring)
+        config = _config(grove_router_scoring=scoring, grove_kernel=kernel)
         layer = moe_layer(config)
         plain = {"grove_num_groups": 0, "grove_adjugate_ffn_hidden_size": None}
         stock = moe_layer(_config(**plain, grove_adjugate_scale=0.05), False)
-        stock.load_state_dict(
-            {k: v for k, v in layer.state_dict().items() if "adjugate" not in k}, strict=True
-        )
+        routed_weights = {k: v for k, v in layer.state_dict().items() if "adjugate" not in k}
+        stock.load_state_dict(_by_expert(routed_weights), strict=True)
         x = torch.randn(TOKENS, 1, HIDDEN, generator=torch.Generator().manual_seed(dist.get_rank()))
         ours = _run(layer, x)
         layer.zero_grad(set_to_none=True)
@@ -41,9 +41,11 @@ def scale_zero(folder: str, scoring: str) -> None:
         layer.routed_experts_compute = MoELayer.routed_experts_compute.__get__(layer)
         routed = _run(layer, x)
         theirs = _run(stock, x)
-        same_names = {k for k in ours if "adjugate" not in k} == set(theirs)
-        bitwise = all(torch.equal(ours[k], routed[k]) for k in theirs)
-        worst = max(_relative(ours[k], theirs[k]) for k in theirs)
+        same_names = {k for k in ours if "adjugate" not in k} == set(routed)
+        bitwise = all(torch.equal(ours[k], routed[k]) for k in routed)
+        by_expert = _by_expert({k: v for k, v in ours.items() if "adjugate" not in k})
+        same_names = same_names and by_expert.keys() == theirs.keys()
+        worst = max(_relative(by_expert[k], theirs[k]) for k in theirs)
         adjugate = max(float(v.abs().max()) for k, v in ours.items() if "adjugate" in k)
         write_result(
             folder,
@@ -59,12 +61,28 @@ def _run(layer: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"y": y.detach(), "x": x.grad, **grads}
 
 
+def _by_expert(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under the names of Megatron's SequentialMLP what GroupedExperts have stacked."""
+    found = {}
+    for name, tensor in tensors.items():
+        if re.fullmatch(r"experts\.linear_fc[12]\.weight", name):
+            names = [
+                name.replace("experts.", f"experts.local_experts.{i}.") for i in range(len(tensor))
+            ]
+            found |= zip(names, tensor, strict=True)
+        else:
+            found[name] = tensor
+    return found
+
+
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
-def parameters(folder: str) -> None:
+def parameters(folder: str, kernel: str) -> None:
     """Job: how Megatron sees experts and adjugates: attributes, optimizer groups, sharding."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import apply_factories
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -73,7 +91,7 @@ def parameters(folder: str) -> None:
 
     attributes = ("allreduce", "tensor_model_parallel", "partition_dim", "partition_stride")
     with megatron(**EP2):
-        config = _config(grove_adjugate_scale=0.3)
+        config = _config(grove_adjugate_scale=0.3, grove_kernel=kernel)
         layer = moe_layer(config)
         described = {
             name: [getattr(p, a, None) for a in attributes] + [p.dim()]
@@ -90,35 +108,56 @@ def parameters(folder: str) -> None:
             for g in chained.param_groups
             for p in g["params"]
         }
-        sharded = {}
-        for name, tensor in layer.sharded_state_dict(prefix="mlp.").items():
-            built = tensor.build() if hasattr(tensor, "build_fn") else tensor
-            pieces = built.values() if isinstance(built, dict) else built
-            pieces = pieces if isinstance(pieces, list | tuple | type({}.values())) else [built]
-            for piece in pieces:
-                if hasattr(piece, "global_shape"):
-                    sharded.setdefault(piece.key, []).append(
-                        [name, list(piece.global_shape), list(piece.global_offset)]
-                    )
+        sharded: dict[str, list[Any]] = {}
+        entries = layer.sharded_state_dict(prefix="mlp.")
+        apply_factories(entries)
+        for name, entry in entries.items():
+            for piece in nested_values([entry]):
+                place = [name, list(piece.global_shape), list(piece.global_offset)]
+                sharded.setdefault(piece.key, []).append(place)
         write_result(folder, {"described": described, "groups": groups, "sharded": sharded})
 
 
-def aliasing(folder: str) -> None:
+def aliasing(folder: str, kernel: str) -> None:
     """Job: does a stage hand on memory of its input? Megatron frees what it has handed on.
 
     One group a rank and all experts selected: an adjugate's rows are just the received rows, in
     their order, and the temptation not to copy them is greatest.
     """
     with megatron(**EP2):
-        layer = moe_layer(_config(grove_num_groups=2, moe_router_topk=8))
+        layer = moe_layer(_config(grove_num_groups=2, moe_router_topk=8, grove_kernel=kernel))
         x = torch.randn(TOKENS, 1, HIDDEN)
         probs, chosen = layer.route(x)
         rows, packed = layer.preprocess(x, probs, chosen)
         received, packed = layer.dispatch(rows, packed)
-        dispatcher = layer.token_dispatcher
-        received, *_ = dispatcher.gather_and_plan(received, packed)
-        expert_rows, _ = dispatcher.expert_inputs(received)
-        group_rows, _ = dispatcher.group_inputs(received)
-        where = [t.untyped_storage().data_ptr() for t in (x, rows, received)]
-        fed = [t.untyped_storage().data_ptr() for t in (expert_rows, group_rows)]
-        write_result(folder, {"stages": where, "fed": fed})
+        fed = _record_what_experts_read(layer)
+        layer.routed_experts_compute(received, packed)
+        assert [len(seen) for seen in fed] == [TOKENS * 2 * n for n in EXPERT_ROWS[kernel]]
+        assert all(torch.isin(seen, received).all() for seen in fed)
+        stages = [t.untyped_storage().data_ptr() for t in (x, rows, received)]
+        # All are alive until here: no two can have had the same memory one after the other.
+        places = [seen.untyped_storage().data_ptr() for seen in fed]
+        write_result(folder, {"stages": stages, "fed": places})
+
+
+# Rows per received row that each call reads: 4 experts of one rank, and their adjugate.
+EXPERT_ROWS = {"grouped": [4], "megatron": [4, 1]}
+
+
+def _record_what_experts_read(layer: torch.nn.Module) -> list[torch.Tensor]:
+    """The list that every input of experts and adjugates will be put into."""
+    from grove_megatron.moe import compute
+
+    fed: list[torch.Tensor] = []
+    if layer.in_one_pass:
+        original = compute.grouped_up
+
+        def recorded(x: torch.Tensor, *rest: Any) -> Any:
+            fed.append(x)
+            return original(x, *rest)
+
+        compute.grouped_up = recorded
+    else:
+        for experts in (layer.experts, layer.adjugate_experts):
+            experts.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    return fed

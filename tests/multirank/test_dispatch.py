@@ -19,23 +19,33 @@ SIZES = {
             "expert_model_parallel_size": 2,
         },
     ),
+    "ep4-on-two-nodes": (4, {"expert_model_parallel_size": 4}, 2),
+    "etp2-ep4-on-two-nodes": (
+        8,
+        {
+            "tensor_model_parallel_size": 2,
+            "expert_tensor_parallel_size": 2,
+            "expert_model_parallel_size": 4,
+        },
+        4,
+    ),
 }
 
 
-# Two layouts in every run; the others with the whole matrix.
-OFTEN = ("ep2", "tp2-etp2-ep2")
+# Three layouts in every run; the others with the whole matrix.
+OFTEN = ("ep2", "tp2-etp2-ep2", "ep4-on-two-nodes")
 LAYOUTS = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.long]) for name in SIZES]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_random_routings_equal_the_reference(layout: str, ranks: Ranks, tmp_path: Path) -> None:
-    world_size, sizes = SIZES[layout]
+    world_size, *sizes = SIZES[layout]
     job = ranks.run(
         world_size,
         "tests.multirank.dispatch_cases:property_test",
         str(tmp_path),
         300,
-        sizes,
+        *sizes,
         folder=tmp_path,
     )
     result = job.check().results()[0]

@@ -11,11 +11,15 @@ from tests.ranks import Ranks
 CASES = "tests.multirank.layer_cases"
 
 
+KERNELS = ("grouped", "megatron")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("scoring", ["softmax", "grove"])
 def test_scale_zero_is_the_layer_without_adjugates(
-    scoring: str, ranks: Ranks, tmp_path: Path
+    scoring: str, kernel: str, ranks: Ranks, tmp_path: Path
 ) -> None:
-    job = ranks.run(2, f"{CASES}:scale_zero", str(tmp_path), scoring, folder=tmp_path)
+    job = ranks.run(2, f"{CASES}:scale_zero", str(tmp_path), scoring, kernel, folder=tmp_path)
     for result in job.check().results():
         assert result["same_names"]
         assert result["bitwise"], "differs from our own layer without adjugates"
@@ -23,30 +27,43 @@ def test_scale_zero_is_the_layer_without_adjugates(
         assert result["adjugate"] == 0.0
 
 
+Seen = list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def seen(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("parameters")
-    return ranks.run(2, f"{CASES}:parameters", str(folder), folder=folder).check().results()
+def seen_of(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    """What every rank saw, with the experts in either storage."""
+    found = {}
+    for kernel in KERNELS:
+        folder = tmp_path_factory.mktemp(kernel)
+        job = ranks.run(2, f"{CASES}:parameters", str(folder), kernel, folder=folder)
+        found[kernel] = job.check().results()
+    return found
+
+
+@pytest.fixture(params=KERNELS)
+def seen(request: pytest.FixtureRequest, seen_of: dict[str, Seen]) -> Seen:
+    return seen_of[request.param]
 
 
 def by_kind(table: dict[str, Any], kind: str) -> dict[str, Any]:
     """{fc name: value} of one kind of expert; all its experts must agree."""
     found: dict[str, Any] = {}
     for name, value in table.items():
-        if match := re.match(rf"{kind}\.local_experts\.\d+\.(linear_fc[12])\.weight", name):
+        if match := re.match(rf"{kind}\.(?:local_experts\.\d+\.)?(linear_fc[12])\.weight", name):
             assert found.setdefault(match[1], value) == value
     assert set(found) == {"linear_fc1", "linear_fc2"}
     return found
 
 
 @pytest.mark.parametrize("table", ["described", "groups"])
-def test_adjugates_are_to_megatron_what_experts_are(table: str, seen: list[dict[str, Any]]) -> None:
+def test_adjugates_are_to_megatron_what_experts_are(table: str, seen: Seen) -> None:
     for rank in seen:
         assert by_kind(rank[table], "adjugate_experts") == by_kind(rank[table], "experts")
 
 
 def test_experts_and_adjugates_are_reduced_over_their_own_ranks_and_decayed(
-    seen: list[dict[str, Any]],
+    seen: Seen,
 ) -> None:
     for rank in seen:
         for allreduce, *_ in by_kind(rank["described"], "adjugate_experts").values():
@@ -56,7 +73,7 @@ def test_experts_and_adjugates_are_reduced_over_their_own_ranks_and_decayed(
 
 
 def test_adjugates_have_checkpoint_keys_like_experts_with_the_groups_as_axis(
-    seen: list[dict[str, Any]],
+    seen: Seen,
 ) -> None:
     keys = [set(rank["sharded"]) for rank in seen]
     assert keys[0] == keys[1]
@@ -70,7 +87,25 @@ def test_adjugates_have_checkpoint_keys_like_experts_with_the_groups_as_axis(
         assert len(placed) == len(set(placed)), "every piece at its own place"
 
 
-def test_experts_never_read_memory_that_a_stage_has_handed_on(ranks: Ranks, tmp_path: Path) -> None:
-    job = ranks.run(2, f"{CASES}:aliasing", str(tmp_path), folder=tmp_path)
+def test_the_storage_changes_nothing_about_checkpoints_and_optimizer_groups(
+    seen_of: dict[str, Seen],
+) -> None:
+    for grouped, sequential in zip(*(seen_of[kernel] for kernel in KERNELS), strict=True):
+        places = [
+            {key: sorted(place for _, *place in pieces) for key, pieces in rank["sharded"].items()}
+            for rank in (grouped, sequential)
+        ]
+        assert places[0] == places[1]
+        for kind in ("experts", "adjugate_experts"):
+            assert by_kind(grouped["groups"], kind) == by_kind(sequential["groups"], kind)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_experts_never_read_memory_that_a_stage_has_handed_on(
+    kernel: str, ranks: Ranks, tmp_path: Path
+) -> None:
+    job = ranks.run(2, f"{CASES}:aliasing", str(tmp_path), kernel, folder=tmp_path)
     for result in job.check().results():
-        assert len({*result["stages"], *result["fed"]}) == 5
+        assert len({*result["stages"]}) == 3
+        assert result["fed"]
+        assert not {*result["stages"]} & {*result["fed"]}

@@ -32,6 +32,8 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-adjugate-scale": (0.05, None),
         "--grove-allow-scale-above-bound": (False, None),
         "--grove-router-scoring": ("grove", ("grove", "softmax")),
+        "--grove-kernel": ("auto", ("auto", "megatron", "grouped", "triton")),
+        "--grove-hierarchical-dispatch": (False, None),
     }
 
 

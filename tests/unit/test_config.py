@@ -218,6 +218,8 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_adjugate_scale": 0.05,
         "grove_allow_scale_above_bound": False,
         "grove_router_scoring": "grove",
+        "grove_kernel": "auto",
+        "grove_hierarchical_dispatch": False,
     }
 
 

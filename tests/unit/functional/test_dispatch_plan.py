@@ -8,191 +8,243 @@ from torch.testing import assert_close
 
 from grove_megatron.functional.dispatch_plan import (
     NOT_ROUTED,
+    SendPlan,
+    count_work,
     pack_probs,
-    plan_expand,
     plan_send,
-    unpack_probs,
+    receive_probs,
+    send_values,
 )
-from grove_megatron.functional.permute import add_rows, take_rows
+from grove_megatron.functional.expand_plan import plan_expand, unpack_probs
+from grove_megatron.functional.permute import expand_rows, reduce_rows
+from tests.unit.functional.exchange import exchange
+
+
+@st.composite
+def routing_maps(draw, ranks: int, experts_per_rank: int):
+    """A routing map [T, E] with 0..E experts per token."""
+    experts = ranks * experts_per_rank
+    token = st.lists(st.booleans(), min_size=experts, max_size=experts)
+    tokens = draw(st.lists(token | st.just([False] * experts), max_size=7))
+    return torch.tensor(tokens, dtype=torch.bool).reshape(len(tokens), experts)
 
 
 @st.composite
 def routings(draw):
-    """A routing map [T, E] with 0..E experts per token, and the number of ranks."""
-    ranks, experts_per_rank = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    experts = ranks * experts_per_rank
-    token = st.lists(st.booleans(), min_size=experts, max_size=experts)
-    tokens = draw(st.lists(token | st.just([False] * experts), max_size=7))
-    return torch.tensor(tokens, dtype=torch.bool).reshape(len(tokens), experts), ranks
+    """A routing map and the number of ranks that its experts are spread over."""
+    ranks = draw(st.integers(1, 4))
+    return draw(routing_maps(ranks, draw(st.integers(1, 4)))), ranks
 
 
 @st.composite
-def received(draw):
-    """A selection [V, L] as a rank receives it, and its number of local groups."""
-    groups, per_group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    row = st.lists(st.booleans(), min_size=groups * per_group, max_size=groups * per_group)
-    rows = draw(st.lists(row, max_size=6))
-    return torch.tensor(rows, dtype=torch.bool).reshape(len(rows), groups * per_group), groups
+def worlds(draw):
+    """A routing map of every rank: all those who send to each other."""
+    ranks, experts_per_rank = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    return [draw(routing_maps(ranks, experts_per_rank)) for _ in range(ranks)]
 
 
-def pairs(mask: torch.Tensor) -> list[tuple[int, int]]:
-    """(column, row) of every True, by column, then by row."""
-    return sorted((column, row) for row, column in mask.nonzero().tolist())
+def plan_of(routing_map: torch.Tensor, ranks: int) -> SendPlan:
+    """The plan, with the counts that it is to be given."""
+    per_rank = routing_map.shape[1] // ranks
+    rows = routing_map.unflatten(1, (ranks, per_rank)).any(-1).sum()
+    return plan_send(routing_map, ranks, int(rows), int(routing_map.sum()))
+
+
+def rows_per_rank(routing_map: torch.Tensor, ranks: int) -> list[int]:
+    return count_work(routing_map, ranks, ranks)[:, 0].tolist()
+
+
+def random_probs(shape: torch.Size, seed: int, dtype=torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class TestCountWork:
+    @given(st.data(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+    def test_it_counts_rows_and_pairs_with_every_expert_and_group(
+        self, data, ranks, groups_per_rank, per_group
+    ):
+        experts_per_rank = groups_per_rank * per_group
+        routing_map = data.draw(routing_maps(ranks, experts_per_rank))
+        chosen = [(t, e) for t, e in routing_map.nonzero().tolist()]
+        expected = []
+        for rank in range(ranks):
+            mine = range(rank * experts_per_rank, (rank + 1) * experts_per_rank)
+            rows = {t for t, e in chosen if e in mine}
+            experts = [sum(e == i for _, e in chosen) for i in mine]
+            groups = [
+                len({t for t, e in chosen if e // per_group == j})
+                for j in range(rank * groups_per_rank, (rank + 1) * groups_per_rank)
+            ]
+            expected.append([len(rows), *experts, *groups])
+        work = count_work(routing_map, ranks, ranks * groups_per_rank)
+        assert work.dtype == torch.int64
+        assert work.tolist() == expected
+
+    def test_no_tokens_are_no_work(self):
+        work = count_work(torch.zeros(0, 8, dtype=torch.bool), 2, 4)
+        assert work.tolist() == [[0] * 7] * 2
 
 
 class TestSendPlan:
     @given(routings())
     def test_there_is_one_row_per_distinct_token_and_rank(self, case):
         routing_map, ranks = case
-        plan = plan_send(routing_map, ranks)
+        plan = plan_of(routing_map, ranks)
         per_rank = routing_map.shape[1] // ranks
         expected = sorted({(e // per_rank, t) for t, e in routing_map.nonzero().tolist()})
-        sent = list(zip(plan.rank_U.tolist(), plan.token_U.tolist(), strict=True))
-        assert sent == expected
-        assert plan.rows == len(expected)
-        assert plan.rows_per_rank == tuple(
+        assert plan.rows.index.tolist() == [t for _, t in expected]
+        assert rows_per_rank(routing_map, ranks) == [
             sum(rank == r for r, _ in expected) for rank in range(ranks)
-        )
+        ]
+        assert plan.num_tokens == routing_map.shape[0]
 
     @given(routings())
-    def test_pairs_and_tokens_are_counted_apart_from_rows(self, case):
+    def test_pairs_go_by_rank_then_token_then_expert_each_with_its_own_row(self, case):
         routing_map, ranks = case
-        plan = plan_send(routing_map, ranks)
-        assert plan.num_tokens == routing_map.shape[0]
-        assert plan.routed_pairs == routing_map.sum().item()
-        assert plan.rows <= plan.routed_pairs
+        plan = plan_of(routing_map, ranks)
+        experts = routing_map.shape[1]
+        per_rank = experts // ranks
+        pairs = [divmod(at, experts) for at in plan.pair_P.tolist()]
+        assert pairs == sorted(
+            map(tuple, routing_map.nonzero().tolist()), key=lambda p: (p[1] // per_rank, *p)
+        )
+        rows = plan.rows.index.split(rows_per_rank(routing_map, ranks))
+        for (token, expert), code in zip(pairs, plan.code_P.tolist(), strict=True):
+            row, local = divmod(code, per_rank)
+            assert rows[expert // per_rank][row] == token
+            assert local == expert % per_rank
 
     @given(routings(), st.integers(0, 2**32))
     def test_what_comes_back_is_every_token_once_per_rank_it_went_to(self, case, seed):
         routing_map, ranks = case
-        plan = plan_send(routing_map, ranks)
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(plan.num_tokens, 3, generator=generator, dtype=torch.float64)
-        back = add_rows([(take_rows(x, plan.token_U), plan.token_U)], plan.num_tokens, x.dtype)
-        by_rank = routing_map.reshape(plan.num_tokens, ranks, routing_map.shape[1] // ranks)
-        visited = by_rank.any(-1).sum(-1, keepdim=True)
-        assert_close(back, x * visited)
+        plan = plan_of(routing_map, ranks)
+        x = random_probs((plan.num_tokens, 3), seed)
+        back = reduce_rows(expand_rows(x, plan.rows), plan.rows)
+        by_rank = routing_map.unflatten(1, (ranks, routing_map.shape[1] // ranks))
+        assert_close(back, x * by_rank.any(-1).sum(-1, keepdim=True))
 
     def test_no_tokens_make_an_empty_plan(self):
-        plan = plan_send(torch.zeros(0, 8, dtype=torch.bool), 4)
-        assert plan.rows == plan.routed_pairs == plan.num_tokens == 0
-        assert plan.rows_per_rank == (0, 0, 0, 0)
+        plan = plan_send(torch.zeros(0, 8, dtype=torch.bool), 4, 0, 0)
+        assert plan.rows.index.numel() == plan.pair_P.numel() == plan.code_P.numel() == 0
+        assert plan.rows.bag_start.tolist() == [0]
+        assert plan.num_tokens == 0
 
     def test_a_rank_that_nobody_needs_gets_no_rows(self):
         routing_map = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 1]], dtype=torch.bool)
-        plan = plan_send(routing_map, 3)
-        assert plan.rows_per_rank == (2, 0, 1)
-        assert plan.token_U.tolist() == [0, 1, 1]
-
-    def test_counts_are_plain_ints(self):
-        plan = plan_send(torch.ones(2, 4, dtype=torch.bool), 2)
-        counts = (*plan.rows_per_rank, plan.rows, plan.num_tokens, plan.routed_pairs)
-        assert all(type(count) is int for count in counts)
+        plan = plan_of(routing_map, 3)
+        assert rows_per_rank(routing_map, 3) == [2, 0, 1]
+        assert plan.rows.index.tolist() == [0, 1, 1]
+        assert plan.code_P.tolist() == [0, 1, 3, 1]
 
     def test_a_plan_is_frozen(self):
-        plan = plan_send(torch.ones(2, 4, dtype=torch.bool), 2)
+        plan = plan_of(torch.ones(2, 4, dtype=torch.bool), 2)
         with pytest.raises(dataclasses.FrozenInstanceError):
             plan.num_tokens = 3
 
 
-class TestPackedProbs:
-    @given(routings(), st.integers(0, 2**32))
-    def test_a_row_carries_the_weights_of_its_own_rank_and_marks_the_rest(self, case, seed):
-        routing_map, ranks = case
-        plan = plan_send(routing_map, ranks)
-        generator = torch.Generator().manual_seed(seed)
-        probs = torch.rand(routing_map.shape, generator=generator)
-        packed = pack_probs(probs, routing_map, plan)
-        per_rank = routing_map.shape[1] // ranks
-        assert packed.shape == (plan.rows, per_rank)
-        for u, (t, r) in enumerate(zip(plan.token_U.tolist(), plan.rank_U.tolist(), strict=True)):
-            for local in range(per_rank):
-                expert = r * per_rank + local
-                expected = probs[t, expert].item() if routing_map[t, expert] else NOT_ROUTED
-                assert packed[u, local].item() == expected
-
-    @given(routings())
-    def test_only_selected_weights_get_a_gradient(self, case):
-        routing_map, ranks = case
-        probs = torch.rand(routing_map.shape, dtype=torch.float64, requires_grad=True)
-        packed = pack_probs(probs, routing_map, plan_send(routing_map, ranks))
-        (grad,) = torch.autograd.grad(packed.sum(), probs)
-        assert_close(grad, routing_map.double())
-
-    def test_the_dtype_is_kept(self):
-        routing_map = torch.ones(2, 4, dtype=torch.bool)
-        plan = plan_send(routing_map, 2)
-        for dtype in (torch.bfloat16, torch.float32, torch.float64):
-            probs = torch.ones(2, 4, dtype=dtype)
-            assert pack_probs(probs, routing_map, plan).dtype == dtype
-
-
-class TestExpandPlan:
-    @given(received())
-    def test_experts_see_every_selected_pair_by_expert_then_row(self, case):
-        selected, groups = case
-        plan = plan_expand(torch.zeros(selected.shape).masked_fill(~selected, NOT_ROUTED), groups)
-        found = list(zip(plan.expert_N.tolist(), plan.row_N.tolist(), strict=True))
-        assert found == pairs(selected)
-        assert plan.tokens_per_expert.tolist() == selected.sum(0).tolist()
-        assert plan.num_rows == selected.shape[0]
-
-    @given(received())
-    def test_adjugates_see_every_row_once_per_group_it_meets(self, case):
-        selected, groups = case
-        plan = plan_expand(torch.zeros(selected.shape).masked_fill(~selected, NOT_ROUTED), groups)
-        met = selected.reshape(selected.shape[0], groups, selected.shape[1] // groups).any(-1)
-        assert list(zip(plan.group_M.tolist(), plan.row_M.tolist(), strict=True)) == pairs(met)
-        assert plan.tokens_per_group.tolist() == met.sum(0).tolist()
-
-    @given(received(), st.integers(0, 2**32))
-    def test_weights_come_out_in_the_order_of_the_pairs(self, case, seed):
-        selected, groups = case
-        generator = torch.Generator().manual_seed(seed)
-        probs = torch.rand(selected.shape, generator=generator, dtype=torch.float64)
-        packed = probs.masked_fill(~selected, NOT_ROUTED)
-        plan = plan_expand(packed, groups)
-        probs_N, group_probs_M = unpack_probs(packed, plan, groups)
-        per_group = selected.shape[1] // groups
-        assert_close(
-            probs_N, torch.tensor([probs[v, i] for i, v in pairs(selected)], dtype=torch.float64)
+def cross(maps: list[torch.Tensor], probs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Send the weights between all ranks: packed_VL of every rank."""
+    ranks = range(len(maps))
+    local = maps[0].shape[1] // len(maps)
+    plans = [plan_of(m, len(maps)) for m in maps]
+    rows = torch.tensor([rows_per_rank(m, len(maps)) for m in maps])
+    pairs = torch.stack([m.sum(0).unflatten(0, (-1, local)).sum(1) for m in maps])
+    packed = [pack_probs(p, m) for p, m in zip(probs, maps, strict=True)]
+    values = [send_values(p, plan) for p, plan in zip(packed, plans, strict=True)]
+    values_P = exchange(values, pairs.tolist())
+    code_P = exchange([plan.code_P for plan in plans], pairs.tolist())
+    return [
+        receive_probs(
+            values_P[r],
+            code_P[r],
+            rows[:, r],
+            pairs[:, r],
+            num_rows=int(rows[:, r].sum()),
+            num_local_experts=local,
         )
-        expected = [
-            sum(probs[v, i] for i in range(j * per_group, (j + 1) * per_group) if selected[v, i])
-            for j, v in zip(plan.group_M.tolist(), plan.row_M.tolist(), strict=True)
-        ]
-        assert_close(group_probs_M, torch.tensor(expected, dtype=torch.float64))
+        for r in ranks
+    ]
 
-    def test_counts_lie_on_the_cpu_as_int64(self):
-        plan = plan_expand(torch.zeros(3, 4), 2)
-        for counts in (plan.tokens_per_expert, plan.tokens_per_group):
-            assert counts.device.type == "cpu"
-            assert counts.dtype == torch.int64
 
-    def test_no_rows_make_no_work(self):
-        plan = plan_expand(torch.zeros(0, 4), 2)
-        assert plan.tokens_per_expert.tolist() == [0, 0, 0, 0]
-        assert plan.tokens_per_group.tolist() == [0, 0]
-        assert plan.row_N.numel() == plan.row_M.numel() == plan.num_rows == 0
+class TestWeights:
+    @given(worlds(), st.integers(0, 2**32))
+    def test_what_arrives_are_the_packed_weights_of_the_rows_from_every_rank(self, maps, seed):
+        probs = [random_probs(m.shape, seed + r) for r, m in enumerate(maps)]
+        local = maps[0].shape[1] // len(maps)
+        for rank, arrived in enumerate(cross(maps, probs)):
+            mine = slice(rank * local, (rank + 1) * local)
+            sent = [pack_probs(p, m)[:, mine] for p, m in zip(probs, maps, strict=True)]
+            needed = [m[:, mine].any(-1) for m in maps]
+            expected = [p[n] for p, n in zip(sent, needed, strict=True)]
+            assert torch.equal(arrived, torch.cat(expected))
+
+    @given(worlds(), st.integers(0, 2**32))
+    def test_only_selected_weights_get_a_gradient_and_each_its_own(self, maps, seed):
+        probs = [random_probs(m.shape, seed + r).requires_grad_() for r, m in enumerate(maps)]
+        arrived = cross(maps, probs)
+        upstream = [random_probs(p.shape, seed - r) for r, p in enumerate(arrived)]
+        found = torch.autograd.grad(arrived, probs, upstream)
+        # The gradient of a weight travels back to where the weight came from.
+        local = maps[0].shape[1] // len(maps)
+        row = [0] * len(maps)
+        for m, grad in zip(maps, found, strict=True):
+            expected = torch.zeros_like(grad)
+            for t in range(m.shape[0]):
+                for rank in range(len(maps)):
+                    mine = slice(rank * local, (rank + 1) * local)
+                    if m[t, mine].any():
+                        expected[t, mine] = upstream[rank][row[rank]] * m[t, mine]
+                        row[rank] += 1
+            assert torch.equal(grad, expected)
+
+    @given(routings(), st.integers(0, 2**32))
+    def test_weights_are_marked_where_an_expert_was_not_selected(self, case, seed):
+        routing_map, _ = case
+        probs = random_probs(routing_map.shape, seed).requires_grad_()
+        packed = pack_probs(probs, routing_map)
+        assert torch.equal(packed == NOT_ROUTED, ~routing_map)
+        assert torch.equal(packed[routing_map], probs[routing_map])
+        (grad,) = torch.autograd.grad(packed.sum(), probs)
+        assert torch.equal(grad, routing_map.double())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+    def test_weights_travel_in_fp32_or_wider_and_their_gradients_come_back_as_they_are(self, dtype):
+        routing_map = torch.tensor([[True, False, True, True], [False, True, False, False]])
+        probs = random_probs(routing_map.shape, 0, dtype).requires_grad_()
+        packed = pack_probs(probs, routing_map)
+        assert packed.dtype == dtype
+        values = send_values(packed, plan_of(routing_map, 2))
+        assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        expected = probs[[0, 1, 0, 0], [0, 1, 2, 3]]
+        assert torch.equal(values, expected.to(values.dtype))
+        (grad,) = torch.autograd.grad(values.sum(), probs)
+        assert grad.dtype == dtype
+        assert torch.equal(grad, routing_map.to(dtype))
+
+    def test_no_pairs_make_rows_without_experts(self):
+        nothing = torch.zeros(0)
+        code = torch.zeros(0, dtype=torch.int64)
+        counts = torch.zeros(2, dtype=torch.int64)
+        assert receive_probs(nothing, code, counts, counts, 0, 3).shape == (0, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_selected_expert_whose_weight_underflowed_stays_selected(dtype):
     routing_map = torch.tensor([[True, True, False, False]])
     probs = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
-    send = plan_send(routing_map, 1)
-    packed = pack_probs(probs, routing_map, send)
-    plan = plan_expand(packed.detach(), 4)
-    assert plan.expert_N.tolist() == [0, 1]
-    assert plan.group_M.tolist() == [0, 1]
-    probs_N, group_probs_M = unpack_probs(packed, plan, 4)
+    packed, _ = cross([routing_map, routing_map], [probs, probs])
+    plan = plan_expand(packed.detach(), torch.tensor([2, 2]), torch.tensor([2, 2]))
+    assert plan.position_N.tolist() == [0, 2, 1, 3]
+    probs_N, group_probs_M = unpack_probs(packed, plan)
     (grad,) = torch.autograd.grad(probs_N.sum() + 2 * group_probs_M.sum(), probs)
-    assert grad.tolist() == [[3.0, 3.0, 0.0, 0.0]]
+    # Two ranks sent the same token.
+    assert grad.tolist() == [[6.0, 6.0, 0.0, 0.0]]
 
 
 def test_weights_of_unselected_experts_never_arrive():
-    routing_map = torch.tensor([[True, False], [False, False]])
-    packed = pack_probs(torch.full((2, 2), 0.7), routing_map, plan_send(routing_map, 1))
-    probs_N, group_probs_M = unpack_probs(packed, plan_expand(packed, 1), 1)
-    assert_close(probs_N, torch.tensor([0.7]))
-    assert_close(group_probs_M, torch.tensor([0.7]))
+    routing_map = torch.tensor([[True, False, False, False], [False, False, False, False]])
+    everything = torch.full((2, 4), 0.7)
+    first, second = cross([routing_map, routing_map], [everything, everything])
+    assert_close(first, torch.tensor([[0.7, NOT_ROUTED]] * 2))
+    assert second.shape == (0, 2)

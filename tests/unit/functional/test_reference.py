@@ -8,16 +8,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from grove_megatron.functional.activation import weighted_swiglu
 from grove_megatron.functional.dispatch_plan import (
+    count_work,
     pack_probs,
-    plan_expand,
     plan_send,
-    unpack_probs,
+    receive_probs,
+    send_values,
 )
+from grove_megatron.functional.expand_plan import plan_expand, unpack_probs
 from grove_megatron.functional.groups import group_probs
-from grove_megatron.functional.permute import add_rows, take_rows
+from grove_megatron.functional.permute import expand_rows, reduce_rows
 from grove_megatron.functional.placement import Placement
+from grove_megatron.functional.products import grouped_down, grouped_up
 from grove_megatron.functional.reference import grove_layer, grove_routing, swiglu
+from tests.unit.functional.exchange import exchange
 
 HIDDEN, WIDTH, ADJUGATE_WIDTH = 4, 3, 2
 ROUTINGS = ("top-k", "any number", "one expert", "none", "dropped", "one rank")
@@ -90,19 +95,6 @@ def adjugates_of(leaves: dict[str, Tensor]) -> list:
     ]
 
 
-def apply_in_order(functions: list, rows: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
-    """counts[i] rows for functions[i], each output times its weight: [N, H] -> [N, H]."""
-    owner = torch.arange(len(functions)).repeat_interleave(counts).tolist()
-    outputs = [w * functions[i](row) for i, row, w in zip(owner, rows, weights, strict=True)]
-    return torch.stack(outputs) if outputs else torch.zeros_like(rows)
-
-
-def exchange(rows_of_rank: list[Tensor], counts_of_rank: list[tuple[int, ...]]) -> list[Tensor]:
-    """What an all-to-all does: destination d gets the d-th slice of every source, in order."""
-    pieces = [r.split(list(c)) for r, c in zip(rows_of_rank, counts_of_rank, strict=True)]
-    return [torch.cat(column) for column in zip(*pieces, strict=True)]
-
-
 def layer_in_slices(case: Case) -> Tensor:
     """The layer as ``placement.num_ranks`` ranks compute it, in one process."""
     placement, leaves = case.placement, case.leaves
@@ -111,34 +103,63 @@ def layer_in_slices(case: Case) -> Tensor:
     probs = leaves["probs"].split(case.tokens_per_rank)
     maps = case.routing_map_TE.split(case.tokens_per_rank)
 
-    send = [plan_send(maps[r], placement.num_ranks) for r in ranks]
-    sent = [plan.rows_per_rank for plan in send]
-    x_VH = exchange([take_rows(x[r], send[r].token_U) for r in ranks], sent)
-    packed_VL = exchange([pack_probs(probs[r], maps[r], send[r]) for r in ranks], sent)
-
-    y_VH = [compute_on_rank(case, r, x_VH[r], packed_VL[r]) for r in ranks]
-
-    received = list(zip(*sent, strict=True))
-    y_UH = exchange(y_VH, received)
-    return torch.cat(
-        [add_rows([(y_UH[r], send[r].token_U)], send[r].num_tokens, y_UH[r].dtype) for r in ranks]
+    # [source, destination, 1 + L + L_groups]
+    work = torch.stack([count_work(m, placement.num_ranks, placement.num_groups) for m in maps])
+    rows = work[:, :, 0]
+    experts, groups = work[:, :, 1:].split(
+        [placement.experts_per_rank, placement.groups_per_rank], 2
     )
+    pairs = experts.sum(2)
+
+    send = [
+        plan_send(maps[r], placement.num_ranks, int(rows[r].sum()), int(pairs[r].sum()))
+        for r in ranks
+    ]
+    x_VH = exchange([expand_rows(x[r], send[r].rows) for r in ranks], rows.tolist())
+    packed = [pack_probs(probs[r], maps[r]) for r in ranks]
+    values = exchange([send_values(packed[r], send[r]) for r in ranks], pairs.tolist())
+    codes = exchange([plan.code_P for plan in send], pairs.tolist())
+
+    y_VH = []
+    for r in ranks:
+        packed_VL = receive_probs(
+            values[r], codes[r], rows[:, r], pairs[:, r], len(x_VH[r]), placement.experts_per_rank
+        )
+        counts = experts[:, r].sum(0), groups[:, r].sum(0)
+        y_VH.append(compute_on_rank(case, r, x_VH[r], packed_VL, *counts))
+
+    y_UH = exchange(y_VH, rows.T.tolist())
+    return torch.cat([reduce_rows(y_UH[r], send[r].rows) for r in ranks])
 
 
-def compute_on_rank(case: Case, rank: int, x_VH: Tensor, packed_VL: Tensor) -> Tensor:
-    local_groups, local_experts = case.placement.groups_per_rank, case.placement.experts_per_rank
-    experts = experts_of(case.leaves)[rank * local_experts :][:local_experts]
-    adjugates = adjugates_of(case.leaves)[rank * local_groups :][:local_groups]
-    plan = plan_expand(packed_VL.detach(), local_groups)
-    probs_N, group_probs_M = unpack_probs(packed_VL, plan, local_groups)
-    y_NH = apply_in_order(experts, take_rows(x_VH, plan.row_N), plan.tokens_per_expert, probs_N)
-    a_MH = apply_in_order(
-        adjugates,
-        take_rows(x_VH, plan.row_M),
-        plan.tokens_per_group,
-        case.scale * group_probs_M,
-    )
-    return add_rows([(y_NH, plan.row_N), (a_MH, plan.row_M)], plan.num_rows, x_VH.dtype)
+def compute_on_rank(
+    case: Case,
+    rank: int,
+    x_VH: Tensor,
+    packed_VL: Tensor,
+    tokens_per_expert: Tensor,
+    tokens_per_group: Tensor,
+) -> Tensor:
+    """Experts on their pairs, and adjugates on the owners' rows among them."""
+    placement = case.placement
+    local = {
+        name: leaf.split(count)[rank]
+        for name, leaf, count in [
+            ("fc1", case.leaves["fc1"], placement.experts_per_rank),
+            ("fc2", case.leaves["fc2"], placement.experts_per_rank),
+            ("adjugate fc1", case.leaves["adjugate fc1"], placement.groups_per_rank),
+            ("adjugate fc2", case.leaves["adjugate fc2"], placement.groups_per_rank),
+        ]
+    }
+    plan = plan_expand(packed_VL.detach(), tokens_per_expert, tokens_per_group)
+    probs_N, group_probs_M = unpack_probs(packed_VL, plan)
+    x_NH = expand_rows(x_VH, plan.rows)
+    h_N, h_M = grouped_up(x_NH, local["fc1"], local["adjugate fc1"], plan.segments)
+    assert h_M is not None
+    a_N = weighted_swiglu(h_N, probs_N)
+    a_M = weighted_swiglu(h_M, case.scale * group_probs_M)
+    y_NH = grouped_down(a_N, a_M, local["fc2"], local["adjugate fc2"], plan.segments)
+    return reduce_rows(y_NH, plan.rows)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])

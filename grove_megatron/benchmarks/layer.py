@@ -1,0 +1,114 @@
+"""``grove bench layer``: a whole MoE layer, router included, forward and backward.
+
+plain, naive and grove, each with every expert implementation asked for; time and peak memory.
+"""
+
+import statistics
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from torch import Tensor
+
+from ..functional.groups import group_map
+from . import ranks
+from .agreement import check_layers
+from .harness import Samples, Subject, cuda_clock, interleave, wall_clock
+from .layer_findings import Key, Measured, findings
+from .memory import peak_bytes
+from .report import Findings
+from .shape import Settings, Shape
+from .variants import DTYPES, layers
+from .work import Work
+
+
+def measure(settings: Settings) -> Findings:
+    """Build, check, time, and weigh every (variant, kernel)."""
+    shape = settings.shape
+    with ranks.process_groups(settings.ranks, settings.seed):
+        x, grad = tokens(shape, settings.seed + dist.get_rank())
+        built = _build(settings, x, grad)
+        some_grove = built["grove", settings.kernels[0]]
+        measured = Measured(
+            samples=_times(built, settings, x, grad),
+            peak={key: _peak(layer, x, grad) for key, layer in built.items()},
+            work=work_of(some_grove, x, shape.groups),
+            matmul_flops=matmul_flops_per_second(DTYPES[shape.dtype]),
+        )
+    return findings(settings, measured)
+
+
+def tokens(shape: Shape, seed: int) -> tuple[Tensor, Tensor]:
+    """Random input and output gradient, [T, 1, H] each; another seed on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    pair = torch.randn(2, shape.tokens, 1, shape.hidden, generator=generator)
+    x, grad = pair.to(torch.cuda.current_device(), DTYPES[shape.dtype])
+    return x, grad
+
+
+def subject(name: str, layer: MoELayer, x: Tensor, grad: Tensor) -> Subject:
+    """Forward and backward of a layer, without gradients from before."""
+
+    def run() -> None:
+        y, _ = layer(x.detach().requires_grad_())
+        y.backward(grad)
+
+    return Subject(name=name, run=run, prepare=partial(layer.zero_grad, set_to_none=True))
+
+
+def work_of(layer: MoELayer, x: Tensor, num_groups: int) -> Work:
+    """What this layer's router makes of ``x``."""
+    with torch.no_grad():
+        _, routing_map_TE = layer.route(x)
+    distinct = group_map(routing_map_TE, num_groups).sum()
+    return Work(routing_map_TE.shape[0], int(routing_map_TE.sum()), int(distinct))
+
+
+def matmul_flops_per_second(dtype: torch.dtype) -> float:
+    """The speed of one large square matrix product here, measured."""
+    on_cuda = ranks.cuda_is_used()
+    size = 8192 if on_cuda else 1024
+    a, b = torch.randn(2, size, size, device=torch.cuda.current_device()).to(dtype)
+    clock = cuda_clock if on_cuda else wall_clock
+    seconds = [clock(lambda: a @ b) for _ in range(12)][2:]
+    return 2 * size**3 / statistics.median(seconds)
+
+
+def _build(settings: Settings, x: Tensor, grad: Tensor) -> dict[Key, MoELayer]:
+    """Layers that agree with each other, with one router for every kernel."""
+    built: dict[Key, MoELayer] = {}
+    router: dict[str, Tensor] = {}
+    for kernel in settings.kernels:
+        variants = layers(settings.shape, settings.ranks, kernel)
+        variants = {name: variants[name] for name in settings.variants}
+        router = router or variants["grove"].router.state_dict()
+        for layer in variants.values():
+            layer.router.load_state_dict(router)
+        check_layers(variants, x, grad)
+        built |= {(name, kernel): layer for name, layer in variants.items()}
+    return built
+
+
+def _times(
+    built: dict[Key, MoELayer], settings: Settings, x: Tensor, grad: Tensor
+) -> dict[Key, Samples]:
+    by_name = interleave(
+        [subject(" ".join(key), layer, x, grad) for key, layer in built.items()],
+        rounds=settings.rounds,
+        warmup=settings.warmup,
+        clock=cuda_clock if ranks.cuda_is_used() else wall_clock,
+        together=ranks.together,
+        slowest=ranks.slowest,
+    )
+    return {key: by_name[" ".join(key)] for key in built}
+
+
+def _peak(layer: MoELayer, x: Tensor, grad: Tensor) -> float:
+    """Bytes of the layer's weights and of what one pass allocates, on the fullest rank."""
+    one = subject("", layer, x, grad)
+    one.prepare()
+    weights = sum(p.numel() * p.element_size() for p in layer.parameters())
+    peak = weights + peak_bytes(one.run, ranks.cuda_is_used())
+    one.prepare()
+    return ranks.largest(peak)

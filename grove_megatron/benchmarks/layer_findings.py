@@ -1,0 +1,126 @@
+"""What ``grove bench layer`` says about its measurements."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from .harness import Samples, ratio
+from .records import Value
+from .report import Findings, spread
+from .shape import Settings
+from .work import Work
+
+Key = tuple[str, str]
+"""(variant, kernel)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Times and peak bytes (weights included) of every key, the largest of all ranks.
+
+    ``matmul_flops`` is the speed of a large matrix product, operations a second.
+    """
+
+    samples: dict[Key, Samples]
+    peak: dict[Key, float]
+    work: Work
+    matmul_flops: float
+
+
+def findings(settings: Settings, m: Measured) -> Findings:
+    """Rows, table and summary."""
+    values, lines = [], []
+    for key in m.samples:
+        of_key, line = _line(settings, m, key)
+        values += of_key
+        lines.append(line)
+    summary = summarize(settings, m)
+    assert summary["flop_ratio"] is not None
+    values.append(Value.once("grove", "", "flop_ratio", "of plain", summary["flop_ratio"]))
+    return Findings(
+        values=values,
+        summary=summary,
+        title=f"One MoE layer, forward and backward: {_words(settings)}",
+        header=("", "ms p50 (p20-p80)", "of plain", "GFLOP/s", "of matmul", "peak MB"),
+        lines=lines,
+        notes=_notes(summary),
+    )
+
+
+def _line(settings: Settings, m: Measured, key: Key) -> tuple[list[Value], tuple[str, ...]]:
+    """Values and table line of one variant."""
+    variant, kernel = key
+    samples, peak = m.samples[key], m.peak[key]
+    flops = m.work.flops(settings.shape, variant)
+    speed = flops / samples.median
+    time = Value.milliseconds(variant, kernel, samples)
+    once = partial(Value.once, variant, kernel)
+    values = [
+        time,
+        once("peak_bytes", "bytes", peak),
+        once("tflops", "10^12 floating-point operations a second", speed / 1e12),
+        once("matmul_share", "of a large matrix product", speed / m.matmul_flops),
+    ]
+    if variant == "grove" and (plain_peak := m.peak.get(("plain", kernel))) is not None:
+        allowed = plain_peak + m.work.adjugate_bytes(settings.shape, settings.ranks)
+        values.append(once("peak_bytes_allowed", "bytes", allowed))
+    plain = m.samples.get(("plain", kernel))
+    relative = f"{ratio(samples, plain):.3f}" if plain else ""
+    speeds = (f"{speed / 1e9:.1f}", f"{speed / m.matmul_flops:.0%}")
+    return values, (
+        f"{variant}, {kernel}",
+        spread(time),
+        relative,
+        *speeds,
+        f"{peak / 1e6:.1f}",
+    )
+
+
+def summarize(settings: Settings, m: Measured) -> dict[str, float | None]:
+    """The JSON keys: the fastest grove beside the fastest plain, and beside naive of its kernel.
+
+    Peak bytes are compared at the kernel of the fastest grove. A variant that was left out has no
+    ratio.
+    """
+    shape, work = settings.shape, m.work
+
+    def fastest(variant: str) -> Key | None:
+        keys = [key for key in m.samples if key[0] == variant]
+        return min(keys, key=lambda key: m.samples[key].median, default=None)
+
+    ours = fastest("grove")
+    assert ours is not None
+    plain, naive = fastest("plain"), m.samples.get(("naive", ours[1]))
+    plain_peak = m.peak.get(("plain", ours[1]))
+    allowed = work.adjugate_bytes(shape, settings.ranks)
+    return {
+        "ratio_vs_plain": ratio(m.samples[ours], m.samples[plain]) if plain else None,
+        "ratio_vs_naive": ratio(m.samples[ours], naive) if naive else None,
+        "flop_ratio": work.flops(shape, "grove") / work.flops(shape, "plain"),
+        "adjugate_pairs_per_token": work.adjugate_pairs / work.tokens,
+        "peak_bytes_ratio": m.peak[ours] / plain_peak if plain_peak else None,
+        "peak_bytes_allowed_ratio": (plain_peak + allowed) / plain_peak if plain_peak else None,
+    }
+
+
+def _notes(summary: dict[str, float | None]) -> list[str]:
+    notes = []
+    flops = f"{summary['flop_ratio']:.3f} of the operations"
+    if (time := summary["ratio_vs_plain"]) is not None:
+        notes.append(f"The fastest grove beside the fastest plain: {time:.3f} of the time, {flops}")
+    if (time := summary["ratio_vs_naive"]) is not None:
+        notes.append(f"The same beside naive with its experts: {time:.3f} of the time")
+    if (peak := summary["peak_bytes_ratio"]) is not None:
+        allowed = f"{summary['peak_bytes_allowed_ratio']:.3f}"
+        notes.append(
+            f"Peak memory beside plain: {peak:.3f}; with the adjugates' own bytes alone {allowed}"
+        )
+    return notes
+
+
+def _words(settings: Settings) -> str:
+    s = settings.shape
+    return (
+        f"{settings.ranks} rank(s), {s.tokens} tokens a rank, hidden {s.hidden} {s.dtype}, "
+        f"{s.experts} experts x {s.expert_width}, {s.groups} adjugates x {s.adjugate_width}, "
+        f"top-{s.topk}"
+    )

@@ -1,0 +1,42 @@
+"""The strategies to compare the kernels with compute the same."""
+
+import pytest
+import torch
+
+from grove_megatron.kernels import TORCH
+from grove_megatron.kernels.triton_variants import with_two_passes
+
+from . import triton_cases as loops
+from .triton_cases import CASES, assert_close
+
+
+@pytest.mark.parametrize("second_stream", [False, True])
+@pytest.mark.parametrize("adjugates", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_two_passes_are_the_same_products(name: str, adjugates: bool, second_stream: bool) -> None:
+    case, kernels = CASES[name], with_two_passes(TORCH, second_stream=second_stream)
+    torch.manual_seed(0)
+    x, p = torch.randn(case.num_pairs, 24), torch.randn(case.num_pairs, 40)
+    wide = torch.randn(len(case.pairs), 40, 24)
+    q = torch.randn(case.num_owner_pairs, 8) if adjugates else None
+    narrow = torch.randn(case.num_groups, 8, 24) if adjugates else None
+    found = [
+        *kernels.fan_out(x, wide, narrow, case),
+        kernels.fan_in(p, q, wide, narrow, case),
+        *kernels.fan_weights(p, q, x, case, False),
+        *kernels.fan_weights(p, q, x, case, True),
+    ]
+    expected = [
+        *loops.fan_out(x, wide, narrow, case),
+        loops.fan_in(p, q, wide, narrow, case),
+        *loops.fan_weights(p, q, x, case, False),
+        *loops.fan_weights(p, q, x, case, True),
+    ]
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, torch.float32)
+
+
+def test_the_rest_is_of_the_base() -> None:
+    names = {with_two_passes(TORCH, second_stream=s).name for s in (False, True)}
+    assert names == {"separate", "two_streams"}
+    assert with_two_passes(TORCH, second_stream=True).sum_rows is TORCH.sum_rows
