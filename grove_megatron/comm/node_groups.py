@@ -23,6 +23,12 @@ class NodeGroups:
     inside: dist.ProcessGroup
 
 
+NO_NODES = (
+    "--grove-hierarchical-dispatch (True) needs LOCAL_WORLD_SIZE (unset), the number of ranks on "
+    "every node; start with torchrun, or set it"
+)
+
+
 def ranks_per_node(environment: Mapping[str, str] = os.environ) -> int | None:
     """What the launcher says (torchrun sets LOCAL_WORLD_SIZE); None if it says nothing."""
     value = environment.get("LOCAL_WORLD_SIZE", "")

@@ -15,7 +15,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from torch import Tensor
 
 from ..comm.all_to_all import gather_rows, scatter_sum_rows
-from ..comm.node_groups import node_groups, ranks_per_node
+from ..comm.node_groups import NO_NODES, node_groups, ranks_per_node
 from ..config import GroveTransformerConfig
 from ..functional.dispatch_plan import NOT_ROUTED, pack_probs
 from ..functional.expand_plan import ExpandPlan, plan_expand, unpack_probs
@@ -194,10 +194,7 @@ class GroveTokenDispatcher(MoETokenDispatcher):
         if not self.config.grove_hierarchical_dispatch:
             return (Hop(groups, self.ep_group, self.tp_group),)
         if per_node is None:
-            raise ValueError(
-                "--grove-hierarchical-dispatch (True) needs LOCAL_WORLD_SIZE (unset), the ranks "
-                "on every node; start with torchrun, or set it"
-            )
+            raise ValueError(NO_NODES)
         nodes = node_groups(self.ep_group, per_node)
         if nodes is None:
             log_once(

@@ -4,12 +4,14 @@ import contextlib
 import copy
 import importlib
 import io
+import os
 from argparse import Namespace
 
 import torch
 from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import LAYER_SPEC, contradictions, optimizer_layout_problems
+from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
 from ..config import grove_problems, is_grove
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
@@ -27,6 +29,7 @@ def preflight(args: Namespace) -> list[str]:
     problems += _spec_problems(args)
     problems += _checkpoint_problems(args)
     problems += _kernel_problems(args)
+    problems += _node_problems(args)
     if cpu_is_active():
         problems += cpu_problems(args)
     return problems
@@ -67,6 +70,24 @@ def _kernel_problems(args: Namespace) -> list[str]:
     device = torch.device("cpu" if cpu_is_active() else "cuda")
     reason = why_not(dtype, device, num_pairs=1, **local)
     return [] if reason is None else [f"--grove-kernel (triton) cannot run: {reason}; use auto"]
+
+
+def _node_problems(args: Namespace) -> list[str]:
+    """Expert-parallel groups that do not lie evenly on the nodes of a hierarchical dispatch."""
+    if not (is_grove(args) and args.grove_hierarchical_dispatch):
+        return []
+    per_node = ranks_per_node()
+    if per_node is None:
+        return [NO_NODES]
+    experts = args.expert_model_parallel_size
+    tensor = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+    for first in range(0, int(os.environ.get("WORLD_SIZE", "1")), experts * tensor):
+        for place in range(first, first + tensor):
+            try:
+                spread_over_nodes(range(place, place + experts * tensor, tensor), per_node)
+            except ValueError as error:
+                return [str(error)]
+    return []
 
 
 def _spec_problems(args: Namespace) -> list[str]:

@@ -3,7 +3,7 @@ import argparse
 import pytest
 
 from grove_megatron import config, runtime
-from grove_megatron.arguments import LAYER_SPEC, select_layer
+from grove_megatron.arguments import LAYER_SPEC, optimizer_layout_problems, select_layer
 from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
 from grove_megatron.training.preflight import preflight
 
@@ -145,3 +145,72 @@ def test_what_needs_a_gpu_is_not_refused_with_one(parse):
     args = parse(f"{GROVE} --moe-grouped-gemm")
     assert not runtime.cpu_is_active()
     assert preflight(args) == []
+
+
+class TestHierarchicalDispatch:
+    EP4 = f"{GROVE} --grove-hierarchical-dispatch --expert-model-parallel-size 4"
+
+    def problems(self, parse, monkeypatch, flags, *, world, per_node):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_node))
+        return preflight(parse(flags))
+
+    @pytest.mark.parametrize(("world", "per_node"), [(4, 2), (8, 2), (8, 8), (8, 4)])
+    def test_groups_that_lie_evenly_on_nodes_are_fine(self, parse, monkeypatch, world, per_node):
+        flags = self.EP4
+        assert self.problems(parse, monkeypatch, flags, world=world, per_node=per_node) == []
+
+    def test_a_node_with_more_ranks_of_a_group_than_another_is_refused(self, parse, monkeypatch):
+        (problem,) = self.problems(parse, monkeypatch, self.EP4, world=4, per_node=3)
+        assert "ranks [0, 1, 2, 3] with 3 a node are [[0, 1, 2], [3]]" in problem
+
+    def test_every_group_is_looked_at(self, parse, monkeypatch):
+        (problem,) = self.problems(parse, monkeypatch, self.EP4, world=8, per_node=5)
+        assert "ranks [4, 5, 6, 7]" in problem
+
+    def test_expert_tensor_ranks_lie_between_those_of_a_group(self, parse, monkeypatch):
+        flags = f"{self.EP4} --expert-tensor-parallel-size 2"
+        assert self.problems(parse, monkeypatch, flags, world=8, per_node=4) == []
+        (problem,) = self.problems(parse, monkeypatch, flags, world=8, per_node=6)
+        assert "ranks [0, 2, 4, 6] with 6 a node are [[0, 2, 4], [6]]" in problem
+
+    def test_the_launcher_has_to_say_how_many_ranks_a_node_has(self, parse, monkeypatch):
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        (problem,) = preflight(parse(self.EP4))
+        assert "needs LOCAL_WORLD_SIZE (unset)" in problem
+
+
+class TestOptimizerStateInMemoryOrder:
+    DISTRIBUTED = f"{GROVE} --use-distributed-optimizer --transformer-impl local"
+
+    def problems(self, parse, here, there):
+        return optimizer_layout_problems(
+            parse(f"{self.DISTRIBUTED} {here}"), parse(f"{self.DISTRIBUTED} {there}")
+        )
+
+    def test_it_goes_to_the_same_expert_modules_alone(self, parse):
+        (problem,) = self.problems(parse, "--grove-kernel megatron", "")
+        assert "--grove-kernel (megatron) makes expert modules (SequentialMLP)" in problem
+        assert "those of the checkpoint (GroupedExperts)" in problem
+        assert self.problems(parse, "--grove-kernel grouped", "") == []
+
+    def test_a_checkpoint_from_before_there_was_a_choice_had_megatrons_modules(self, parse):
+        there = parse(self.DISTRIBUTED)
+        del there.grove_kernel
+        assert optimizer_layout_problems(parse(self.DISTRIBUTED), there)
+
+    @pytest.mark.parametrize(
+        ("here", "there"),
+        [
+            ("--finetune", ""),
+            ("--no-load-optim", ""),
+            ("", "--dist-ckpt-optim-fully-reshardable"),
+        ],
+    )
+    def test_nothing_is_refused_that_does_not_read_it(self, parse, here, there):
+        assert self.problems(parse, f"--grove-kernel megatron {here}", there) == []
+
+    def test_other_expert_modules_of_transformer_engine_are_told_apart(self, parse):
+        engine = "--transformer-impl transformer_engine"
+        (problem,) = self.problems(parse, engine, f"{engine} --moe-grouped-gemm")
+        assert "TEGroupedMLP" in problem
