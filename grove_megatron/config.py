@@ -185,6 +185,7 @@ def grouped_experts_why_not(config: TransformerConfig) -> str | None:
         "fp8": bool(config.fp8),
         "fp4": bool(config.fp4),
         "activation_func_clamp_value": config.activation_func_clamp_value is not None,
+        "activation_func_fp8_input_store": config.activation_func_fp8_input_store,
         "glu_linear_offset": config.glu_linear_offset != 0,
         "moe_mlp_glu_interleave_size": config.moe_mlp_glu_interleave_size is not None,
         "use_te_activation_func": config.use_te_activation_func,

@@ -105,7 +105,7 @@ def plan_expand(
 
     selected_VL = packed_probs_VL != NOT_ROUTED
     selected_VGm = selected_VL.reshape(num_rows, num_groups, group_size)
-    first_VGm = selected_VGm & (selected_VGm.cumsum(-1, dtype=torch.int8) == 1)
+    first_VGm = selected_VGm & (selected_VGm.cumsum(-1, dtype=torch.int32) == 1)
     owner_VL = first_VGm.reshape(num_rows, num_experts)
     # [L, 2, V]: an expert's owners, then its other rows, each in the order of rows.
     ordered = torch.stack([owner_VL.T, (selected_VL & ~owner_VL).T], dim=1)

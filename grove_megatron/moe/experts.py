@@ -69,7 +69,7 @@ class GroupedExperts(MegatronModule):
         assert pg_collection is not None
         why_not = grouped_experts_why_not(config)
         if why_not:
-            raise ValueError(f"{why_not}, which grouped experts do not compute; use SequentialMLP")
+            raise ValueError(f"{why_not}; use SequentialMLP")
         self.num_local_experts = num_local_experts
         self.ep_group = pg_collection.ep
         self.tp_group = pg_collection.expt_tp

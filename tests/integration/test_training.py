@@ -42,6 +42,8 @@ LAYOUTS: dict[str, tuple[int, list[str], int]] = {
     "shared-expert": (2, [*EP2, "--moe-shared-expert-intermediate-size", "16"], 2),
     "capacity": (2, [*EP2, "--moe-expert-capacity-factor", "1.0"], 2),
     "one-dense-layer": (2, [*EP2, "--moe-layer-freq", "[0,1]"], 1),
+    "megatrons-experts": (2, [*EP2, "--grove-kernel", "megatron"], 2),
+    "deterministic": (2, [*EP2, "--deterministic-mode"], 2),
 }
 
 
@@ -54,6 +56,8 @@ LONG = {
     "shared-expert",
     "capacity",
     "one-dense-layer",
+    "megatrons-experts",
+    "deterministic",
 }
 EVERY_LAYOUT = pytest.mark.parametrize(
     "layout",
@@ -129,6 +133,39 @@ def test_the_distributed_optimizer_changes_nothing_but_rounding(train: Train) ->
     base = losses(train(2, EP2))
     sharded = losses(train(*LAYOUTS["distributed-optimizer-overlap"][:2]))
     assert sharded == pytest.approx(base, rel=1e-5)
+
+
+def test_two_deterministic_runs_are_the_same_bits_and_those_of_any_run_here(train: Train) -> None:
+    first = train(*LAYOUTS["deterministic"][:2])
+    again = train(2, [*LAYOUTS["deterministic"][1], "--seed", "1234"])  # the default
+    for results in (again, train(2, EP2)):
+        for a, b in zip(first, results, strict=True):
+            assert a["losses"] == b["losses"]
+            assert a["grad_norms"] == b["grad_norms"]
+            assert a["parameters"] == b["parameters"]
+
+
+def test_grouped_experts_change_nothing_but_rounding(train: Train) -> None:
+    grouped, megatrons = train(2, EP2), train(*LAYOUTS["megatrons-experts"][:2])
+    assert losses(grouped) == pytest.approx(losses(megatrons), rel=1e-5)
+    for a, b in zip(grouped, megatrons, strict=True):
+        assert a["grad_norms"] == pytest.approx(b["grad_norms"], rel=1e-5)
+        assert a["parameters"].keys() == b["parameters"].keys()
+
+
+def test_hierarchical_dispatch_changes_nothing_but_rounding(
+    train: Train, ranks: Ranks, tmp_path: Path
+) -> None:
+    flat = train(*LAYOUTS["ep4"][:2])
+    argv = [*MODEL, *EP4, "--grove-hierarchical-dispatch"]
+    target = "tests.integration.recorded_run:train_on_two_nodes"
+    job = ranks.run(4, target, str(tmp_path), argv, folder=tmp_path)
+    in_two_hops = job.check().results()
+    assert losses(in_two_hops) == pytest.approx(losses(flat), rel=1e-5)
+    assert in_two_hops[0]["grad_norms"] == pytest.approx(flat[0]["grad_norms"], rel=1e-5)
+    for a, b in zip(flat[0]["layers"], in_two_hops[0]["layers"], strict=True):
+        assert a["node_rows"] == 0 < b["node_rows"] < a["rows"]
+        assert b["node_rows"] == b["sent"]
 
 
 def test_every_rank_reports_the_same_gradient_norm(train: Train) -> None:

@@ -210,3 +210,8 @@ def test_segments_of_experts_alone_have_no_owners():
     assert segments.expert_end.dtype == segments.owner_end.dtype == torch.int32
     assert segments.owner_index.shape == (0,)
     assert (segments.num_pairs, segments.num_owner_pairs) == (5, 0)
+
+
+def test_a_row_has_one_owner_however_many_experts_of_the_group_it_selected():
+    plan = plan_of(torch.ones(1, 300, dtype=torch.bool), 1)
+    assert plan.segments.owner_end[-1] == 1

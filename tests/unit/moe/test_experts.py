@@ -83,6 +83,7 @@ class TestChoice:
             ("fp4", "nvfp4"),
             ("activation_func_clamp_value", 7.0),
             ("glu_linear_offset", 1.0),
+            ("activation_func_fp8_input_store", True),
             ("moe_mlp_glu_interleave_size", 32),
             ("use_te_activation_func", True),
             ("use_kitchen", True),
