@@ -6,6 +6,7 @@ Megatron chose for the local or TransformerEngine implementation.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -73,11 +74,18 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
             swaps[SequentialMLP] = GroupedExperts
     if config.sequence_parallel and config.transformer_impl == "local":
         swaps[WrappedTorchNorm] = sequence_parallel_norm
-    return _swap(spec, swaps, {}) if swaps else spec
+    return swap_classes(spec, swaps) if swaps else spec
 
 
-def _swap(node: Any, swaps: dict[Any, Any], done: dict[int, Any]) -> Any:
-    """Rebuild a spec tree, replacing every class that is a key of ``swaps``."""
+def swap_classes(spec: Any, swaps: Mapping[Any, Any]) -> Any:
+    """A copy of a spec tree in which every class that is a key of ``swaps`` is its value.
+
+    Walks partials, lists and dataclasses. What was one object in the original is one afterwards.
+    """
+    return _swap(spec, swaps, {})
+
+
+def _swap(node: Any, swaps: Mapping[Any, Any], done: dict[int, Any]) -> Any:
     if id(node) in done:
         return done[id(node)]
     if isinstance(node, type):

@@ -28,6 +28,10 @@ Ranks = Annotated[
     Size,
     typer.Option(help="Expert-parallel ranks; started here, unless torchrun has started them."),
 ]
+RanksPerNode = Annotated[
+    Size,
+    typer.Option(help="Also time hierarchical dispatch, as if every so many ranks were a node."),
+]
 Threads = Annotated[int, typer.Option(help="CPU threads of every rank.")]
 Rounds = Annotated[int, typer.Option(help="Measured repetitions of every variant.")]
 Warmup = Annotated[int, typer.Option(help="Repetitions before them.")]
@@ -39,6 +43,10 @@ Kernel = Annotated[
     ),
 ]
 Variant = Annotated[list[str] | None, typer.Option(help="plain, naive, grove; repeatable.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option("--deterministic", help="Also time grove with torch's deterministic algorithms."),
+]
 Csv = Annotated[Path | None, typer.Option(help="Append results to this file.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")]
 
@@ -54,6 +62,7 @@ def dispatch(
     topk: TopK = None,
     dtype: Dtype = None,
     ranks: Ranks = None,
+    ranks_per_node: RanksPerNode = None,
     threads: Threads = 1,
     rounds: Rounds = 20,
     warmup: Warmup = 3,
@@ -84,11 +93,35 @@ def layer(
     seed: Seed = 0,
     kernel: Kernel = None,
     variant: Variant = None,
+    deterministic: Deterministic = False,
     csv: Csv = None,
     as_json: Json = False,
 ) -> None:
     """A whole MoE layer beside plain and naive: time and peak memory. 1 rank by default."""
     _run("layer", locals(), default_ranks=1)
+
+
+@app.command()
+def kernels(
+    preset: Preset = "small",
+    tokens: Tokens = None,
+    hidden: Hidden = None,
+    experts: Experts = None,
+    groups: Groups = None,
+    group_size: GroupSize = None,
+    topk: TopK = None,
+    expert_width: ExpertWidth = None,
+    adjugate_width: AdjugateWidth = None,
+    dtype: Dtype = None,
+    threads: Threads = 1,
+    rounds: Rounds = 10,
+    warmup: Warmup = 2,
+    seed: Seed = 0,
+    csv: Csv = None,
+    as_json: Json = False,
+) -> None:
+    """Ways to compute experts and adjugates on the same rows, and each kernel alone."""
+    _run("kernels", locals(), default_ranks=1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -55,7 +55,8 @@ class Row:
     """One line of a results file.
 
     ``timestamp`` is when the benchmark ended, in UTC; rows of one run share it. ``ranks`` are
-    expert-parallel processes with ``threads`` CPU threads each, ``cores`` what they may use.
+    expert-parallel processes with ``threads`` CPU threads each, ``cores`` what they may use;
+    ``ranks_per_node`` is 0 where nodes were not told apart.
     """
 
     timestamp: str
@@ -79,6 +80,7 @@ class Row:
     p80: float
     iterations: int
     ranks: int
+    ranks_per_node: int
     threads: int
     device: str
     processor: str
@@ -104,6 +106,7 @@ def rows_of(settings: Settings, environment: Environment, values: Iterable[Value
         common = {
             "benchmark": settings.benchmark,
             "preset": settings.preset,
+            "ranks_per_node": settings.ranks_per_node or 0,
             "threads": settings.threads,
         }
         rows.append(Row(**common, **shape, **measured, **asdict(environment)))  # type: ignore[arg-type]

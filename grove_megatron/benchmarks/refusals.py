@@ -13,7 +13,8 @@ HEAD = 64
 
 def problems(settings: Settings) -> list[str]:
     """``name (value) relation name (value); fix``, one line each; empty if all is well."""
-    found = [*_names(settings), *_counts(settings), *_divisions(settings), *_widths(settings)]
+    checks = (_names, _counts, _divisions, _nodes, _widths)
+    found = [line for check in checks for line in check(settings)]
     if settings.csv is not None:
         found += csv_problems(settings.csv)
     return found
@@ -95,8 +96,27 @@ def _divisions(settings: Settings) -> Iterator[str]:
         )
     if shape.topk > shape.experts:
         yield f"--topk ({shape.topk}) is above --experts ({shape.experts}); choose fewer"
-    if shape.topk == 1 and settings.benchmark != "dispatch":
+    if shape.topk == 1 and settings.benchmark not in ("dispatch", "kernels"):
         yield "--topk (1) leaves the router without a gradient, unlike (2); use 2 or more"
+
+
+def _nodes(settings: Settings) -> Iterator[str]:
+    """Two hops need several nodes, with several ranks each."""
+    ranks, per_node = settings.ranks, settings.ranks_per_node
+    if per_node is None or ranks < 1:
+        return
+    if per_node < 2:
+        yield f"--ranks-per-node ({per_node}) is below (2): a node would have no inside; use 2"
+    elif ranks % per_node:
+        yield (
+            f"--ranks-per-node ({per_node}) does not divide --ranks ({ranks}); use a number that "
+            "does"
+        )
+    elif ranks == per_node:
+        yield (
+            f"--ranks-per-node ({per_node}) puts all --ranks ({ranks}) on one node; use fewer, or "
+            "more ranks"
+        )
 
 
 def _widths(settings: Settings) -> Iterator[str]:

@@ -43,8 +43,10 @@ class Settings:
         shape: what is measured.
         group_size: as given on the command line, None if it was not.
         ranks, threads: expert-parallel ranks, and CPU threads of each.
+        ranks_per_node: ranks that count as a node, None where nodes are not told apart.
         rounds, warmup: measured and unmeasured repetitions of every variant.
         kernels, variants: which expert implementations and which layers to compare.
+        deterministic: also time grove with torch's deterministic algorithms.
         csv: file that rows are appended to, None for none.
         as_json: end with one JSON object on stdout.
         megatron_flags: further flags for Megatron's parser.
@@ -55,12 +57,14 @@ class Settings:
     shape: Shape
     group_size: int | None = None
     ranks: int
+    ranks_per_node: int | None = None
     threads: int = 1
     rounds: int
     warmup: int
     seed: int = 0
     kernels: tuple[str, ...] = ()
     variants: tuple[str, ...] = VARIANTS
+    deterministic: bool = False
     csv: Path | None = None
     as_json: bool = False
     megatron_flags: tuple[str, ...] = ()
@@ -84,6 +88,7 @@ PRESETS: dict[str, dict[str, Shape]] = {
         "33b": replace(_LAYER_33B, expert_width=0, adjugate_width=0),
     },
     "layer": {"small": _LAYER, "33b": _LAYER_33B},
+    "kernels": {"small": _LAYER, "33b": _LAYER_33B},
     "step": {
         "small": replace(_LAYER, tokens=512, expert_width=192, adjugate_width=32, layers=4),
         # 4 of its 48 layers: what fits one GPU with the optimizer states of three models.

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..config import GroveTransformerConfig, grove_defaults
-from ..layer_spec import _swap, grove_layer_spec
+from ..layer_spec import grove_layer_spec, swap_classes
 from ..moe.experts import GroupedExperts
 from ..moe.layer import GroveMoELayer
 from ..training import gpt
@@ -178,7 +178,7 @@ def _spec(kernel: str, model_config: GPTModelConfig, vp_stage: int | None = None
     if kernel in ("grouped", "triton"):
         swaps[SequentialMLP] = GroupedExperts
     # The bare config: our spec would otherwise insist on its own layers.
-    return _swap(grove_layer_spec(model_config.transformer, vp_stage), swaps, {})
+    return swap_classes(grove_layer_spec(model_config.transformer, vp_stage), swaps)
 
 
 def _load(weights: dict[str, Any], models: list[Any]) -> list[Any]:
