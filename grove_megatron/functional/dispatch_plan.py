@@ -29,6 +29,9 @@ The selection has to travel with the weights: ``weight != 0`` would lose a selec
 weight underflowed, and with it the gradient of the router.
 """
 
+MAX_POSITIONS = 2**31 - 1
+"""A record names (row, local expert) by a position of 31 bits."""
+
 
 def count_work(routing_map_TE: Tensor, num_ranks: int, num_groups: int) -> Tensor:
     """What every rank is asked to do: [R, 1 + L + L_groups] int64, on the map's device.
@@ -75,9 +78,17 @@ def plan_send(routing_map_TE: Tensor, num_ranks: int, num_rows: int, num_pairs: 
 
     ``num_rows`` (U) and ``num_pairs`` (P) are the map's own counts, see :func:`count_work`: given
     by the caller, so that nothing here waits for the device.
+
+    Raises:
+        ValueError: more than MAX_POSITIONS tokens x local experts.
     """
     num_tokens, num_experts = routing_map_TE.shape
     local = num_experts // num_ranks
+    if num_tokens * local > MAX_POSITIONS:
+        raise ValueError(
+            f"tokens on this rank ({num_tokens}) x experts on a rank ({local}) is above "
+            f"{MAX_POSITIONS}, the positions a record can name; use a smaller micro batch"
+        )
     in_rank_RT = _is_token_in_rank(routing_map_TE, num_ranks).T.contiguous()
     token_U = torch.nonzero_static(in_rank_RT, size=num_rows)[:, 1].contiguous()
     map_RTL = routing_map_TE.reshape(num_tokens, num_ranks, local).transpose(0, 1).contiguous()

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from grove_megatron.functional import dispatch_plan
 from grove_megatron.functional.dispatch_plan import (
     NOT_ROUTED,
     SendPlan,
@@ -248,3 +249,10 @@ def test_weights_of_unselected_experts_never_arrive():
     first, second = cross([routing_map, routing_map], [everything, everything])
     assert_close(first, torch.tensor([[0.7, NOT_ROUTED]] * 2))
     assert second.shape == (0, 2)
+
+
+def test_more_positions_than_a_record_can_name_are_refused(monkeypatch):
+    monkeypatch.setattr(dispatch_plan, "MAX_POSITIONS", 7)
+    plan_send(torch.zeros(3, 4, dtype=torch.bool), 2, 0, 0)
+    with pytest.raises(ValueError, match=r"tokens on this rank \(4\) x experts on a rank \(2\)"):
+        plan_send(torch.zeros(4, 4, dtype=torch.bool), 2, 0, 0)
