@@ -1,6 +1,7 @@
 """All-to-all of rows with uneven splits, and its gradient, which is the same the other way."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,26 +19,42 @@ class _AllToAllRows(torch.autograd.Function):
         group: dist.ProcessGroup,
     ) -> Tensor:
         ctx.send, ctx.receive, ctx.group = send, receive, group
-        return exchange_rows(rows, send, receive, group)
+        return start_exchange(rows, send, receive, group).finish()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return exchange_rows(grads[0], ctx.receive, ctx.send, ctx.group), None, None, None
+        grad = start_exchange(grads[0], ctx.receive, ctx.send, ctx.group).finish()
+        return grad, None, None, None
 
 
-def exchange_rows(
-    rows: Tensor, send: tuple[int, ...], receive: tuple[int, ...], group: dist.ProcessGroup
-) -> Tensor:
-    """:func:`all_to_all_rows` without a gradient."""
+@dataclass(frozen=True)
+class Exchange:
+    """An all-to-all under way; nobody may touch its buffers before it has finished."""
+
+    sent: Tensor
+    received: Tensor
+    work: dist.Work
+
+    def finish(self) -> Tensor:
+        self.work.wait()
+        return self.received
+
+
+def start_exchange(
+    rows: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup
+) -> Exchange:
+    """Start :func:`all_to_all_rows`, without a gradient."""
+    rows = rows.contiguous()
     received = rows.new_empty((sum(receive), *rows.shape[1:]))
-    dist.all_to_all_single(
+    work = dist.all_to_all_single(
         received,
-        rows.contiguous(),
+        rows,
         output_split_sizes=list(receive),
         input_split_sizes=list(send),
         group=group,
+        async_op=True,
     )
-    return received
+    return Exchange(rows, received, work)
 
 
 def all_to_all_rows(

@@ -6,8 +6,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..comm.all_to_all import all_to_all_rows
-from ..comm.all_to_all_pairs import all_to_all_pairs
 from ..comm.counts import Counts, exchange_counts
+from ..comm.send_rows import Splits, send_rows
 from ..functional.dispatch_plan import (
     SendPlan,
     count_work,
@@ -46,10 +46,10 @@ class Crossing:
         if self.plan is None:
             return x_UH, values_P
         counts = self.counts
-        x_VH = all_to_all_rows(x_UH, counts.sent_rows, counts.received_rows, self.group)
-        values, codes = all_to_all_pairs(
-            values_P, self.plan.code_P, counts.sent_pairs, counts.received_pairs, self.group
+        splits = Splits(
+            counts.sent_rows, counts.received_rows, counts.sent_pairs, counts.received_pairs
         )
+        x_VH, values, codes = send_rows(x_UH, values_P, self.plan.code_P, splits, self.group)
         packed_VL = receive_probs(
             values,
             codes,
