@@ -67,6 +67,23 @@ def check_layers(layers: Mapping[str, MoELayer], x: Tensor, grad: Tensor) -> Non
         check_same("grove without adjugates beside plain", without, plain)
 
 
+def check_repeats(what: str, layer: MoELayer, x: Tensor, grad: Tensor) -> None:
+    """Two passes of one layer must give the same bits; every rank must call."""
+    first, again = (forward_backward(layer, x, grad) for _ in range(2))
+    different = [name for name in first if not same_bits(first[name], again[name])]
+    if ranks.largest(len(different)):
+        raise DisagreementError(
+            f"{what}: two passes differ in ({', '.join(different) or 'another rank'}); "
+            "nothing is reported"
+        )
+
+
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    """Unlike ``==``, tells -0 from 0, and a NaN is equal to itself."""
+    bits = (t.contiguous().view(-1).view(torch.uint8) for t in (x, y))
+    return torch.equal(*bits)
+
+
 @contextmanager
 def _zeroed(parameters: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
     """An adjugate of zeros has no output and passes no gradient on."""

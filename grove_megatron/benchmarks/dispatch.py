@@ -1,11 +1,12 @@
 """``grove bench dispatch``: Megatron's all-to-all beside ours, with experts that do nothing.
 
-The same span on both sides: from [T, H], probabilities and routing map to rows sorted by local
+The same span on all sides: from [T, H], probabilities and routing map to rows sorted by local
 expert, and back to [T, H], forward and backward.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import batched, chain
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from . import ranks
 from .agreement import check_same
-from .harness import Samples, Subject, cuda_clock, interleave, ratio, wall_clock
-from .records import Value
-from .report import Findings, spread
+from .dispatch_findings import Traffic, findings
+from .harness import Subject, cuda_clock, interleave, wall_clock
+from .report import Findings
+from .routing import uniform_routing
 from .shape import Settings, Shape
 from .traffic import Collectives
-from .variants import DTYPES, layers
+from .variants import DTYPES, hierarchical_layer, layers
 
 # Experts are built and never run.
 _TINY = 8
@@ -40,10 +42,7 @@ def inputs(shape: Shape, seed: int) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     device, dtype = torch.cuda.current_device(), DTYPES[shape.dtype]
     hidden, grad = torch.randn(2, shape.tokens, 1, shape.hidden, generator=generator)
-    scores = torch.rand(shape.tokens, shape.experts, generator=generator)
-    chosen = scores.topk(shape.topk, dim=1)
-    probs = torch.zeros_like(scores).scatter(1, chosen.indices, chosen.values.softmax(1))
-    routing_map = torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen.indices, True)
+    probs, routing_map = uniform_routing(shape.tokens, shape.experts, shape.topk, generator)
     return Inputs(
         hidden.to(device, dtype).requires_grad_(),
         probs.to(device).requires_grad_(),
@@ -74,48 +73,37 @@ def there_and_back(dispatcher: Any, given: Inputs) -> dict[str, Tensor]:
     }
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Of all ranks together, in one forward and backward pass.
-
-    Attributes:
-        rows_per_token: sent in each of the four crossings, rows to the own rank included; 0 where
-            one rank keeps everything.
-        sent_bytes, metadata_bytes: everything sent, and what of it is no hidden state.
-    """
-
-    rows_per_token: float
-    sent_bytes: float
-    metadata_bytes: float
-
-
-def count(dispatcher: Any, given: Inputs) -> Traffic:
+def count(dispatcher: Any, given: Inputs, ranks_per_node: int | None) -> Traffic:
     """Count what one pass sends; every rank must call."""
     row_bytes = given.hidden.shape[-1] * given.hidden.element_size()
     with Collectives(row_bytes) as seen:
         there_and_back(dispatcher, given)
-    tokens, sent, metadata, *crossings = ranks.total(
-        [given.hidden.shape[0], seen.total_bytes, seen.metadata_bytes, *seen.crossings]
-    )
+    hops = seen.hops
     if dist.get_world_size() > 1:
-        assert len(crossings) == 4, f"there and back, twice; not {seen.sent}"
-    return Traffic(max(crossings, default=0.0) / tokens, sent, metadata)
+        assert hops, f"nothing crossed: {seen.sent}"
+    assert all(len(hop) == 4 for hop in hops), f"there and back, twice, in every hop: {seen.sent}"
+    leaving = seen.leaving(ranks_per_node) / 4 if ranks_per_node else 0.0
+    counted = [given.hidden.shape[0], seen.total_bytes, seen.metadata_bytes, leaving]
+    tokens, sent, metadata, leaving, *rows = ranks.total([*counted, *chain(*hops)])
+    return Traffic(
+        hops=tuple(max(hop) / tokens for hop in batched(rows, 4)),
+        leaving_rows_per_token=leaving / tokens if ranks_per_node else None,
+        sent_bytes=sent,
+        metadata_bytes=metadata,
+    )
 
 
 def measure(settings: Settings) -> Findings:
-    """Check that both sides agree, count what they send, and time them."""
-    shape = settings.shape
+    """Check that all sides agree, count what they send, and time them."""
     with ranks.process_groups(settings.ranks, settings.seed):
-        tiny = replace(shape, expert_width=_TINY, adjugate_width=_TINY)
-        built = layers(tiny, settings.ranks, "sequential")
-        dispatchers = {
-            "stock": built["plain"].token_dispatcher,
-            "grove": built["grove"].token_dispatcher,
-        }
-        given = inputs(shape, settings.seed + dist.get_rank())
-        stock, grove = (there_and_back(d, given) for d in dispatchers.values())
-        check_same("grove beside stock", grove, stock)
-        traffic = {name: count(d, given) for name, d in dispatchers.items()}
+        dispatchers = _dispatchers(settings)
+        given = inputs(settings.shape, settings.seed + dist.get_rank())
+        stock = there_and_back(dispatchers["stock"], given)
+        for name, dispatcher in dispatchers.items():
+            if name != "stock":
+                check_same(f"{name} beside stock", there_and_back(dispatcher, given), stock)
+        per_node = settings.ranks_per_node
+        traffic = {name: count(d, given, per_node) for name, d in dispatchers.items()}
         subjects = [
             Subject(name=name, run=partial(there_and_back, d, given))
             for name, d in dispatchers.items()
@@ -128,49 +116,16 @@ def measure(settings: Settings) -> Findings:
             together=ranks.together,
             slowest=ranks.slowest,
         )
-    return _findings(settings, samples, traffic)
+    return findings(settings, samples, traffic)
 
 
-def _findings(
-    settings: Settings, samples: dict[str, Samples], traffic: dict[str, Traffic]
-) -> Findings:
-    stock, ours = traffic["stock"], traffic["grove"]
-    values, lines = [], []
-    for name, sent in traffic.items():
-        time = Value.milliseconds(name, "", samples[name])
-        share = sent.metadata_bytes / sent.sent_bytes if sent.sent_bytes else 0.0
-        a_rank = sent.sent_bytes / settings.ranks
-        once = partial(Value.once, name, "")
-        values += [
-            time,
-            once("rows_per_token", "rows", sent.rows_per_token),
-            once("sent_bytes", "bytes a rank", a_rank),
-            once("metadata_share", "of bytes", share),
-        ]
-        rows, megabytes = f"{sent.rows_per_token:.2f}", f"{a_rank / 1e6:.1f}"
-        relative = f"{ratio(samples[name], samples['stock']):.3f}"
-        lines.append((name, spread(time), relative, rows, megabytes, f"{share:.2%}"))
-    sends = stock.sent_bytes > 0
-    return Findings(
-        values=values,
-        summary={
-            "ratio_vs_plain": ratio(samples["grove"], samples["stock"]),
-            "rows_per_token": ours.rows_per_token,
-            "stock_rows_per_token": stock.rows_per_token,
-            "rows_ratio": ours.rows_per_token / stock.rows_per_token if sends else None,
-            "bytes_ratio": ours.sent_bytes / stock.sent_bytes if sends else None,
-            "metadata_share": ours.metadata_bytes / ours.sent_bytes if sends else None,
-        },
-        title=f"Dispatch and combine, forward and backward: {_words(settings)}",
-        header=("", "ms p50 (p20-p80)", "of stock", "rows a token", "MB a rank", "metadata"),
-        lines=lines,
-        notes=["Rows to the own rank are counted; MB is everything sent in the four crossings."],
-    )
-
-
-def _words(settings: Settings) -> str:
-    s = settings.shape
-    return (
-        f"{settings.ranks} ranks, {s.tokens} tokens a rank, hidden {s.hidden} {s.dtype}, "
-        f"{s.experts} experts in {s.groups} groups, top-{s.topk}"
-    )
+def _dispatchers(settings: Settings) -> dict[str, Any]:
+    """Of layers as models have them, whose experts are never run."""
+    tiny = replace(settings.shape, expert_width=_TINY, adjugate_width=_TINY)
+    built = layers(tiny, settings.ranks, "sequential")
+    found = {name: built[layer] for name, layer in (("stock", "plain"), ("grove", "grove"))}
+    if settings.ranks_per_node:
+        found["hierarchical"] = hierarchical_layer(
+            tiny, settings.ranks, "sequential", settings.ranks_per_node
+        )
+    return {name: layer.token_dispatcher for name, layer in found.items()}

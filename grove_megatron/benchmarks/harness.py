@@ -64,17 +64,27 @@ def wall_clock(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def cuda_clock(run: Callable[[], object]) -> float:
-    """Seconds between two events around ``run`` on the current CUDA stream."""
+def cuda_clock(run: Callable[[], object], sleep_cycles: int = 0) -> float:
+    """Seconds between two events around ``run`` on the current CUDA stream.
+
+    ``sleep_cycles`` keep the stream busy before the first of them.
+    """
     import torch
 
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
+    if sleep_cycles:
+        torch.cuda._sleep(sleep_cycles)  # type: ignore[no-untyped-call]
     first.record()
     run()
     last.record()
     torch.cuda.synchronize()
     return float(first.elapsed_time(last)) / 1000
+
+
+def queued_cuda_clock(run: Callable[[], object]) -> float:
+    """The same for what is over sooner than the host can launch it: queued behind 5 ms of sleep."""
+    return cuda_clock(run, sleep_cycles=10_000_000)
 
 
 def interleave(

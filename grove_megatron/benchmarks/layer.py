@@ -3,7 +3,7 @@
 plain, naive and grove, each with every expert implementation asked for; time and peak memory.
 """
 
-import statistics
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ..functional.groups import group_map
 from . import ranks
-from .agreement import check_layers
+from .agreement import check_layers, check_repeats
+from .determinism import deterministic, prepare_determinism
 from .harness import Samples, Subject, cuda_clock, interleave, wall_clock
-from .layer_findings import Key, Measured, findings
+from .layer_findings import DETERMINISTIC, Key, Measured, findings
 from .memory import peak_bytes
+from .peaks import matmul_flops_per_second
 from .report import Findings
 from .shape import Settings, Shape
 from .variants import DTYPES, layers
@@ -26,13 +28,16 @@ from .work import Work
 def measure(settings: Settings) -> Findings:
     """Build, check, time, and weigh every (variant, kernel)."""
     shape = settings.shape
+    if settings.deterministic:
+        prepare_determinism()
     with ranks.process_groups(settings.ranks, settings.seed):
         x, grad = tokens(shape, settings.seed + dist.get_rank())
         built = _build(settings, x, grad)
         some_grove = built["grove", settings.kernels[0]]
+        subjects = _subjects(built, x, grad)
         measured = Measured(
-            samples=_times(built, settings, x, grad),
-            peak={key: _peak(layer, x, grad) for key, layer in built.items()},
+            samples=_times(subjects, settings),
+            peak={key: _peak(subjects[key], layer) for key, layer in built.items()},
             work=work_of(some_grove, x, shape.groups),
             matmul_flops=matmul_flops_per_second(DTYPES[shape.dtype]),
         )
@@ -65,16 +70,6 @@ def work_of(layer: MoELayer, x: Tensor, num_groups: int) -> Work:
     return Work(routing_map_TE.shape[0], int(routing_map_TE.sum()), int(distinct))
 
 
-def matmul_flops_per_second(dtype: torch.dtype) -> float:
-    """The speed of one large square matrix product here, measured."""
-    on_cuda = ranks.cuda_is_used()
-    size = 8192 if on_cuda else 1024
-    a, b = torch.randn(2, size, size, device=torch.cuda.current_device()).to(dtype)
-    clock = cuda_clock if on_cuda else wall_clock
-    seconds = [clock(lambda: a @ b) for _ in range(12)][2:]
-    return 2 * size**3 / statistics.median(seconds)
-
-
 def _build(settings: Settings, x: Tensor, grad: Tensor) -> dict[Key, MoELayer]:
     """Layers that agree with each other, with one router for every kernel."""
     built: dict[Key, MoELayer] = {}
@@ -87,26 +82,40 @@ def _build(settings: Settings, x: Tensor, grad: Tensor) -> dict[Key, MoELayer]:
             layer.router.load_state_dict(router)
         check_layers(variants, x, grad)
         built |= {(name, kernel): layer for name, layer in variants.items()}
+        if settings.deterministic:
+            with deterministic():
+                check_repeats(f"grove, deterministic, {kernel}", variants["grove"], x, grad)
+            built[DETERMINISTIC, kernel] = variants["grove"]
     return built
 
 
-def _times(
-    built: dict[Key, MoELayer], settings: Settings, x: Tensor, grad: Tensor
-) -> dict[Key, Samples]:
+def _subjects(built: dict[Key, MoELayer], x: Tensor, grad: Tensor) -> dict[Key, Subject]:
+    found = {key: subject(" ".join(key), layer, x, grad) for key, layer in built.items()}
+    for key in found:
+        if key[0] == DETERMINISTIC:
+            found[key] = replace(found[key], run=partial(_deterministically, found[key]))
+    return found
+
+
+def _deterministically(one: Subject) -> None:
+    with deterministic():
+        one.run()
+
+
+def _times(subjects: dict[Key, Subject], settings: Settings) -> dict[Key, Samples]:
     by_name = interleave(
-        [subject(" ".join(key), layer, x, grad) for key, layer in built.items()],
+        list(subjects.values()),
         rounds=settings.rounds,
         warmup=settings.warmup,
         clock=cuda_clock if ranks.cuda_is_used() else wall_clock,
         together=ranks.together,
         slowest=ranks.slowest,
     )
-    return {key: by_name[" ".join(key)] for key in built}
+    return {key: by_name[one.name] for key, one in subjects.items()}
 
 
-def _peak(layer: MoELayer, x: Tensor, grad: Tensor) -> float:
+def _peak(one: Subject, layer: MoELayer) -> float:
     """Bytes of the layer's weights and of what one pass allocates, on the fullest rank."""
-    one = subject("", layer, x, grad)
     one.prepare()
     weights = sum(p.numel() * p.element_size() for p in layer.parameters())
     peak = weights + peak_bytes(one.run, ranks.cuda_is_used())

@@ -5,12 +5,14 @@ from functools import partial
 
 from .harness import Samples, ratio
 from .records import Value
-from .report import Findings, spread
+from .report import Findings, Table, spread
 from .shape import Settings
 from .work import Work
 
 Key = tuple[str, str]
 """(variant, kernel)."""
+DETERMINISTIC = "grove, deterministic"
+"""grove with torch's deterministic algorithms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,15 @@ def findings(settings: Settings, m: Measured) -> Findings:
     summary = summarize(settings, m)
     assert summary["flop_ratio"] is not None
     values.append(Value.once("grove", "", "flop_ratio", "of plain", summary["flop_ratio"]))
-    return Findings(
-        values=values,
-        summary=summary,
+    table = Table(
         title=f"One MoE layer, forward and backward: {_words(settings)}",
         header=("", "ms p50 (p20-p80)", "of plain", "GFLOP/s", "of matmul", "peak MB"),
         lines=lines,
+    )
+    return Findings(
+        values=values,
+        summary=summary,
+        tables=[table],
         notes=_notes(summary),
     )
 
@@ -50,7 +55,7 @@ def _line(settings: Settings, m: Measured, key: Key) -> tuple[list[Value], tuple
     """Values and table line of one variant."""
     variant, kernel = key
     samples, peak = m.samples[key], m.peak[key]
-    flops = m.work.flops(settings.shape, variant)
+    flops = m.work.flops(settings.shape, "grove" if variant == DETERMINISTIC else variant)
     speed = flops / samples.median
     time = Value.milliseconds(variant, kernel, samples)
     once = partial(Value.once, variant, kernel)
@@ -92,6 +97,7 @@ def summarize(settings: Settings, m: Measured) -> dict[str, float | None]:
     plain, naive = fastest("plain"), m.samples.get(("naive", ours[1]))
     plain_peak = m.peak.get(("plain", ours[1]))
     allowed = work.adjugate_bytes(shape, settings.ranks)
+    repeatable = m.samples.get((DETERMINISTIC, ours[1]))
     return {
         "ratio_vs_plain": ratio(m.samples[ours], m.samples[plain]) if plain else None,
         "ratio_vs_naive": ratio(m.samples[ours], naive) if naive else None,
@@ -99,6 +105,7 @@ def summarize(settings: Settings, m: Measured) -> dict[str, float | None]:
         "adjugate_pairs_per_token": work.adjugate_pairs / work.tokens,
         "peak_bytes_ratio": m.peak[ours] / plain_peak if plain_peak else None,
         "peak_bytes_allowed_ratio": (plain_peak + allowed) / plain_peak if plain_peak else None,
+        "deterministic_ratio": ratio(repeatable, m.samples[ours]) if repeatable else None,
     }
 
 
@@ -114,6 +121,8 @@ def _notes(summary: dict[str, float | None]) -> list[str]:
         notes.append(
             f"Peak memory beside plain: {peak:.3f}; with the adjugates' own bytes alone {allowed}"
         )
+    if (time := summary["deterministic_ratio"]) is not None:
+        notes.append(f"Deterministic beside the fastest grove: {time:.3f} of the time, same bits")
     return notes
 
 

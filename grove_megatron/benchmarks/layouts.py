@@ -1,82 +1,88 @@
 """How each benchmark's rows become the lines of a table."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from .records import Row
-
-Run = Sequence[Row]
-Line = list[str]
-
-
-def lines_of(runs: Sequence[Run]) -> tuple[Line, list[Line]]:
-    """Header and lines for runs of one benchmark."""
-    header, make = _LAYOUTS[runs[0][0].benchmark]
-    return header, [line for run in runs for line in make(run)]
-
-
-def find(run: Run, quantity: str, variant: str = "grove", kernel: str | None = None) -> Row | None:
-    """The row of a quantity; ``kernel`` None takes any."""
-    for row in run:
-        if (row.quantity, row.variant) == (quantity, variant) and kernel in (None, row.kernel):
-            return row
-    return None
+from .cells import (
+    Line,
+    Run,
+    dispatch_shape,
+    fastest,
+    find,
+    layer_shape,
+    milliseconds,
+    number,
+    over,
+    rows,
+)
+from .kernel_layouts import SINGLE_HEADER, STRATEGIES_HEADER, singles, strategies
+from .summary_layout import HEADER, summary
 
 
-def _milliseconds(row: Row | None) -> str:
-    return f"{row.p50:.1f} ({row.p20:.1f}-{row.p80:.1f})" if row else ""
+@dataclass(frozen=True)
+class Layout:
+    """``lines`` makes those of one run; none where the run does not belong into this table."""
 
-
-def _over(row: Row | None, other: Row | None, digits: int = 3) -> str:
-    return f"{row.p50 / other.p50:.{digits}f}" if row and other else ""
-
-
-def _number(row: Row | None, style: str) -> str:
-    return format(row.p50, style) if row else ""
-
-
-def _layer_shape(row: Row) -> str:
-    return (
-        f"{row.hidden} {row.dtype}, {row.experts} x {row.expert_width} and {row.groups} x "
-        f"{row.adjugate_width}, top-{row.topk}"
-    )
+    header: Line
+    lines: Callable[[Run], Iterator[Line]]
 
 
 def _dispatch(run: Run) -> Iterator[Line]:
     row = run[0]
+    if row.ranks_per_node:
+        return
     stock, grove = (find(run, "time", name) for name in ("stock", "grove"))
-    rows = [_number(find(run, "rows_per_token", name), ".2f") for name in ("grove", "stock")]
     sent, stock_sent = (find(run, "sent_bytes", name) for name in ("grove", "stock"))
+    counts = [number(find(run, "rows_per_token", name), ".2f") for name in ("grove", "stock")]
     yield [
         f"{row.ranks}",
-        f"{row.tokens} x {row.hidden} {row.dtype}, {row.experts} in {row.groups}, top-{row.topk}",
-        _milliseconds(stock),
-        _milliseconds(grove),
-        _over(grove, stock),
-        " of ".join(rows),
-        _over(sent, stock_sent) if row.ranks > 1 else "",
-        _number(find(run, "metadata_share"), ".2%"),
+        dispatch_shape(row),
+        milliseconds(stock),
+        milliseconds(grove),
+        over(grove, stock),
+        " of ".join(counts),
+        over(sent, stock_sent),
+        number(find(run, "metadata_share"), ".2%"),
     ]
 
 
+def _nodes(run: Run) -> Iterator[Line]:
+    row = run[0]
+    if not row.ranks_per_node:
+        return
+    stock = find(run, "time", "stock")
+    for time in rows(run, "time"):
+        hops = ("node_rows_per_token", "rows_per_token")
+        sent = [number(find(run, hop, time.variant), ".2f") for hop in hops]
+        yield [
+            f"{row.ranks} on {row.ranks // row.ranks_per_node} nodes",
+            dispatch_shape(row),
+            time.variant,
+            milliseconds(time),
+            over(time, stock),
+            " + ".join(filter(None, sent)),
+            number(find(run, "leaving_rows_per_token", time.variant), ".2f"),
+        ]
+
+
 def _layer(run: Run) -> Iterator[Line]:
-    plains = [row for row in run if (row.quantity, row.variant) == ("time", "plain")]
-    fastest = min(plains, key=lambda row: row.p50, default=None)
-    for grove in (row for row in run if (row.quantity, row.variant) == ("time", "grove")):
+    plain_of_any = fastest(rows(run, "time", "plain"))
+    for grove in rows(run, "time", "grove"):
         kernel = grove.kernel
         plain, naive = (find(run, "time", name, kernel) for name in ("plain", "naive"))
         peak, plain_peak = (find(run, "peak_bytes", name, kernel) for name in ("grove", "plain"))
-        allowed = find(run, "peak_bytes_allowed", "grove", kernel)
         yield [
-            f"{grove.tokens} tokens, {_layer_shape(grove)}",
+            f"{grove.tokens} tokens, {layer_shape(grove)}",
             kernel,
-            *(_milliseconds(row) for row in (plain, naive, grove)),
-            _over(grove, fastest),
-            _number(find(run, "flop_ratio"), ".3f"),
-            _over(grove, naive),
-            _over(peak, plain_peak),
-            _over(allowed, plain_peak),
-            _number(find(run, "tflops", "grove", kernel), ".3g"),
-            _number(find(run, "matmul_share", "grove", kernel), ".0%"),
+            *(milliseconds(row) for row in (plain, naive, grove)),
+            over(grove, plain_of_any),
+            number(find(run, "flop_ratio"), ".3f"),
+            over(grove, naive),
+            over(find(run, "time", "grove, deterministic", kernel), grove),
+            over(peak, plain_peak),
+            over(find(run, "peak_bytes_allowed", "grove", kernel), plain_peak),
+            number(find(run, "tflops", "grove", kernel), ".3g"),
+            number(find(run, "matmul_share", "grove", kernel), ".0%"),
         ]
 
 
@@ -84,28 +90,28 @@ def _step(run: Run) -> Iterator[Line]:
     row = run[0]
     times = {name: find(run, "time", name) for name in ("plain", "naive", "grove")}
     yield [
-        f"{row.layers} layers, {row.tokens} tokens a rank, {_layer_shape(row)}",
+        f"{row.layers} layers, {row.tokens} tokens a rank, {layer_shape(row)}",
         f"{row.ranks}",
         row.kernel,
-        *(_milliseconds(time) for time in times.values()),
-        _over(times["grove"], times["plain"]),
-        _over(times["grove"], times["naive"]),
-        _number(find(run, "rows_per_token"), ".2f"),
+        *(milliseconds(time) for time in times.values()),
+        over(times["grove"], times["plain"]),
+        over(times["grove"], times["naive"]),
+        number(find(run, "rows_per_token"), ".2f"),
     ]
 
 
 def _scaling(run: Run) -> Iterator[Line]:
     for sweep in ("tokens", "experts", "ranks"):
         for variant in ("plain", "grove"):
-            points = [r for r in run if (r.quantity, r.variant) == (f"time over {sweep}", variant)]
+            points = list(rows(run, f"time over {sweep}", variant))
             sizes = ", ".join(str(getattr(row, sweep)) for row in points)
             times = ", ".join(f"{row.p50:.1f}" for row in points)
-            slope = _number(find(run, f"slope over {sweep}", variant), ".2f")
+            slope = number(find(run, f"slope over {sweep}", variant), ".2f")
             yield [f"{sweep}: {sizes}", variant, times, slope]
 
 
-_LAYOUTS: dict[str, tuple[Line, Callable[[Run], Iterator[Line]]]] = {
-    "dispatch": (
+LAYOUTS = {
+    "dispatch": Layout(
         [
             "Ranks",
             "Tokens a rank, experts",
@@ -118,7 +124,19 @@ _LAYOUTS: dict[str, tuple[Line, Callable[[Run], Iterator[Line]]]] = {
         ],
         _dispatch,
     ),
-    "layer": (
+    "nodes": Layout(
+        [
+            "Ranks",
+            "Tokens a rank, experts",
+            "Dispatch",
+            "ms",
+            "Of stock",
+            "Rows a token",
+            "Of them to other nodes",
+        ],
+        _nodes,
+    ),
+    "layer": Layout(
         [
             "Layer",
             "Experts as",
@@ -128,6 +146,7 @@ _LAYOUTS: dict[str, tuple[Line, Callable[[Run], Iterator[Line]]]] = {
             "Grove / fastest plain",
             "Operations",
             "Grove / naive",
+            "Deterministic / grove",
             "Peak memory, grove / plain",
             "Allowed",
             "TFLOP/s",
@@ -135,7 +154,9 @@ _LAYOUTS: dict[str, tuple[Line, Callable[[Run], Iterator[Line]]]] = {
         ],
         _layer,
     ),
-    "step": (
+    "kernels": Layout(STRATEGIES_HEADER, strategies),
+    "single": Layout(SINGLE_HEADER, singles),
+    "step": Layout(
         [
             "Model",
             "Ranks",
@@ -149,5 +170,7 @@ _LAYOUTS: dict[str, tuple[Line, Callable[[Run], Iterator[Line]]]] = {
         ],
         _step,
     ),
-    "scaling": (["Grown", "Layer or dispatch", "ms", "Slope"], _scaling),
+    "scaling": Layout(["Grown", "Layer or dispatch", "ms", "Slope"], _scaling),
+    "summary": Layout(HEADER, summary),
 }
+"""By benchmark, or as a document asks for it."""

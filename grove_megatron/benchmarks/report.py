@@ -9,39 +9,46 @@ from .records import Row, Value
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """A line above it, its header, and its lines."""
+
+    title: str
+    header: tuple[str, ...]
+    lines: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """What a benchmark measured.
 
     Attributes:
         values: for the CSV file.
         summary: of the JSON object; None where a quantity does not apply.
-        title: a line above the table.
-        header, lines: of the table.
-        notes: sentences below the table.
+        tables: for the reader.
+        notes: sentences below them.
     """
 
     values: Sequence[Value]
     summary: Mapping[str, float | None]
-    title: str
-    header: tuple[str, ...]
-    lines: Sequence[tuple[str, ...]]
+    tables: Sequence[Table]
     notes: Sequence[str] = field(default_factory=list)
 
 
 def show(findings: Findings, rows: Sequence[Row], as_json: bool) -> None:
-    """Print the table; with ``as_json`` it goes to stderr, and the JSON object ends stdout."""
+    """Print the tables; with ``as_json`` they go to stderr, and the JSON object ends stdout."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Drawn
 
-    table = Table()
-    for i, name in enumerate(findings.header):
-        table.add_column(name, justify="right" if i else "left")
-    for line in findings.lines:
-        table.add_row(*line)
     terminal = sys.stderr if as_json else sys.stdout
     console = Console(stderr=as_json, width=None if terminal.isatty() else 118)
-    console.print(findings.title, highlight=False)
-    console.print(table)
+    for table in findings.tables:
+        drawn = Drawn()
+        for i, name in enumerate(table.header):
+            drawn.add_column(name, justify="right" if i else "left")
+        for line in table.lines:
+            drawn.add_row(*line)
+        console.print(table.title, highlight=False)
+        console.print(drawn)
     for note in findings.notes:
         console.print(note, highlight=False)
     if as_json:
@@ -49,6 +56,7 @@ def show(findings: Findings, rows: Sequence[Row], as_json: bool) -> None:
         print(json.dumps(shown), flush=True)
 
 
-def spread(value: Value) -> str:
+def spread(value: Value | Row, digits: int = 1) -> str:
     """Median with the 20th and 80th percentile."""
-    return f"{value.p50:.1f} ({value.p20:.1f}-{value.p80:.1f})"
+    p50, p20, p80 = (f"{p:.{digits}f}" for p in (value.p50, value.p20, value.p80))
+    return f"{p50} ({p20}-{p80})"

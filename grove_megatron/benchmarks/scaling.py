@@ -13,7 +13,7 @@ from dataclasses import replace
 from . import ranks
 from .harness import Samples, cuda_clock, interleave, wall_clock
 from .records import Value
-from .report import Findings, spread
+from .report import Findings, Table, spread
 from .shape import Settings, Shape, dispatch_shape
 
 FACTORS = (1, 2, 4, 8)
@@ -139,15 +139,18 @@ def _findings(settings: Settings, sweeps: Mapping[str, list[Value]]) -> Findings
         ]
         summary[f"slope_{sweep}"] = slopes["grove"]
     s = settings.shape
-    return Findings(
-        values=values,
-        summary=summary,
+    table = Table(
         title=(
             f"Growth of the layer from {s.tokens} tokens and {s.experts} experts, and of dispatch "
             "with ranks"
         ),
         header=("", *(f"{name}, ms p50 (p20-p80)" for name in SWEPT)),
         lines=lines,
+    )
+    return Findings(
+        values=values,
+        summary=summary,
+        tables=[table],
         notes=[
             "Slopes: 1 is linear. Experts grow at fixed top-k: the same work in smaller pieces.",
             f"Ranks share {len(os.sched_getaffinity(0))} cores, and each brings its own tokens.",

@@ -44,7 +44,7 @@ from . import ranks
 from .harness import Samples, Subject, cuda_clock, interleave, ratio, wall_clock
 from .records import Value
 from .refusals import HEAD
-from .report import Findings, spread
+from .report import Findings, Table, spread
 from .shape import Settings
 from .variants import GROVE_KERNEL, NaiveGroveLayer
 
@@ -211,13 +211,7 @@ def _findings(settings: Settings, samples: dict[str, Samples], rows: float) -> F
     times = {n: Value.milliseconds(n, kernel, s) for n, s in samples.items()}
     beside = {n: ratio(samples["grove"], s) for n, s in samples.items()}
     s = settings.shape
-    return Findings(
-        values=[*times.values(), Value.once("grove", kernel, "rows_per_token", "rows", rows)],
-        summary={
-            "ratio_vs_plain": beside.get("plain"),
-            "ratio_vs_naive": beside.get("naive"),
-            "rows_per_token": rows,
-        },
+    table = Table(
         title=(
             f"Training step: {settings.ranks} ranks, {s.tokens} tokens a rank, {s.layers} layers, "
             f"hidden {s.hidden} {s.dtype}, {s.experts} experts x {s.expert_width}, "
@@ -225,5 +219,14 @@ def _findings(settings: Settings, samples: dict[str, Samples], rows: float) -> F
         ),
         header=("", "ms p50 (p20-p80)", "grove / this"),
         lines=[(n, spread(times[n]), f"{beside[n]:.3f}") for n in samples],
+    )
+    return Findings(
+        values=[*times.values(), Value.once("grove", kernel, "rows_per_token", "rows", rows)],
+        summary={
+            "ratio_vs_plain": beside.get("plain"),
+            "ratio_vs_naive": beside.get("naive"),
+            "rows_per_token": rows,
+        },
+        tables=[table],
         notes=[f"grove sent {rows:.2f} rows a token and layer; the others {s.topk}."],
     )

@@ -3,11 +3,14 @@
 A document says where a table goes and what it is made from::
 
     <!-- table: results/dispatch.csv -->
+    <!-- table: results/dispatch.csv as nodes -->
+    <!-- table: results as summary -->
     <!-- end -->
 
-``python -m grove_megatron.benchmarks.tables --write`` puts the table between the two lines,
-``--check`` exits 1 if a document differs from its results. Of several runs of one shape on one
-machine the latest counts.
+with one of these first lines; a folder stands for all results in it, and a table is that of the
+benchmark unless another is named. ``python -m grove_megatron.benchmarks.tables --write`` puts the
+table between the lines, ``--check`` exits 1 if a document differs from its results. Of several runs
+of one shape on one machine the latest counts.
 """
 
 import re
@@ -15,56 +18,64 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .layouts import lines_of
+from .layouts import LAYOUTS
 from .records import Row, read_rows
 
 _HERE = Path(__file__).resolve().parent
 DOCUMENTS = (_HERE / "README.md", _HERE.parents[1] / "README.md")
-_MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- table: (\S+)(?: as (\w+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 NOTHING = "Not measured yet.\n"
 
 
 def filled(text: str, folder: Path) -> str:
     """A document with its tables made anew; paths are relative to its ``folder``.
 
-    A results file that does not exist leaves one line that says so.
+    Where nothing is to be shown, one line says so.
     """
 
     def fill(match: re.Match[str]) -> str:
         path = folder / match[2]
-        return match[1] + (table(read_rows(path)) if path.is_file() else NOTHING) + match[3]
+        files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        rows = [row for file in files if file.is_file() for row in read_rows(file)]
+        return match[1] + table(rows, match[3]) + match[4]
 
     return _MARKED.sub(fill, text)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Rows of one benchmark as a Markdown table, and a line for each environment."""
-    runs = latest(rows)
-    header, lines = lines_of(runs)
-    shown = [header, ["---"] * len(header), *lines]
+def table(rows: Sequence[Row], layout: str | None = None) -> str:
+    """Rows as a Markdown table, and a line for each environment.
+
+    Args:
+        rows: of one benchmark if no layout is named.
+        layout: a key of :data:`LAYOUTS`.
+    """
+    if not rows:
+        return NOTHING
+    made = LAYOUTS[layout or rows[0].benchmark]
+    lines = [(run, line) for run in latest(rows) for line in made.lines(run)]
+    if not lines:
+        return NOTHING
+    shown = [made.header, ["---"] * len(made.header), *(line for _, line in lines)]
     table_lines = ["| " + " | ".join(cells) + " |" for cells in shown]
-    return "\n".join([*table_lines, "", *_environments(runs), ""])
+    return "\n".join([*table_lines, "", *_environments([run for run, _ in lines]), ""])
 
 
 def latest(rows: Sequence[Row]) -> list[list[Row]]:
     """The runs to show, each a list of rows: the last of every shape, machine and set of ranks.
 
-    A run is known by its timestamp and described by its first row.
+    A run is known by its benchmark and its timestamp, and described by its first row.
     """
-    runs: dict[str, list[Row]] = {}
+    runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        runs.setdefault(row.timestamp, []).append(row)
-    kept: dict[tuple[object, ...], list[Row]] = {}
-    for timestamp in sorted(runs):
-        run = runs[timestamp]
-        kept[_key(run[0])] = run
+        runs.setdefault((row.timestamp, row.benchmark), []).append(row)
+    kept = {_key(runs[known][0]): runs[known] for known in sorted(runs)}
     return sorted(kept.values(), key=lambda run: _key(run[0]))
 
 
 def _key(row: Row) -> tuple[object, ...]:
     machine = (row.device, row.processor, row.cores, row.threads)
     sizes = (row.hidden, row.dtype, row.experts, row.groups, row.topk, row.layers)
-    widths = (row.expert_width, row.adjugate_width, row.tokens, row.ranks)
+    widths = (row.expert_width, row.adjugate_width, row.tokens, row.ranks, row.ranks_per_node)
     return (row.benchmark, *machine, *sizes, *widths)
 
 

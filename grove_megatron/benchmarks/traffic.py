@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,12 +34,13 @@ class Sent:
     Attributes:
         operator: name of the c10d operator.
         sent_bytes: handed over.
-        rows: of hidden size, None where the collective is not one of rows.
+        rows: of hidden size, by the rank that gets them; None where the collective is not one of
+            rows.
     """
 
     operator: str
     sent_bytes: int
-    rows: int | None
+    rows: dict[int, int] | None
 
 
 class Collectives(TorchDispatchMode):
@@ -75,20 +77,38 @@ class Collectives(TorchDispatchMode):
         place, times = _SENT[operator]
         tensors = [t for t in tree_leaves(args[place]) if isinstance(t, torch.Tensor)]
         sent_bytes = times * sum(t.numel() * t.element_size() for t in tensors)
-        rows = self._rows(tensors) if operator.startswith("alltoall") else None
+        rows = None
+        if operator.startswith("alltoall") and all(self._carries_hidden(t) for t in tensors):
+            rows = _rows_by_rank(args)
         self.sent.append(Sent(operator, sent_bytes, rows))
 
-    def _rows(self, tensors: list[torch.Tensor]) -> int | None:
-        for t in tensors:
-            wide = t.dim() == 2 and t.shape[1] * t.element_size() >= self.row_bytes
-            if not (wide and t.is_floating_point()):
-                return None
-        return sum(t.shape[0] for t in tensors)
+    def _carries_hidden(self, t: torch.Tensor) -> bool:
+        wide = t.dim() == 2 and t.shape[1] * t.element_size() >= self.row_bytes
+        return wide and t.is_floating_point()
 
     @property
     def crossings(self) -> list[int]:
         """Rows of every all-to-all of rows, in order."""
-        return [s.rows for s in self.sent if s.rows is not None]
+        return [sum(s.rows.values()) for s in self.sent if s.rows is not None]
+
+    @property
+    def hops(self) -> list[list[int]]:
+        """The same, a list for every set of ranks they went to, in the order of first use."""
+        by_ranks: dict[tuple[int, ...], list[int]] = {}
+        for s in self.sent:
+            if s.rows is not None:
+                by_ranks.setdefault(tuple(s.rows), []).append(sum(s.rows.values()))
+        return list(by_ranks.values())
+
+    def leaving(self, ranks_per_node: int) -> int:
+        """Rows of all of them together that go to another node than that of this rank."""
+        own = dist.get_rank() // ranks_per_node
+        return sum(
+            rows
+            for s in self.sent
+            for rank, rows in (s.rows or {}).items()
+            if rank // ranks_per_node != own
+        )
 
     @property
     def total_bytes(self) -> int:
@@ -98,3 +118,14 @@ class Collectives(TorchDispatchMode):
     def metadata_bytes(self) -> int:
         """Everything that is not a hidden state."""
         return self.total_bytes - sum(self.crossings) * self.row_bytes
+
+
+def _rows_by_rank(args: tuple[Any, ...]) -> dict[int, int]:
+    """{rank: rows for it}, from the arguments of an all-to-all: output, input, group, ..."""
+    ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[2]))
+    if isinstance(args[1], torch.Tensor):
+        # Followed by the splits of output and input; none means even ones.
+        splits = args[4] or [args[1].shape[0] // len(ranks)] * len(ranks)
+    else:
+        splits = [t.shape[0] for t in args[1]]
+    return dict(zip(ranks, splits, strict=True))

@@ -6,6 +6,7 @@
 - ``grove``: :class:`GroveMoELayer`.
 """
 
+import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -90,6 +91,25 @@ def layers(shape: Shape, ranks: int, kernel: str) -> dict[str, MoELayer]:
     built["naive"].load_state_dict(weights)
     built["plain"].load_state_dict({k: v for k, v in weights.items() if "adjugate" not in k})
     return built
+
+
+def hierarchical_layer(shape: Shape, ranks: int, kernel: str, per_node: int) -> MoELayer:
+    """grove with hierarchical dispatch, as if every ``per_node`` ranks were a node.
+
+    Every rank must call. The weights are not those of :func:`layers`.
+    """
+    made = config(shape, ranks, kernel, grove=True)
+    made.grove_hierarchical_dispatch = True
+    said = os.environ.get("LOCAL_WORLD_SIZE")
+    # The dispatcher asks the launcher's variable, once, when it is built.
+    os.environ["LOCAL_WORLD_SIZE"] = str(per_node)
+    try:
+        layer: MoELayer = adapt_spec(_spec(shape, kernel), made)(config=made)
+    finally:
+        del os.environ["LOCAL_WORLD_SIZE"]
+        if said is not None:
+            os.environ["LOCAL_WORLD_SIZE"] = said
+    return layer
 
 
 def same_experts(built: dict[str, MoELayer]) -> None:

@@ -24,14 +24,20 @@ class Work:
     def flops(self, shape: Shape, variant: str) -> float:
         """Of the matrix products of router, experts and adjugates, forward and backward.
 
-        A product costs in the backward pass twice what it costs forward. An FFN is three matrices,
-        and two operations per entry of one.
+        A product costs in the backward pass twice what it costs forward.
         """
         evaluations = {"plain": 0, "naive": self.pairs, "grove": self.adjugate_pairs}[variant]
-        router = self.tokens * shape.hidden * shape.experts
+        router = 3 * 2.0 * self.tokens * shape.hidden * shape.experts
+        return router + self.expert_flops(shape, evaluations)
+
+    def expert_flops(self, shape: Shape, evaluations: int) -> float:
+        """The same without the router, for so many ``evaluations`` of adjugates.
+
+        An FFN is three matrices, and two operations per entry of one.
+        """
         experts = self.pairs * 3 * shape.hidden * shape.expert_width
         adjugates = evaluations * 3 * shape.hidden * shape.adjugate_width
-        return 3 * 2.0 * (router + experts + adjugates)
+        return 3 * 2.0 * (experts + adjugates)
 
     def adjugate_bytes(self, shape: Shape, ranks: int) -> int:
         """What adjugates cannot do without: weights, their gradients, and saved activations.

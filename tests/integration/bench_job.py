@@ -43,6 +43,25 @@ def dispatch_with_a_wrong_gradient(folder: str, argv: list[str]) -> None:
     grove(folder, argv)
 
 
+def dispatch_with_a_lost_row(folder: str, argv: list[str]) -> None:
+    """The second hop of two loses a row of the last rank."""
+    import torch.distributed as dist
+
+    from grove_megatron.moe.crossing import Crossing
+
+    original = Crossing.send_back
+
+    def send_back(self: Any, y_VH: torch.Tensor) -> torch.Tensor:
+        y_UH = original(self, y_VH)
+        hops = dist.get_world_size(self.group) < dist.get_world_size()
+        if hops and dist.get_rank() == 3:
+            y_UH = torch.cat([torch.zeros_like(y_UH[:1]), y_UH[1:]])
+        return y_UH
+
+    Crossing.send_back = send_back
+    grove(folder, argv)
+
+
 def layer(folder: str, argv: list[str]) -> None:
     """``grove bench layer``; leaves the routing of the first kernel."""
     from grove_megatron.benchmarks import layer as benchmark
@@ -89,4 +108,53 @@ def layer_with_a_wrong_plain(folder: str, argv: list[str]) -> None:
         return built
 
     benchmark.layers = layers
+    grove(folder, argv)
+
+
+def layer_with_passes_that_differ(folder: str, argv: list[str]) -> None:
+    """The last bit of an output comes and goes, where torch is told to be deterministic."""
+    from grove_megatron.benchmarks import agreement
+
+    original, passes = agreement.forward_backward, []
+
+    def forward_backward(*args: Any) -> dict[str, torch.Tensor]:
+        found = original(*args)
+        if torch.are_deterministic_algorithms_enabled():
+            passes.append(None)
+            found["output"].view(-1).view(torch.int32)[7] ^= len(passes) % 2
+        return found
+
+    agreement.forward_backward = forward_backward
+    grove(folder, argv)
+
+
+def kernels(folder: str, argv: list[str]) -> None:
+    """``grove bench kernels``; leaves the routing that it drew."""
+    from grove_megatron.benchmarks import kernels as benchmark
+
+    original = benchmark.uniform_routing
+
+    def uniform_routing(*args: Any) -> Any:
+        probs, routing_map = original(*args)
+        write_result(folder, routing_map.tolist())
+        return probs, routing_map
+
+    benchmark.uniform_routing = uniform_routing
+    grove(folder, argv)
+
+
+def kernels_with_a_wrong_gradient(folder: str, argv: list[str]) -> None:
+    """One strategy's gradient of an adjugate matrix is a thousandth off in its largest entry."""
+    from grove_megatron.benchmarks import concatenated
+
+    original = concatenated.fan_weights
+
+    def fan_weights(*args: Any) -> Any:
+        dwide, dnarrow = original(*args)
+        if dnarrow is not None:
+            wrong = dnarrow.view(-1)
+            wrong[wrong.abs().argmax()] *= 1.001
+        return dwide, dnarrow
+
+    concatenated.fan_weights = fan_weights
     grove(folder, argv)

@@ -86,6 +86,45 @@ def test_dispatch_counts_a_row_per_token_and_rank(bench: Any) -> None:
     assert {tuple(row) for row in report["rows"]} == {COLUMNS}
 
 
+def test_dispatch_in_two_hops_counts_a_row_per_token_and_node(bench: Any) -> None:
+    done = bench("dispatch", 4, "dispatch", *SMALL, "--ranks-per-node", "2")
+    report = done.report
+    tokens = 4 * TOKENS
+    assert report["rows_per_token"] == distinct(done.routings, parts=4) / tokens
+    assert report["inside_rows_per_token"] == report["rows_per_token"]
+    assert report["node_rows_per_token"] == distinct(done.routings, parts=2) / tokens
+    # Of pairs with experts on the other node; (token, rank); (token, node).
+    leaving = {
+        name: sum(len(set(other_node(token, rank // 2, size))) for rank, token in tokens_of(done))
+        for name, size in (("stock", 1), ("grove", EXPERTS // 4), ("hierarchical", EXPERTS // 2))
+    }
+    assert report["leaving_rows_per_token"] == leaving["grove"] / tokens
+    assert report["hierarchical_leaving_rows_per_token"] == leaving["hierarchical"] / tokens
+    counts = {(r["variant"], r["quantity"]): r["p50"] for r in report["rows"]}
+    for variant, rows in leaving.items():
+        assert counts[variant, "leaving_rows_per_token"] == pytest.approx(rows / tokens, rel=1e-4)
+    times = {row["variant"] for row in report["rows"] if row["quantity"] == "time"}
+    assert times == {"stock", "grove", "hierarchical"}
+    assert {(row["ranks"], row["ranks_per_node"]) for row in report["rows"]} == {(4, 2)}
+
+
+def tokens_of(done: Bench) -> list[tuple[int, list[bool]]]:
+    """(rank, the experts of one of its tokens)."""
+    return [(rank, token) for rank, routing in enumerate(done.routings) for token in routing]
+
+
+def other_node(token: list[bool], node: int, size: int) -> list[int]:
+    """Slices of ``size`` experts that hold chosen ones, those of one of the two nodes left out."""
+    chosen = [e for e, is_chosen in enumerate(token) if is_chosen and e // (EXPERTS // 2) != node]
+    return [e // size for e in chosen]
+
+
+def test_dispatch_reports_nothing_where_two_hops_lose_a_row(bench: Any) -> None:
+    done = bench("dispatch_with_a_lost_row", 4, "dispatch", *SMALL, "--ranks-per-node", "2")
+    assert done.codes == [1] * 4
+    assert "hierarchical beside stock" in done.logs[0]
+
+
 def test_dispatch_reports_nothing_where_a_gradient_differs_on_one_rank(bench: Any) -> None:
     done = bench("dispatch_with_a_wrong_gradient", 2, "dispatch", *SMALL)
     assert done.codes == [1, 1]
@@ -124,6 +163,52 @@ def test_layer_reports_nothing_where_variants_differ(wrong: str, bench: Any) -> 
     assert (done.codes, done.outputs) == ([1], [""])
     assert "is above tolerance" in done.logs[0]
     assert f"beside {wrong}" in done.logs[0]
+
+
+def test_layer_times_deterministic_algorithms_too(bench: Any, tmp_path: Path) -> None:
+    file = tmp_path / "layer.csv"
+    arguments = [*SMALL, *WIDTHS, "--deterministic", "--csv", str(file)]
+    report = bench("layer", 1, "layer", *arguments).report
+    assert report["deterministic_ratio"] > 0
+    timed = {(r.variant, r.kernel) for r in read_rows(file) if r.quantity == "time"}
+    assert len(timed) == 8
+    assert {("grove, deterministic", k) for k in ("sequential", "grouped")} <= timed
+
+
+def test_layer_reports_nothing_where_deterministic_passes_differ(bench: Any) -> None:
+    arguments = [*SMALL, *WIDTHS, "--deterministic"]
+    done = bench("layer_with_passes_that_differ", 1, "layer", *arguments)
+    assert (done.codes, done.outputs) == ([1], [""])
+    assert "grove, deterministic, sequential: two passes differ in (output)" in done.logs[0]
+
+
+def test_kernels_are_compared_and_timed_alone(bench: Any, tmp_path: Path) -> None:
+    file = tmp_path / "kernels.csv"
+    done = bench("kernels", 1, "kernels", *SMALL, *WIDTHS, "--csv", str(file))
+    report = done.report
+    pairs = distinct(done.routings, GROUPS)
+    plain = TOKENS * TOPK * 24
+    assert report["flop_ratio"] == pytest.approx((plain + pairs * 16) / plain)
+    for name in ("separate", "concatenated"):
+        assert report[f"{name}_vs_owner_rows"] > 0
+        assert report[f"{name}_vs_experts_only"] > 0
+    for name in ("two_streams", "triton"):
+        assert report[f"{name}_vs_owner_rows"] is None
+        assert f"{name}: skipped, no CUDA device" in done.logs[0]
+    timed = {(r.variant, r.kernel): r.iterations for r in read_rows(file) if r.quantity == "time"}
+    singles = ("take_rows", "sum_rows", "weighted_swiglu", "weighted_swiglu_grad")
+    products = ("fan_out", "fan_in", "fan_weights")
+    together = ("owner_rows", "separate", "concatenated", "experts_only")
+    expected = [(n, "") for n in together] + [(n, "torch") for n in (*singles, *products)]
+    assert timed == dict.fromkeys(expected, 2)
+    assert all(report[f"{name}_torch_copy_share"] > 0 for name in singles)
+    assert all(report[f"{name}_torch_matmul_share"] > 0 for name in products)
+
+
+def test_kernels_report_nothing_where_a_strategy_differs(bench: Any) -> None:
+    done = bench("kernels_with_a_wrong_gradient", 1, "kernels", *SMALL, *WIDTHS)
+    assert (done.codes, done.outputs) == ([1], [""])
+    assert "concatenated beside owner_rows" in done.logs[0]
 
 
 def test_ranks_that_torchrun_did_not_start_are_refused(bench: Any) -> None:
@@ -183,5 +268,5 @@ def test_scaling_has_a_slope_for_every_sweep(tmp_path: Path) -> None:
 
 def test_the_documents_name_every_benchmark() -> None:
     text = (REPOSITORY / "grove_megatron" / "benchmarks" / "README.md").read_text()
-    for name in ("dispatch", "layer", "step", "scaling"):
+    for name in ("dispatch", "layer", "kernels", "step", "scaling"):
         assert f"grove bench {name} --" in text

@@ -30,3 +30,19 @@ def test_the_backward_pass_is_counted(ranks: Ranks, tmp_path: Path) -> None:
     job = ranks.run(2, "tests.multirank.traffic_cases:backward", str(tmp_path), folder=tmp_path)
     for result in job.check().results():
         assert result == {"forward": 1, "both": 2, "rows": [4, 4]}
+
+
+def test_rows_are_told_apart_by_where_they_go(ranks: Ranks, tmp_path: Path) -> None:
+    job = ranks.run(4, "tests.multirank.traffic_cases:hops", str(tmp_path), folder=tmp_path)
+    for rank, result in enumerate(job.check().results()):
+        assert result["hops"] == [[3, 3], [3, 3], [10, 8]]
+        node, place = divmod(rank, 2)
+        across, inside = [place, 2 + place], [2 * node, 2 * node + 1]
+        to = [{str(r): n + 1 for n, r in enumerate(group)} for group in (across, inside)]
+        everybody = [{str(r): n for r, n in enumerate(split)} for split in ([1, 2, 3, 4], [2] * 4)]
+        assert result["to"] == [to[0], to[1], to[1], to[0], *everybody]
+        # To the other node: of each crossing between nodes, and of the two to everybody.
+        leaving = 2 * (1 if node else 2) + (3 if node else 7) + 4
+        # Where every rank is a node, whatever does not stay on the rank.
+        kept = 2 * (node + 1) + 2 * (place + 1) + rank + 1 + 2
+        assert result["leaving"] == [4 * 3 + 18 - kept, leaving, 0]

@@ -34,7 +34,10 @@ def collectives(folder: str) -> None:
     write_result(
         folder,
         {
-            "sent": [[s.operator, s.sent_bytes, s.rows] for s in seen.sent],
+            "sent": [
+                [s.operator, s.sent_bytes, None if s.rows is None else sum(s.rows.values())]
+                for s in seen.sent
+            ],
             "outside": len(seen.sent) - outside,
             "crossings": seen.crossings,
             "total": seen.total_bytes,
@@ -59,8 +62,31 @@ def backward(folder: str) -> None:
     dist.destroy_process_group()
 
 
-def _exchange(rows: Tensor, send: list[int], receive: list[int]) -> None:
+def hops(folder: str) -> None:
+    """Job: rows to nodes of two and inside them, on four ranks, and once to everybody."""
+    from grove_megatron.benchmarks.traffic import Collectives
+
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    across = [dist.new_group(ranks) for ranks in ([0, 2], [1, 3])][rank % 2]
+    inside = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])][rank // 2]
+    with Collectives(ROW_BYTES) as seen:
+        # One row to the first of them, two to the second.
+        for group in (across, inside, inside, across):
+            mine = dist.get_rank(group) + 1
+            _exchange(torch.randn(3, HIDDEN), [1, 2], [mine, mine], group)
+        _exchange(torch.randn(10, HIDDEN), [1, 2, 3, 4], [rank + 1] * 4)
+        # Even splits need not be said.
+        dist.all_to_all_single(torch.empty(8, HIDDEN), torch.randn(8, HIDDEN))
+    found = {"hops": seen.hops, "leaving": [seen.leaving(n) for n in (1, 2, 4)]}
+    write_result(folder, found | {"to": [s.rows for s in seen.sent]})
+    dist.destroy_process_group()
+
+
+def _exchange(
+    rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup | None = None
+) -> None:
     received = rows.new_empty((sum(receive), *rows.shape[1:]))
     dist.all_to_all_single(
-        received, rows, output_split_sizes=receive, input_split_sizes=send, group=dist.group.WORLD
+        received, rows, output_split_sizes=receive, input_split_sizes=send, group=group
     )

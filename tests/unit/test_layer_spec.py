@@ -11,7 +11,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from grove_megatron.config import GroveTransformerConfig
-from grove_megatron.layer_spec import adapt_spec, grove_layer_spec
+from grove_megatron.layer_spec import adapt_spec, grove_layer_spec, swap_classes
 from grove_megatron.moe.layer import GroveMoELayer
 from grove_megatron.moe.norm import sequence_parallel_norm
 from grove_megatron.moe.router import GroveRouter
@@ -47,6 +47,21 @@ def test_layers_that_share_a_spec_share_one_afterwards() -> None:
     layer = partial(MoELayer, submodules=MoESubmodules(experts=print))
     first, second = adapt_spec([layer, layer], grove_config())
     assert first is second
+
+
+def test_classes_are_swapped_anywhere_in_a_spec_and_the_original_is_not_changed() -> None:
+    class Ours(MoELayer):
+        pass
+
+    layer = partial(MoELayer, submodules=MoESubmodules(experts=ModuleSpec(module=TopKRouter)))
+    spec = [layer, layer, {"left": MoELayer}]
+    first, second, other = swap_classes(spec, {MoELayer: Ours, TopKRouter: GroveRouter})
+    assert first is second
+    assert first.func is Ours
+    assert first.keywords["submodules"].experts.module is GroveRouter
+    assert other == {"left": MoELayer}, "only partials, lists and dataclasses are walked"
+    assert layer.func is MoELayer
+    assert layer.keywords["submodules"].experts.module is TopKRouter
 
 
 def test_norms_are_swapped_only_for_sequence_parallelism() -> None:

@@ -51,6 +51,7 @@ def test_a_row_says_what_was_measured_and_where() -> None:
         "benchmark": "layer",
         "preset": "small",
         "ranks": 2,
+        "ranks_per_node": 0,
         "threads": 3,
         "variant": "grove",
         "kernel": "grouped",
@@ -63,6 +64,12 @@ def test_a_row_says_what_was_measured_and_where() -> None:
     }
     assert asdict(row) == expected
     assert set(COLUMNS) == set(expected)
+
+
+def test_a_row_says_what_counted_as_a_node() -> None:
+    settings = replace(SETTINGS, ranks=4, ranks_per_node=2)
+    (row,) = rows_of(settings, ENVIRONMENT, [TIME])
+    assert (row.ranks, row.ranks_per_node) == (4, 2)
 
 
 def test_a_value_may_have_a_shape_and_ranks_of_its_own() -> None:

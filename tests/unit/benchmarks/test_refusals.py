@@ -53,6 +53,10 @@ def test_every_preset_runs_on_1_2_and_4_ranks(benchmark: str, preset: str, ranks
         ("step", {"kernel": ["grouped", "sequential"]}, "--kernel (grouped, sequential) is more"),
         ("scaling", {"kernel": ["grouped", "sequential"]}, "is more than a benchmark of (scaling)"),
         ("scaling", {"hidden": 32}, "--hidden (32) makes rows no wider"),
+        ("kernels", {"topk": 65}, "--topk (65) is above --experts (64)"),
+        ("dispatch", {"ranks": 4, "ranks_per_node": 1}, "--ranks-per-node (1) is below (2)"),
+        ("dispatch", {"ranks": 4, "ranks_per_node": 3}, "--ranks-per-node (3) does not divide"),
+        ("dispatch", {"ranks": 4, "ranks_per_node": 4}, "(4) puts all --ranks (4) on one node"),
         ("dispatch", {"hidden": 32, "ranks": 2}, "--hidden (32) makes rows no wider"),
     ],
 )
@@ -65,6 +69,12 @@ def test_an_impossible_setting_is_named(benchmark: str, options: dict[str, Any],
 def test_dispatch_may_choose_one_expert_a_token_and_has_no_widths() -> None:
     assert problems(settings("dispatch", topk=1)) == []
     assert settings("dispatch").shape.expert_width == 0
+
+
+def test_kernels_have_no_router_and_nodes_are_even() -> None:
+    assert problems(settings("kernels", topk=1)) == []
+    assert problems(settings("dispatch", ranks=4, ranks_per_node=2)) == []
+    assert settings("dispatch").ranks_per_node is None
 
 
 def test_a_group_size_sets_the_groups() -> None:

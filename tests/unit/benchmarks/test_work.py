@@ -1,7 +1,12 @@
 """Operations and bytes, against counts by hand."""
 
 from grove_megatron.benchmarks.harness import Samples
-from grove_megatron.benchmarks.layer_findings import Measured, summarize
+from grove_megatron.benchmarks.layer_findings import (
+    DETERMINISTIC,
+    Measured,
+    findings,
+    summarize,
+)
 from grove_megatron.benchmarks.scaling import slope
 from grove_megatron.benchmarks.shape import Settings, Shape
 from grove_megatron.benchmarks.work import Work
@@ -58,7 +63,33 @@ def test_the_summary_compares_the_fastest_and_the_peaks_of_its_kernel() -> None:
         "adjugate_pairs_per_token": 4 / 3,
         "peak_bytes_ratio": 1.5,
         "peak_bytes_allowed_ratio": (1000 + allowed) / 1000,
+        "deterministic_ratio": None,
     }
+
+
+def test_deterministic_is_beside_grove_of_its_kernel_and_does_the_same_work() -> None:
+    names = ("plain", "grove", DETERMINISTIC)
+    times = {(n, k): 4.0 for n in names for k in ("sequential", "grouped")}
+    times |= {("grove", "grouped"): 2.0, (DETERMINISTIC, "grouped"): 3.0}
+    m = Measured(
+        samples={key: Samples((time,)) for key, time in times.items()},
+        peak=dict.fromkeys(times, 1000.0),
+        work=WORK,
+        matmul_flops=1.0,
+    )
+    settings = Settings(benchmark="layer", preset="small", shape=SHAPE, ranks=1, rounds=1, warmup=0)
+    found = findings(settings, m)
+    assert found.summary["deterministic_ratio"] == 1.5
+    assert found.summary["ratio_vs_plain"] == 0.5
+    speed = {
+        v.variant: v.p50 for v in found.values if (v.kernel, v.quantity) == ("grouped", "tflops")
+    }
+    assert abs(speed[DETERMINISTIC] / speed["grove"] - 2 / 3) < 1e-4
+
+
+def test_operations_without_the_router() -> None:
+    router = 3 * 3 * 2 * 5 * 4
+    assert WORK.expert_flops(SHAPE, evaluations=4) == operations(4) - router
 
 
 def test_slopes_of_powers() -> None:
