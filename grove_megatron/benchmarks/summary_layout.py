@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from .cells import Line, Run, dispatch_shape, fastest, find, layer_shape, over, rows
+from .cells import Line, Run, fastest, find, over, rows
+from .records import Row
 
 HEADER = ["Forward and backward of", "Time, of Megatron's own", "Time, of naive", "Counted"]
 
@@ -20,7 +21,10 @@ def _dispatch(run: Run) -> Iterator[Line]:
         variant, quantity, what = "hierarchical", "leaving_rows_per_token", "rows between nodes"
         where = f" on nodes of {row.ranks_per_node}, hierarchical"
     time, count = (over(find(run, q, variant), find(run, q, "stock")) for q in ("time", quantity))
-    name = f"dispatch, {row.ranks} ranks{where}: {dispatch_shape(row)}"
+    name = (
+        f"dispatch, {row.ranks} ranks{where}: {row.tokens} tokens a rank, hidden {row.hidden} "
+        f"{row.dtype}, {row.experts} experts in {row.groups} groups, top-{row.topk}"
+    )
     yield [name, time, "", f"{count} of {what}" if count else ""]
 
 
@@ -30,7 +34,7 @@ def _layer(run: Run) -> Iterator[Line]:
         return
     flops = find(run, "flop_ratio")
     yield [
-        f"layer, {grove.tokens} tokens, {layer_shape(grove)}; {grove.kernel}",
+        f"layer: {grove.tokens} tokens, {_widths(grove)}",
         over(grove, plain),
         over(grove, find(run, "time", "naive", grove.kernel)),
         f"{flops.p50:.3f} of the operations" if flops else "",
@@ -41,9 +45,16 @@ def _step(run: Run) -> Iterator[Line]:
     row = run[0]
     grove, sent = find(run, "time"), find(run, "rows_per_token")
     yield [
-        f"training step, {row.ranks} ranks, {row.layers} layers of {row.tokens} tokens a rank, "
-        f"{layer_shape(row)}; {row.kernel}",
+        f"training step, {row.ranks} ranks: {row.layers} layers, {row.tokens} tokens a rank, "
+        f"{_widths(row)}",
         over(grove, find(run, "time", "plain")),
         over(grove, find(run, "time", "naive")),
         f"{sent.p50 / row.topk:.3f} of the rows" if sent else "",
     ]
+
+
+def _widths(row: Row) -> str:
+    return (
+        f"hidden {row.hidden} {row.dtype}, {row.experts} experts x {row.expert_width} "
+        f"({row.kernel}), {row.groups} adjugates x {row.adjugate_width}, top-{row.topk}"
+    )

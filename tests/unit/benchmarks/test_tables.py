@@ -125,9 +125,13 @@ def test_the_summary_has_a_line_for_every_result_of_a_folder(folder: Path) -> No
     append_rows(folder / "results" / "dispatch.csv", nodes())
     text = tables.filled("<!-- table: results as summary -->\n<!-- end -->\n", folder)
     found = cells(text)
-    assert [line[0].split(",")[0] for line in found] == [
-        *("dispatch", "dispatch", "layer", "training step")
+    assert [line[0].split(":")[0] for line in found] == [
+        "dispatch, 2 ranks",
+        "dispatch, 4 ranks on nodes of 2, hierarchical",
+        "layer",
+        "training step, 2 ranks",
     ]
+    assert "64 experts x 256 (grouped), 32 adjugates x 64" in found[2][0], "the fastest"
     assert [line[1:] for line in found] == [
         ["0.250", "", "0.250 of the rows"],
         ["0.750", "", "0.250 of rows between nodes"],
