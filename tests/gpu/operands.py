@@ -57,6 +57,7 @@ ODD = {
     "groups of two": Shape(groups=4, **_TINY),
     "groups of four": Shape(groups=2, **_TINY),
     "one group": Shape(groups=1, **_TINY),
+    "all experts": Shape(groups=4, **(_TINY | {"tokens": 21, "topk": 8})),
     "empty experts": Shape(groups=4, **(_TINY | {"topk": 2}), routing="few"),
     "all rows to one expert": Shape(groups=4, **_TINY, routing="one"),
     "one expert": Shape(groups=1, **(_TINY | {"experts": 1, "topk": 1})),

@@ -30,10 +30,10 @@ from tests.gpu.layers import (
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu", "exact_fp32")]
 
 # Of the norm of a tensor. What the roundings of a whole layer leave, measured on a CPU with
-# Megatron's experts: 7e-16, 2e-6, 5e-3, 6e-4.
+# Megatron's experts: 1e-15, 2e-6, 5e-3, 6e-4.
 TOLERANCE = {
     torch.float64: 1e-13,
-    torch.float32: 1e-5,
+    torch.float32: 3e-5,
     torch.bfloat16: 1.2e-2,
     torch.float16: 1.5e-3,
 }
