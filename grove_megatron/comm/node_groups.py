@@ -32,7 +32,7 @@ NO_NODES = (
 def ranks_per_node(environment: Mapping[str, str] = os.environ) -> int | None:
     """What the launcher says (torchrun sets LOCAL_WORLD_SIZE); None if it says nothing."""
     value = environment.get("LOCAL_WORLD_SIZE", "")
-    return int(value) if value.isdigit() and int(value) > 0 else None
+    return int(value) if value.isdecimal() and int(value) > 0 else None
 
 
 def spread_over_nodes(ranks: Sequence[int], per_node: int) -> list[list[int]]:

@@ -81,7 +81,9 @@ def _on_device(x: Tensor, y: Tensor) -> bool:
 
 
 def _group_end(segments: SegmentsLike) -> Tensor:
-    return segments.owner_end[segments.experts_per_group - 1 :: segments.experts_per_group]
+    # Contiguous: on CUDA torch reads these through a bare pointer.
+    step = segments.experts_per_group
+    return segments.owner_end[step - 1 :: step].contiguous()
 
 
 def _add_outer(out: Tensor, left: Tensor, right: Tensor) -> None:
