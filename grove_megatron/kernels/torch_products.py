@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .interface import SegmentsLike
+from .torch_owners import add_to_owners, owners_in, owners_out, owners_weights
 
 _GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -34,7 +35,7 @@ def fan_out(
     if narrow is None:
         return p, None
     if _on_device(x, narrow):
-        return p, F.grouped_mm(x[segments.owner_index], narrow.mT, offs=_group_end(segments))
+        return p, owners_out(x, narrow, segments)
     q = x.new_empty((segments.num_owner_pairs, narrow.shape[1]))
     for group, rows, owners in owner_slices(segments):
         torch.mm(x[rows], narrow[group].T, out=q[owners])
@@ -48,8 +49,7 @@ def fan_in(
     if q is None or narrow is None:
         return x
     if _on_device(q, narrow):
-        # Owner rows are distinct: nothing is added twice, whatever the order.
-        x.index_add_(0, segments.owner_index, F.grouped_mm(q, narrow, offs=_group_end(segments)))
+        add_to_owners(x, owners_in(q, narrow, segments), segments)
     else:
         for group, rows, owners in owner_slices(segments):
             x[rows].addmm_(q[owners], narrow[group])
@@ -63,9 +63,7 @@ def fan_weights(
     if q is None:
         return dwide, None
     if _on_device(q, x):
-        owner_rows = x[segments.owner_index]
-        left, right = (owner_rows, q) if transposed else (q, owner_rows)
-        return dwide, F.grouped_mm(left.mT, right, offs=_group_end(segments))
+        return dwide, owners_weights(q, x, segments, transposed)
     groups = segments.owner_end.numel() // segments.experts_per_group
     shape = (x.shape[1], q.shape[1]) if transposed else (q.shape[1], x.shape[1])
     dnarrow = q.new_zeros((groups, *shape), dtype=torch.promote_types(q.dtype, torch.float32))
@@ -78,12 +76,6 @@ def fan_weights(
 def _on_device(x: Tensor, y: Tensor) -> bool:
     """Slices are cheap on a CPU; elsewhere they would make the host wait for their bounds."""
     return not x.is_cpu and grouped_why_not(x.dtype, x.shape[-1], *y.shape[1:]) is None
-
-
-def _group_end(segments: SegmentsLike) -> Tensor:
-    # Contiguous: on CUDA torch reads these through a bare pointer.
-    step = segments.experts_per_group
-    return segments.owner_end[step - 1 :: step].contiguous()
 
 
 def _add_outer(out: Tensor, left: Tensor, right: Tensor) -> None:

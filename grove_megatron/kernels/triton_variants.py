@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .interface import Kernels, SegmentsLike
+from .torch_owners import add_to_owners, owners_in, owners_out, owners_weights
 
 
 def with_two_passes(base: Kernels, *, second_stream: bool) -> Kernels:
@@ -47,8 +48,7 @@ class TwoPasses:
         q = None
         with self._beside(x.device):
             if narrow is not None:
-                owners = x[segments.owner_index]
-                q = F.grouped_mm(owners, narrow.transpose(1, 2), offs=_group_end(segments))
+                q = owners_out(x, narrow, segments)
         p = F.grouped_mm(x, wide.transpose(1, 2), offs=segments.expert_end)
         self._join(x.device)
         return p, q
@@ -64,12 +64,11 @@ class TwoPasses:
         added = None
         with self._beside(p.device):
             if q is not None and narrow is not None:
-                added = F.grouped_mm(q, narrow, offs=_group_end(segments))
+                added = owners_in(q, narrow, segments)
         x = F.grouped_mm(p, wide, offs=segments.expert_end)
         self._join(p.device)
         if added is not None:
-            # Every owner row is there once: no atomic sum is needed.
-            x[segments.owner_index] += added
+            add_to_owners(x, added, segments)
         return x
 
     def fan_weights(
@@ -83,9 +82,7 @@ class TwoPasses:
         dnarrow = None
         with self._beside(x.device):
             if q is not None:
-                owners = x[segments.owner_index]
-                left, right = (owners, q) if transposed else (q, owners)
-                dnarrow = F.grouped_mm(left.T, right, offs=_group_end(segments))
+                dnarrow = owners_weights(q, x, segments, transposed)
         left, right = (x, p) if transposed else (p, x)
         dwide = F.grouped_mm(left.T, right, offs=segments.expert_end)
         self._join(x.device)
@@ -111,9 +108,3 @@ class TwoPasses:
     def _join(self, device: torch.device) -> None:
         if device in self._streams:
             torch.cuda.current_stream(device).wait_stream(self._streams[device])
-
-
-def _group_end(segments: SegmentsLike) -> Tensor:
-    """[G] int32, the ends of the groups' owner pairs among the M."""
-    size = segments.experts_per_group
-    return segments.owner_end[size - 1 :: size].contiguous()

@@ -27,7 +27,13 @@ class Rule:
 MEGATRON_AND_TORCH = {"torch", "numpy", "packaging", "megatron.core", "megatron.training"}
 AROUND_THE_MODEL = Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH)
 
-TORCH_KERNELS = ("torch_kernels", "torch_products", "torch_rows", "torch_swiglu")
+TORCH_KERNELS = (
+    "torch_kernels",
+    "torch_owners",
+    "torch_products",
+    "torch_rows",
+    "torch_swiglu",
+)
 
 # A part is a folder of grove_megatron or a module; a module goes before its folder.
 RULES = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grove_megatron.kernels import torch_products
+from grove_megatron.kernels.torch_owners import group_end
 from grove_megatron.kernels.torch_products import (
     fan_in,
     fan_out,
@@ -174,6 +174,6 @@ def test_products_with_weights_are_each_other_s_transpose(hidden, width, adjugat
 def test_the_ends_of_groups_are_contiguous_as_cuda_reads_them():
     owner_end = torch.tensor([1, 3, 6, 10], dtype=torch.int32)
     segments = SimpleNamespace(owner_end=owner_end, experts_per_group=2)
-    ends = torch_products._group_end(segments)
+    ends = group_end(segments)
     assert ends.tolist() == [3, 10]
     assert ends.is_contiguous()
