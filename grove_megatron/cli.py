@@ -10,11 +10,17 @@ from typing import Annotated
 import typer
 
 from .benchmarks.commands import app as bench
+from .checkpoint import commands as weights
 
 app = typer.Typer(
     help="Grove MoE for Megatron.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(bench, name="bench")
+app.command("import")(weights.import_)
+app.command("export")(weights.export)
+app.command("upcycle", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    weights.upcycle
+)
 
 
 @app.callback()
@@ -25,10 +31,22 @@ def _grove() -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def verify(
     context: typer.Context,
-    hf: Annotated[Path, typer.Option(help="Hugging Face GroveMoE folder: config.json, weights.")],
+    hf: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE or Qwen3.")
+    ] = None,
+    load: Annotated[
+        Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")
+    ] = None,
     golden: Annotated[
-        Path, typer.Option(help="safetensors: input_ids, labels, logits, loss, grad.*")
-    ],
+        Path | None,
+        typer.Option(
+            help="safetensors: input_ids, labels, logits, loss, grad.*; without it, transformers "
+            "computes them for a Qwen3-MoE or Qwen3 folder."
+        ),
+    ] = None,
+    ckpt_step: Annotated[
+        int | None, typer.Option(help="Iteration of --load; by default the latest.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object as the last line.")
     ] = False,
@@ -42,11 +60,23 @@ def verify(
     from .training.start import alone, quiet, started
 
     alone()
+    if (hf is None) == (load is None):
+        refuse([f"--hf ({hf}) and --load ({load}): give one of them"])
+    if load is not None and golden is None:
+        refuse([f"--load ({load}) needs --golden (None); name the reference"])
     with started(), quiet():
-        from .checkpoint.verify import verify as run
+        from .checkpoint.verify import verify_hf, verify_megatron
+        from .checkpoint.weights import ConversionError
 
         try:
-            report = run(hf, golden, context.args)
+            if hf is not None:
+                report = verify_hf(hf, golden, context.args)
+            else:
+                assert load is not None
+                assert golden is not None
+                report = verify_megatron(load, ckpt_step, golden, context.args)
+        except ConversionError as error:
+            refuse(error.problems)
         except ValueError as error:
             refuse([str(error)])
     if os.environ["RANK"] == "0":

@@ -1,101 +1,542 @@
-"""A Hugging Face GroveMoE ``config.json`` as Megatron flags."""
+"""A Hugging Face ``config.json`` as an :class:`Architecture`, and back.
+
+Three families are read and written, each with the keys of its configuration class: GroveMoE
+(github.com/inclusionAI/GroveMoE), Qwen3-MoE and Qwen3 (Hugging Face transformers, versions 4 and
+5, which spell the rotary embedding and the number of experts differently).
+"""
 
 import json
+import math
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-# Literals of the released modelling code, which reads no keys for them (
-# modeling_grove_moe.py, lines 298, 299, 376 @ c4c69e5).
-DEFAULTS = {
+from .architecture import Architecture
+
+# Literals of the released modeling code, which reads no keys for them (modeling_grove_moe.py,
+# lines 298, 299, 376 @ c4c69e5).
+RELEASED: dict[str, int | float] = {
     "num_experts_per_group": 2,
     "parallel_expert_intermediate_size": 128,
     "small_experts_weight": 0.05,
 }
 
-_REQUIRED = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-)
 
-# Key, values this converter handles (the first is the default of an absent key).
-_ONLY: list[tuple[str, tuple[Any, ...]]] = [
-    ("hidden_act", ("silu",)),
-    ("attention_bias", (False,)),
-    ("rope_scaling", (None,)),
-    ("use_sliding_window", (False,)),
-    ("decoder_sparse_step", (1,)),
-    ("mlp_only_layers", ([],)),
-]
+class Family(Enum):
+    """A model class: its name in ``architectures``, and its ``model_type``."""
+
+    GROVE_MOE = ("GroveMoeForCausalLM", "grove_moe")
+    QWEN3_MOE = ("Qwen3MoeForCausalLM", "qwen3_moe")
+    QWEN3 = ("Qwen3ForCausalLM", "qwen3")
+
+    @property
+    def class_name(self) -> str:
+        return self.value[0]
+
+    @property
+    def model_type(self) -> str:
+        return self.value[1]
+
+    @property
+    def has_experts(self) -> bool:
+        return self is not Family.QWEN3
+
+    def has_class(self, name: Any) -> bool:
+        """Is this its class? The release has the file before it: ``modeling_grove_moe.Grove...``"""
+        if self is Family.GROVE_MOE:
+            return isinstance(name, str) and name.endswith(self.class_name)
+        return bool(name == self.class_name)
+
+
+def family_of(architecture: Architecture) -> Family:
+    """The family that a model belongs to."""
+    if architecture.is_grove:
+        return Family.GROVE_MOE
+    return Family.QWEN3_MOE if architecture.num_experts else Family.QWEN3
+
+
+def refuse_all(where: str, problems: list[str]) -> NoReturn:
+    """Raise one ValueError that says where, and then all problems, a line each."""
+    raise ValueError("\n".join([f"{where}:", *(f"  {problem}" for problem in problems)]))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check ``config.json``; Grove keys get the release's values where absent.
+    """Read ``config.json`` as it stands.
 
     Raises:
-        ValueError: everything that is missing or not handled, one line each.
+        ValueError: the file is missing, is not JSON, or is not a JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"--hf ({folder}) has no config.json; name a Hugging Face model folder")
-    config: dict[str, Any] = DEFAULTS | json.loads(path.read_text(encoding="utf-8"))
-    problems = [f"{key} (absent) is needed" for key in _REQUIRED if key not in config]
-    for key, handled in _ONLY:
-        if config.get(key, handled[0]) not in handled:
-            problems.append(f"{key} ({config[key]}) is not {handled[0]}, the one value handled")
-    if config.get("rope_theta", 0) != int(config.get("rope_theta", 0)):
-        problems.append(f"rope_theta ({config['rope_theta']}) is not a whole number")
-    if not problems and config["num_experts"] % config["num_experts_per_group"]:
-        problems.append(
-            f"num_experts ({config['num_experts']}) is not a multiple of num_experts_per_group "
-            f"({config['num_experts_per_group']})"
-        )
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a JSON object but a {type(config).__name__}")
     return config
 
 
-def megatron_flags(config: dict[str, Any]) -> list[str]:
-    """Flags that describe the model: sizes, router, Grove settings. No parallelism, no training."""
-    groups = config["num_experts"] // config["num_experts_per_group"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    valued = {
-        "num-layers": config["num_hidden_layers"],
-        "hidden-size": config["hidden_size"],
-        "num-attention-heads": config["num_attention_heads"],
-        "num-query-groups": config["num_key_value_heads"],
-        "kv-channels": head_dim,
-        "ffn-hidden-size": config.get("intermediate_size", config["moe_intermediate_size"]),
-        "max-position-embeddings": config["max_position_embeddings"],
-        "norm-epsilon": config["rms_norm_eps"],
-        "normalization": "RMSNorm",
-        "position-embedding-type": "rope",
-        "rotary-base": int(config["rope_theta"]),
-        "vocab-size": config["vocab_size"],
-        "padded-vocab-size": config["vocab_size"],
-        "num-experts": config["num_experts"],
-        "moe-router-topk": config["num_experts_per_tok"],
-        "moe-ffn-hidden-size": config["moe_intermediate_size"],
-        "moe-router-load-balancing-type": "none",
-        "moe-router-dtype": "fp32",
-        "moe-token-dispatcher-type": "alltoall",
-        "grove-num-groups": groups,
-        "grove-adjugate-ffn-hidden-size": config["parallel_expert_intermediate_size"],
-        "grove-adjugate-scale": config["small_experts_weight"],
-        "attention-dropout": 0.0,
-        "hidden-dropout": 0.0,
+# ------------------------------------------------------------------------------------------ reading
+
+
+@dataclass
+class _Keys:
+    """Reads keys of a config and collects what is wrong with them.
+
+    A reader returns 0 or False for a key it has a problem with; no key may have that value and be
+    right, except where zero is said to be.
+    """
+
+    config: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0; ``default`` where the key is absent or null."""
+        value = self._value(key, default)
+        if value is None:
+            return 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.problems.append(f"{key} ({value}) is not a whole number above 0; correct it")
+            return 0
+        return value
+
+    def number(self, key: str, default: float | None = None, *, or_zero: bool = False) -> float:
+        """A finite number above 0, ``or_zero``; int or float as it stands."""
+        value = self._value(key, default)
+        if value is None:
+            return 0
+        fits = _is_number(value) and (value > 0 or (or_zero and value == 0))
+        if not fits:
+            least = "of 0 or more" if or_zero else "above 0"
+            self.problems.append(f"{key} ({value}) is not a finite number {least}; correct it")
+            return 0
+        return value  # type: ignore[no-any-return]
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.config.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.problems.append(f"{key} ({value}) is not true or false; correct it")
+            return False
+        return value
+
+    def only(self, key: str, *handled: Any) -> None:
+        """Refuse other values; an absent key has a handled one."""
+        value = self.config.get(key, handled[0])
+        # 0 == False, but it is not the same in a config.
+        if not any(value == one and type(value) is type(one) for one in handled):
+            self.problems.append(
+                f"{key} ({value}) is not {handled[0]}, the one value handled; use a model with it"
+            )
+
+    def _value(self, key: str, default: float | None) -> Any:
+        value = self.config.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            shown = "null" if key in self.config else "absent"
+            self.problems.append(f"{key} ({shown}) is needed; add it")
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    """A finite int or float that is no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def config_family(config: dict[str, Any], where: str) -> Family:
+    """The family a config names: by ``architectures``, or by ``model_type`` where that is absent.
+
+    Raises:
+        ValueError: neither is there, or what they name is none of the families.
+    """
+    names = config.get("architectures") or None
+    listed = names if isinstance(names, list) else [names]
+    for family in Family:
+        if any(map(family.has_class, listed)):
+            return family
+        if names is None and config.get("model_type") == family.model_type:
+            return family
+    handled = ", ".join(family.class_name for family in Family)
+    if names is None and config.get("model_type") is None:
+        refuse_all(where, [f"architectures (absent) is needed; add one of {handled}"])
+    key, value = ("architectures", names) if names else ("model_type", config["model_type"])
+    refuse_all(where, [f"{key} ({value}) is none of those handled; use one of {handled}"])
+
+
+def architecture_of(config: dict[str, Any], where: str) -> Architecture:
+    """What the model of a config is.
+
+    A config does not say whether there is an expert bias: ``expert_bias`` is False. The rotary
+    theta is kept as it stands, int or float. GroveMoE keys that are absent have the values of the
+    release, and its ``norm_topk_prob`` is not read: the released block always renormalises.
+
+    Args:
+        config: ``config.json``, see :func:`read_config`.
+        where: its name in the error.
+
+    Raises:
+        ValueError: everything that is missing, wrong or not handled, a line each.
+    """
+    family = config_family(config, where)
+    keys = _Keys(config)
+    layers, hidden = keys.whole("num_hidden_layers"), keys.whole("hidden_size")
+    heads, groups = keys.whole("num_attention_heads"), _key_value_heads(keys)
+    if heads and groups and heads % groups:
+        keys.problems.append(
+            f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({groups}); "
+            "correct one of them"
+        )
+    moe_layers = _moe_layers(keys, layers) if family.has_experts else (False,) * layers
+    architecture = Architecture(
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        head_dim=_head_dim(keys, family, hidden, heads),
+        vocab_size=keys.whole("vocab_size"),
+        max_position_embeddings=keys.whole("max_position_embeddings"),
+        norm_epsilon=keys.number("rms_norm_eps"),
+        rotary_base=_rotary_base(keys),
+        tied_embeddings=keys.flag("tie_word_embeddings", default=False),
+        moe_layers=moe_layers,
+        ffn_hidden_size=None if all(moe_layers) else keys.whole("intermediate_size"),
+    )
+    if family.has_experts:
+        architecture = _with_experts(architecture, keys, family)
+    if family is Family.GROVE_MOE:
+        architecture = _with_groups(architecture, keys)
+    _only_what_is_handled(keys)
+    if keys.problems:
+        refuse_all(where, keys.problems)
+    return architecture
+
+
+def _key_value_heads(keys: _Keys) -> int:
+    # The configuration classes read null as "as many as query heads".
+    if "num_key_value_heads" in keys.config and keys.config["num_key_value_heads"] is None:
+        heads = keys.config.get("num_attention_heads")
+        return heads if isinstance(heads, int) else 0
+    return keys.whole("num_key_value_heads")
+
+
+def _head_dim(keys: _Keys, family: Family, hidden: int, heads: int) -> int:
+    """Absent, it is 128 in Qwen3Config; Qwen3MoeConfig has no such field, and the model divides."""
+    if family is Family.QWEN3 or not (hidden and heads):
+        return keys.whole("head_dim", default=128)
+    if keys.config.get("head_dim") is None and hidden % heads:
+        keys.problems.append(
+            f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}), nor is "
+            "there a head_dim; add it"
+        )
+        return 0
+    return keys.whole("head_dim", default=hidden // heads)
+
+
+def _moe_layers(keys: _Keys, num_layers: int) -> tuple[bool, ...]:
+    """Qwen3-MoE: layer i has experts unless it is listed, or i + 1 is no multiple of the step."""
+    step = keys.whole("decoder_sparse_step", default=1)
+    dense = keys.config.get("mlp_only_layers")
+    if dense is None:
+        dense = []
+    if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
+        keys.problems.append(
+            f"mlp_only_layers ({dense}) is not a list of layer numbers; correct it"
+        )
+        dense = []
+    if not step:
+        return (True,) * num_layers
+    layers = tuple(i not in dense and (i + 1) % step == 0 for i in range(num_layers))
+    if num_layers and not any(layers):
+        keys.problems.append(
+            f"mlp_only_layers ({dense}) with decoder_sparse_step ({step}) leaves none of "
+            f"num_hidden_layers ({num_layers}) with experts; use {Family.QWEN3.class_name}"
+        )
+    return layers
+
+
+def _with_experts(architecture: Architecture, keys: _Keys, family: Family) -> Architecture:
+    names = [n for n in ("num_experts", "num_local_experts") if keys.config.get(n) is not None]
+    num_experts = keys.whole(names[0] if names else "num_experts")
+    if len(names) == 2 and keys.config[names[0]] != keys.config[names[1]]:
+        shown = " differs from ".join(f"{name} ({keys.config[name]})" for name in names)
+        keys.problems.append(f"{shown}; remove one of them")
+    topk = keys.whole("num_experts_per_tok")
+    if num_experts and topk > num_experts:
+        keys.problems.append(
+            f"num_experts_per_tok ({topk}) is above {names[0]} ({num_experts}); correct one of them"
+        )
+    return replace(
+        architecture,
+        num_experts=num_experts,
+        moe_ffn_hidden_size=keys.whole("moe_intermediate_size"),
+        topk=topk,
+        normalized_topk=family is Family.GROVE_MOE or keys.flag("norm_topk_prob", default=False),
+    )
+
+
+def _with_groups(architecture: Architecture, keys: _Keys) -> Architecture:
+    size = keys.whole("num_experts_per_group", default=int(RELEASED["num_experts_per_group"]))
+    num_experts = architecture.num_experts
+    if size and num_experts % size:
+        keys.problems.append(
+            f"num_experts ({num_experts}) is not a multiple of num_experts_per_group ({size}); "
+            "correct one of them"
+        )
+    width = "parallel_expert_intermediate_size"
+    return replace(
+        architecture,
+        num_groups=num_experts // size if size else 0,
+        adjugate_ffn_hidden_size=keys.whole(width, default=int(RELEASED[width])),
+        adjugate_scale=keys.number(
+            "small_experts_weight", default=RELEASED["small_experts_weight"], or_zero=True
+        ),
+    )
+
+
+def _rotary_base(keys: _Keys) -> float:
+    """``rope_theta`` of transformers 4, or of the ``rope_parameters`` of transformers 5."""
+    found: dict[str, Any] = {"rope_theta": keys.config.get("rope_theta")}
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = keys.config.get(name)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            keys.problems.append(f"{name} ({rope}) is neither null nor an object; correct it")
+            continue
+        _only_default_rope(keys, name, rope)
+        found[f"{name}.rope_theta"] = rope.get("rope_theta")
+    found = {name: theta for name, theta in found.items() if theta is not None}
+    if not found:
+        keys.problems.append("rope_theta (absent) is needed; add it")
+        return 0
+    (first, theta), *others = found.items()
+    keys.problems += [
+        f"{first} ({theta}) differs from {name} ({other}); remove one of them"
+        for name, other in others
+        if other != theta
+    ]
+    # Megatron's --rotary-base is a whole number.
+    if not _is_number(theta) or theta < 1 or theta != int(theta):
+        keys.problems.append(
+            f"{first} ({theta}) is not a whole number above 0, which Megatron needs; use a model "
+            "with one"
+        )
+        return 0
+    return theta  # type: ignore[no-any-return]
+
+
+def _only_default_rope(keys: _Keys, name: str, rope: dict[str, Any]) -> None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        keys.problems.append(
+            f"{name} ({rope}) is not of type default, the one handled; use a model with it"
+        )
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        keys.problems.append(
+            f"{name} ({rope}) has a partial_rotary_factor other than 1.0, the one handled; use a "
+            "model with it"
+        )
+
+
+def _only_what_is_handled(keys: _Keys) -> None:
+    keys.only("hidden_act", "silu")
+    keys.only("attention_bias", False)
+    keys.only("use_sliding_window", False)
+    keys.only("partial_rotary_factor", None, 1, 1.0)
+    keys.only("quantization_config", None)
+    kinds = keys.config.get("layer_types")
+    if kinds is not None and any(kind != "full_attention" for kind in kinds):
+        keys.problems.append(
+            f"layer_types ({kinds}) has others than full_attention, the one handled; use a model "
+            "with it"
+        )
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+# Keys that an upcycled model does not take over from its parent.
+_OF_THE_FAMILY = frozenset(
+    {
+        "architectures",
+        "model_type",
+        "num_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "norm_topk_prob",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+        *RELEASED,
     }
-    switches = ["group-query-attention", "swiglu", "disable-bias-linear", "qk-layernorm"]
-    if not config.get("tie_word_embeddings", False):
-        switches.append("untie-embeddings-and-output-weights")
-    # norm_topk_prob is not read: the released Grove block renormalises whatever it says.
-    flags = [part for name, value in valued.items() for part in (f"--{name}", str(value))]
-    return flags + [f"--{name}" for name in switches]
+)
+# The parent's code, and the spelling of num_experts that the released GroveMoE code does not read.
+_NOT_INHERITED = frozenset({"auto_map", "num_local_experts"})
+
+# What the released GroveMoE code (transformers 4.51) reads under no other spelling, and the keys
+# that say what its literals do not.
+_READ_BY_RELEASE = {"num_experts", "rope_theta", *RELEASED}
+
+# Families that a model of another one can be upcycled to.
+_CHILDREN = {
+    Family.QWEN3: {Family.QWEN3_MOE, Family.GROVE_MOE},
+    Family.QWEN3_MOE: {Family.GROVE_MOE},
+    Family.GROVE_MOE: set[Family](),
+}
+
+
+def config_of(
+    architecture: Architecture,
+    like: dict[str, Any] | None,
+    dtype: str,
+    where: str = "config.json",
+) -> dict[str, Any]:
+    """The ``config.json`` of a model.
+
+    ``architecture_of`` gives the same architecture back, but for ``expert_bias``, of which a config
+    knows nothing.
+
+    Args:
+        architecture: the model.
+        like: the config of the folder the model came from, or of the parent it was upcycled from;
+            every key that says nothing else about the model is kept as it stands, and the order of
+            keys. None: the keys that transformers needs.
+        dtype: of the weights, such as ``bfloat16``.
+        where: the name of ``like`` in errors.
+
+    Raises:
+        ValueError: ``like`` is not handled (see :func:`architecture_of`), or is the config of
+            another model, with a line for each key that says so; or no config of the family can
+            say what the architecture is.
+    """
+    family, keys = family_of(architecture), _keys_of(architecture)
+    if family is Family.GROVE_MOE and not architecture.normalized_topk:
+        raise ValueError(
+            "normalized_topk (False) cannot be written for GroveMoeForCausalLM, whose code always "
+            "normalizes the weights of the selected experts; train without --moe-router-pre-softmax"
+        )
+    if like is None:
+        config = _without_released(keys) | {"torch_dtype": dtype}
+    else:
+        _check_like(architecture, like, where)
+        keys = _without_released(keys)
+        if config_family(like, where) is family:
+            config = _filled(like, keys, _READ_BY_RELEASE if architecture.is_grove else set())
+        else:
+            config = _filled(_inherited(like, keys), keys, set(keys))
+        for key in [k for k in ("torch_dtype", "dtype") if k in like] or ["torch_dtype"]:
+            config[key] = dtype
+    written = architecture_of(config, where)
+    assert written == replace(architecture, expert_bias=False), (written, architecture)
+    return config
+
+
+def _keys_of(architecture: Architecture) -> dict[str, Any]:
+    """Every key that describes the model, as transformers 4 spells them."""
+    a, family = architecture, family_of(architecture)
+    keys: dict[str, Any] = {
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "head_dim": a.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": a.hidden_size,
+        "intermediate_size": a.ffn_hidden_size,
+        "max_position_embeddings": a.max_position_embeddings,
+        "num_attention_heads": a.num_attention_heads,
+        "num_hidden_layers": a.num_layers,
+        "num_key_value_heads": a.num_query_groups,
+        "rms_norm_eps": a.norm_epsilon,
+        "rope_theta": float(a.rotary_base),
+        "tie_word_embeddings": a.tied_embeddings,
+        "use_sliding_window": False,
+        "vocab_size": a.vocab_size,
+    }
+    if a.num_experts:
+        # No layer of this width: readers ask for the key, and the releases have this number.
+        keys["intermediate_size"] = a.ffn_hidden_size or a.topk * a.moe_ffn_hidden_size
+        keys |= {
+            "num_experts": a.num_experts,
+            "num_experts_per_tok": a.topk,
+            "moe_intermediate_size": a.moe_ffn_hidden_size,
+            "norm_topk_prob": a.normalized_topk,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [i for i, is_moe in enumerate(a.moe_layers) if not is_moe],
+        }
+    return keys | _grove_keys(a)
+
+
+def _grove_keys(architecture: Architecture) -> dict[str, int | float]:
+    if not architecture.is_grove:
+        return {}
+    return {
+        "num_experts_per_group": architecture.num_experts // architecture.num_groups,
+        "parallel_expert_intermediate_size": architecture.adjugate_ffn_hidden_size,
+        "small_experts_weight": architecture.adjugate_scale,
+    }
+
+
+def _without_released(keys: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the Grove keys that say what the release does anyway."""
+    return {k: v for k, v in keys.items() if k not in RELEASED or v != RELEASED[k]}
+
+
+def _check_like(architecture: Architecture, like: dict[str, Any], where: str) -> None:
+    """Refuse ``like`` where it says something else of what model and parent have in common."""
+    theirs, family = architecture_of(like, where), family_of(architecture)
+    parent = config_family(like, where)
+    if parent is not family and family not in _CHILDREN[parent]:
+        line = f"the model ({family.class_name}) is not made from a {parent.class_name}"
+        refuse_all(where, [f"{line}; name the config of the model, or of its parent"])
+    said, wanted = _keys_of(theirs), _keys_of(architecture)
+    ignored = _OF_THE_FAMILY if parent is not family else frozenset({"architectures", "model_type"})
+    if parent is Family.GROVE_MOE:
+        # What its config does not say, it cannot contradict.
+        ignored = ignored | {key for key in RELEASED if like.get(key) is None}
+    if theirs.ffn_hidden_size is None or architecture.ffn_hidden_size is None:
+        ignored = ignored | {"intermediate_size"}
+    problems = [
+        f"{_spelling(key, like)} ({said[key]}) is not the model's ({value}); give the config of "
+        "this model"
+        for key, value in wanted.items()
+        if key not in ignored and said[key] != value
+    ]
+    if problems:
+        refuse_all(where, problems)
+
+
+def _spelling(key: str, like: dict[str, Any]) -> str:
+    """A key as ``like`` spells it."""
+    other = {"num_experts": "num_local_experts", "rope_theta": "rope_parameters.rope_theta"}
+    return key if key in like else other.get(key, key)
+
+
+def _inherited(like: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """The parent's config in its order, with what the family says in place of what it said."""
+    result = {key: value for key, value in like.items() if key not in _NOT_INHERITED}
+    for key in _OF_THE_FAMILY & result.keys():
+        if key in keys:
+            result[key] = keys[key]
+        else:
+            del result[key]
+    return result
+
+
+def _filled(config: dict[str, Any], keys: dict[str, Any], needed: set[str]) -> dict[str, Any]:
+    """A copy with those of the ``needed`` keys that ``config`` lacks, or has as null."""
+    missing = {k: v for k, v in keys.items() if k in needed and config.get(k) is None}
+    return config | missing
+
+
+def ignored_by_release(architecture: Architecture) -> list[str]:
+    """What the released GroveMoE code would compute otherwise: a line per key that it ignores."""
+    return [
+        f"{key} ({value}) is not {RELEASED[key]}, a literal of the released modeling code, which "
+        "reads no such key; run the model with code that does"
+        for key, value in _grove_keys(architecture).items()
+        if value != RELEASED[key]
+    ]

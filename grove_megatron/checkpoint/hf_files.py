@@ -1,66 +1,156 @@
-"""Read the safetensors of a Hugging Face model folder by tensor name."""
+"""The safetensors of a Hugging Face model folder, by tensor name."""
 
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from safetensors import safe_open
 from torch import Tensor
+
+from .safetensors_io import Entry, read_header, read_tensor
+from .transforms import Shape
+from .weights import ConversionError, TensorInfo
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+# transformers 5 can save the experts of a layer as two tensors, [E, 2F, H] and [E, H, F].
+_FUSED = re.compile(r"(?P<experts>.*\.mlp\.experts)\.(?P<which>gate_up_proj|down_proj)")
 
-class HfTensors:
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of the model: (a part of) one in a file."""
+
+    file: Path
+    stored_name: str
+    entry: Entry
+
+    @property
+    def origin(self) -> str:
+        return self.file.name
+
+
+class HfWeights:
     """All tensors of a folder, read one at a time.
 
     The files are those Hugging Face loads: the ones the index names, or ``model.safetensors``.
+    Fused expert tensors appear as the tensors of the single experts.
 
     Raises:
-        ValueError: no such file, a file the index names is missing, or a tensor is not where the
-            index says.
+        ValueError: everything that is wrong with the files: missing, damaged, not what the index
+            says; a tensor that is there twice.
     """
 
     def __init__(self, folder: Path):
-        self._file_of = _indexed(folder) if (folder / INDEX).is_file() else _single(folder)
+        self._tensors: dict[str, _Stored] = {}
+        self._open: tuple[Path, BinaryIO] | None = None
+        self._folder = folder
+        indexed = _read_index(folder) if (folder / INDEX).is_file() else None
+        self._files = sorted(set(indexed.values())) if indexed else [_single(folder)]
+        problems: list[str] = []
+        for file in self._files:
+            try:
+                entries = read_header(file)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if indexed is not None:
+                problems += _index_problems(folder, file, indexed, set(entries))
+            for name, entry in entries.items():
+                problems += self._add(file, name, entry)
+        if problems:
+            raise ConversionError(problems)
+
+    def _add(self, file: Path, stored_name: str, entry: Entry) -> list[str]:
+        problems = []
+        for name, part in _parts(stored_name, entry):
+            if name in self._tensors:
+                first = self._tensors[name]
+                problems.append(
+                    f"{name} is there twice: in {first.file} ({first.stored_name}) and {file} "
+                    f"({stored_name})"
+                )
+            self._tensors[name] = _Stored(file, stored_name, part)
+        return problems
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo(stored.entry.shape, stored.entry.dtype, stored.origin)
+            for name, stored in self._tensors.items()
+        }
 
     def names(self) -> set[str]:
-        return set(self._file_of)
+        return set(self._tensors)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
-        with safe_open(self._file_of[name], framework="pt") as opened:
-            return tuple(opened.get_slice(name).get_shape())
+    def shape(self, name: str) -> Shape:
+        return self._tensors[name].entry.shape
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype and shape of the file."""
-        with safe_open(self._file_of[name], framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(name)
-        return tensor
+        stored = self._tensors[name]
+        if self._open is None or self._open[0] != stored.file:
+            self._close()
+            try:
+                self._open = stored.file, stored.file.open("rb", buffering=0)
+            except OSError as error:
+                raise ValueError(f"{stored.file}: {name} cannot be read: {error}") from error
+        return read_tensor(self._open[1], stored.file, name, stored.entry)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def identity(self) -> dict[str, object]:
+        stats = [(file.name, file.stat()) for file in self._files]
+        return {
+            "folder": str(self._folder.resolve()),
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        }
 
 
-def _single(folder: Path) -> dict[str, Path]:
+def _parts(name: str, entry: Entry) -> list[tuple[str, Entry]]:
+    """A stored tensor as the tensors of the model: itself, or those of the single experts."""
+    fused = _FUSED.fullmatch(name)
+    if fused is None or len(entry.shape) != 3:
+        return [(name, entry)]
+    experts, rows, columns = entry.shape
+    projections = ["down_proj"]
+    if fused["which"] == "gate_up_proj":
+        projections, rows = ["gate_proj", "up_proj"], rows // 2
+    names = [f"{fused['experts']}.{e}.{p}.weight" for e in range(experts) for p in projections]
+    size = (entry.end - entry.start) // max(len(names), 1)
+    starts = range(entry.start, entry.end, max(size, 1))
+    return [
+        (name, Entry(entry.dtype, (rows, columns), start, start + size))
+        for name, start in zip(names, starts, strict=False)
+    ]
+
+
+def _single(folder: Path) -> Path:
     file = folder / SINGLE
     if not file.is_file():
         raise ValueError(f"--hf ({folder}) has neither {INDEX} nor {SINGLE}; name a model folder")
-    return dict.fromkeys(_names_in(file), file)
+    return file
 
 
-def _indexed(folder: Path) -> dict[str, Path]:
-    weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    files = {name: folder / file for name, file in weight_map.items()}
-    problems = []
-    for file in sorted(set(files.values())):
-        if not file.is_file():
-            problems.append(f"{file} is missing")
-            continue
-        held, indexed = _names_in(file), {n for n, f in files.items() if f == file}
-        problems += [f"{name} is not in {file}" for name in sorted(indexed - held)]
-        problems += [f"{name} in {file} is not in the index" for name in sorted(held - indexed)]
-    if problems:
-        raise ValueError(f"{folder / INDEX} does not describe its files: " + "; ".join(problems))
-    return files
+def _read_index(folder: Path) -> dict[str, Path]:
+    file = folder / INDEX
+    try:
+        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        return {name: folder / shard for name, shard in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not an index of shards: {error!r}") from error
 
 
-def _names_in(file: Path) -> set[str]:
-    with safe_open(file, framework="pt") as opened:
-        return set(opened.keys())
+def _index_problems(
+    folder: Path, file: Path, indexed: Mapping[str, Path], held: set[str]
+) -> list[str]:
+    here = {name for name, shard in indexed.items() if shard == file}
+    index = folder / INDEX
+    return [
+        *(f"{name} is not in {file}, where {index} says it is" for name in sorted(here - held)),
+        *(f"{name} in {file} is not in {index}" for name in sorted(held - here)),
+    ]

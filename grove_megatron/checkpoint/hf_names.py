@@ -1,14 +1,26 @@
-"""Parameter names of GroveMoE in Megatron and in Hugging Face format, as a table.
+"""Parameter names of Grove MoE, Qwen3-MoE and Qwen3 in Megatron and Hugging Face format, a table.
 
 Hugging Face names are those of the authors' release (github.com/inclusionAI/GroveMoE,
-modeling_qwen3_moe.py); Qwen3-MoE shares them, without the ``chunk_experts``.
+modeling_qwen3_moe.py); Qwen3-MoE shares them, without the ``chunk_experts``. Megatron keys are
+those of megatron-core 0.19 checkpoints (compared with a real model's in
+tests/multirank/test_entries.py).
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from .transforms import GateUp, QueryKeyValue, Replicated, Split, Transform
+from .architecture import Architecture
+from .transforms import GateUp, QueryKeyValue, Replicated, Shape, Split, Transform
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """A Hugging Face tensor: its name, and its dimensions as letters of :func:`sizes`."""
+
+    name: str
+    dims: str
 
 
 @dataclass(frozen=True)
@@ -16,78 +28,203 @@ class Row:
     """One kind of parameter.
 
     Args:
-        megatron: local-implementation or TransformerEngine name with ``{layer}``, ``{expert}``,
-            ``{group}`` (global numbers) in place of indices.
-        hf: the Hugging Face tensors it is made of, with the same fields.
+        key: its entry in a Megatron checkpoint, ``{layer}`` in place of the layer's number.
+        hf: the Hugging Face tensors it is made of; ``{layer}``, ``{expert}``, ``{group}`` count
+            over the whole model.
         transform: how.
+        layers: which layers have one.
+        stack: of what a layer has several, which are then an axis of the entry.
+        parameters: names of the module parameter, where they differ from the key.
+        also: a second key under which some implementation looks for the same tensor.
+        buffer: not a parameter, so no gradient belongs to it.
+        saved: False for a copy that checkpoints do not hold.
     """
 
-    megatron: str
-    hf: tuple[str, ...]
+    key: str
+    hf: tuple[HfTensor, ...]
     transform: Transform
+    layers: Literal["none", "all", "moe", "dense"] = "none"
+    stack: Literal["expert", "group"] | None = None
+    parameters: tuple[str, ...] = ()
+    also: str | None = None
+    buffer: bool = False
+    saved: bool = True
 
 
-def _mlp(megatron: str, hf: str) -> list[Row]:
-    """A SwiGLU block: ``megatron`` has ``{fc}`` for its linears, ``hf`` its projections."""
+def sizes(architecture: Architecture) -> dict[str, int]:
+    """The letters that :class:`HfTensor` uses for dimensions."""
+    a = architecture
+    return {
+        "V": a.vocab_size,
+        "H": a.hidden_size,
+        "Q": a.num_attention_heads * a.head_dim,
+        "K": a.num_query_groups * a.head_dim,
+        "D": a.head_dim,
+        "E": a.num_experts,
+        "F": a.ffn_hidden_size or 0,
+        "I": a.moe_ffn_hidden_size,
+        "A": a.adjugate_ffn_hidden_size,
+    }
+
+
+MEGATRON_LAYER = "decoder.layers.{layer}"
+HF_LAYER = "model.layers.{layer}"
+NORM = "pre_mlp_layernorm.weight"
+
+
+def rows(architecture: Architecture) -> list[Row]:
+    """The whole table for one model."""
+    attention, hf_attention = f"{MEGATRON_LAYER}.self_attention", f"{HF_LAYER}.self_attn"
+    mlp, hf_mlp = f"{MEGATRON_LAYER}.mlp", f"{HF_LAYER}.mlp"
+    query_key_value = QueryKeyValue(architecture.num_query_groups)
+    table = [
+        Row(
+            "embedding.word_embeddings.weight",
+            (HfTensor("model.embed_tokens.weight", "VH"),),
+            Split(0),
+        ),
+        Row(
+            f"{attention}.linear_qkv.layer_norm_weight",
+            (HfTensor(f"{HF_LAYER}.input_layernorm.weight", "H"),),
+            Replicated(),
+            layers="all",
+            # The local implementation keeps norms apart, TransformerEngine fuses this one.
+            parameters=(f"{MEGATRON_LAYER}.input_layernorm.weight",),
+        ),
+        Row(
+            f"{attention}.linear_qkv.weight",
+            (
+                HfTensor(f"{hf_attention}.q_proj.weight", "QH"),
+                HfTensor(f"{hf_attention}.k_proj.weight", "KH"),
+                HfTensor(f"{hf_attention}.v_proj.weight", "KH"),
+            ),
+            query_key_value,
+            layers="all",
+        ),
+        *(
+            Row(
+                f"{attention}.{which}_layernorm.weight",
+                (HfTensor(f"{hf_attention}.{which}_norm.weight", "D"),),
+                Replicated(),
+                layers="all",
+            )
+            for which in "qk"
+        ),
+        Row(
+            f"{attention}.linear_proj.weight",
+            (HfTensor(f"{hf_attention}.o_proj.weight", "HQ"),),
+            Split(1),
+            layers="all",
+        ),
+        Row(
+            f"{mlp}.linear_fc1.layer_norm_weight",
+            (HfTensor(f"{HF_LAYER}.post_attention_layernorm.weight", "H"),),
+            Replicated(),
+            layers="dense",
+            # In a model with both kinds of layers, the row of MoE layers has this name.
+            parameters=() if architecture.num_experts else (f"{MEGATRON_LAYER}.{NORM}",),
+        ),
+        *_swiglu(mlp, hf_mlp, "F", layers="dense"),
+    ]
+    if architecture.num_experts:
+        table += _moe_rows(mlp, hf_mlp)
+    if architecture.num_groups:
+        table += _swiglu(
+            f"{mlp}.adjugate_experts", f"{hf_mlp}.chunk_experts.{{group}}", "A", stack="group"
+        )
+    head = "model.embed_tokens.weight" if architecture.tied_embeddings else "lm_head.weight"
+    table += [
+        Row(
+            "decoder.final_layernorm.weight",
+            (HfTensor("model.norm.weight", "H"),),
+            Replicated(),
+        ),
+        Row(
+            "output_layer.weight",
+            (HfTensor(head, "VH"),),
+            Split(0),
+            # Tied, it is a copy on the last of several pipeline stages.
+            saved=not architecture.tied_embeddings,
+        ),
+    ]
+    return table
+
+
+def _moe_rows(mlp: str, hf_mlp: str) -> list[Row]:
     return [
         Row(
-            megatron.replace("{fc}", "linear_fc1"),
-            (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
+            f"{MEGATRON_LAYER}.{NORM}",
+            (HfTensor(f"{HF_LAYER}.post_attention_layernorm.weight", "H"),),
+            Replicated(),
+            layers="moe",
+            # Megatron's own local layer renames it as if a dense layer followed.
+            also=f"{mlp}.linear_fc1.layer_norm_weight",
+        ),
+        Row(
+            f"{mlp}.router.weight",
+            (HfTensor(f"{hf_mlp}.gate.weight", "EH"),),
+            Replicated(),
+            layers="moe",
+        ),
+        Row(
+            f"{mlp}.router.expert_bias",
+            (HfTensor(f"{hf_mlp}.expert_bias", "E"),),
+            Replicated(),
+            layers="moe",
+            buffer=True,
+        ),
+        *_swiglu(f"{mlp}.experts", f"{hf_mlp}.experts.{{expert}}", "I", stack="expert"),
+    ]
+
+
+def _swiglu(
+    megatron: str,
+    hf: str,
+    width: str,
+    *,
+    layers: Literal["moe", "dense"] = "moe",
+    stack: Literal["expert", "group"] | None = None,
+) -> list[Row]:
+    """A SwiGLU block: linear_fc1 of gate_proj and up_proj, linear_fc2 of down_proj."""
+    pieces: dict[str, tuple[tuple[HfTensor, ...], Transform]] = {
+        "linear_fc1": (
+            (
+                HfTensor(f"{hf}.gate_proj.weight", f"{width}H"),
+                HfTensor(f"{hf}.up_proj.weight", f"{width}H"),
+            ),
             GateUp(),
         ),
-        Row(megatron.replace("{fc}", "linear_fc2"), (f"{hf}.down_proj.weight",), Split(1)),
-    ]
-
-
-def rows(num_query_groups: int, tied_embeddings: bool) -> list[Row]:
-    """The whole table.
-
-    Args:
-        num_query_groups: key/value heads of the model.
-        tied_embeddings: the output layer is the input embedding; Megatron has a copy of it on the
-            last of several pipeline stages, Hugging Face has none.
-    """
-    head = "model.embed_tokens.weight" if tied_embeddings else "lm_head.weight"
-    mega, hf = "decoder.layers.{layer}", "model.layers.{layer}"
-    attention, hf_attention = f"{mega}.self_attention", f"{hf}.self_attn"
-    experts = f"{mega}.mlp.experts"
-    adjugates = f"{mega}.mlp.adjugate_experts"
-    hf_expert, hf_adjugate = f"{hf}.mlp.experts.{{expert}}", f"{hf}.mlp.chunk_experts.{{group}}"
-    qkv = tuple(f"{hf_attention}.{p}_proj.weight" for p in "qkv")
-    input_norm = (f"{hf}.input_layernorm.weight",)
-    mlp_norm = (f"{hf}.post_attention_layernorm.weight",)
+        "linear_fc2": ((HfTensor(f"{hf}.down_proj.weight", f"H{width}"),), Split(1)),
+    }
     return [
-        Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Split(0)),
-        Row("decoder.final_layernorm.weight", ("model.norm.weight",), Replicated()),
-        Row("output_layer.weight", (head,), Split(0)),
-        Row(f"{attention}.linear_qkv.weight", qkv, QueryKeyValue(num_query_groups)),
-        Row(f"{attention}.linear_proj.weight", (f"{hf_attention}.o_proj.weight",), Split(1)),
-        Row(f"{attention}.q_layernorm.weight", (f"{hf_attention}.q_norm.weight",), Replicated()),
-        Row(f"{attention}.k_layernorm.weight", (f"{hf_attention}.k_norm.weight",), Replicated()),
-        # The local implementation keeps norms apart, TransformerEngine fuses the first one.
-        Row(f"{mega}.input_layernorm.weight", input_norm, Replicated()),
-        Row(f"{attention}.linear_qkv.layer_norm_weight", input_norm, Replicated()),
-        Row(f"{mega}.pre_mlp_layernorm.weight", mlp_norm, Replicated()),
-        Row(f"{mega}.mlp.linear_fc1.layer_norm_weight", mlp_norm, Replicated()),
-        Row(f"{mega}.mlp.router.weight", (f"{hf}.mlp.gate.weight",), Replicated()),
-        *_mlp(f"{mega}.mlp.{{fc}}.weight", f"{hf}.mlp"),
-        # SequentialMLP; TEGroupedMLP, and GroupedExperts taken apart.
-        *_mlp(f"{experts}.local_experts.{{expert}}.{{fc}}.weight", hf_expert),
-        *_mlp(f"{experts}.{{fc}}.weight{{expert}}", hf_expert),
-        *_mlp(f"{adjugates}.local_experts.{{group}}.{{fc}}.weight", hf_adjugate),
-        *_mlp(f"{adjugates}.{{fc}}.weight{{group}}", hf_adjugate),
+        Row(
+            f"{megatron}.experts.{linear}.weight" if stack else f"{megatron}.{linear}.weight",
+            tensors,
+            transform,
+            layers=layers,
+            stack=stack,
+            parameters=(
+                # SequentialMLP; TEGroupedMLP, and GroupedExperts taken apart.
+                f"{megatron}.local_experts.{{{stack}}}.{linear}.weight",
+                f"{megatron}.{linear}.weight{{{stack}}}",
+            )
+            if stack
+            else (),
+        )
+        for linear, (tensors, transform) in pieces.items()
     ]
-
-
-# Buffers that a checkpoint may hold and the released forward pass does not read.
-UNUSED = re.compile(r"model\.layers\.\d+\.mlp\.expert_bias")
 
 
 class NameTable:
-    """Look up a Megatron parameter name."""
+    """Look up a Megatron module parameter."""
 
     def __init__(self, table: list[Row]):
-        self._rows = [(re.compile(_pattern(row.megatron)), row) for row in table]
+        self._rows = [
+            (re.compile(_pattern(name)), row)
+            for row in table
+            for name in (row.key, *row.parameters)
+            if not row.buffer
+        ]
 
     def find(self, name: str) -> tuple[tuple[str, ...], Transform]:
         """Hugging Face names and transform of a parameter named with global numbers.
@@ -103,9 +240,15 @@ class NameTable:
     def _matches(self, name: str) -> Iterator[tuple[tuple[str, ...], Transform]]:
         for pattern, row in self._rows:
             if match := pattern.fullmatch(name):
-                yield tuple(h.format(**match.groupdict()) for h in row.hf), row.transform
+                yield tuple(t.name.format(**match.groupdict()) for t in row.hf), row.transform
 
 
 def _pattern(megatron: str) -> str:
     escaped = re.escape(megatron)
     return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", escaped)
+
+
+def shape_of(tensor: HfTensor, architecture: Architecture) -> Shape:
+    """The tensor's shape in this model."""
+    letters = sizes(architecture)
+    return tuple(letters[letter] for letter in tensor.dims)

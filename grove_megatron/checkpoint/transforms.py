@@ -1,7 +1,8 @@
-"""How Hugging Face tensors become one rank's Megatron tensor.
+"""How Hugging Face tensors become one Megatron tensor, or one rank's part of it, and back.
 
 Every transform only moves entries: it concatenates, reorders and slices. The same code therefore
-serves weights, gradients, and the index of every entry.
+serves weights, gradients, and the index of every entry, and what it makes can be taken apart
+again bit for bit.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,39 @@ class TensorParallel:
 
 
 class Transform(Protocol):
-    """Hugging Face tensors of one parameter -> the tensor on one tensor-parallel rank."""
+    """Hugging Face tensors of one parameter <-> Megatron's whole tensor, or a rank's part."""
 
-    def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor: ...
+    def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
+        """The part of one tensor-parallel rank."""
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Shape of the whole tensor made of tensors of ``shapes``."""
+
+    def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        """The whole tensor as (first row, rows), cut where Megatron's checkpoints cut it."""
+
+    def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        """The inverse: tensors of ``shapes``, possibly views of ``whole``."""
 
 
 @dataclass(frozen=True)
-class Replicated:
+class _OneTensor:
+    """Megatron has the tensor as Hugging Face has it."""
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        (shape,) = shapes
+        return shape
+
+    def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        (tensor,) = tensors
+        return [(0, tensor)]
+
+    def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        return [whole]
+
+
+@dataclass(frozen=True)
+class Replicated(_OneTensor):
     """The same tensor on every rank."""
 
     def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
@@ -49,7 +78,7 @@ class Replicated:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(_OneTensor):
     """Split along one dimension: 0 for column-parallel and vocabulary, 1 for row-parallel."""
 
     dim: int
@@ -61,11 +90,25 @@ class Split:
 
 @dataclass(frozen=True)
 class GateUp:
-    """gate_proj, up_proj, each [F, H] -> linear_fc1 [2F/tp, H]: a rank's gate, then its up."""
+    """gate_proj, up_proj, each [F, H] -> linear_fc1 [2F/tp, H]: a rank's gate, then its up.
+
+    In a checkpoint they are two chunks of one tensor [2F, H], so that another tensor-parallel
+    size can slice each.
+    """
 
     def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
         gate, up = tensors
         return torch.cat([tp.slice(gate, 0), tp.slice(up, 0)])
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        return _concatenated(shapes)
+
+    def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        gate, up = tensors
+        return [(0, gate), (gate.shape[0], up)]
+
+    def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        return list(torch.split(whole, [shape[0] for shape in shapes]))
 
 
 @dataclass(frozen=True)
@@ -79,6 +122,25 @@ class QueryKeyValue:
     num_query_groups: int
 
     def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
-        groups = [t.reshape(self.num_query_groups, -1, *t.shape[1:]) for t in tensors]
         # Rows, not groups, are split: with fewer groups than ranks a group is cut.
-        return tp.slice(torch.cat(groups, dim=1).reshape(-1, *tensors[0].shape[1:]), 0)
+        return tp.slice(self._join(tensors), 0)
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        return _concatenated(shapes)
+
+    def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        return [(0, self._join(tensors))]
+
+    def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        groups = whole.reshape(self.num_query_groups, -1, *whole.shape[1:])
+        rows = [shape[0] // self.num_query_groups for shape in shapes]
+        parts = torch.split(groups, rows, dim=1)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _join(self, tensors: Sequence[Tensor]) -> Tensor:
+        groups = [t.reshape(self.num_query_groups, -1, *t.shape[1:]) for t in tensors]
+        return torch.cat(groups, dim=1).reshape(-1, *tensors[0].shape[1:])
+
+
+def _concatenated(shapes: Sequence[Shape]) -> Shape:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])

@@ -19,6 +19,7 @@ from grove_megatron.functional.reference import grove_layer, swiglu
 
 # No dimension equals another one, or the one of the golden, where that can be had.
 OTHER_SIZE: dict[str, Any] = {
+    "architectures": ["GroveMoeForCausalLM"],
     "hidden_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,

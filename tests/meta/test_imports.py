@@ -51,18 +51,32 @@ RULES = {
     "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),
     "layer_count": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    "checkpoint/commands": Rule(
+        inside={"checkpoint"},
+        outside={"typer"},
+        in_functions={"torch", "grove_megatron"},
+    ),
     "checkpoint": Rule(
         inside={"checkpoint", "functional", "config"},
         outside={"torch", "safetensors", "tqdm"},
         in_functions={"transformers"},
     ),
+    # What a model is, without its weights.
+    **{
+        f"checkpoint/{module}": Rule(inside={"checkpoint.architecture", "checkpoint.hf_config"})
+        for module in ("architecture", "hf_config", "megatron_args")
+    },
     # Where the weights meet a Megatron model; names and transforms stay free of it.
     "checkpoint/local_names": Rule(inside={"checkpoint"}, outside={"torch", "megatron.core"}),
-    "checkpoint/verify": Rule(
-        inside={"checkpoint", "functional", "config"},
-        outside={"torch", "safetensors", "tqdm"},
-        in_functions={"megatron.core", "megatron.training", "grove_megatron"},
-    ),
+    # Weights meet Megatron's parser, its loader and its models inside functions alone.
+    **{
+        f"checkpoint/{module}": Rule(
+            inside={"checkpoint"},
+            outside={"torch", "tqdm"},
+            in_functions={"megatron.core", "megatron.training", "grove_megatron"},
+        )
+        for module in ("convert", "model_run", "torch_dist", "verify")
+    },
     "planner": Rule(inside={"planner"}),
     "training": AROUND_THE_MODEL,
     "runtime": AROUND_THE_MODEL,
@@ -182,6 +196,9 @@ def test_there_are_modules_to_look_at():
         ("checkpoint", "import transformers"),
         ("checkpoint", "from ..moe import layer"),
         ("checkpoint", "from megatron.core import mpu"),
+        ("checkpoint/hf_config", "import torch"),
+        ("checkpoint/hf_config", "from .transforms import Transform"),
+        ("checkpoint/megatron_args", "from ..config import is_grove"),
         ("checkpoint/verify", "from megatron.core import mpu"),
         ("checkpoint/verify", "from ..training import launch"),
         ("planner", "import torch"),
@@ -209,6 +226,7 @@ def test_a_forbidden_import_is_found(part, source):
         ("comm", "import torch.distributed as dist"),
         ("moe", "from ..functional.groups import group_map\nfrom megatron.core import mpu"),
         ("checkpoint", "import safetensors\ndef f():\n    import transformers"),
+        ("checkpoint/megatron_args", "from .hf_config import refuse_all"),
         ("checkpoint/verify", "def f():\n    from ..training import launch"),
         ("planner", "import json\nimport grove_megatron.planner.inputs"),
         ("training", "from ..moe.layer import GroveMoELayer\nimport megatron.training"),

@@ -1,0 +1,271 @@
+"""The ``grove`` commands that move weights: import, export, upcycle."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .convert import Options
+    from .manifest import Manifest
+    from .source import Source
+
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="fp32, bf16 or fp16; by default that of the source.")
+]
+Skip = Annotated[
+    list[str],
+    typer.Option(help="A tensor to do without: zeros where it is needed. Once for each."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")]
+HfConfig = Annotated[
+    Path | None,
+    typer.Option(help="Folder with config.json and tokenizer, where --load has none beside it."),
+]
+GroveKeys = Annotated[
+    bool, typer.Option(help="Export Grove settings that the released modelling code ignores.")
+]
+Step = Annotated[int | None, typer.Option(help="Iteration of --load; by default the latest.")]
+
+
+def import_(
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE or Qwen3.")],
+    save: Annotated[Path, typer.Option(help="Folder to make; Megatron's --load takes it.")],
+    dtype: Dtype = "",
+    skip: Skip = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Make a Megatron checkpoint of a Hugging Face model, on any machine, for any layout.
+
+    Every tensor is accounted for: missing, unexpected, wrong and non-finite ones are listed, and
+    nothing is written. Begun work goes on where it was stopped when the command is repeated.
+    """
+    with _refusals():
+        from .convert import write_megatron
+        from .source import hf_source
+
+        options = _options(dtype, skip)
+        made_by = {"command": "grove import", "hf": str(hf.resolve())}
+        manifest = write_megatron(hf_source(hf), save, options, made_by)
+    _report(manifest, save, as_json)
+
+
+def export(
+    load: Annotated[Path, typer.Option(help="Megatron checkpoint (torch_dist), as --load.")],
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder to make.")],
+    hf_config: HfConfig = None,
+    ckpt_step: Step = None,
+    dtype: Dtype = "",
+    skip: Skip = [],  # noqa: B006
+    max_shard_size: Annotated[float, typer.Option(help="GiB of the largest file.")] = 5.0,
+    fused_experts: Annotated[
+        bool, typer.Option(help="Two tensors for a layer's experts, as in transformers 5.")
+    ] = False,
+    write_grove_keys: GroveKeys = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a Hugging Face folder of a Megatron checkpoint, saved at any layout."""
+    with _refusals():
+        from .convert import write_hf
+        from .source import megatron_source
+
+        if not max_shard_size > 0:
+            raise ValueError(f"--max-shard-size ({max_shard_size}) is not above 0")
+        shard_bytes = int(max_shard_size * 2**30)
+        source = megatron_source(load, ckpt_step, hf_config)
+        made_by = {
+            "command": "grove export",
+            "load": str(load.resolve()),
+            "shard_bytes": shard_bytes,
+            "fused_experts": fused_experts,
+        }
+        manifest = write_hf(
+            source,
+            hf,
+            _options(dtype, skip),
+            made_by,
+            shard_bytes=shard_bytes,
+            fused=fused_experts,
+            grove_keys=write_grove_keys,
+        )
+    _report(manifest, hf, as_json)
+
+
+def upcycle(
+    context: typer.Context,
+    hf: Annotated[Path | None, typer.Option(help="Parent: a Hugging Face folder.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Parent: a Megatron checkpoint.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Megatron checkpoint to make.")] = None,
+    save_hf: Annotated[Path | None, typer.Option(help="Hugging Face folder to make.")] = None,
+    group_size: Annotated[
+        int, typer.Option(help="Experts in a group; 0 leaves a dense parent's child without.")
+    ] = 2,
+    adjugate_ffn_hidden_size: Annotated[int, typer.Option(help="FFN width of an adjugate.")] = 128,
+    adjugate_scale: Annotated[float, typer.Option(help="Weight of the adjugates' sum.")] = 0.05,
+    grouping: Annotated[
+        Path | None, typer.Option(help="JSON with the groups; by default neighbours.")
+    ] = None,
+    num_experts: Annotated[
+        int | None, typer.Option(help="Dense parents: copies of every MLP.")
+    ] = None,
+    topk: Annotated[int, typer.Option(help="Dense parents: copies a token selects.")] = 2,
+    granularity: Annotated[int, typer.Option(help="Dense parents: slices of a copy.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of everything that is not copied.")] = 1234,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare logits of child and parent, in fp32.")
+    ] = False,
+    hf_config: HfConfig = None,
+    ckpt_step: Step = None,
+    dtype: Dtype = "",
+    skip: Skip = [],  # noqa: B006
+    write_grove_keys: GroveKeys = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a Grove MoE of a Qwen3-MoE (or Qwen3) that computes the same before it is trained.
+
+    Adjugates' down projections and expert biases are zero, gate and up projections N(0, 0.006^2),
+    all else is copied bit for bit. --check runs both models; under torchrun, without --save and
+    with Megatron flags such as --expert-model-parallel-size 2, for models that need several ranks.
+    """
+    with _refusals():
+        from .convert import write_hf, write_megatron
+        from .source import hf_source, megatron_source
+        from .units import count_parameters
+        from .upcycle import grove_child, moe_child
+
+        _check_upcycle(context.args, hf, load, save, save_hf, check)
+        if load is not None:
+            parent = megatron_source(load, ckpt_step, hf_config)
+        else:
+            assert hf is not None
+            parent = hf_source(hf)
+        child = parent
+        if num_experts is not None:
+            child = moe_child(child, num_experts, topk, granularity, seed)
+        if group_size or num_experts is None:
+            child = grove_child(
+                child, group_size, adjugate_ffn_hidden_size, adjugate_scale, grouping, seed
+            )
+        made_by = {"command": "grove upcycle"}
+        options = _options(dtype, skip)
+        # This one can refuse what the other can express, so it comes first.
+        if save_hf is not None:
+            manifest = write_hf(child, save_hf, options, made_by, grove_keys=write_grove_keys)
+            _report(manifest, save_hf)
+        if save is not None:
+            _report(write_megatron(child, save, options, made_by), save)
+    result: dict[str, Any] = {
+        "parameters_before": count_parameters(parent.architecture),
+        "parameters_after": count_parameters(child.architecture),
+    }
+    _say(
+        f"parameters: {result['parameters_before']:,} -> {result['parameters_after']:,}",
+        to_stderr=as_json,
+    )
+    if check:
+        result |= _run_check(parent, child, context.args, seed, as_json)
+    if as_json and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result), flush=True)
+    raise typer.Exit(0 if result.get("passed", True) else 1)
+
+
+def _check_upcycle(
+    extra: list[str],
+    hf: Path | None,
+    load: Path | None,
+    save: Path | None,
+    save_hf: Path | None,
+    check: bool,
+) -> None:
+    """Options that do not go together."""
+    from .weights import ConversionError
+
+    problems = []
+    if (hf is None) == (load is None):
+        problems.append(f"--hf ({hf}) and --load ({load}): the parent is one of them")
+    if save is None and save_hf is None and not check:
+        problems.append("nothing to make: give --save, --save-hf or --check")
+    if extra and not check:
+        problems.append(f"{' '.join(extra)}: no such option of grove upcycle without --check")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (save or save_hf):
+        problems.append("torchrun is for --check alone; make the child in one process first")
+    if problems:
+        raise ConversionError(problems)
+
+
+def _run_check(
+    parent: "Source", child: "Source", extra: list[str], seed: int, as_json: bool
+) -> dict[str, Any]:
+    from ..training.start import alone, quiet, started
+
+    alone()
+    with started(), quiet(), _refusals():
+        from .upcycle_check import TOLERANCE, compare
+
+        found = compare(parent, child, extra, seed)
+    if found.same_layer is not None:
+        _say(
+            f"largest difference of logits: {found.same_layer:.2e} (asked 0) from the parent's "
+            "weights in the same layers",
+            to_stderr=as_json,
+        )
+    _say(
+        f"largest difference of logits: {found.megatron_layer:.2e} (asked {TOLERANCE:.0e}) from "
+        "the parent in Megatron's own layers",
+        to_stderr=as_json,
+    )
+    _say("passed" if found.passed else "FAILED", to_stderr=as_json)
+    differences = {k: v for k, v in asdict(found).items() if v is None or isfinite(v)}
+    return differences | {"passed": found.passed}
+
+
+def _say(text: str, *, to_stderr: bool) -> None:
+    """On rank 0; beside JSON, stdout is for that."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def _options(dtype: str, skip: list[str]) -> "Options":
+    import torch
+
+    from .convert import Options
+
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if dtype and dtype not in known:
+        raise ValueError(f"--dtype ({dtype}) is not one of {', '.join(known)}")
+    return Options(known.get(dtype), tuple(skip))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    from .weights import ConversionError
+
+    # Megatron says at import that it goes without TransformerEngine and Apex; so does this.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(megatron|torch)\.")
+    try:
+        yield
+    except ValueError as error:
+        problems = error.problems if isinstance(error, ConversionError) else [str(error)]
+        lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        print(f"grove_megatron: {count}, nothing was made:\n{lines}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _report(manifest: "Manifest", destination: Path, as_json: bool | None = None) -> None:
+    counts: dict[str, Any] = manifest.counts
+    _say(
+        f"{destination}: {counts['tensors']:,} tensors, {counts['parameters']:,} parameters, "
+        f"{counts['bytes'] / 2**30:.2f} GiB, every one accounted for",
+        to_stderr=as_json,
+    )
+    if as_json:
+        print(json.dumps(counts), flush=True)

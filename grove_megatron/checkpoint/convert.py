@@ -1,0 +1,248 @@
+"""``grove import``, ``grove export``: from one format to the other, every tensor accounted for.
+
+What is wrong shows in two places: before anything is written, from the headers; and while tensors
+stream into the temporary place. Either way all of it is listed, and nothing gets its name.
+"""
+
+import json
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .checked import CheckedReader, Plan, plan
+from .hf_config import config_of, ignored_by_release
+from .manifest import NAME, Manifest, described
+from .megatron_args import megatron_flags
+from .sinks import GIB, HfSink, MegatronSink, Sink
+from .source import HF_FILES, Source
+from .staging import Staging
+from .transforms import Shape
+from .units import hf_shapes, units
+from .weights import ConversionError, mismatches
+
+# The flags of the model, beside its weights.
+FLAGS_FILE = "megatron_flags.txt"
+
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both directions take.
+
+    Args:
+        dtype: of the tensors to write; None: the source's.
+        skip: tensors to do without: needed ones become zeros, others are left out.
+    """
+
+    dtype: torch.dtype | None = None
+    skip: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        return {"dtype": str(self.dtype), "skip": sorted(self.skip)}
+
+
+def write_megatron(
+    source: Source, save: Path, options: Options, made_by: dict[str, Any]
+) -> Manifest:
+    """Write a checkpoint that Megatron's ``--load`` takes, at any parallel layout.
+
+    Args:
+        source: of the weights.
+        save: folder to make.
+        options: of the conversion.
+        made_by: for the manifest.
+
+    Raises:
+        ValueError: all problems; nothing is at ``save`` then.
+    """
+    all_units = list(units(source.architecture))
+    plans = _plans(source, hf_shapes(source.architecture), options)
+    flags = megatron_flags(source.architecture)
+    common = {
+        "args": _parsed(flags),
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "num_floating_point_operations_so_far": 0,
+        "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
+    }
+    sink = MegatronSink(plans, all_units, common)
+
+    def others(folder: Path) -> None:
+        if source.hf_files is not None:
+            _copy_others(source.hf_files, folder / HF_FILES)
+        (folder / FLAGS_FILE).write_text(" ".join(flags) + "\n", encoding="utf-8")
+
+    return _run(source, sink, plans, save, options, made_by, others)
+
+
+def write_hf(
+    source: Source,
+    folder: Path,
+    options: Options,
+    made_by: dict[str, Any],
+    *,
+    shard_bytes: int = 5 * GIB,
+    fused: bool = False,
+    grove_keys: bool = False,
+) -> Manifest:
+    """Write a Hugging Face model folder.
+
+    Args:
+        source: of the weights.
+        folder: to make.
+        options: of the conversion.
+        made_by: for the manifest.
+        shard_bytes: the largest shard.
+        fused: the experts of a layer as two tensors (Qwen3-MoE in transformers 5).
+        grove_keys: write Grove settings that the released modelling code ignores.
+
+    Raises:
+        ValueError: all problems; nothing is at ``folder`` then.
+    """
+    ignored = [] if grove_keys else ignored_by_release(source.architecture)
+    if fused and (source.architecture.is_grove or not source.architecture.num_experts):
+        ignored.append("--fused-experts is a layout of Qwen3-MoE in transformers 5; remove it")
+    source = replace(source, problems=[*source.problems, *ignored])
+    plans = _plans(source, hf_shapes(source.architecture), options)
+    sink = HfSink(plans, shard_bytes, fused)
+    dtype = str(next(iter(plans.values())).dtype).removeprefix("torch.")
+    config = config_of(source.architecture, source.config, dtype)
+
+    def others(content: Path) -> None:
+        if source.hf_files is not None:
+            _copy_others(source.hf_files, content)
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (content / "config.json").write_text(text, encoding="utf-8")
+
+    return _run(source, sink, plans, folder, options, made_by, others)
+
+
+def _plans(source: Source, shapes: Mapping[str, Shape], options: Options) -> dict[str, Plan]:
+    return plan(
+        shapes,
+        source.infos(),
+        options.dtype,
+        frozenset(options.skip),
+        # Megatron keeps this buffer in fp32 whatever the model is trained in.
+        keep_dtype=lambda name: name.endswith(".expert_bias"),
+    )
+
+
+def _run(
+    source: Source,
+    sink: Sink,
+    plans: dict[str, Plan],
+    destination: Path,
+    options: Options,
+    made_by: dict[str, Any],
+    others: Callable[[Path], None],
+) -> Manifest:
+    """Check, stream, check again, and only then give the result its name."""
+    expected = {name: plan.shape for name, plan in plans.items()}
+    skip = frozenset(options.skip)
+    problems = source.problems + mismatches(expected, source.infos(), skip) + sink.problems()
+    problems += [
+        f"--skip {name} names no tensor of the source or the model"
+        for name in sorted(skip - expected.keys() - source.infos().keys())
+    ]
+    if problems:
+        raise ConversionError(problems)
+    job = {"made_by": made_by, "source": source.weights.identity(), "options": options.record()}
+    staging = Staging(destination, job)
+    try:
+        total = sum(plan.bytes for plan in plans.values())
+        if problems := staging.room(total):
+            raise ConversionError(problems)
+        checksums = _stream(source, sink, plans, staging, total)
+        records = {part.file: staging.done[part.file]["records"] for part in sink.parts}
+        sink.finish(staging.folder, records)
+        others(staging.folder)
+        file_of = {name: part.file for part in sink.parts for name in part.names}
+        manifest = Manifest(
+            made_by=made_by | options.record() | {"source": source.weights.identity()},
+            architecture=asdict(source.architecture),
+            tensors=described(plans, checksums, file_of),
+            skipped=sorted(skip),
+            generated=source.generated,
+        )
+        manifest.write(staging.folder / sink.manifest_folder)
+        staging.publish()
+    except OSError as error:
+        raise ConversionError(
+            [f"{destination} cannot be written: {error}; the same command goes on from here"]
+        ) from error
+    finally:
+        staging.close()
+    return manifest
+
+
+def _stream(
+    source: Source, sink: Sink, plans: dict[str, Plan], staging: Staging, total: int
+) -> dict[str, str]:
+    """Write every file that is not there yet; returns sha256 of all tensors by name."""
+    reader = CheckedReader(source.weights, plans, source.checksums)
+    progress = tqdm(
+        total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, mininterval=1
+    )
+
+    def read(name: str) -> Tensor:
+        progress.update(plans[name].bytes)
+        return reader.read(name)
+
+    try:
+        with progress:
+            for part in sink.parts:
+                if part.file in staging.done:
+                    progress.update(sum(plans[name].bytes for name in part.names))
+                elif reader.problems:
+                    # Nothing will be published: read on to list what else is wrong.
+                    for name in part.names:
+                        read(name)
+                    reader.take()
+                else:
+                    records = sink.write(part, staging.temporary(part.file), read)
+                    sha256 = reader.take()
+                    if not reader.problems:
+                        staging.finished(part.file, {"records": records, "sha256": sha256})
+    finally:
+        reader.close()
+    if reader.problems:
+        raise ConversionError(reader.problems)
+    return {
+        name: digest
+        for part in sink.parts
+        for name, digest in staging.done[part.file]["sha256"].items()
+    }
+
+
+def _copy_others(folder: Path, destination: Path) -> None:
+    """Config, tokenizer, licence, modelling code: all but weights and what describes them."""
+    destination.mkdir(exist_ok=True)
+    for file in sorted(folder.iterdir()):
+        weights = file.name.endswith((*_WEIGHT_FILES, ".index.json")) or file.name == NAME
+        if file.is_file() and not weights:
+            shutil.copyfile(file, destination / file.name)
+
+
+def _parsed(flags: list[str]) -> Namespace:
+    """The flags as Megatron's parser understands them, for ``--use-checkpoint-args``."""
+    from megatron.training.arguments import parse_args
+
+    from ..arguments import add_grove_arguments, select_layer
+
+    given, sys.argv = sys.argv, [sys.argv[0], *flags]
+    try:
+        args: Namespace = parse_args(extra_args_provider=add_grove_arguments)
+    finally:
+        sys.argv = given
+    select_layer(args)
+    return args

@@ -1,0 +1,100 @@
+"""Inputs of a model and what it computes from them: the reference of ``grove verify``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+GRAD_PREFIX = "grad."
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and results of the authors' model, from a safetensors file.
+
+    input_ids, labels [B, S] int64; logits [B, S, V]; loss, the mean cross-entropy of the logits
+    against the labels as they stand; gradients by Hugging Face parameter name.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    logits: Tensor
+    loss: Tensor
+    grads: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Raises ValueError that lists every tensor that is missing or unknown."""
+        if not file.is_file():
+            raise ValueError(f"--golden ({file}) is not a file")
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        grads = {
+            name.removeprefix(GRAD_PREFIX): tensors.pop(name)
+            for name in sorted(tensors)
+            if name.startswith(GRAD_PREFIX)
+        }
+        wanted = {"input_ids", "labels", "logits", "loss"}
+        problems = [f"{name} is missing" for name in sorted(wanted - set(tensors))]
+        problems += [f"{name} is not known" for name in sorted(set(tensors) - wanted)]
+        if problems:
+            raise ValueError(f"--golden ({file}): " + "; ".join(problems))
+        return cls(grads=grads, **tensors)
+
+    @classmethod
+    def of_transformers(cls, folder: Path, seed: int = 1234) -> Self:
+        """What transformers computes, in fp64, from random tokens: [2, 24] and all gradients.
+
+        For Qwen3-MoE and Qwen3 folders.
+
+        Raises:
+            ValueError: transformers is not installed, or does not know the model.
+        """
+        try:
+            from transformers import AutoModelForCausalLM
+        except ImportError as error:
+            raise ValueError(
+                "--golden (absent) needs transformers to compute the reference; "
+                "pip install 'grove-megatron[hf]', or name a golden file"
+            ) from error
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float64,
+                attn_implementation="eager",
+                # The others have no fp64.
+                experts_implementation="eager",
+            )
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(
+                f"--golden (absent) and transformers does not load {folder}: {error}; name a "
+                "golden file"
+            ) from error
+        generator = torch.Generator().manual_seed(seed)
+        ids, labels = torch.randint(0, model.config.vocab_size, (2, 2, 24), generator=generator)
+        logits = model(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss.backward()
+        return cls(ids, labels, logits.detach(), loss.detach(), _by_expert(model))
+
+
+def _by_expert(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Gradients under the names of files: transformers 5 holds a layer's experts as two tensors."""
+    grads: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        prefix, is_fused, which = name.rpartition(".mlp.experts.")
+        if not is_fused or parameter.dim() != 3:
+            grads[name] = parameter.grad
+            continue
+        for expert, grad in enumerate(parameter.grad):
+            parts = {"down_proj": grad}
+            if which == "gate_up_proj":
+                parts = dict(zip(("gate_proj", "up_proj"), grad.chunk(2), strict=True))
+            for projection, part in parts.items():
+                grads[f"{prefix}.mlp.experts.{expert}.{projection}.weight"] = part
+    return grads

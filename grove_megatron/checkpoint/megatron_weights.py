@@ -1,0 +1,156 @@
+"""The weights of a Megatron distributed checkpoint under Hugging Face names."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .architecture import Architecture
+from .safetensors_io import NAME_OF
+from .torch_dist import TorchDistReader
+from .transforms import Shape
+from .units import Unit, units
+from .weights import TensorInfo
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_LAYER_BY_LAYER = re.compile(r"decoder\.layers\.\d+\.")
+# State of training that is not of the weights.
+_TRAINING = re.compile(
+    r"(optimizer|chained_\d+\.optimizer|rng_state|rerun_state_machine_state)\b.*"
+)
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+def iteration_folder(load: Path, step: int | None = None) -> Path:
+    """The directory of one saved iteration.
+
+    Args:
+        load: what ``--load`` names, or such a directory itself.
+        step: the iteration; by default the one the tracker file names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if step is None and (load / "metadata.json").is_file():
+        return load
+    tracker = load / TRACKER
+    if step is None:
+        try:
+            latest = tracker.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"--load ({load}) has no readable {TRACKER} ({error})") from error
+        if latest != "release" and not latest.isdigit():
+            raise ValueError(f"{tracker} ({latest!r}) names no iteration; correct it")
+        step = None if latest == "release" else int(latest)
+    folder = load / ("release" if step is None else f"iter_{step:07d}")
+    if not folder.is_dir():
+        raise ValueError(f"--load ({load}) has no {folder.name}; name an iteration that it has")
+    return folder
+
+
+class MegatronWeights:
+    """A checkpoint's tensors, whichever experts and parallel layout saved it.
+
+    Args:
+        reader: of the checkpoint directory.
+        architecture: what the model is; its ``vocab_size`` cuts off the padding of the embedding.
+    """
+
+    def __init__(self, reader: TorchDistReader, architecture: Architecture):
+        self._reader = reader
+        has_bias = any(key.endswith(".mlp.router.expert_bias") for key in reader.tensors)
+        self.architecture = replace(architecture, expert_bias=has_bias)
+        stacked = not any(_LAYER_BY_LAYER.match(key) for key in reader.tensors)
+        self._unit_of = {
+            name: (unit, which)
+            for unit in units(self.architecture, stacked and architecture.num_layers > 0)
+            for which, name in enumerate(unit.names)
+        }
+        # One unit is several Hugging Face tensors: q, k and v are read together.
+        self._read_unit = lru_cache(maxsize=4)(self._read_unit_anew)
+
+    def _key(self, unit: Unit) -> str | None:
+        """The key under which the checkpoint has a unit."""
+        row = unit.key
+        if row in self._reader.tensors:
+            return row
+        return unit.also if unit.also in self._reader.tensors else None
+
+    def problems(self) -> list[str]:
+        """Missing, unexpected, wrong-shape and incomplete entries, one line each."""
+        problems = []
+        seen: set[str] = set()
+        for unit in dict.fromkeys(unit for unit, _ in self._unit_of.values()):
+            known = {unit.key, unit.also} - {None}
+            if seen & known:
+                continue
+            seen |= {key for key in known if key is not None}
+            key = self._key(unit)
+            if key is None:
+                problems.append(
+                    f"{unit.key} (absent) is needed by the model; {self._reader.folder}"
+                )
+                continue
+            found = self._reader.shape(key)
+            if not _fits(key, found, unit.global_shape):
+                problems.append(
+                    f"{key} has shape {list(found)}, not {list(unit.global_shape)} as the "
+                    "checkpoint's arguments and the config say"
+                )
+            problems += self._reader.problems(key)
+        for key in sorted(self._reader.tensors.keys() - seen):
+            if not _TRAINING.fullmatch(key):
+                problems.append(f"{key} in {self._reader.folder} is not known to the model")
+        return problems
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return {
+            name: TensorInfo(unit.shapes[which], self._dtype(key), str(self._reader.folder))
+            for name, (unit, which) in self._unit_of.items()
+            if (key := self._key(unit)) is not None
+        }
+
+    def _dtype(self, key: str) -> str:
+        dtype = self._reader.dtype(key)
+        return NAME_OF.get(dtype, str(dtype))
+
+    def read(self, name: str) -> Tensor:
+        unit, which = self._unit_of[name]
+        return self._read_unit(unit)[which]
+
+    def _read_unit_anew(self, unit: Unit) -> list[Tensor]:
+        key = self._key(unit)
+        assert key is not None, "checked before"
+        whole = self._reader.region(key, unit.place, unit.shape)
+        return unit.transform.split(whole, unit.shapes)
+
+    def identity(self) -> dict[str, object]:
+        folder = self._reader.folder
+        stats = [(name, (folder / name).stat()) for name in [".metadata", *self._reader.files()]]
+        return {
+            "folder": str(folder.resolve()),
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        }
+
+
+def _fits(key: str, found: Shape, wanted: Shape) -> bool:
+    if key in _VOCABULARY:
+        # Megatron pads the vocabulary to a multiple of the tensor-parallel size.
+        return found[0] >= wanted[0] and found[1:] == wanted[1:]
+    return found == wanted
+
+
+def checkpoint_args(reader: TorchDistReader) -> Any:
+    """The arguments of the job that saved the checkpoint, a Namespace.
+
+    Raises:
+        ValueError: it has none.
+    """
+    args = reader.common().get("args")
+    if args is None:
+        raise ValueError(f"{reader.folder} has no arguments of the job that saved it")
+    return args

@@ -1,0 +1,108 @@
+"""Where weights come from, with everything that is known of their model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .architecture import Architecture
+from .hf_config import architecture_of, read_config
+from .hf_files import HfWeights
+from .manifest import read_checksums
+from .megatron_args import architecture_of_args
+from .megatron_weights import MegatronWeights, checkpoint_args, iteration_folder
+from .torch_dist import TorchDistReader
+from .weights import TensorInfo, Weights
+
+# Beside the weights, a Megatron checkpoint keeps the rest of the Hugging Face folder here.
+HF_FILES = "hf"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights with everything that is known of their model.
+
+    Args:
+        weights: the tensors.
+        architecture: of the model.
+        checksums: of the tensors, from the manifest of the conversion that wrote them.
+        problems: found in the headers, beyond what :func:`.weights.mismatches` finds.
+        hf_files: folder with the model's config, tokenizer and other files; None: there is none.
+        config: the config in that folder.
+        generated: see :class:`.manifest.Manifest`.
+    """
+
+    weights: Weights
+    architecture: Architecture
+    checksums: dict[str, tuple[str, str]]
+    problems: list[str]
+    hf_files: Path | None
+    config: dict[str, Any] | None
+    generated: dict[str, Any]
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self.weights.infos()
+
+
+def hf_source(folder: Path) -> Source:
+    """A Hugging Face model folder.
+
+    Raises:
+        ValueError: everything that is wrong with its config and its headers.
+    """
+    config = read_config(folder)
+    architecture = architecture_of(config, str(folder / "config.json"))
+    weights = HfWeights(folder)
+    if architecture.is_grove and any(n.endswith(".mlp.expert_bias") for n in weights.infos()):
+        # A buffer that the release's config says nothing about.
+        architecture = replace(architecture, expert_bias=True)
+    return Source(weights, architecture, read_checksums(folder), [], folder, config, {})
+
+
+def megatron_source(load: Path, step: int | None, hf_files: Path | None) -> Source:
+    """A Megatron distributed checkpoint.
+
+    Args:
+        load: as Megatron's ``--load``.
+        step: the iteration; None: the latest.
+        hf_files: folder with config and tokenizer; None: where an import put it, if it did.
+
+    Raises:
+        ValueError: everything that is wrong with its arguments and metadata.
+    """
+    folder = iteration_folder(load, step)
+    reader = TorchDistReader(folder)
+    architecture = architecture_of_args(checkpoint_args(reader))
+    if hf_files is None and (folder.parent / HF_FILES / "config.json").is_file():
+        hf_files = folder.parent / HF_FILES
+    config = None if hf_files is None else read_config(hf_files)
+    problems: list[str] = []
+    if config is not None:
+        said = architecture_of(config, f"{hf_files}/config.json")
+        problems += _contradictions(said, architecture, hf_files, folder)
+        architecture = replace(architecture, vocab_size=said.vocab_size)
+    weights = MegatronWeights(reader, architecture)
+    return Source(
+        weights,
+        weights.architecture,
+        read_checksums(folder),
+        problems + weights.problems(),
+        hf_files,
+        config,
+        {},
+    )
+
+
+def _contradictions(
+    said: Architecture, trained: Architecture, hf_files: Path | None, folder: Path
+) -> list[str]:
+    problems = []
+    for name, value in asdict(said).items():
+        own = asdict(trained)[name]
+        padded = name == "vocab_size" and value <= own
+        if value != own and not padded and name != "expert_bias":
+            problems.append(
+                f"{name} ({value}) of {hf_files}/config.json differs from {name} ({own}) of the "
+                f"arguments in {folder}; name the model's own config with --hf-config"
+            )
+    return problems

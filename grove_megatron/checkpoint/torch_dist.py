@@ -1,0 +1,298 @@
+"""Read and write a Megatron distributed checkpoint (``torch_dist``) without a process group.
+
+The format is torch.distributed.checkpoint's: files ``*.distcp`` of ``torch.save`` records, and a
+pickled ``.metadata`` that says which record is which region of which tensor. Megatron adds
+``metadata.json`` and one record of everything that is not sharded.
+"""
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from .durable import DurableFile, sync
+from .transforms import Shape
+
+COMMON = "common_state/shard_0_1"
+FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+
+
+class TorchDistReader:
+    """The tensors of one checkpoint directory, by key and region.
+
+    Raises:
+        ValueError: the directory is not such a checkpoint, or its metadata cannot be read.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            config = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+            backend = config["sharded_backend"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder} is not a complete Megatron distributed checkpoint: metadata.json "
+                f"cannot be read ({error}); name one that was saved with --ckpt-format torch_dist"
+            ) from error
+        if backend != FORMAT["sharded_backend"]:
+            raise ValueError(f"{folder} has format {backend}, not torch_dist")
+        try:
+            metadata = FileSystemReader(folder).read_metadata()
+        except Exception as error:  # a pickle can fail in any way
+            raise ValueError(
+                f"{folder / '.metadata'} cannot be read, so the checkpoint is not complete: {error}"
+            ) from error
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            key: value
+            for key, value in metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata)
+        }
+        self._records: Mapping[MetadataIndex, Any] = metadata.storage_data
+        self._open: dict[Path, BinaryIO] = {}
+        self._chunks_at: dict[str, dict[Shape | None, list[ChunkStorageMetadata]]] = {}
+
+    def shape(self, key: str) -> Shape:
+        return tuple(self.tensors[key].size)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.tensors[key].properties.dtype
+
+    def files(self) -> list[str]:
+        """Names of all files with records."""
+        return sorted({record.relative_path for record in self._records.values()})
+
+    def problems(self, key: str) -> list[str]:
+        """What is wrong with a tensor's records, as far as it shows without reading them."""
+        problems = []
+        covered = 0
+        for chunk in self.tensors[key].chunks:
+            covered += prod(chunk.sizes)
+            record = self._record(key, chunk)
+            where = f"{key} {list(chunk.offsets)}"
+            if record is None:
+                problems.append(f"{where} is in no file of {self.folder}")
+                continue
+            file = self.folder / record.relative_path
+            size = file.stat().st_size if file.is_file() else None
+            if size is None:
+                problems.append(f"{file} (absent) should have {where}")
+            elif record.offset + record.length > size:
+                problems.append(
+                    f"{file} ({size} bytes) was cut short: {where} ends at byte "
+                    f"{record.offset + record.length}"
+                )
+        if covered < prod(self.shape(key)):
+            problems.append(
+                f"{key} in {self.folder} has {covered} of {prod(self.shape(key))} elements"
+            )
+        return problems
+
+    def region(self, key: str, place: Shape, shape: Shape) -> Tensor:
+        """[``shape``] at index ``place`` of the leading axes, from the start of the others.
+
+        Raises:
+            ValueError: a record cannot be read; names the file.
+        """
+        begin = (*place, *(0 for _ in shape))
+        size = (*(1 for _ in place), *shape)
+        out: Tensor | None = None
+        for chunk in self._near(key, place):
+            overlap = _overlap(chunk, begin, size)
+            if overlap is None:
+                continue
+            part = self._chunk(key, chunk)[_relative(overlap, chunk.offsets)]
+            if tuple(part.shape) == size:
+                return part.reshape(shape)
+            if out is None:
+                out = torch.empty(size, dtype=part.dtype)
+            out[_relative(overlap, begin)] = part
+        assert out is not None, f"{key} {place}: checked before"
+        return out.reshape(shape)
+
+    def _near(self, key: str, place: Shape) -> list[ChunkStorageMetadata]:
+        """The chunks that may hold ``place``: an entry of all experts has thousands of others."""
+        if key not in self._chunks_at:
+            index: dict[Shape | None, list[ChunkStorageMetadata]] = {}
+            for chunk in self.tensors[key].chunks:
+                leading = tuple(chunk.sizes[: len(place)])
+                one = all(n == 1 for n in leading)
+                at = tuple(chunk.offsets[: len(place)]) if one else None
+                index.setdefault(at, []).append(chunk)
+            self._chunks_at[key] = index
+        index = self._chunks_at[key]
+        return index.get(place, []) + index.get(None, [])
+
+    def _record(self, key: str, chunk: ChunkStorageMetadata) -> Any:
+        return self._records.get(MetadataIndex(key, chunk.offsets))
+
+    def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        record = self._record(key, chunk)
+        file = self.folder / record.relative_path
+        try:
+            if file not in self._open:
+                self._open[file] = file.open("rb", buffering=0)
+            data = _read(self._open[file], record.offset, record.length)
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{file}: {key} {list(chunk.offsets)} cannot be read: {error}"
+            ) from error
+        if not isinstance(loaded, Tensor) or tuple(loaded.shape) != tuple(chunk.sizes):
+            raise ValueError(
+                f"{file}: {key} {list(chunk.offsets)} is not a tensor of {list(chunk.sizes)}"
+            )
+        return loaded
+
+    def common(self) -> dict[str, Any]:
+        """Everything that is not sharded: arguments, iteration, ..."""
+        from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+
+        state: dict[str, Any] = load_common_state_dict(str(self.folder))
+        return state
+
+
+def _read(opened: BinaryIO, offset: int, length: int) -> bytearray:
+    data = bytearray(length)
+    left = memoryview(data)
+    while left:
+        # One call reads 2 GiB at most.
+        count = os.preadv(opened.fileno(), [left], offset + length - len(left))
+        if count == 0:
+            raise EOFError(f"the file ends {len(left)} bytes early")
+        left = left[count:]
+    return data
+
+
+def _overlap(chunk: ChunkStorageMetadata, begin: Shape, size: Shape) -> tuple[slice, ...] | None:
+    """Where a chunk and a region meet, in the coordinates of the whole tensor."""
+    meet = [
+        slice(max(o, b), min(o + n, b + m))
+        for o, n, b, m in zip(chunk.offsets, chunk.sizes, begin, size, strict=True)
+    ]
+    return None if any(s.start >= s.stop for s in meet) else tuple(meet)
+
+
+def _relative(region: tuple[slice, ...], begin: Iterable[int]) -> tuple[slice, ...]:
+    return tuple(slice(s.start - b, s.stop - b) for s, b in zip(region, begin, strict=True))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is where in a file.
+
+    Args:
+        key: the tensor, or the object.
+        file: its name.
+        start, length: the record's bytes.
+        offsets, shape: the region; None for an object.
+        dtype: of the region, without ``torch.``; None for an object.
+    """
+
+    key: str
+    file: str
+    start: int
+    length: int
+    offsets: Shape | None = None
+    shape: Shape | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> "Record":
+        """From JSON, which has lists for tuples."""
+        for name in ("offsets", "shape"):
+            saved[name] = None if saved[name] is None else tuple(saved[name])
+        return cls(**saved)
+
+
+class RecordWriter:
+    """Write one file of records; ``records`` says what it holds.
+
+    Args:
+        file: to write; must not exist.
+        name: that it will have in the end.
+    """
+
+    def __init__(self, file: Path, name: str):
+        self.records: list[Record] = []
+        self._name = name
+        self._file = DurableFile(file)
+
+    def add(self, key: str, offsets: Shape, tensor: Tensor) -> None:
+        """A region of tensor ``key``; of as many dimensions as the tensor has."""
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            # torch.save writes the whole storage that a view is of.
+            tensor = tensor.clone()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self._write(key, tensor, offsets=offsets, shape=tuple(tensor.shape), dtype=dtype)
+
+    def add_object(self, key: str, content: object) -> None:
+        self._write(key, content)
+
+    def _write(self, key: str, content: object, **region: Any) -> None:
+        start = self._file.tell()
+        torch.save(content, self._file)
+        length = self._file.tell() - start
+        self.records.append(Record(key, self._name, start, length, **region))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+
+def write_metadata(folder: Path, shapes: Mapping[str, Shape], records: Iterable[Record]) -> None:
+    """Complete a checkpoint directory whose files are written.
+
+    Args:
+        folder: the directory.
+        shapes: of every tensor.
+        records: of all files.
+    """
+    entries: dict[str, Any] = {}
+    places: dict[MetadataIndex, Any] = {}
+    for record in records:
+        info = _StorageInfo(record.file, record.start, record.length)
+        if record.offsets is None:
+            entries[record.key] = BytesStorageMetadata()
+            places[MetadataIndex(record.key)] = info
+            continue
+        assert record.shape is not None
+        assert record.dtype is not None
+        if record.key not in entries:
+            properties = TensorProperties(dtype=getattr(torch, record.dtype))
+            size = torch.Size(shapes[record.key])
+            entries[record.key] = TensorStorageMetadata(properties, size, [])
+        chunk = ChunkStorageMetadata(torch.Size(record.offsets), torch.Size(record.shape))
+        entries[record.key].chunks.append(chunk)
+        places[MetadataIndex(record.key, chunk.offsets)] = info
+    metadata = Metadata(state_dict_metadata=entries, storage_data=places)
+    with (folder / ".metadata").open("wb") as opened:
+        pickle.dump(metadata, opened)
+        sync(opened)
+    with (folder / "metadata.json").open("w", encoding="utf-8") as text:
+        json.dump(FORMAT, text)
+        sync(text.buffer)

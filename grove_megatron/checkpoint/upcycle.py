@@ -1,0 +1,380 @@
+"""``grove upcycle``: a child model on the weights of a trained parent.
+
+A child is a source of weights like any other: what it takes from the parent is read from the
+parent, the rest is made. So a child is written as a parent would be, to either format.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .architecture import Architecture
+from .source import Source
+from .transforms import Shape
+from .units import hf_shapes
+from .weights import DTYPES, ConversionError, TensorInfo, Weights
+
+# Of the adjugates' gate and up projections (arXiv 2508.07785, upcycling).
+ADJUGATE_STD = 0.006
+# Of a new router (Megatron's own default).
+ROUTER_STD = 0.02
+
+Grouping = Mapping[int, list[int]]
+
+_EXPERT = re.compile(
+    r"(?P<layer>model\.layers\.(?P<number>\d+)\.mlp)\.experts\.(?P<expert>\d+)\.(?P<rest>.*)"
+)
+_GATE = re.compile(r"model\.layers\.(?P<number>\d+)\.mlp\.gate\.weight")
+_ADJUGATE = re.compile(r".*\.mlp\.chunk_experts\.\d+\.(?P<which>gate|up|down)_proj\.weight")
+_BIAS = ".mlp.expert_bias"
+
+
+class GroveChild:
+    """Grove MoE on a Qwen3-MoE parent (arXiv 2508.07785, upcycling).
+
+    Adjugates' down projections and expert biases are zero, so that the child computes what the
+    parent computes; gate and up projections are normal. Everything else is the parent's, bit for
+    bit.
+
+    Args:
+        parent: its weights.
+        architecture: of the child.
+        seed: of the normal entries; each tensor has a stream of its own, whatever is read first.
+        std: of the normal entries.
+        grouping: of every MoE layer, the parent's experts in the order that puts those of a group
+            next to each other; absent: as they are.
+    """
+
+    def __init__(
+        self,
+        parent: Weights,
+        architecture: Architecture,
+        seed: int,
+        std: float = ADJUGATE_STD,
+        grouping: Grouping | None = None,
+    ):
+        self._parent, self._seed, self._std = parent, seed, std
+        self._grouping = grouping or {}
+        self._parent_infos = parent.infos()
+        self._own = {
+            name: shape
+            for name, shape in hf_shapes(architecture).items()
+            if _ADJUGATE.fullmatch(name) or name.endswith(_BIAS)
+        }
+        self._dtype = usual_dtype(self._parent_infos)
+
+    @property
+    def generated(self) -> dict[str, object]:
+        """How the tensors that the parent does not have were made."""
+        return {
+            "adjugates": len([n for n in self._own if _ADJUGATE.fullmatch(n)]),
+            "down_proj": "zero",
+            "gate_proj, up_proj": f"normal, std {self._std}",
+            "expert_bias": "zero",
+            "seed": self._seed,
+            "grouping": {layer: list(order) for layer, order in self._grouping.items()},
+        }
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        own = {
+            name: TensorInfo(shape, "F32" if name.endswith(_BIAS) else self._dtype, "the child")
+            for name, shape in self._own.items()
+        }
+        taken = {name: self._parent_infos[self._parents_name(name)] for name in self._parent_infos}
+        return taken | own
+
+    def read(self, name: str) -> Tensor:
+        if name.endswith(_BIAS):
+            return torch.zeros(self._own[name])
+        if name in self._own:
+            match = _ADJUGATE.fullmatch(name)
+            assert match is not None
+            std = 0.0 if match["which"] == "down" else self._std
+            return _normal(self._own[name], std, self._seed, name).to(DTYPES[self._dtype])
+        tensor = self._parent.read(self._parents_name(name))
+        gate = _GATE.fullmatch(name)
+        if gate is not None and (order := self._grouping.get(int(gate["number"]))):
+            return tensor[torch.tensor(order)]
+        return tensor
+
+    def _parents_name(self, name: str) -> str:
+        match = _EXPERT.fullmatch(name)
+        order = self._grouping.get(int(match["number"])) if match else None
+        if match is None or not order or int(match["expert"]) >= len(order):
+            return name
+        return f"{match['layer']}.experts.{order[int(match['expert'])]}.{match['rest']}"
+
+    def identity(self) -> dict[str, object]:
+        return {"parent": self._parent.identity(), "child": self.generated}
+
+
+class MoeChild:
+    """Qwen3-MoE on a dense Qwen3 parent: sparse upcycling (arXiv 2212.05055).
+
+    Every expert is a copy of the layer's MLP, or with ``granularity`` G one of its G slices. The
+    weights of the selected experts sum to 1, so the child computes what the parent computes: with
+    G slices, each copy's slices share a router row and are selected together, and the down
+    projection is multiplied by G, which a power of two does exactly.
+
+    Args:
+        parent: its weights.
+        architecture: of the child.
+        seed: of the routers, which are normal.
+        granularity: slices an MLP is cut in.
+        std: of the routers.
+    """
+
+    def __init__(
+        self,
+        parent: Weights,
+        architecture: Architecture,
+        seed: int,
+        granularity: int = 1,
+        std: float = ROUTER_STD,
+    ):
+        self._parent, self._seed, self._std = parent, seed, std
+        self._granularity = granularity
+        self._parent_infos = parent.infos()
+        self._shapes = hf_shapes(architecture)
+        self._dtype = usual_dtype(self._parent_infos)
+
+    @property
+    def generated(self) -> dict[str, object]:
+        return {
+            "routers": f"normal, std {self._std}",
+            "granularity": self._granularity,
+            "seed": self._seed,
+        }
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        found = {name: info for name, info in self._parent_infos.items() if not _is_mlp(name)}
+        for name, shape in self._shapes.items():
+            parents = _EXPERT.fullmatch(name)
+            if parents is not None:
+                mlp = self._parent_infos.get(f"{parents['layer']}.{parents['rest']}")
+                if mlp is not None:
+                    found[name] = replace(mlp, shape=shape)
+            elif _GATE.fullmatch(name):
+                found[name] = TensorInfo(shape, self._dtype, "the child")
+        return found
+
+    def read(self, name: str) -> Tensor:
+        if _GATE.fullmatch(name):
+            experts, hidden = self._shapes[name]
+            rows = _normal((experts // self._granularity, hidden), self._std, self._seed, name)
+            return rows.repeat_interleave(self._granularity, 0).to(DTYPES[self._dtype])
+        match = _EXPERT.fullmatch(name)
+        if match is None:
+            return self._parent.read(name)
+        mlp = self._parent.read(f"{match['layer']}.{match['rest']}")
+        which = int(match["expert"]) % self._granularity
+        if match["rest"].startswith("down_proj"):
+            return mlp.chunk(self._granularity, 1)[which] * self._granularity
+        return mlp.chunk(self._granularity, 0)[which]
+
+    def identity(self) -> dict[str, object]:
+        return {"parent": self._parent.identity(), "child": self.generated}
+
+
+def _is_mlp(name: str) -> bool:
+    return re.fullmatch(r"model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight", name) is not None
+
+
+def usual_dtype(infos: Mapping[str, TensorInfo]) -> str:
+    """The dtype that most tensors have."""
+    names = [info.dtype for info in infos.values() if info.dtype in DTYPES]
+    return max(sorted(set(names)), key=names.count, default="F32")
+
+
+def _normal(shape: Shape, std: float, seed: int, name: str) -> Tensor:
+    """Normal entries of a stream that the seed and the name alone decide, fp32."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    return torch.randn(shape, generator=generator).mul_(std)
+
+
+def grove_architecture(
+    parent: Architecture, group_size: int, adjugate_ffn_hidden_size: int, scale: float
+) -> Architecture:
+    """The child of a Qwen3-MoE parent.
+
+    Raises:
+        ValueError: all that does not fit.
+    """
+    problems = []
+    if not parent.num_experts:
+        problems.append("the parent has no experts; make some with --num-experts and --topk")
+    elif parent.is_grove:
+        problems.append(f"the parent has groups ({parent.num_groups}) already; name a Qwen3-MoE")
+    elif group_size < 1 or parent.num_experts % group_size:
+        sizes = [n for n in range(1, parent.num_experts + 1) if parent.num_experts % n == 0]
+        problems.append(
+            f"--group-size ({group_size}) does not divide the experts ({parent.num_experts}); use "
+            f"one of {', '.join(map(str, sizes))}"
+        )
+    if not parent.normalized_topk:
+        problems.append(
+            "norm_topk_prob (false) of the parent is not how a Grove MoE weighs its experts, so "
+            "the child would compute something else; name a parent that normalizes"
+        )
+    if adjugate_ffn_hidden_size < 1:
+        problems.append(
+            f"--adjugate-ffn-hidden-size ({adjugate_ffn_hidden_size}) is not above 0; the release "
+            "has 128"
+        )
+    if not 0 <= scale <= 1 / max(group_size, 1):
+        problems.append(
+            f"--adjugate-scale ({scale}) is not between 0 and groups / experts "
+            f"({1 / max(group_size, 1):g}), the paper's bound; use a smaller one"
+        )
+    if problems:
+        raise ConversionError(problems)
+    return replace(
+        parent,
+        num_groups=parent.num_experts // group_size,
+        adjugate_ffn_hidden_size=adjugate_ffn_hidden_size,
+        adjugate_scale=scale,
+        expert_bias=True,
+    )
+
+
+def moe_architecture(
+    parent: Architecture, num_experts: int, topk: int, granularity: int
+) -> Architecture:
+    """The child of a dense parent: all layers are MoE layers of ``num_experts`` x ``granularity``.
+
+    Raises:
+        ValueError: all that does not fit.
+    """
+    problems = []
+    if parent.num_experts:
+        problems.append(
+            f"--num-experts ({num_experts}) is for dense parents; this one has "
+            f"{parent.num_experts} experts"
+        )
+    if num_experts < 2:
+        problems.append(f"--num-experts ({num_experts}) is not above 1")
+    if not 1 <= topk <= num_experts:
+        problems.append(f"--topk ({topk}) is not between 1 and --num-experts ({num_experts})")
+    if granularity < 1 or (parent.ffn_hidden_size or 0) % max(granularity, 1):
+        problems.append(
+            f"--granularity ({granularity}) does not divide the width of the parent's MLP "
+            f"({parent.ffn_hidden_size})"
+        )
+    if problems:
+        raise ConversionError(problems)
+    assert parent.ffn_hidden_size is not None
+    return replace(
+        parent,
+        moe_layers=(True,) * parent.num_layers,
+        ffn_hidden_size=None,
+        num_experts=num_experts * granularity,
+        moe_ffn_hidden_size=parent.ffn_hidden_size // granularity,
+        topk=topk * granularity,
+        normalized_topk=True,
+    )
+
+
+def grove_child(
+    parent: Source,
+    group_size: int,
+    adjugate_ffn_hidden_size: int,
+    adjugate_scale: float,
+    grouping: Path | None,
+    seed: int,
+) -> Source:
+    """A Qwen3-MoE source as a Grove MoE source.
+
+    Raises:
+        ValueError: all that does not fit.
+    """
+    architecture = grove_architecture(
+        parent.architecture, group_size, adjugate_ffn_hidden_size, adjugate_scale
+    )
+    groups = None if grouping is None else read_grouping(grouping, architecture)
+    child = GroveChild(parent.weights, architecture, seed, grouping=groups)
+    return _source(parent, child, architecture)
+
+
+def moe_child(parent: Source, num_experts: int, topk: int, granularity: int, seed: int) -> Source:
+    """A dense Qwen3 source as a Qwen3-MoE source.
+
+    Raises:
+        ValueError: all that does not fit.
+    """
+    architecture = moe_architecture(parent.architecture, num_experts, topk, granularity)
+    return _source(parent, MoeChild(parent.weights, architecture, seed, granularity), architecture)
+
+
+def _source(parent: Source, child: GroveChild | MoeChild, architecture: Architecture) -> Source:
+    return replace(
+        parent,
+        weights=child,
+        architecture=architecture,
+        # The child's tensors are not all the parent's.
+        checksums={},
+        generated=parent.generated | child.generated,
+    )
+
+
+def read_grouping(file: Path, architecture: Architecture) -> Grouping:
+    """Groups of experts from JSON: a list of groups for all layers, or an object with one for each.
+
+    Args:
+        file: ``[[0, 5], [1, 7], ...]`` or ``{"0": [[0, 5], ...], "1": ...}``; numbers of the
+            parent's experts, every one in one group.
+        architecture: of the child.
+
+    Raises:
+        ValueError: everything that is wrong with it.
+    """
+    moe_layers = [i for i, is_moe in enumerate(architecture.moe_layers) if is_moe]
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--grouping ({file}) cannot be read: {error}") from error
+    of_layer = content
+    if isinstance(content, list):
+        of_layer = {str(layer): content for layer in moe_layers}
+    if not isinstance(of_layer, dict):
+        raise ValueError(f"--grouping ({file}) is neither a list of groups nor an object of layers")
+    problems = [
+        f"--grouping ({file}) names no MoE layer with {layer!r}"
+        for layer in sorted(of_layer.keys() - {str(i) for i in moe_layers})
+    ]
+    size = architecture.num_experts // architecture.num_groups
+    grouping = {}
+    for layer in moe_layers:
+        groups = of_layer.get(str(layer))
+        wrong = _wrong_groups(groups, architecture.num_experts, size)
+        if wrong:
+            problems.append(f"--grouping ({file}), layer {layer}: {wrong}")
+        else:
+            grouping[layer] = [expert for group in groups for expert in group]
+    if problems:
+        raise ConversionError(problems)
+    return grouping
+
+
+def _wrong_groups(groups: object, num_experts: int, size: int) -> str | None:
+    if groups is None:
+        return "no groups"
+    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
+        return "not a list of lists"
+    for group in groups:
+        if len(group) != size:
+            return f"group {group} has {len(group)} experts, not {size}"
+    experts = [expert for group in groups for expert in group]
+    if sorted(map(repr, experts)) != sorted(map(repr, range(num_experts))):
+        odd = sorted(
+            {repr(e) for e in experts if experts.count(e) > 1 or e not in range(num_experts)}
+        )
+        missing = sorted(set(range(num_experts)) - {e for e in experts if isinstance(e, int)})
+        return f"every expert from 0 to {num_experts - 1} belongs in one group; {odd} and {missing}"
+    return None

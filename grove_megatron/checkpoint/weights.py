@@ -1,0 +1,89 @@
+"""What every source of weights looks like: Hugging Face names, whichever format is behind them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .transforms import Shape
+
+# What weights are kept in, by their names in safetensors headers.
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+class ConversionError(ValueError):
+    """All that is wrong with weights or with the place to write them, one line each."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before it is read.
+
+    Args:
+        shape: its shape.
+        dtype: as the format spells it.
+        origin: where it is, for messages.
+    """
+
+    shape: Shape
+    dtype: str
+    origin: str
+
+
+class Weights(Protocol):
+    """A model's weights by Hugging Face name."""
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """All tensors, from headers alone."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU, in its dtype; the caller owns it or must not write to it.
+
+        Raises:
+            ValueError: it cannot be read; names the file.
+        """
+
+    def identity(self) -> dict[str, object]:
+        """What changes when the content does: files, sizes, times. JSON."""
+
+
+def mismatches(
+    expected: Mapping[str, Shape], found: Mapping[str, TensorInfo], skip: frozenset[str]
+) -> list[str]:
+    """Missing, unexpected and wrong-shape tensors and dtypes nobody trains in, one line each.
+
+    Args:
+        expected: shapes of the model's tensors.
+        found: what the source has.
+        skip: names to say nothing about.
+    """
+    problems = []
+    for name in sorted((expected.keys() | found.keys()) - skip):
+        if name not in found:
+            problems.append(f"{name} (absent) is needed by the model; add it, or --skip {name}")
+        elif name not in expected:
+            where = found[name].origin
+            problems.append(f"{name} in {where} is not known to the model; --skip {name} drops it")
+        else:
+            problems += _wrong(name, expected[name], found[name])
+    return problems
+
+
+def _wrong(name: str, shape: Shape, found: TensorInfo) -> list[str]:
+    problems = []
+    if found.shape != shape:
+        problems.append(
+            f"{name} in {found.origin} has shape {list(found.shape)}, not {list(shape)} as the "
+            "config says"
+        )
+    if found.dtype not in DTYPES:
+        problems.append(
+            f"{name} in {found.origin} has dtype {found.dtype}, not one of {', '.join(DTYPES)}"
+        )
+    return problems

@@ -1,0 +1,116 @@
+"""Architectures to convert: one of each family by name, and any of them for hypothesis."""
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from grove_megatron.checkpoint.architecture import Architecture
+from grove_megatron.checkpoint.hf_config import Family
+
+# Qwen3-30B-A3B, of which the released GroveMoE has the sizes.
+QWEN3_MOE = Architecture(
+    num_layers=48,
+    hidden_size=2048,
+    num_attention_heads=32,
+    num_query_groups=4,
+    head_dim=128,
+    vocab_size=151936,
+    max_position_embeddings=40960,
+    norm_epsilon=1e-6,
+    rotary_base=1000000.0,
+    tied_embeddings=False,
+    moe_layers=(True,) * 48,
+    num_experts=128,
+    moe_ffn_hidden_size=768,
+    topk=8,
+)
+RELEASED = replace(QWEN3_MOE, num_groups=64, adjugate_ffn_hidden_size=128, adjugate_scale=0.05)
+DENSE = Architecture(
+    num_layers=3,
+    hidden_size=24,
+    num_attention_heads=4,
+    num_query_groups=2,
+    head_dim=6,
+    vocab_size=50,
+    max_position_embeddings=32,
+    norm_epsilon=1e-6,
+    rotary_base=10000.0,
+    tied_embeddings=True,
+    moe_layers=(False, False, False),
+    ffn_hidden_size=40,
+)
+MIXED = replace(
+    DENSE,
+    moe_layers=(True, False, True),
+    num_experts=6,
+    moe_ffn_hidden_size=20,
+    topk=2,
+    normalized_topk=False,
+)
+GROVE = replace(
+    MIXED,
+    normalized_topk=True,
+    num_groups=2,
+    adjugate_ffn_hidden_size=10,
+    adjugate_scale=0.25,
+    expert_bias=True,
+)
+
+NAMED = {
+    "Qwen3-30B-A3B": QWEN3_MOE,
+    "released GroveMoE": RELEASED,
+    "dense": DENSE,
+    "mixed": MIXED,
+    "grove": GROVE,
+}
+
+SIZES = st.integers(1, 200)
+
+
+@st.composite
+def architectures(draw: Any, family: Family | None = None) -> Architecture:
+    """Any architecture that Hugging Face has a class for, of one family or of any."""
+    family = family or draw(st.sampled_from(list(Family)))
+    num_layers, groups = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    dense = Architecture(
+        num_layers=num_layers,
+        hidden_size=draw(SIZES),
+        num_attention_heads=groups * draw(st.integers(1, 4)),
+        num_query_groups=groups,
+        head_dim=draw(SIZES),
+        vocab_size=draw(SIZES),
+        max_position_embeddings=draw(SIZES),
+        norm_epsilon=draw(st.floats(1e-12, 1e-2)),
+        rotary_base=draw(st.integers(1, 10**8) | st.sampled_from([10000.0, 1e6, 5e6])),
+        tied_embeddings=draw(st.booleans()),
+        moe_layers=(False,) * num_layers,
+        ffn_hidden_size=draw(SIZES),
+    )
+    return dense if family is Family.QWEN3 else draw(with_experts(dense, family))
+
+
+@st.composite
+def with_experts(draw: Any, dense: Architecture, family: Family) -> Architecture:
+    """A dense model with experts in some of its layers, and groups where the family has them."""
+    layers = draw(st.lists(st.booleans(), min_size=dense.num_layers, max_size=dense.num_layers))
+    layers[draw(st.integers(0, dense.num_layers - 1))] = True
+    num_groups, size = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    plain = replace(
+        dense,
+        moe_layers=tuple(layers),
+        ffn_hidden_size=None if all(layers) else dense.ffn_hidden_size,
+        num_experts=num_groups * size,
+        moe_ffn_hidden_size=draw(SIZES),
+        topk=draw(st.integers(1, num_groups * size)),
+        normalized_topk=family is Family.GROVE_MOE or draw(st.booleans()),
+    )
+    if family is Family.QWEN3_MOE:
+        return plain
+    return replace(
+        plain,
+        num_groups=num_groups,
+        adjugate_ffn_hidden_size=draw(st.just(128) | SIZES),
+        adjugate_scale=draw(st.just(0.05) | st.floats(0, 1)),
+        expert_bias=draw(st.booleans()),
+    )
