@@ -179,6 +179,30 @@ def scaling(
     _run("scaling", locals(), default_ranks=1)
 
 
+@app.command()
+def convert(
+    preset: Preset = "33b",
+    hidden: Hidden = None,
+    experts: Experts = None,
+    groups: Groups = None,
+    group_size: GroupSize = None,
+    expert_width: ExpertWidth = None,
+    adjugate_width: AdjugateWidth = None,
+    layers: Layers = None,
+    dtype: Dtype = None,
+    threads: Threads = 2,
+    rounds: Rounds = 3,
+    seed: Seed = 0,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to put four times the size of the weights.")
+    ] = None,
+    csv: Csv = None,
+    as_json: Json = False,
+) -> None:
+    """Import and export of weights beside a copy of the same bytes: time and peak memory."""
+    _run("convert", locals() | {"warmup": 0}, default_ranks=1)
+
+
 def settings_of(benchmark: str, options: Mapping[str, Any], default_ranks: int) -> Settings:
     """Options as typer gives them, None where they were left out."""
     from .ranks import world_size

@@ -47,6 +47,7 @@ class Settings:
         rounds, warmup: measured and unmeasured repetitions of every variant.
         kernels, variants: which expert implementations and which layers to compare.
         deterministic: also time grove with torch's deterministic algorithms.
+        folder: where to put large files, None for the place of temporary files.
         csv: file that rows are appended to, None for none.
         as_json: end with one JSON object on stdout.
         megatron_flags: further flags for Megatron's parser.
@@ -65,6 +66,7 @@ class Settings:
     kernels: tuple[str, ...] = ()
     variants: tuple[str, ...] = VARIANTS
     deterministic: bool = False
+    folder: Path | None = None
     csv: Path | None = None
     as_json: bool = False
     megatron_flags: tuple[str, ...] = ()
@@ -93,6 +95,13 @@ PRESETS: dict[str, dict[str, Shape]] = {
         "small": replace(_LAYER, tokens=512, expert_width=192, adjugate_width=32, layers=4),
         # 4 of its 48 layers: what fits one GPU with the optimizer states of three models.
         "33b": replace(_LAYER_33B, layers=4),
+    },
+    "convert": {
+        "small": Shape(
+            tokens=1, hidden=256, experts=16, groups=8, expert_width=64, adjugate_width=16, layers=2
+        ),
+        # As many of its 48 layers as make 8 GiB with the embeddings.
+        "33b": replace(_LAYER_33B, tokens=1, layers=6),
     },
     "scaling": {"small": replace(_LAYER, tokens=512, experts=16, groups=8)},
 }

@@ -90,7 +90,9 @@ class CheckedReader:
             try:
                 tensor = self._source.read(name).to(plan.dtype).contiguous()
             except ValueError as error:
-                self.problems.append(str(error))
+                # Query, key and value are one tensor in a Megatron checkpoint.
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))
                 return torch.zeros(plan.shape, dtype=plan.dtype)
         while len(self._outstanding) >= _OUTSTANDING:
             self._take_one()

@@ -77,8 +77,8 @@ def export(
         from .convert import write_hf
         from .source import megatron_source
 
-        if not max_shard_size > 0:
-            raise ValueError(f"--max-shard-size ({max_shard_size}) is not above 0")
+        if not 0 < max_shard_size < float("inf"):
+            raise ValueError(f"--max-shard-size ({max_shard_size}) is not a number above 0")
         shard_bytes = int(max_shard_size * 2**30)
         source = megatron_source(load, ckpt_step, hf_config)
         made_by = {

@@ -75,10 +75,10 @@ def write_megatron(
         "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
     }
     sink = MegatronSink(plans, all_units, common)
+    config = config_of(source.architecture, source.config, _dtype_name(plans))
 
     def others(folder: Path) -> None:
-        if source.hf_files is not None:
-            _copy_others(source.hf_files, folder / HF_FILES)
+        _write_others(source.hf_files, config, folder / HF_FILES)
         (folder / FLAGS_FILE).write_text(" ".join(flags) + "\n", encoding="utf-8")
 
     return _run(source, sink, plans, save, options, made_by, others)
@@ -114,16 +114,17 @@ def write_hf(
     source = replace(source, problems=[*source.problems, *ignored])
     plans = _plans(source, hf_shapes(source.architecture), options)
     sink = HfSink(plans, shard_bytes, fused)
-    dtype = str(next(iter(plans.values())).dtype).removeprefix("torch.")
-    config = config_of(source.architecture, source.config, dtype)
+    config = config_of(source.architecture, source.config, _dtype_name(plans))
 
     def others(content: Path) -> None:
-        if source.hf_files is not None:
-            _copy_others(source.hf_files, content)
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (content / "config.json").write_text(text, encoding="utf-8")
+        _write_others(source.hf_files, config, content)
 
     return _run(source, sink, plans, folder, options, made_by, others)
+
+
+def _dtype_name(plans: Mapping[str, Plan]) -> str:
+    """As configs spell it; of the first tensor, the embedding."""
+    return str(next(iter(plans.values())).dtype).removeprefix("torch.")
 
 
 def _plans(source: Source, shapes: Mapping[str, Shape], options: Options) -> dict[str, Plan]:
@@ -156,7 +157,13 @@ def _run(
     ]
     if problems:
         raise ConversionError(problems)
-    job = {"made_by": made_by, "source": source.weights.identity(), "options": options.record()}
+    job = {
+        "made_by": made_by,
+        "source": source.weights.identity(),
+        "options": options.record(),
+        # The config, and with it what is written, is none of the source's weight files.
+        "architecture": asdict(source.architecture),
+    }
     staging = Staging(destination, job)
     try:
         total = sum(plan.bytes for plan in plans.values())
@@ -224,13 +231,15 @@ def _stream(
     }
 
 
-def _copy_others(folder: Path, destination: Path) -> None:
+def _write_others(source: Path | None, config: dict[str, Any], folder: Path) -> None:
     """Config, tokenizer, licence, modelling code: all but weights and what describes them."""
-    destination.mkdir(exist_ok=True)
-    for file in sorted(folder.iterdir()):
+    folder.mkdir(exist_ok=True)
+    for file in [] if source is None else sorted(source.iterdir()):
         weights = file.name.endswith((*_WEIGHT_FILES, ".index.json")) or file.name == NAME
         if file.is_file() and not weights:
-            shutil.copyfile(file, destination / file.name)
+            shutil.copyfile(file, folder / file.name)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _parsed(flags: list[str]) -> Namespace:

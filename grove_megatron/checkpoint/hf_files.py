@@ -39,9 +39,14 @@ class HfWeights:
     The files are those Hugging Face loads: the ones the index names, or ``model.safetensors``.
     Fused expert tensors appear as the tensors of the single experts.
 
+    Args:
+        folder: of the model.
+
+    Attributes:
+        problems: what is not as the index says, and tensors that are there twice.
+
     Raises:
-        ValueError: everything that is wrong with the files: missing, damaged, not what the index
-            says; a tensor that is there twice.
+        ValueError: every file that is missing or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -50,19 +55,28 @@ class HfWeights:
         self._folder = folder
         indexed = _read_index(folder) if (folder / INDEX).is_file() else None
         self._files = sorted(set(indexed.values())) if indexed else [_single(folder)]
-        problems: list[str] = []
+        self.problems: list[str] = []
+        # Of files that cannot be read: without them, most tensors would be missing.
+        damage: list[str] = []
         for file in self._files:
             try:
                 entries = read_header(file)
+            except ConversionError as error:
+                damage += error.problems
+                continue
             except ValueError as error:
-                problems.append(str(error))
+                damage.append(str(error))
                 continue
             if indexed is not None:
-                problems += _index_problems(folder, file, indexed, set(entries))
+                self.problems += _index_problems(folder, file, indexed, set(entries))
             for name, entry in entries.items():
-                problems += self._add(file, name, entry)
-        if problems:
-            raise ConversionError(problems)
+                self.problems += self._add(file, name, entry)
+        if damage:
+            raise ConversionError(self.problems + damage)
+        if indexed and folder / SINGLE not in self._files and (folder / SINGLE).exists():
+            self.problems.append(
+                f"{folder / SINGLE} is there beside {INDEX}, which does not name it; remove one"
+            )
 
     def _add(self, file: Path, stored_name: str, entry: Entry) -> list[str]:
         problems = []
@@ -114,18 +128,20 @@ class HfWeights:
 def _parts(name: str, entry: Entry) -> list[tuple[str, Entry]]:
     """A stored tensor as the tensors of the model: itself, or those of the single experts."""
     fused = _FUSED.fullmatch(name)
-    if fused is None or len(entry.shape) != 3:
+    projections = ["down_proj"]
+    if fused is not None and fused["which"] == "gate_up_proj":
+        projections = ["gate_proj", "up_proj"]
+    # What does not fall into equal parts stays as it is, and is then not known to the model.
+    if fused is None or len(entry.shape) != 3 or entry.shape[1] % len(projections):
         return [(name, entry)]
     experts, rows, columns = entry.shape
-    projections = ["down_proj"]
-    if fused["which"] == "gate_up_proj":
-        projections, rows = ["gate_proj", "up_proj"], rows // 2
     names = [f"{fused['experts']}.{e}.{p}.weight" for e in range(experts) for p in projections]
     size = (entry.end - entry.start) // max(len(names), 1)
-    starts = range(entry.start, entry.end, max(size, 1))
+    shape = (rows // len(projections), columns)
     return [
-        (name, Entry(entry.dtype, (rows, columns), start, start + size))
-        for name, start in zip(names, starts, strict=False)
+        (name, Entry(entry.dtype, shape, start, start + size))
+        for i, name in enumerate(names)
+        for start in [entry.start + i * size]
     ]
 
 

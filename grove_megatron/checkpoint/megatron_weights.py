@@ -81,7 +81,7 @@ class MegatronWeights:
         return unit.also if unit.also in self._reader.tensors else None
 
     def problems(self) -> list[str]:
-        """Missing, unexpected, wrong-shape and incomplete entries, one line each."""
+        """Wrong-shape and incomplete entries, one line each."""
         problems = []
         seen: set[str] = set()
         for unit in dict.fromkeys(unit for unit, _ in self._unit_of.values()):
@@ -91,28 +91,31 @@ class MegatronWeights:
             seen |= {key for key in known if key is not None}
             key = self._key(unit)
             if key is None:
-                problems.append(
-                    f"{unit.key} (absent) is needed by the model; {self._reader.folder}"
-                )
                 continue
             found = self._reader.shape(key)
             if not _fits(key, found, unit.global_shape):
                 problems.append(
-                    f"{key} has shape {list(found)}, not {list(unit.global_shape)} as the "
-                    "checkpoint's arguments and the config say"
+                    f"{key} in {self._reader.folder} has shape {list(found)}, not "
+                    f"{list(unit.global_shape)} as the checkpoint's arguments and the config say"
                 )
             problems += self._reader.problems(key)
-        for key in sorted(self._reader.tensors.keys() - seen):
-            if not _TRAINING.fullmatch(key):
-                problems.append(f"{key} in {self._reader.folder} is not known to the model")
         return problems
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        return {
-            name: TensorInfo(unit.shapes[which], self._dtype(key), str(self._reader.folder))
+        """What is there of the model by Hugging Face name, and what is not of it by its key."""
+        folder = str(self._reader.folder)
+        found = {
+            name: TensorInfo(unit.shapes[which], self._dtype(key), folder)
             for name, (unit, which) in self._unit_of.items()
             if (key := self._key(unit)) is not None
         }
+        known = {key for unit, _ in self._unit_of.values() for key in (unit.key, unit.also)}
+        unknown = {
+            key: TensorInfo(self._reader.shape(key), self._dtype(key), folder)
+            for key in self._reader.tensors
+            if key not in known and not _TRAINING.fullmatch(key)
+        }
+        return found | unknown
 
     def _dtype(self, key: str) -> str:
         dtype = self._reader.dtype(key)

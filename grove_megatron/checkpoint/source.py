@@ -56,7 +56,8 @@ def hf_source(folder: Path) -> Source:
     if architecture.is_grove and any(n.endswith(".mlp.expert_bias") for n in weights.infos()):
         # A buffer that the release's config says nothing about.
         architecture = replace(architecture, expert_bias=True)
-    return Source(weights, architecture, read_checksums(folder), [], folder, config, {})
+    checksums = read_checksums(folder)
+    return Source(weights, architecture, checksums, weights.problems, folder, config, {})
 
 
 def megatron_source(load: Path, step: int | None, hf_files: Path | None) -> Source:

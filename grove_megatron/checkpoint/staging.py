@@ -28,13 +28,16 @@ class Staging:
     """
 
     def __init__(self, destination: Path, job: dict[str, Any]):
-        destination = Path(os.path.abspath(destination))
+        # A link's target: nothing can be renamed onto the link.
+        destination = Path(os.path.realpath(destination))
         self.destination = destination
         self._place = destination.with_name(destination.name + ".incomplete")
         self.folder = self._place / "content"
         self.done: dict[str, Any] = {}
         if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
             raise ValueError(f"{destination} is there already; remove it, or name another place")
+        if os.path.ismount(destination):
+            raise ValueError(f"{destination} is a mount point; name a folder in it")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._journal = (self._place / _JOURNAL).open("a+", encoding="utf-8")
@@ -43,29 +46,43 @@ class Staging:
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.close()
             raise ValueError(f"{self._place} is in use by another process") from error
-        self._continue(hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
+        try:
+            self._continue(hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest())
+        except BaseException:
+            self.close()
+            raise
 
     def _continue(self, job: str) -> None:
-        self._journal.seek(0)
-        written = self._journal.read()
-        # A kill can tear the last line.
-        if not written.endswith("\n"):
-            self._journal.truncate(len(written[: written.rfind("\n") + 1].encode()))
-        lines = [json.loads(line) for line in written.splitlines(keepends=True) if line[-1] == "\n"]
-        if lines and lines[0].get("job") != job:
+        try:
+            lines = self._written()
+            same = not lines or lines[0]["job"] == job
+            for entry in lines[1:]:
+                file = self.folder / entry["file"]
+                if file.is_file() and file.stat().st_size == entry["size"]:
+                    self.done[entry["file"]] = entry["records"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._place / _JOURNAL} is damaged ({error!r}); remove {self._place}"
+            ) from error
+        if not same:
             raise ValueError(
                 f"{self._place} was begun for another source or with other options; remove it"
             )
-        for entry in lines[1:]:
-            file = self.folder / entry["file"]
-            if file.is_file() and file.stat().st_size == entry["size"]:
-                self.done[entry["file"]] = entry["records"]
         for file in self.folder.rglob("*"):
             if file.is_file() and str(file.relative_to(self.folder)) not in self.done:
                 file.unlink()
         if not lines:
             self._log({"job": job})
+
+    def _written(self) -> list[dict[str, Any]]:
+        self._journal.seek(0)
+        written = self._journal.read()
+        # A kill can tear the last line.
+        if not written.endswith("\n"):
+            self._journal.truncate(len(written[: written.rfind("\n") + 1].encode()))
+        return [json.loads(line) for line in written.splitlines(keepends=True) if line[-1] == "\n"]
 
     def _log(self, entry: dict[str, Any]) -> None:
         self._journal.write(json.dumps(entry) + "\n")

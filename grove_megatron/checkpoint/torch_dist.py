@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -114,6 +115,7 @@ class TorchDistReader:
         begin = (*place, *(0 for _ in shape))
         size = (*(1 for _ in place), *shape)
         out: Tensor | None = None
+        missing: Tensor | None = None
         for chunk in self._near(key, place):
             overlap = _overlap(chunk, begin, size)
             if overlap is None:
@@ -122,9 +124,15 @@ class TorchDistReader:
             if tuple(part.shape) == size:
                 return part.reshape(shape)
             if out is None:
-                out = torch.empty(size, dtype=part.dtype)
+                out, missing = torch.empty(size, dtype=part.dtype), torch.ones(size).bool()
+            assert missing is not None
             out[_relative(overlap, begin)] = part
-        assert out is not None, f"{key} {place}: checked before"
+            missing[_relative(overlap, begin)] = False
+        if out is None or missing is None or missing.any():
+            raise ValueError(
+                f"{self.folder}: {key} has no record of all of {list(begin)} to "
+                f"{[b + n for b, n in zip(begin, size, strict=True)]}"
+            )
         return out.reshape(shape)
 
     def _near(self, key: str, place: Shape) -> list[ChunkStorageMetadata]:
@@ -151,7 +159,7 @@ class TorchDistReader:
                 self._open[file] = file.open("rb", buffering=0)
             data = _read(self._open[file], record.offset, record.length)
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a pickle can fail in any way
             raise ValueError(
                 f"{file}: {key} {list(chunk.offsets)} cannot be read: {error}"
             ) from error
@@ -162,10 +170,23 @@ class TorchDistReader:
         return loaded
 
     def common(self) -> dict[str, Any]:
-        """Everything that is not sharded: arguments, iteration, ..."""
+        """Everything that is not sharded: arguments, iteration, ...
+
+        Raises:
+            ValueError: it cannot be read.
+        """
         from megatron.core.dist_checkpointing.serialization import load_common_state_dict
 
-        state: dict[str, Any] = load_common_state_dict(str(self.folder))
+        try:
+            state: dict[str, Any] = load_common_state_dict(str(self.folder))
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
+            reasons = [error]
+            if isinstance(error, CheckpointException):
+                # Its own text is a traceback.
+                reasons = [failure for failure, _ in error.failures.values()]
+            raise ValueError(
+                f"{self.folder}: {COMMON} (arguments and iteration) cannot be read: {reasons[0]}"
+            ) from error
         return state
 
 

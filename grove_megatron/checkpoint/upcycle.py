@@ -62,9 +62,10 @@ class GroveChild:
         self._parent, self._seed, self._std = parent, seed, std
         self._grouping = grouping or {}
         self._parent_infos = parent.infos()
+        self._shapes = hf_shapes(architecture)
         self._own = {
             name: shape
-            for name, shape in hf_shapes(architecture).items()
+            for name, shape in self._shapes.items()
             if _ADJUGATE.fullmatch(name) or name.endswith(_BIAS)
         }
         self._dtype = usual_dtype(self._parent_infos)
@@ -86,7 +87,11 @@ class GroveChild:
             name: TensorInfo(shape, "F32" if name.endswith(_BIAS) else self._dtype, "the child")
             for name, shape in self._own.items()
         }
-        taken = {name: self._parent_infos[self._parents_name(name)] for name in self._parent_infos}
+        taken = {
+            name: _taken(self._parent_infos, source, name)
+            for name in {**self._parent_infos, **self._shapes}
+            if (source := self.parents_name(name)) in self._parent_infos
+        }
         return taken | own
 
     def read(self, name: str) -> Tensor:
@@ -97,18 +102,29 @@ class GroveChild:
             assert match is not None
             std = 0.0 if match["which"] == "down" else self._std
             return _normal(self._own[name], std, self._seed, name).to(DTYPES[self._dtype])
-        tensor = self._parent.read(self._parents_name(name))
-        gate = _GATE.fullmatch(name)
-        if gate is not None and (order := self._grouping.get(int(gate["number"]))):
-            return tensor[torch.tensor(order)]
-        return tensor
+        source = self.parents_name(name)
+        assert source is not None
+        tensor = self._parent.read(source)
+        order = self._order_of_rows(name)
+        return tensor if order is None else tensor[torch.tensor(order)]
 
-    def _parents_name(self, name: str) -> str:
+    def parents_name(self, name: str) -> str | None:
+        """The parent's tensor that this one is taken from; None if it is made."""
+        if name in self._own:
+            return None
         match = _EXPERT.fullmatch(name)
         order = self._grouping.get(int(match["number"])) if match else None
-        if match is None or not order or int(match["expert"]) >= len(order):
+        if match is None or order is None or int(match["expert"]) >= len(order):
             return name
         return f"{match['layer']}.experts.{order[int(match['expert'])]}.{match['rest']}"
+
+    def is_copy(self, name: str) -> bool:
+        """Has this tensor the bytes of the parent's?"""
+        return name not in self._own and self._order_of_rows(name) is None
+
+    def _order_of_rows(self, name: str) -> list[int] | None:
+        gate = _GATE.fullmatch(name)
+        return self._grouping.get(int(gate["number"])) if gate else None
 
     def identity(self) -> dict[str, object]:
         return {"parent": self._parent.identity(), "child": self.generated}
@@ -155,13 +171,12 @@ class MoeChild:
     def infos(self) -> Mapping[str, TensorInfo]:
         found = {name: info for name, info in self._parent_infos.items() if not _is_mlp(name)}
         for name, shape in self._shapes.items():
-            parents = _EXPERT.fullmatch(name)
-            if parents is not None:
-                mlp = self._parent_infos.get(f"{parents['layer']}.{parents['rest']}")
-                if mlp is not None:
-                    found[name] = replace(mlp, shape=shape)
-            elif _GATE.fullmatch(name):
+            source = self.parents_name(name)
+            if source is None:
                 found[name] = TensorInfo(shape, self._dtype, "the child")
+            elif _EXPERT.fullmatch(name) and source in self._parent_infos:
+                mlp = _taken(self._parent_infos, source, name)
+                found[name] = replace(mlp, shape=self._slice(source, mlp.shape))
         return found
 
     def read(self, name: str) -> Tensor:
@@ -169,14 +184,35 @@ class MoeChild:
             experts, hidden = self._shapes[name]
             rows = _normal((experts // self._granularity, hidden), self._std, self._seed, name)
             return rows.repeat_interleave(self._granularity, 0).to(DTYPES[self._dtype])
-        match = _EXPERT.fullmatch(name)
+        source = self.parents_name(name)
+        assert source is not None
+        tensor, match = self._parent.read(source), _EXPERT.fullmatch(name)
         if match is None:
-            return self._parent.read(name)
-        mlp = self._parent.read(f"{match['layer']}.{match['rest']}")
-        which = int(match["expert"]) % self._granularity
-        if match["rest"].startswith("down_proj"):
-            return mlp.chunk(self._granularity, 1)[which] * self._granularity
-        return mlp.chunk(self._granularity, 0)[which]
+            return tensor
+        which, is_down = int(match["expert"]) % self._granularity, _is_down(source)
+        part = tensor.chunk(self._granularity, int(is_down))[which]
+        return part * self._granularity if is_down else part
+
+    def parents_name(self, name: str) -> str | None:
+        """The parent's tensor that this one is taken from; None if it is made."""
+        if _GATE.fullmatch(name):
+            return None
+        match = _EXPERT.fullmatch(name)
+        return name if match is None else f"{match['layer']}.{match['rest']}"
+
+    def is_copy(self, name: str) -> bool:
+        """Has this tensor the bytes of the parent's?"""
+        whole = self._granularity == 1 or not _EXPERT.fullmatch(name)
+        return whole and self.parents_name(name) is not None
+
+    def _slice(self, mlp: str, shape: Shape) -> Shape:
+        """Shape of a slice; a shape that cannot be cut stays, to be refused as wrong."""
+        dim = int(_is_down(mlp))
+        if len(shape) != 2 or shape[dim] % self._granularity:
+            return shape
+        rows, columns = shape
+        rows_cut, columns_cut = (1, self._granularity) if dim else (self._granularity, 1)
+        return rows // rows_cut, columns // columns_cut
 
     def identity(self) -> dict[str, object]:
         return {"parent": self._parent.identity(), "child": self.generated}
@@ -184,6 +220,16 @@ class MoeChild:
 
 def _is_mlp(name: str) -> bool:
     return re.fullmatch(r"model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight", name) is not None
+
+
+def _is_down(mlp: str) -> bool:
+    return mlp.endswith(".down_proj.weight")
+
+
+def _taken(infos: Mapping[str, TensorInfo], source: str, name: str) -> TensorInfo:
+    """What is known of the parent's ``source``, for messages about the child's ``name``."""
+    info = infos[source]
+    return info if source == name else replace(info, origin=f"{info.origin} (there {source})")
 
 
 def usual_dtype(infos: Mapping[str, TensorInfo]) -> str:
@@ -313,14 +359,29 @@ def moe_child(parent: Source, num_experts: int, topk: int, granularity: int, see
 
 
 def _source(parent: Source, child: GroveChild | MoeChild, architecture: Architecture) -> Source:
+    copies = {name: child.parents_name(name) for name in child.infos() if child.is_copy(name)}
     return replace(
         parent,
         weights=child,
         architecture=architecture,
-        # The child's tensors are not all the parent's.
-        checksums={},
+        checksums={
+            name: parent.checksums[source]
+            for name, source in copies.items()
+            if source in parent.checksums
+        },
+        problems=parent.problems + _hidden_tensors(parent, architecture),
         generated=parent.generated | child.generated,
     )
+
+
+def _hidden_tensors(parent: Source, architecture: Architecture) -> list[str]:
+    """Tensors of the parent that its model does not have, and that the child's would replace."""
+    unknown = parent.infos().keys() - hf_shapes(parent.architecture).keys()
+    return [
+        f"{name} in {parent.infos()[name].origin} is not known to the parent's model, and the "
+        "child gets another one; remove it"
+        for name in sorted(unknown & hf_shapes(architecture).keys())
+    ]
 
 
 def read_grouping(file: Path, architecture: Architecture) -> Grouping:
