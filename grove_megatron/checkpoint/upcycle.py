@@ -87,11 +87,12 @@ class GroveChild:
             name: TensorInfo(shape, "F32" if name.endswith(_BIAS) else self._dtype, "the child")
             for name, shape in self._own.items()
         }
-        taken = {
-            name: _taken(self._parent_infos, source, name)
-            for name in {**self._parent_infos, **self._shapes}
-            if (source := self.parents_name(name)) in self._parent_infos
-        }
+        taken = {}
+        for name in {**self._parent_infos, **self._shapes}:
+            source = self.parents_name(name)
+            if source is not None and (source in self._parent_infos or source != name):
+                absent = TensorInfo(self._shapes.get(name, ()), self._dtype, "the parent")
+                taken[name] = _renamed(self._parent_infos.get(source, absent), source, name)
         return taken | own
 
     def read(self, name: str) -> Tensor:
@@ -174,9 +175,11 @@ class MoeChild:
             source = self.parents_name(name)
             if source is None:
                 found[name] = TensorInfo(shape, self._dtype, "the child")
-            elif _EXPERT.fullmatch(name) and source in self._parent_infos:
-                mlp = _taken(self._parent_infos, source, name)
+            elif source in self._parent_infos and source != name:
+                mlp = _renamed(self._parent_infos[source], source, name)
                 found[name] = replace(mlp, shape=self._slice(source, mlp.shape))
+            elif source != name:
+                found[name] = TensorInfo(shape, self._dtype, "the parent")
         return found
 
     def read(self, name: str) -> Tensor:
@@ -206,13 +209,11 @@ class MoeChild:
         return whole and self.parents_name(name) is not None
 
     def _slice(self, mlp: str, shape: Shape) -> Shape:
-        """Shape of a slice; a shape that cannot be cut stays, to be refused as wrong."""
-        dim = int(_is_down(mlp))
-        if len(shape) != 2 or shape[dim] % self._granularity:
+        """Shape of a slice; one that cannot be cut stays as it is, to be refused as wrong."""
+        cut = [1, self._granularity] if _is_down(mlp) else [self._granularity, 1]
+        if len(shape) != 2 or shape[0] % cut[0] or shape[1] % cut[1]:
             return shape
-        rows, columns = shape
-        rows_cut, columns_cut = (1, self._granularity) if dim else (self._granularity, 1)
-        return rows // rows_cut, columns // columns_cut
+        return shape[0] // cut[0], shape[1] // cut[1]
 
     def identity(self) -> dict[str, object]:
         return {"parent": self._parent.identity(), "child": self.generated}
@@ -226,9 +227,8 @@ def _is_down(mlp: str) -> bool:
     return mlp.endswith(".down_proj.weight")
 
 
-def _taken(infos: Mapping[str, TensorInfo], source: str, name: str) -> TensorInfo:
+def _renamed(info: TensorInfo, source: str, name: str) -> TensorInfo:
     """What is known of the parent's ``source``, for messages about the child's ``name``."""
-    info = infos[source]
     return info if source == name else replace(info, origin=f"{info.origin} (there {source})")
 
 
@@ -257,7 +257,9 @@ def grove_architecture(
     if not parent.num_experts:
         problems.append("the parent has no experts; make some with --num-experts and --topk")
     elif parent.is_grove:
-        problems.append(f"the parent has groups ({parent.num_groups}) already; name a Qwen3-MoE")
+        problems.append(
+            f"the parent has groups ({parent.num_groups}) already; name a Qwen3-MoE model"
+        )
     elif group_size < 1 or parent.num_experts % group_size:
         sizes = [n for n in range(1, parent.num_experts + 1) if parent.num_experts % n == 0]
         problems.append(
@@ -266,8 +268,9 @@ def grove_architecture(
         )
     if not parent.normalized_topk:
         problems.append(
-            "norm_topk_prob (false) of the parent is not how a Grove MoE weighs its experts, so "
-            "the child would compute something else; name a parent that normalizes"
+            "norm_topk_prob (false) of the parent, in Megatron --moe-router-pre-softmax, is not "
+            "how a Grove MoE weighs its experts, so the child would compute something else; name "
+            "a parent that normalizes"
         )
     if adjugate_ffn_hidden_size < 1:
         problems.append(
@@ -369,18 +372,29 @@ def _source(parent: Source, child: GroveChild | MoeChild, architecture: Architec
             for name, source in copies.items()
             if source in parent.checksums
         },
-        problems=parent.problems + _hidden_tensors(parent, architecture),
+        problems=parent.problems + _absent_tensors(parent, child) + _hidden_tensors(parent, child),
         generated=parent.generated | child.generated,
     )
 
 
-def _hidden_tensors(parent: Source, architecture: Architecture) -> list[str]:
+def _absent_tensors(parent: Source, child: GroveChild | MoeChild) -> list[str]:
+    """Tensors that the parent lacks and the child has under other names, so nobody else says so."""
+    sources = {child.parents_name(name): name for name in child.infos()}
+    return [
+        f"{source} (absent) is needed of the parent; add it"
+        for source, name in sources.items()
+        if source not in (None, name) and source not in parent.infos()
+    ]
+
+
+def _hidden_tensors(parent: Source, child: GroveChild | MoeChild) -> list[str]:
     """Tensors of the parent that its model does not have, and that the child's would replace."""
     unknown = parent.infos().keys() - hf_shapes(parent.architecture).keys()
+    replaced = {name for name in child.infos() if child.parents_name(name) != name}
     return [
         f"{name} in {parent.infos()[name].origin} is not known to the parent's model, and the "
-        "child gets another one; remove it"
-        for name in sorted(unknown & hf_shapes(architecture).keys())
+        "child has another one; remove it"
+        for name in sorted(unknown & replaced)
     ]
 
 
@@ -396,26 +410,22 @@ def read_grouping(file: Path, architecture: Architecture) -> Grouping:
         ValueError: everything that is wrong with it.
     """
     moe_layers = [i for i, is_moe in enumerate(architecture.moe_layers) if is_moe]
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--grouping ({file}) cannot be read: {error}") from error
+    content = _read_json(file)
     of_layer = content
     if isinstance(content, list):
         of_layer = {str(layer): content for layer in moe_layers}
     if not isinstance(of_layer, dict):
         raise ValueError(f"--grouping ({file}) is neither a list of groups nor an object of layers")
     problems = [
-        f"--grouping ({file}) names no MoE layer with {layer!r}"
+        f"--grouping ({file}) names a layer {layer!r}, which is no MoE layer; remove it"
         for layer in sorted(of_layer.keys() - {str(i) for i in moe_layers})
     ]
     size = architecture.num_experts // architecture.num_groups
     grouping = {}
     for layer in moe_layers:
         groups = of_layer.get(str(layer))
-        wrong = _wrong_groups(groups, architecture.num_experts, size)
-        if wrong:
-            problems.append(f"--grouping ({file}), layer {layer}: {wrong}")
+        if wrong := _wrong_groups(groups, architecture.num_experts, size):
+            problems += [f"--grouping ({file}), layer {layer}: {line}" for line in wrong]
         else:
             grouping[layer] = [expert for group in groups for expert in group]
     if problems:
@@ -423,19 +433,38 @@ def read_grouping(file: Path, architecture: Architecture) -> Grouping:
     return grouping
 
 
-def _wrong_groups(groups: object, num_experts: int, size: int) -> str | None:
+def _read_json(file: Path) -> object:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        keys = [key for key, _ in pairs]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            # Python would take the last.
+            raise ValueError(f"layers {twice} are there twice")
+        return dict(pairs)
+
+    try:
+        content: object = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"--grouping ({file}) cannot be read: {error}") from error
+    return content
+
+
+def _wrong_groups(groups: object, num_experts: int, size: int) -> list[str]:
     if groups is None:
-        return "no groups"
+        return ["its groups (absent) are needed; add them"]
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
-        return "not a list of lists"
-    for group in groups:
-        if len(group) != size:
-            return f"group {group} has {len(group)} experts, not {size}"
+        return [f"its groups ({groups}) are not a list of lists of experts"]
+    problems = [
+        f"group {group} has {len(group)} experts, not --group-size ({size})"
+        for group in groups
+        if len(group) != size
+    ]
     experts = [expert for group in groups for expert in group]
-    if sorted(map(repr, experts)) != sorted(map(repr, range(num_experts))):
-        odd = sorted(
-            {repr(e) for e in experts if experts.count(e) > 1 or e not in range(num_experts)}
-        )
-        missing = sorted(set(range(num_experts)) - {e for e in experts if isinstance(e, int)})
-        return f"every expert from 0 to {num_experts - 1} belongs in one group; {odd} and {missing}"
-    return None
+    # True == 1 == 1.0, but only one of them is an expert's number.
+    numbers = [e for e in experts if type(e) is int and 0 <= e < num_experts]
+    if unknown := [e for e in experts if type(e) is not int or not 0 <= e < num_experts]:
+        problems.append(f"{unknown} are not experts; their numbers go from 0 to {num_experts - 1}")
+    if twice := sorted({e for e in numbers if numbers.count(e) > 1}):
+        problems.append(f"experts {twice} are there twice; each belongs in one group")
+    if missing := sorted(set(range(num_experts)) - set(numbers)):
+        problems.append(f"experts {missing} are in no group; each belongs in one")
+    return problems

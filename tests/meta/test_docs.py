@@ -13,9 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("grove_megatron", "patches", "examples", "tests", ".ci")
 # Of Megatron's repository, named in our documents.
-FOREIGN = frozenset({"pretrain_gpt.py", "pretrain_hybrid.py"})
-# Made by a run or by `make install`.
-GENERATED = ("runs/", ".venv")
+FOREIGN = frozenset({"pretrain_gpt.py", "pretrain_hybrid.py", "golden.safetensors"})
+# Made by a run, by `make install`, or by the commands that move weights.
+GENERATED = (
+    *("runs/", ".venv", "ckpt/", "release/", "hf/", "config.json", "model.safetensors"),
+    *("latest_checkpointed_iteration.txt", "megatron_flags.txt", "grove_manifest.json"),
+)
 # What a file name in a document looks like: a folder in it, or one of these endings.
 ENDINGS = (".py", ".md", ".sh", ".toml", ".txt", ".yaml", ".json", ".patch", ".safetensors")
 
