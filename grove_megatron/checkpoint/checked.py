@@ -78,17 +78,18 @@ class CheckedReader:
         self._source, self._plans, self._known = source, plans, checksums
         self._infos = source.infos()
         self._worker = ThreadPoolExecutor(1)
-        self._outstanding: deque[tuple[str, Future[tuple[str, bool]]]] = deque()
+        self._outstanding: deque[tuple[str, Future[_Found]]] = deque()
         self._taken: dict[str, str] = {}
 
     def read(self, name: str) -> Tensor:
         """The tensor, contiguous, in the planned dtype; zeros if it is unusable."""
         plan = self._plans[name]
         if plan.skipped:
-            tensor = torch.zeros(plan.shape, dtype=plan.dtype)
+            tensor = own = torch.zeros(plan.shape, dtype=plan.dtype)
         else:
             try:
-                tensor = self._source.read(name).to(plan.dtype).contiguous()
+                own = self._source.read(name)
+                tensor = own.to(plan.dtype).contiguous()
             except ValueError as error:
                 # Query, key and value are one tensor in a Megatron checkpoint.
                 if str(error) not in self.problems:
@@ -96,7 +97,10 @@ class CheckedReader:
                 return torch.zeros(plan.shape, dtype=plan.dtype)
         while len(self._outstanding) >= _OUTSTANDING:
             self._take_one()
-        self._outstanding.append((name, self._worker.submit(_examine, tensor)))
+        known = None if plan.skipped else self._known.get(name)
+        # The manifest knows the tensor as it was before a cast.
+        before = own if known is not None and known[0] == NAME_OF[own.dtype] else None
+        self._outstanding.append((name, self._worker.submit(_examine, tensor, before)))
         return tensor
 
     def take(self) -> dict[str, str]:
@@ -108,17 +112,16 @@ class CheckedReader:
 
     def _take_one(self) -> None:
         name, future = self._outstanding.popleft()
-        digest, finite = future.result()
-        self._taken[name] = digest
+        found = future.result()
+        self._taken[name] = found.sha256
         where = "" if name not in self._infos else f" in {self._infos[name].origin}"
-        if not finite:
+        if not found.finite:
             self.problems.append(
                 f"{name}{where} has entries that are not finite; --skip {name} writes zeros"
             )
-        dtype, known = self._known.get(name, ("", ""))
-        if dtype == NAME_OF[self._plans[name].dtype] and known != digest:
+        if found.before is not None and found.before != (known := self._known[name][1]):
             self.problems.append(
-                f"{name}{where} (sha256 {digest[:12]}...) differs from its manifest "
+                f"{name}{where} (sha256 {found.before[:12]}...) differs from its manifest "
                 f"({known[:12]}...); if it was changed on purpose, remove the manifest"
             )
 
@@ -126,11 +129,27 @@ class CheckedReader:
         self._worker.shutdown(cancel_futures=True)
 
 
-def _examine(tensor: Tensor) -> tuple[str, bool]:
-    """Checksum of the bytes, and whether all entries are finite."""
+@dataclass(frozen=True)
+class _Found:
+    """Of one tensor: its checksum, whether it is finite, and the checksum before the cast."""
+
+    sha256: str
+    finite: bool
+    before: str | None
+
+
+def _examine(tensor: Tensor, before: Tensor | None) -> _Found:
+    """Look at a tensor to write, and at what it was cast from if its checksum is asked for."""
     finite = True
     if tensor.numel():
         # Both are NaN if any entry is.
         smallest, largest = torch.aminmax(tensor)
         finite = bool(torch.isfinite(smallest) & torch.isfinite(largest))
-    return hashlib.sha256(bytes_of(tensor)).hexdigest(), finite
+    sha256 = _sha256(tensor)
+    if before is None or before.dtype == tensor.dtype:
+        return _Found(sha256, finite, None if before is None else sha256)
+    return _Found(sha256, finite, _sha256(before))
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(bytes_of(tensor.contiguous())).hexdigest()

@@ -111,14 +111,21 @@ def upcycle(
     adjugate_ffn_hidden_size: Annotated[int, typer.Option(help="FFN width of an adjugate.")] = 128,
     adjugate_scale: Annotated[float, typer.Option(help="Weight of the adjugates' sum.")] = 0.05,
     grouping: Annotated[
-        Path | None, typer.Option(help="JSON with the groups; by default neighbours.")
+        Path | None,
+        typer.Option(help="JSON with the groups, [[0, 5], [1, 7], ...]; by default neighbours."),
     ] = None,
     num_experts: Annotated[
         int | None, typer.Option(help="Dense parents: copies of every MLP.")
     ] = None,
-    topk: Annotated[int, typer.Option(help="Dense parents: copies a token selects.")] = 2,
-    granularity: Annotated[int, typer.Option(help="Dense parents: slices of a copy.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of everything that is not copied.")] = 1234,
+    topk: Annotated[
+        int, typer.Option(help="Dense parents: copies a token selects, with all their slices.")
+    ] = 2,
+    granularity: Annotated[
+        int, typer.Option(help="Dense parents: slices of a copy, each an expert.")
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Of everything that is not copied, and of --check's tokens.")
+    ] = 1234,
     check: Annotated[
         bool, typer.Option("--check", help="Compare logits of child and parent, in fp32.")
     ] = False,
@@ -141,7 +148,7 @@ def upcycle(
         from .units import count_parameters
         from .upcycle import grove_child, moe_child
 
-        _check_upcycle(context.args, hf, load, save, save_hf, check)
+        _check_upcycle(context)
         if load is not None:
             parent = megatron_source(load, ckpt_step, hf_config)
         else:
@@ -177,26 +184,44 @@ def upcycle(
     raise typer.Exit(0 if result.get("passed", True) else 1)
 
 
-def _check_upcycle(
-    extra: list[str],
-    hf: Path | None,
-    load: Path | None,
-    save: Path | None,
-    save_hf: Path | None,
-    check: bool,
-) -> None:
-    """Options that do not go together."""
+def _check_upcycle(context: typer.Context) -> None:
+    """Options that do not go together, or would do nothing."""
     from .weights import ConversionError
 
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
     problems = []
-    if (hf is None) == (load is None):
-        problems.append(f"--hf ({hf}) and --load ({load}): the parent is one of them")
-    if save is None and save_hf is None and not check:
+    if ("hf" in given) == ("load" in given):
+        shown = f"--hf ({given.get('hf')}) and --load ({given.get('load')})"
+        problems.append(f"{shown}: the parent is one of them")
+    if not given.keys() & {"save", "save_hf", "check"}:
         problems.append("nothing to make: give --save, --save-hf or --check")
-    if extra and not check:
-        problems.append(f"{' '.join(extra)}: no such option of grove upcycle without --check")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (save or save_hf):
+    if context.args and "check" not in given:
+        shown = " ".join(context.args)
+        problems.append(f"{shown}: no such option of grove upcycle without --check")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and given.keys() & {"save", "save_hf"}:
         problems.append("torchrun is for --check alone; make the child in one process first")
+    if "check" in given and given.get("skip"):
+        problems.append("--skip has no place in --check, which runs whole models; leave one out")
+    without_groups = "num_experts" in given and context.params["group_size"] == 0
+    needs = {
+        "a dense parent's --num-experts": ("num_experts" in given, ("topk", "granularity")),
+        "--load": ("load" in given, ("hf_config", "ckpt_step")),
+        "--save-hf": ("save_hf" in given, ("write_grove_keys",)),
+        "a --group-size above 0": (
+            not without_groups,
+            ("grouping", "adjugate_ffn_hidden_size", "adjugate_scale"),
+        ),
+    }
+    problems += [
+        f"--{name.replace('_', '-')} ({given[name]}) does nothing without {what}; remove it"
+        for what, (is_there, names) in needs.items()
+        for name in names
+        if name in given and not is_there
+    ]
     if problems:
         raise ConversionError(problems)
 
@@ -213,8 +238,8 @@ def _run_check(
         found = compare(parent, child, extra, seed)
     if found.same_layer is not None:
         _say(
-            f"largest difference of logits: {found.same_layer:.2e} (asked 0) from the parent's "
-            "weights in the same layers",
+            f"largest difference of logits: {found.same_layer:.2e} (asked 0) from the same layers "
+            "without their adjugates",
             to_stderr=as_json,
         )
     _say(
@@ -256,7 +281,7 @@ def _refusals() -> Iterator[None]:
         problems = error.problems if isinstance(error, ConversionError) else [str(error)]
         lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        print(f"grove_megatron: {count}, nothing was made:\n{lines}", file=sys.stderr)
+        _say(f"grove_megatron: {count}, nothing was made:\n{lines}", to_stderr=True)
         raise typer.Exit(2) from None
 
 

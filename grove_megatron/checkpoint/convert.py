@@ -111,10 +111,16 @@ def write_hf(
     ignored = [] if grove_keys else ignored_by_release(source.architecture)
     if fused and (source.architecture.is_grove or not source.architecture.num_experts):
         ignored.append("--fused-experts is a layout of Qwen3-MoE in transformers 5; remove it")
-    source = replace(source, problems=[*source.problems, *ignored])
     plans = _plans(source, hf_shapes(source.architecture), options)
     sink = HfSink(plans, shard_bytes, fused)
-    config = config_of(source.architecture, source.config, _dtype_name(plans))
+    config: dict[str, Any] = {}
+    try:
+        config = config_of(source.architecture, source.config, _dtype_name(plans))
+    except ValueError as error:
+        # What the source says of its config comes first, and often says the same.
+        if not source.problems:
+            ignored.append(str(error))
+    source = replace(source, problems=[*source.problems, *ignored])
 
     def others(content: Path) -> None:
         _write_others(source.hf_files, config, content)

@@ -41,15 +41,20 @@ def iteration_folder(load: Path, step: int | None = None) -> Path:
     if step is None:
         try:
             latest = tracker.read_text(encoding="utf-8").strip()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--load ({load}) has no readable {TRACKER} ({error})") from error
-        if latest != "release" and not latest.isdigit():
+        if latest != "release" and not latest.isdecimal():
             raise ValueError(f"{tracker} ({latest!r}) names no iteration; correct it")
         step = None if latest == "release" else int(latest)
     folder = load / ("release" if step is None else f"iter_{step:07d}")
     if not folder.is_dir():
         raise ValueError(f"--load ({load}) has no {folder.name}; name an iteration that it has")
     return folder
+
+
+def is_of_training(key: str) -> bool:
+    """Is an entry of a checkpoint no weight: of the optimizer, or random state?"""
+    return _TRAINING.fullmatch(key) is not None
 
 
 class MegatronWeights:
@@ -113,7 +118,7 @@ class MegatronWeights:
         unknown = {
             key: TensorInfo(self._reader.shape(key), self._dtype(key), folder)
             for key in self._reader.tensors
-            if key not in known and not _TRAINING.fullmatch(key)
+            if key not in known and not is_of_training(key)
         }
         return found | unknown
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .architecture import Architecture
 from .hf_names import NameTable, rows
 from .local_names import local_parameters
-from .megatron_args import megatron_flags
+from .megatron_args import GROVE_LAYER_SPEC, megatron_flags
 from .weights import Weights
 
 Load = Callable[[list[Any]], None]
@@ -173,9 +173,11 @@ def _flags(architecture: Architecture, shape: tuple[int, ...], extra_flags: list
         *("--no-masked-softmax-fusion", "--no-bias-swiglu-fusion", "--no-rope-fusion"),
         *("--no-persist-layer-norm", "--mock-data", "--no-create-attention-mask-in-dataloader"),
     ]
+    # Without groups: Megatron's own layers, with a norm that takes sequence parallelism.
+    spec = ["--spec", *GROVE_LAYER_SPEC]
     # Megatron trains MoE with tensor parallelism only beside sequence parallelism.
     sequence_parallel = ["--sequence-parallel"] if tensor > 1 else []
-    return [*megatron_flags(architecture), *fixed, *sequence_parallel]
+    return [*megatron_flags(architecture), *fixed, *spec, *sequence_parallel]
 
 
 def _check_layout(
@@ -221,5 +223,6 @@ def load_checkpoint(folder: Path, step: int | None) -> Load:
         args.load, args.ckpt_step, args.finetune = str(folder), step, True
         args.exit_on_missing_checkpoint = True
         load_checkpoint(models, None, None)
+        args.load = None
 
     return load

@@ -9,12 +9,13 @@ import io
 import json
 import os
 import pickle
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 import torch
 from torch import Tensor
@@ -180,7 +181,7 @@ class TorchDistReader:
         try:
             state: dict[str, Any] = load_common_state_dict(str(self.folder))
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            reasons = [error]
+            reasons: list[BaseException] = [error]
             if isinstance(error, CheckpointException):
                 # Its own text is a traceback.
                 reasons = [failure for failure, _ in error.failures.values()]
@@ -269,7 +270,7 @@ class RecordWriter:
 
     def _write(self, key: str, content: object, **region: Any) -> None:
         start = self._file.tell()
-        torch.save(content, self._file)
+        torch.save(content, cast(BinaryIO, self._file))
         length = self._file.tell() - start
         self.records.append(Record(key, self._name, start, length, **region))
 
@@ -296,24 +297,25 @@ def write_metadata(folder: Path, shapes: Mapping[str, Shape], records: Iterable[
     entries: dict[str, Any] = {}
     places: dict[MetadataIndex, Any] = {}
     for record in records:
-        info = _StorageInfo(record.file, record.start, record.length)
+        # A pickle shows which strings are one object, and those of a journal are not.
+        key, file = sys.intern(record.key), sys.intern(record.file)
+        info = _StorageInfo(file, record.start, record.length)
         if record.offsets is None:
-            entries[record.key] = BytesStorageMetadata()
-            places[MetadataIndex(record.key)] = info
+            entries[key] = BytesStorageMetadata()
+            places[MetadataIndex(key)] = info
             continue
         assert record.shape is not None
         assert record.dtype is not None
-        if record.key not in entries:
+        if key not in entries:
             properties = TensorProperties(dtype=getattr(torch, record.dtype))
-            size = torch.Size(shapes[record.key])
-            entries[record.key] = TensorStorageMetadata(properties, size, [])
+            entries[key] = TensorStorageMetadata(properties, torch.Size(shapes[key]), [])
         chunk = ChunkStorageMetadata(torch.Size(record.offsets), torch.Size(record.shape))
-        entries[record.key].chunks.append(chunk)
-        places[MetadataIndex(record.key, chunk.offsets)] = info
+        entries[key].chunks.append(chunk)
+        places[MetadataIndex(key, chunk.offsets)] = info
     metadata = Metadata(state_dict_metadata=entries, storage_data=places)
     with (folder / ".metadata").open("wb") as opened:
         pickle.dump(metadata, opened)
         sync(opened)
-    with (folder / "metadata.json").open("w", encoding="utf-8") as text:
-        json.dump(FORMAT, text)
-        sync(text.buffer)
+    with (folder / "metadata.json").open("wb") as opened:
+        opened.write(json.dumps(FORMAT).encode())
+        sync(opened)

@@ -379,20 +379,22 @@ def _source(parent: Source, child: GroveChild | MoeChild, architecture: Architec
 
 def _absent_tensors(parent: Source, child: GroveChild | MoeChild) -> list[str]:
     """Tensors that the parent lacks and the child has under other names, so nobody else says so."""
+    there = parent.infos()
     sources = {child.parents_name(name): name for name in child.infos()}
     return [
         f"{source} (absent) is needed of the parent; add it"
         for source, name in sources.items()
-        if source not in (None, name) and source not in parent.infos()
+        if source not in (None, name) and source not in there
     ]
 
 
 def _hidden_tensors(parent: Source, child: GroveChild | MoeChild) -> list[str]:
     """Tensors of the parent that its model does not have, and that the child's would replace."""
-    unknown = parent.infos().keys() - hf_shapes(parent.architecture).keys()
+    there = parent.infos()
+    unknown = there.keys() - hf_shapes(parent.architecture).keys()
     replaced = {name for name in child.infos() if child.parents_name(name) != name}
     return [
-        f"{name} in {parent.infos()[name].origin} is not known to the parent's model, and the "
+        f"{name} in {there[name].origin} is not known to the parent's model, and the "
         "child has another one; remove it"
         for name in sorted(unknown & replaced)
     ]
@@ -427,6 +429,7 @@ def read_grouping(file: Path, architecture: Architecture) -> Grouping:
         if wrong := _wrong_groups(groups, architecture.num_experts, size):
             problems += [f"--grouping ({file}), layer {layer}: {line}" for line in wrong]
         else:
+            assert isinstance(groups, list)
             grouping[layer] = [expert for group in groups for expert in group]
     if problems:
         raise ConversionError(problems)

@@ -1,13 +1,17 @@
 """``grove upcycle --check``: does the child compute what the parent computes?"""
 
+import argparse
 from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .architecture import Architecture
 from .model_run import ModelRun, load_weights
 from .source import Source
+from .units import hf_shapes
+from .weights import ConversionError, mismatches
 
 # Another order of the same fp32 sums.
 TOLERANCE = 1e-5
@@ -38,7 +42,13 @@ def compare(parent: Source, child: Source, extra_flags: list[str], seed: int) ->
         parent, child: as the conversion has them.
         extra_flags: Megatron flags, such as parallel sizes.
         seed: of the tokens.
+
+    Raises:
+        ValueError: tensors that are missing, unknown or wrong.
     """
+    expected = hf_shapes(child.architecture)
+    if problems := child.problems + mismatches(expected, child.infos(), frozenset()):
+        raise ConversionError(problems)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, parent.architecture.vocab_size, (2, 32), generator=generator)
 
@@ -48,11 +58,22 @@ def compare(parent: Source, child: Source, extra_flags: list[str], seed: int) ->
         if scale is not None:
             architecture = replace(architecture, adjugate_scale=scale)
         load = load_weights(source.weights, architecture)
-        return ModelRun(architecture, ids, extra_flags, load).logits()
+        return ModelRun(architecture, ids, _flags(architecture, extra_flags), load).logits()
 
     of_child = logits(child)
     same = _largest(of_child, logits(child, scale=0.0)) if child.architecture.is_grove else None
     return Difference(same, _largest(of_child, logits(parent)))
+
+
+def _flags(architecture: Architecture, extra_flags: list[str]) -> list[str]:
+    """Those that go with the model: Megatron refuses flags of experts where there are none."""
+    if architecture.num_experts:
+        return extra_flags
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--expert-model-parallel-size")
+    parser.add_argument("--expert-tensor-parallel-size")
+    _, others = parser.parse_known_args(extra_flags)
+    return others
 
 
 def _largest(here: Tensor | None, there: Tensor | None) -> float:

@@ -26,6 +26,8 @@ from .weights import ConversionError, mismatches
 LOGIT_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-6
 GRAD_TOLERANCE = 1e-5
+# Of the largest gradient: below it, those of a reference in fp64 are rounding errors.
+_ZERO = 1e-12
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,13 @@ def _compare(
         expected = golden.loss.double().reshape(())
         loss_error = _worst((losses.cpu().double().mean() - expected).abs() / expected.abs())
     seen = {name: torch.zeros(g.numel(), dtype=torch.bool) for name, g in golden.grads.items()}
+    overall = max((float(grad.abs().max()) for grad in golden.grads.values()), default=0.0)
     for parameter in local_parameters(models):
         names, transform = table.find(parameter.global_name)
         if not any(name in golden.grads for name in names):
             continue
         shapes = [all_shapes[name] for name in names]
-        error = _grad_error(parameter, names, shapes, transform, golden.grads, seen)
+        error = _grad_error(parameter, names, shapes, transform, golden.grads, overall, seen)
         grad_error = max(grad_error, error)
     device = torch.cuda.current_device()
     worst = torch.tensor([logit_error, loss_error, grad_error], dtype=torch.float64, device=device)
@@ -159,12 +162,24 @@ def _compare(
     return Report(*worst.tolist(), grads_compared=compared, grads_in_file=len(golden.grads))
 
 
+def _size(grad: Tensor, overall: float) -> float:
+    """What an error of a gradient is measured by: its largest entry.
+
+    A gradient that is zero has no size of its own, and one that is zero but for rounding (of the
+    router between equal experts) has none that means anything; ``overall``, the largest entry of
+    all gradients, stands in.
+    """
+    largest = float(grad.abs().max())
+    return largest if largest > _ZERO * overall else overall or 1.0
+
+
 def _grad_error(
     parameter: LocalParameter,
     names: tuple[str, ...],
     shapes: list[tuple[int, ...]],
     transform: Transform,
     grads: dict[str, Tensor],
+    overall: float,
     seen: dict[str, Tensor],
 ) -> float:
     """Worst relative error of one local parameter; marks the golden entries it has compared.
@@ -176,9 +191,7 @@ def _grad_error(
     expected, weight, owner, entry = [], [], [], []
     for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         grad = grads.get(name, torch.zeros(shape)).double()
-        largest = float(grad.abs().max())
-        # An all-zero gradient has no size of its own; it is compared absolutely.
-        inverse = (1.0 / largest if largest > 0 else 1.0) if name in grads else 0.0
+        inverse = 1.0 / _size(grad, overall) if name in grads else 0.0
         expected.append(grad)
         weight.append(torch.full(shape, inverse, dtype=torch.float64))
         owner.append(torch.full(shape, i))

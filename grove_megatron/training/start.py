@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import socket
 import sys
@@ -40,8 +41,10 @@ def alone() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Megatron's start-up listing off stdout; show it if the command fails."""
+    """Keep Megatron's start-up listings off the screen; show stdout's if the command fails."""
     listing = io.StringIO()
+    # A list of all parameters, for every model.
+    logging.disable(logging.INFO)
     try:
         with contextlib.redirect_stdout(listing):
             yield
@@ -49,3 +52,5 @@ def quiet() -> Iterator[None]:
         if not isinstance(error, SystemExit):
             print(listing.getvalue(), file=sys.stderr)
         raise
+    finally:
+        logging.disable(logging.NOTSET)
