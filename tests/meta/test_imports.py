@@ -77,6 +77,12 @@ RULES = {
         )
         for module in ("convert", "model_run", "torch_dist", "verify")
     },
+    # Imported without Megatron-Bridge, and by hosts that have not decided anything yet.
+    "bridge": Rule(inside={"bridge", "checkpoint", "compat"}, outside={"packaging"}),
+    "bridge/registration": Rule(
+        inside=MODEL | {"bridge", "checkpoint", "layer_spec"},
+        outside={"torch", "transformers", "megatron.core", "megatron.bridge"},
+    ),
     "planner": Rule(inside={"planner"}),
     "training": AROUND_THE_MODEL,
     "runtime": AROUND_THE_MODEL,
@@ -201,6 +207,9 @@ def test_there_are_modules_to_look_at():
         ("checkpoint/megatron_args", "from ..config import is_grove"),
         ("checkpoint/verify", "from megatron.core import mpu"),
         ("checkpoint/verify", "from ..training import launch"),
+        ("bridge", "import megatron.bridge"),
+        ("bridge", "from ..layer_spec import grove_layer_spec"),
+        ("bridge/registration", "from megatron.training import get_args"),
         ("planner", "import torch"),
         ("planner", "from grove_megatron.config import is_grove"),
         ("training", "import tests.unit"),
@@ -228,6 +237,7 @@ def test_a_forbidden_import_is_found(part, source):
         ("checkpoint", "import safetensors\ndef f():\n    import transformers"),
         ("checkpoint/megatron_args", "from .hf_config import refuse_all"),
         ("checkpoint/verify", "def f():\n    from ..training import launch"),
+        ("bridge/registration", "from megatron.bridge.models.gpt_provider import GPTModelProvider"),
         ("planner", "import json\nimport grove_megatron.planner.inputs"),
         ("training", "from ..moe.layer import GroveMoELayer\nimport megatron.training"),
         ("benchmarks", "import torch\nfrom ..moe import layer\ndef f():\n    import rich.table"),
