@@ -73,22 +73,65 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
     """Distributed optimizer states that would be loaded into the wrong parameters, a line each.
 
     Megatron's default format of these states keeps them in the order of the parameters in memory
-    and names none of them, so other expert modules get each other's moments without a word.
+    and names none of them. Another layout ends in an error about buckets or in none at all: the
+    same number of elements in another order gets the moments of other parameters.
     """
     resumes = not (args.finetune or args.no_load_optim)
+    saved = not getattr(checkpoint_args, "no_save_optim", False)
     both = args.use_distributed_optimizer and checkpoint_args.use_distributed_optimizer
-    if not (is_grove(args) and resumes and both):
+    if not (is_grove(args) and resumes and saved and both):
         return []
     if getattr(checkpoint_args, "dist_ckpt_optim_fully_reshardable", False):
         return []
-    here, there = _expert_modules(args), _expert_modules(checkpoint_args)
-    if here == there:
-        return []
-    return [
-        f"--grove-kernel ({args.grove_kernel}) makes expert modules ({here}) that are not those "
-        f"of the checkpoint ({there}), whose distributed optimizer state fits no other; use "
-        f"the same, or save with --dist-ckpt-optim-fully-reshardable, or give --no-load-optim"
+    fits_no_other = (
+        "whose distributed optimizer state fits no other; use the same, or save once with "
+        "--dist-ckpt-optim-fully-reshardable at the old layout, or give --no-load-optim"
+    )
+    here, there = _parallel_sizes(args), _parallel_sizes(checkpoint_args)
+    problems = [
+        f"{flag} ({here[flag]}) differs from {flag} of the checkpoint ({there[flag]}), "
+        f"{fits_no_other}"
+        for flag in here
+        if here[flag] != there[flag]
     ]
+    modules, saved_modules = _expert_modules(args), _expert_modules(checkpoint_args)
+    if modules != saved_modules:
+        problems.append(
+            f"--grove-kernel ({args.grove_kernel}) makes expert modules ({modules}) that are not "
+            f"those of the checkpoint ({saved_modules}), {fits_no_other}"
+        )
+    return problems
+
+
+def optimizer_format_notice(args: Namespace) -> str | None:
+    """What a run that saves should know of its checkpoints, as one line, or None."""
+    saves = args.save is not None and not args.no_save_optim
+    if not (is_grove(args) and saves and args.use_distributed_optimizer):
+        return None
+    if args.dist_ckpt_optim_fully_reshardable:
+        return None
+    sizes = ", ".join(f"{flag} {size}" for flag, size in _parallel_sizes(args).items())
+    return (
+        f"the optimizer state this run saves loads at any data-parallel size, but only with "
+        f"{sizes} and expert modules {_expert_modules(args)}; for any layout add "
+        "--dist-ckpt-optim-fully-reshardable"
+    )
+
+
+def _parallel_sizes(args: Namespace) -> dict[str, int]:
+    """The sizes that decide which parameters a rank holds, by flag.
+
+    Args:
+        args: of a command line, validated or not, or of a checkpoint.
+    """
+    tensor = args.tensor_model_parallel_size
+    return {
+        "--tensor-model-parallel-size": tensor,
+        "--pipeline-model-parallel-size": args.pipeline_model_parallel_size,
+        "--expert-model-parallel-size": args.expert_model_parallel_size,
+        # Megatron's default: that of the dense layers.
+        "--expert-tensor-parallel-size": args.expert_tensor_parallel_size or tensor,
+    }
 
 
 def _expert_modules(args: Namespace) -> str:

@@ -1,8 +1,9 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
-It asks Megatron for its own spec and swaps two things in it: the MoE layer, and, where Megatron
-would refuse sequence parallelism, the norm. Experts, attention and everything else stay what
-Megatron chose for the local or TransformerEngine implementation.
+It asks Megatron for its own spec and changes three things in it: the MoE layer; where Megatron
+would refuse sequence parallelism, the norm; and the checkpoint key of the norm before a Grove
+layer. Experts, attention and everything else stay what Megatron chose for the local or
+TransformerEngine implementation.
 """
 
 import copy
@@ -18,6 +19,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from .config import GroveTransformerConfig, is_grove
 from .layer_count import check_after_build
@@ -99,7 +101,25 @@ def _swap(node: Any, swaps: Mapping[Any, Any], done: dict[int, Any]) -> Any:
         new = copy.copy(node)
         for field in fields(node):
             setattr(new, field.name, _swap(getattr(node, field.name), swaps, done))
+        if isinstance(new, TransformerLayerSubmodules):
+            _keep_norm_apart(new)
     else:
         new = node
     done[id(node)] = new
     return new
+
+
+def _keep_norm_apart(layer: TransformerLayerSubmodules) -> None:
+    """Give the norm before a Grove layer the checkpoint key that it has with TransformerEngine.
+
+    Megatron's local layers write it as a part of the MLP's first matrix, where TransformerEngine
+    has it in dense layers; before experts TransformerEngine keeps it apart. With one key for both,
+    a checkpoint of either can be read by the other.
+    """
+    module = getattr(layer.mlp, "func", getattr(layer.mlp, "module", None))
+    if module is GroveMoELayer:
+        keys = layer.sharded_state_dict_keys_map
+        # A new map: layers that are not Grove's share the old one.
+        layer.sharded_state_dict_keys_map = {
+            name: key for name, key in keys.items() if not name.startswith("pre_mlp_layernorm.")
+        }

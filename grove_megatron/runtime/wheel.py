@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from .checkpoint_files import invalidate_before_save, with_atomic_tracker
 from .fingerprints import megatron_patch
+from .optimizer_chain import load_into_chain
 from .registry import PatchSet
 
 
@@ -97,6 +99,28 @@ WHEEL = PatchSet(
             reason="with torch.optim.Adam and --dist-ckpt-optim-fully-reshardable dies of "
             "KeyError 'step': a checkpoint that can be saved and not loaded",
             make=_set_optimizer_state,
+        ),
+        megatron_patch(
+            name="optimizers-of-another-layout",
+            target="megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict",
+            reason="finds the groups and the step only where the run that saved had as many "
+            "optimizers, so no state crosses between expert-parallel size 1 and more; and takes "
+            "the step from rank 0, which writes none where it has no expert",
+            make=load_into_chain,
+        ),
+        megatron_patch(
+            name="atomic-tracker",
+            target="megatron.training.checkpointing:maybe_msc",
+            reason="empties latest_checkpointed_iteration.txt before it writes it, and a job that "
+            "was killed in between ends with exit code 0 at every restart",
+            make=with_atomic_tracker,
+        ),
+        megatron_patch(
+            name="overwritten-checkpoint",
+            target="megatron.core.dist_checkpointing:save",
+            reason="leaves the mark of a complete checkpoint in a folder it writes over, so a "
+            "half-written one passes for complete",
+            make=invalidate_before_save,
         ),
     ],
 )

@@ -17,6 +17,7 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 
 from ..layer_count import check_after_build
 from ..layer_spec import adapt_spec, grove_layer_spec
+from .dropped_weights import check_no_weight_is_dropped
 
 
 @dataclass(kw_only=True)
@@ -96,5 +97,8 @@ class GroveGPTModelBuilder(GPTModelBuilder):
     ) -> list[GPTModel]:
         # Also where the layers are not ours: a spec that does not import is none of ours.
         check_after_build(self._model_config)
+        hooks = self._model_config.post_wrap_hooks
+        if check_no_weight_is_dropped not in hooks:
+            hooks.append(check_no_weight_is_dropped)
         models: list[GPTModel] = super().build_distributed_models(pg_collection, *args, **kwargs)
         return models

@@ -21,8 +21,9 @@ from ..runtime import cpu_is_active
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
 from .builder import GroveGPTModelConfig
+from .checkpoint_folder import checkpoint_folder_problem
 from .cpu_arguments import set_cpu_defaults
-from .preflight import preflight
+from .preflight import announce, preflight
 from .refuse import refuse
 
 
@@ -41,14 +42,19 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
         select_layer(args)
         if problems := preflight(args):
             refuse(problems)
+        announce(args)
         return original(args, defaults if defaults is not None else {})
 
     return validate_args
 
 
 def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
-    def load_args_from_checkpoint(args: Namespace, *rest: Any, **named: Any) -> Any:
-        loaded = original(args, *rest, **named)
+    def load_args_from_checkpoint(
+        args: Namespace, load_arg: str = "load", *rest: Any, **named: Any
+    ) -> Any:
+        if problem := checkpoint_folder_problem(args, load_arg):
+            refuse([problem])
+        loaded = original(args, load_arg, *rest, **named)
         if isinstance(loaded, tuple) and (problems := restore_grove_arguments(*loaded)):
             refuse(problems)
         return loaded

@@ -25,8 +25,9 @@ from ..config import GroveTransformerConfig
 from ..runtime import cpu_is_active
 from . import gpt
 from .builder import GroveGPTModelConfig
+from .checkpoint_folder import checkpoint_folder_problem
 from .cpu_arguments import set_cpu_defaults
-from .preflight import preflight
+from .preflight import announce, preflight
 from .refuse import refuse
 from .summary import print_summary
 
@@ -73,6 +74,7 @@ def parse_arguments() -> Namespace:
     problems += preflight(args) + gpt.entry_problems(args)
     if problems:
         refuse(problems)
+    announce(args)
     # The default of Megatron's own script; validate_args warns of a default nobody needs.
     defaults = {} if args.tokenizer_type else {"tokenizer_type": "GPT2BPETokenizer"}
     validate_args(args, defaults)
@@ -90,6 +92,9 @@ def _from_checkpoint(args: Namespace) -> list[str]:
         ]
     problems = []
     for load_arg in ("pretrained_checkpoint", "load"):
+        # Before Megatron reads it and ends the process without a word.
+        if problem := checkpoint_folder_problem(args, load_arg):
+            refuse([problem])
         # The namespace alone comes back where there is no such checkpoint.
         loaded = load_args_from_checkpoint(args, load_arg=load_arg)
         if isinstance(loaded, tuple):

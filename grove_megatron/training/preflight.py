@@ -5,17 +5,24 @@ import copy
 import importlib
 import io
 import os
+import sys
 from argparse import Namespace
 
 import torch
 from megatron.training.checkpointing import load_args_from_checkpoint
 
-from ..arguments import LAYER_SPEC, contradictions, optimizer_layout_problems
+from ..arguments import (
+    LAYER_SPEC,
+    contradictions,
+    optimizer_format_notice,
+    optimizer_layout_problems,
+)
 from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
 from ..config import grove_problems, is_grove
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active
+from .checkpoint_folder import checkpoint_folder_problem
 from .cpu_arguments import cpu_problems
 
 
@@ -35,17 +42,27 @@ def preflight(args: Namespace) -> list[str]:
     return problems
 
 
+def announce(args: Namespace) -> None:
+    """Say on rank 0 what a run without problems should know before it starts."""
+    notice = optimizer_format_notice(args)
+    if notice is not None and os.environ.get("RANK", "0") == "0":
+        print(f"grove_megatron: {notice}", file=sys.stderr, flush=True)
+
+
 def _checkpoint_problems(args: Namespace) -> list[str]:
     """Compare the Grove settings with those of the checkpoints the run would load."""
     problems: list[str] = []
     for load_arg in ("load", "pretrained_checkpoint"):
-        if getattr(args, load_arg) is None or args.use_checkpoint_args:
+        if problem := checkpoint_folder_problem(args, load_arg):
+            problems.append(problem)
             continue
         # Reads the checkpoint's common part; fills in a copy of the flags, and says so at length.
         with contextlib.redirect_stdout(io.StringIO()):
             loaded = load_args_from_checkpoint(copy.copy(args), load_arg=load_arg)
         if isinstance(loaded, tuple):
-            problems += contradictions(args, loaded[1])
+            if not args.use_checkpoint_args:
+                # With it, the settings are those of the checkpoint already.
+                problems += contradictions(args, loaded[1])
             if load_arg == "load":
                 problems += optimizer_layout_problems(args, loaded[1])
     return problems

@@ -83,3 +83,34 @@ def test_a_checkpoint_of_either_is_one_of_the_other(
     expected = by_the_paper(first, x, upstream)
     for layer in (first, second):
         assert_close(run(layer, x, upstream), expected, TOLERANCE)
+
+
+@DIRECTIONS
+def test_moments_of_either_are_those_of_the_other(source: str, target: str, tmp_path: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    first, second = layer_of(source), layer_of(target)
+    dist_checkpointing.save(moments(first, -2.0), str(tmp_path))
+    loaded = dist_checkpointing.load(moments(second, 0.0), str(tmp_path))
+    names = {name.removeprefix(PREFIX): value for name, value in loaded.items()}
+    missing, unexpected = second.load_state_dict(names, strict=False)
+    assert not unexpected
+    assert all("_extra_state" in name for name in missing)
+    expected = {name: -2 * weight for name, weight in weights(first).items()}
+    found = weights(second)
+    assert found.keys() == expected.keys()
+    for name, moment in expected.items():
+        assert torch.equal(found[name], moment), name
+
+
+def moments(layer: torch.nn.Module, factor: float) -> dict[str, Any]:
+    """Entries of an optimizer state that is ``factor`` times the weights, by their names."""
+    from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+
+    return {
+        name: make_sharded_optimizer_tensor(
+            entry, factor * entry.data.detach(), "optimizer.state.exp_avg"
+        )
+        for name, entry in layer.sharded_state_dict(prefix=PREFIX).items()
+        if "_extra_state" not in name
+    }

@@ -1,6 +1,11 @@
-"""On the ranks: GroupedExperts beside Megatron's SequentialMLP of the same weights."""
+"""On the ranks: GroupedExperts beside Megatron's two kinds of experts of the same weights.
 
-from collections.abc import Iterator
+TransformerEngine is not needed: what TEGroupedMLP writes is computed by Megatron's own source.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +43,18 @@ def beside_sequential(folder: str, sizes: dict[str, int]) -> None:
             },
         }
         _draw_weights(grouped, sequential)
+        engine = _like_te_grouped_mlp(grouped)
         for metadata in METADATA:
             for offsets in OFFSETS:
                 case = f"{metadata}, {offsets}"
+                result[f"engine's entries: {case}"] = _differ(
+                    _entries(_sharded(grouped, metadata, offsets)),
+                    _entries(_sharded(engine, metadata, offsets)),
+                )
+                result[f"engine's moments: {case}"] = _differ(
+                    _entries(_moments(grouped, metadata, offsets)),
+                    _entries(_moments(engine, metadata, offsets)),
+                )
                 result[f"entries: {case}"] = _differ(
                     _entries(_sharded(grouped, metadata, offsets)),
                     _entries(_sharded(sequential, metadata, offsets)),
@@ -96,6 +110,59 @@ def _build(kind: type) -> torch.nn.Module:
     model_parallel_cuda_manual_seed(7)
     submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     return kind(LOCAL, config, submodules, pg_collection=groups)
+
+
+def _like_te_grouped_mlp(grouped: torch.nn.Module) -> torch.nn.Module:
+    """The weights of ``grouped`` in a module that is sharded as Megatron's TEGroupedMLP is.
+
+    Without TransformerEngine Megatron has no class of its grouped linear layer; what shards one is
+    taken from the source of that class.
+    """
+    from megatron.core.extensions import transformer_engine
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.moe.experts import TEGroupedMLP
+
+    shard = _function(transformer_engine, "_sharded_state_dict_grouped")
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+
+    class Linear(torch.nn.Module):
+        use_bias, num_gemms, _tp_group, _pg_collection = False, LOCAL, groups.expt_tp, groups
+
+        def __init__(self, weights: torch.Tensor, tp_axis: int) -> None:
+            super().__init__()
+            self.tp_axis = tp_axis
+            for index, weight in enumerate(weights):
+                setattr(self, f"weight{index}", torch.nn.Parameter(weight.detach().clone()))
+
+        def get_extra_state(self) -> None:
+            """Empty, as in a checkpoint of a model that is not quantised."""
+
+        def _split_extra_state(self, state: None) -> list[None]:
+            return [state] * self.num_gemms
+
+        def sharded_state_dict(self, prefix: str, **named: Any) -> Any:
+            axes = {f"{index}.weight": self.tp_axis for index in range(self.num_gemms)}
+            return shard(self, axes, prefix, **named)
+
+    class Experts(torch.nn.Module):
+        config, num_local_experts = grouped.config, LOCAL
+        ep_group, tp_group = groups.ep, groups.expt_tp
+        sharded_state_dict = TEGroupedMLP.sharded_state_dict
+
+    experts = Experts()
+    for fc, tp_axis in zip(FC, (0, 1), strict=True):
+        setattr(experts, fc, Linear(_stack(grouped, fc), tp_axis))
+    return experts
+
+
+def _function(module: Any, name: str) -> Callable[..., Any]:
+    """A function from the source of ``module``, also where a condition left it undefined."""
+    tree = ast.parse(inspect.getsource(module))
+    (found,) = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name)
+    names = dict(vars(module))
+    exec(compile(ast.Module([found], []), module.__file__, "exec"), names)
+    function: Callable[..., Any] = names[name]
+    return function
 
 
 def _weights(experts: torch.nn.Module, fc: str) -> list[torch.nn.Parameter]:

@@ -48,13 +48,13 @@ def test_a_parameter_has_the_marks_of_an_expert_s(fc: str, seen: list[dict[str, 
         assert ours == theirs | {"partition_dim": theirs["partition_dim"] + 1}
 
 
-@pytest.mark.parametrize("what", ["entries", "moments"])
-def test_a_checkpoint_gets_the_entries_of_sequential_mlp(
+@pytest.mark.parametrize("what", ["entries", "moments", "engine's entries", "engine's moments"])
+def test_a_checkpoint_gets_the_entries_of_megatron_s_experts(
     what: str, seen: list[dict[str, Any]]
 ) -> None:
     # Gate, up and down of every expert; and the empty extra states of its two layers.
     kinds = {"ShardedTensor": 3 * LOCAL} | (
-        {"ShardedObject": 2 * LOCAL} if what == "entries" else {}
+        {"ShardedObject": 2 * LOCAL} if what.endswith("entries") else {}
     )
     for rank in seen:
         found = list(each(rank, what))

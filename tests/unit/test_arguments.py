@@ -13,6 +13,7 @@ from grove_megatron.arguments import (
     select_layer,
     yaml_problems,
 )
+from grove_megatron.config import NOT_OF_THE_WEIGHTS, grove_defaults
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,29 @@ def test_every_setting_that_makes_another_model_contradicts(
         "--grove-adjugate-scale",
         "--grove-router-scoring",
     ]
+
+
+# Of every setting that describes the weights: two values.
+OF_THE_WEIGHTS = {
+    "grove_num_groups": (4, 2),
+    "grove_adjugate_ffn_hidden_size": (8, 16),
+    "grove_adjugate_scale": (0.1, 0.2),
+    "grove_router_scoring": ("softmax", "grove"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_WEIGHTS)
+def test_a_contradiction_names_both_values(name: str) -> None:
+    same = {name: here for name, (here, _) in OF_THE_WEIGHTS.items()}
+    here, there = OF_THE_WEIGHTS[name]
+    saved = argparse.Namespace(**same | {name: there})
+    (problem,) = contradictions(argparse.Namespace(**same), saved)
+    flag = f"--{name.replace('_', '-')}"
+    assert problem.startswith(f"{flag} ({here}) differs from {flag} of the checkpoint ({there}); ")
+
+
+def test_every_setting_is_one_of_the_weights_or_known_not_to_be() -> None:
+    assert {*OF_THE_WEIGHTS, *NOT_OF_THE_WEIGHTS} == set(grove_defaults())
 
 
 @pytest.mark.parametrize("given", [["--yaml-cfg", "a.yaml"], ["--yaml-cfg=a.yaml"]])

@@ -3,9 +3,12 @@
 from functools import partial
 
 import pytest
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.multi_token_prediction import get_mtp_layer_spec_for_backend
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -68,6 +71,26 @@ def test_norms_are_swapped_only_for_sequence_parallelism() -> None:
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     assert adapt_spec([WrappedTorchNorm], grove_config(**parallel)) == [sequence_parallel_norm]
     assert adapt_spec([WrappedTorchNorm], grove_config()) == [WrappedTorchNorm]
+
+
+def test_the_norm_before_a_grove_layer_has_the_key_it_has_with_transformer_engine() -> None:
+    moe, dense = (get_gpt_layer_local_spec(num_experts=number) for number in (4, None))
+    before = dict(moe.submodules.sharded_state_dict_keys_map)
+    first, second, other = adapt_spec([moe, moe, dense], grove_config())
+    # In a dense layer TransformerEngine has both norms in the matrices behind them.
+    assert other.submodules.sharded_state_dict_keys_map == before
+    qkv = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    assert first.submodules.sharded_state_dict_keys_map == qkv
+    assert first is second
+    assert moe.submodules.sharded_state_dict_keys_map == before
+    assert set(before) == {*qkv, "pre_mlp_layernorm."}
+
+
+def test_the_norm_in_an_mtp_layer_has_that_key_too() -> None:
+    layer = get_gpt_layer_local_spec(num_experts=4)
+    mtp = adapt_spec(get_mtp_layer_spec_for_backend(layer, LocalSpecProvider()), grove_config())
+    keys = mtp.submodules.mtp_model_layer.submodules.sharded_state_dict_keys_map
+    assert keys == {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
 
 
 def test_without_groups_the_very_object_comes_back() -> None:

@@ -5,7 +5,7 @@ import pytest
 from grove_megatron import config, runtime
 from grove_megatron.arguments import LAYER_SPEC, optimizer_layout_problems, select_layer
 from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
-from grove_megatron.training.preflight import preflight
+from grove_megatron.training.preflight import announce, preflight
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 OURS = "--spec grove_megatron.layer_spec grove_layer_spec"
@@ -182,6 +182,7 @@ class TestHierarchicalDispatch:
 
 class TestOptimizerStateInMemoryOrder:
     DISTRIBUTED = f"{GROVE} --use-distributed-optimizer --transformer-impl local"
+    WHOLE = "--expert-tensor-parallel-size 1"
 
     def problems(self, parse, here, there):
         return optimizer_layout_problems(
@@ -200,11 +201,43 @@ class TestOptimizerStateInMemoryOrder:
         assert optimizer_layout_problems(parse(self.DISTRIBUTED), there)
 
     @pytest.mark.parametrize(
+        "flag",
+        [
+            "--tensor-model-parallel-size",
+            "--pipeline-model-parallel-size",
+            "--expert-model-parallel-size",
+            "--expert-tensor-parallel-size",
+        ],
+    )
+    def test_it_goes_to_the_same_parallel_sizes_alone(self, parse, flag):
+        (problem,) = self.problems(parse, f"{self.WHOLE} {flag} 2", self.WHOLE)
+        assert problem.startswith(f"{flag} (2) differs from {flag} of the checkpoint (1), ")
+        assert "--dist-ckpt-optim-fully-reshardable at the old layout, or give --no-load" in problem
+        assert self.problems(parse, f"{flag} 2", f"{flag} 2") == []
+
+    # The same number of elements on every rank, in another order.
+    def test_experts_split_inside_do_not_become_experts_apart(self, parse):
+        tp2 = "--tensor-model-parallel-size 2"
+        apart = f"{tp2} --expert-model-parallel-size 2 --expert-tensor-parallel-size 1"
+        problems = self.problems(parse, apart, tp2)
+        assert [line.split(" differs")[0] for line in problems] == [
+            "--expert-model-parallel-size (2)",
+            "--expert-tensor-parallel-size (1)",
+        ]
+
+    def test_an_expert_tensor_parallel_size_that_is_left_out_is_that_of_the_dense_layers(
+        self, parse
+    ):
+        tp2 = "--tensor-model-parallel-size 2"
+        assert self.problems(parse, tp2, f"{tp2} --expert-tensor-parallel-size 2") == []
+
+    @pytest.mark.parametrize(
         ("here", "there"),
         [
             ("--finetune", ""),
             ("--no-load-optim", ""),
             ("", "--dist-ckpt-optim-fully-reshardable"),
+            ("", "--no-save-optim"),
         ],
     )
     def test_nothing_is_refused_that_does_not_read_it(self, parse, here, there):
@@ -214,3 +247,44 @@ class TestOptimizerStateInMemoryOrder:
         engine = "--transformer-impl transformer_engine"
         (problem,) = self.problems(parse, engine, f"{engine} --moe-grouped-gemm")
         assert "TEGroupedMLP" in problem
+
+
+class TestNotice:
+    SAVES = f"{GROVE} --use-distributed-optimizer --transformer-impl local --save folder"
+
+    @pytest.fixture
+    def shown(self, parse, capfd, monkeypatch):
+        def shown(flags, rank="0"):
+            monkeypatch.setenv("RANK", rank)
+            announce(parse(flags))
+            return capfd.readouterr().err
+
+        return shown
+
+    def test_the_first_rank_says_where_the_optimizer_state_can_be_loaded(self, shown):
+        flags = f"{self.SAVES} --tensor-model-parallel-size 2 --expert-model-parallel-size 4"
+        (line,) = shown(flags).splitlines()
+        assert line.startswith("grove_megatron: ")
+        for size in (
+            "--tensor-model-parallel-size 2",
+            "--pipeline-model-parallel-size 1",
+            "--expert-model-parallel-size 4",
+            "--expert-tensor-parallel-size 2",
+        ):
+            assert size in line
+        assert "expert modules GroupedExperts; for any" in line
+        assert line.endswith("add --dist-ckpt-optim-fully-reshardable")
+        assert shown(flags, rank="1") == ""
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            f"{GROVE} --use-distributed-optimizer",
+            f"{GROVE} --save folder",
+            f"{SAVES} --no-save-optim",
+            f"{SAVES} --dist-ckpt-optim-fully-reshardable",
+            "--use-distributed-optimizer --save folder",
+        ],
+    )
+    def test_nothing_is_said_where_there_is_nothing_to_say(self, shown, flags):
+        assert shown(flags) == ""

@@ -1,0 +1,65 @@
+"""Files of a checkpoint folder that must be right whenever the job may be killed.
+
+``latest_checkpointed_iteration.txt`` (the tracker) names the checkpoint to resume from; the file
+``metadata.json``, which Megatron writes last, marks a complete one.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+TRACKER = "latest_checkpointed_iteration.txt"
+# The second is the index of torch's format; Megatron takes a folder that has it alone for another
+# format.
+COMPLETE, INDEX = "metadata.json", ".metadata"
+
+
+def with_atomic_tracker(original: Any) -> Any:
+    """The file access of Megatron's checkpointing, with a tracker that is old or new, never empty.
+
+    Args:
+        original: Megatron's ``maybe_msc``.
+    """
+    from megatron.core.msc_utils import MultiStorageClientFeature
+
+    class AtomicTracker(type(original)):  # type: ignore[misc]
+        """Megatron's choice between local files and a storage client."""
+
+        def open(self, path: Any, mode: str = "r", *args: Any, **named: Any) -> Any:
+            client = MultiStorageClientFeature.is_enabled()
+            if client or mode != "w" or os.path.basename(path) != TRACKER:
+                return self.__getattr__("open")(path, mode, *args, **named)
+            return _replaced(path)
+
+    return AtomicTracker()
+
+
+@contextmanager
+def _replaced(path: str) -> Iterator[IO[str]]:
+    """A text file to write, that takes the place of ``path`` once it is complete."""
+    new = f"{path}.new"
+    with open(new, "w") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def invalidate_before_save(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The replacement of ``dist_checkpointing.save``."""
+
+    def save(sharded_state_dict: Any, checkpoint_dir: Any, *args: Any, **named: Any) -> Any:
+        """As Megatron's; a folder that is written over is not complete until it is again."""
+        import torch
+        from megatron.core.msc_utils import MultiStorageClientFeature
+
+        if torch.distributed.get_rank() == 0 and not MultiStorageClientFeature.is_enabled():
+            for name in (COMPLETE, INDEX):
+                (Path(checkpoint_dir) / name).unlink(missing_ok=True)
+        # No rank may write before.
+        torch.distributed.barrier()
+        return original(sharded_state_dict, checkpoint_dir, *args, **named)
+
+    return save

@@ -1,0 +1,67 @@
+"""Does the model have a place for every weight of the checkpoint it will load?
+
+Megatron refuses a checkpoint that lacks a weight of the model, and says nothing of one that has
+more: without ``--qk-layernorm`` a model that was trained with it goes on as another model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.utils import get_model_config, unwrap_model
+from megatron.training import get_args
+
+from ..checkpoint.megatron_weights import is_of_training, iteration_folder
+from ..checkpoint.torch_dist import TorchDistReader
+from ..config import is_grove
+from .refuse import refuse
+
+# What a user says who knows that weights stay behind.
+_ON_PURPOSE = ("ignore_all", "log_all")
+
+
+def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
+    """Compare the entries of the checkpoint with those of the model; a hook of a model config.
+
+    Args:
+        models: this rank's model chunks; every rank must call.
+
+    Returns:
+        ``models``; if the checkpoint has weights that they do not, every rank exits 2.
+    """
+    args = get_args()
+    load = args.load or args.pretrained_checkpoint
+    if load is None or not is_grove(get_model_config(models[0])):
+        return models
+    if args.ckpt_format != "torch_dist" or args.dist_ckpt_strictness in _ON_PURPOSE:
+        return models
+    try:
+        folder = iteration_folder(Path(load), args.ckpt_step)
+        saved = TorchDistReader(folder).tensors
+    except ValueError:
+        return models  # a run from the beginning, or a format that Megatron knows to refuse
+    dropped = sorted({key for key in saved if not is_of_training(key)} - _keys(models))
+    if dropped:
+        more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
+        refuse(
+            [
+                f"{folder} has weights ({dropped[0]}{more}) that the model of these flags does "
+                "not; give the flags it was trained with, or --dist-ckpt-strictness ignore_all to "
+                "go on without them"
+            ]
+        )
+    return models
+
+
+def _keys(models: list[Any]) -> set[str]:
+    """The checkpoint entries of the whole model, over all pipeline stages."""
+    mine = {
+        entry.key
+        for model in unwrap_model(models)
+        for entry in nested_values(model.sharded_state_dict())
+        if hasattr(entry, "key")
+    }
+    everywhere: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(everywhere, mine)
+    return set().union(*everywhere)

@@ -1,0 +1,49 @@
+"""A checkpoint with weights that the model has no place for is refused, at any layout."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.flags import MODEL
+from tests.ranks import Ranks
+
+ONE_STEP = ["--train-iters", "1", "--lr-decay-iters", "1"]
+PP2 = ["--pipeline-model-parallel-size", "2"]
+
+
+@pytest.fixture(scope="module")
+def with_query_norms(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of one iteration with ``--qk-layernorm``."""
+    folder = tmp_path_factory.mktemp("saved")
+    save = ["--save", str(folder / "ckpt"), "--save-interval", "1"]
+    train(ranks, folder, 1, "--qk-layernorm", *save).check()
+    return folder / "ckpt"
+
+
+def train(ranks: Ranks, folder: Path, world_size: int, *flags: str) -> Any:
+    argv = [*MODEL, *ONE_STEP, *flags]
+    target = "tests.integration.recorded_run:train"
+    return ranks.run(world_size, target, str(folder), argv, folder=folder)
+
+
+def test_weights_that_would_be_dropped_are_refused_by_name(
+    ranks: Ranks, with_query_norms: Path, tmp_path: Path
+) -> None:
+    load = ["--load", str(with_query_norms), "--finetune", *PP2]
+    job = train(ranks, tmp_path, 2, *load)
+    assert job.codes == [2, 2]
+    assert (
+        "has weights (decoder.layers.self_attention.k_layernorm.weight and 1 more) that the model "
+        "of these flags does not; give the flags it was trained with, or --dist-ckpt-strictness "
+        "ignore_all to go on without them"
+    ) in job.log()
+
+
+@pytest.mark.parametrize("on_purpose", [["--qk-layernorm"], ["--dist-ckpt-strictness", "log_all"]])
+def test_with_their_flags_or_on_purpose_it_goes_on(
+    on_purpose: list[str], ranks: Ranks, with_query_norms: Path, tmp_path: Path
+) -> None:
+    # Every stage has the norms of its own layers alone.
+    load = ["--load", str(with_query_norms), "--finetune", *PP2]
+    train(ranks, tmp_path, 2, *load, *on_purpose).check()
