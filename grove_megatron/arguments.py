@@ -2,7 +2,7 @@
 
 import os
 from argparse import ArgumentParser, Namespace
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -48,13 +48,62 @@ def select_layer(args: Namespace) -> None:
         args.grove_kernel = "megatron"
 
 
+@dataclass(frozen=True)
+class _Forgettable:
+    """A setting of Megatron's that changes the model and not the shape of a weight.
+
+    A run that leaves the flag out would load the checkpoint and compute something else.
+
+    Args:
+        name: the attribute.
+        flag: as on the command line.
+        default: Megatron's.
+        restored: whether ``--use-checkpoint-args`` restores it in Megatron 0.19.
+    """
+
+    name: str
+    flag: str
+    default: object
+    restored: bool
+
+
+_FORGETTABLE = (
+    _Forgettable("layernorm_epsilon", "--norm-epsilon", 1e-5, False),
+    _Forgettable("qk_layernorm", "--qk-layernorm", False, False),
+    _Forgettable("rotary_base", "--rotary-base", 10000, True),
+    _Forgettable("rotary_percent", "--rotary-percent", 1.0, True),
+    _Forgettable("moe_router_topk", "--moe-router-topk", 2, True),
+    _Forgettable("moe_router_pre_softmax", "--moe-router-pre-softmax", False, True),
+)
+
+
+def _forgotten(args: Namespace, checkpoint_args: Namespace) -> list[tuple[_Forgettable, object]]:
+    """Settings at their default that a Grove checkpoint has otherwise, with its values.
+
+    A value other than the default was given, so it is meant: a longer context by another
+    ``--rotary-base``.
+    """
+    if not is_grove(checkpoint_args):
+        return []
+    return [
+        (setting, saved)
+        for setting in _FORGETTABLE
+        if getattr(args, setting.name, setting.default) == setting.default
+        and (saved := getattr(checkpoint_args, setting.name, setting.default)) != setting.default
+    ]
+
+
 def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
-    """Grove settings of a run that differ from those its checkpoint was made with, a line each.
+    """Settings of a run that differ from those its Grove checkpoint was made with, a line each.
 
     They describe the weights: loaded with others, a checkpoint would silently lose its adjugates
-    or become another model.
+    or become another model. Those of Megatron count where they were left out.
     """
-    problems = []
+    problems = [
+        f"{setting.flag} ({setting.default}, the default) differs from {setting.flag} of the "
+        f"checkpoint ({saved}); give the checkpoint's value, or --use-checkpoint-args"
+        for setting, saved in _forgotten(args, checkpoint_args)
+    ]
     for name, default in grove_defaults().items():
         if name in NOT_OF_THE_WEIGHTS:
             continue
@@ -176,7 +225,16 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
                 f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); remove one of "
                 f"{flag} and --use-checkpoint-args"
             )
-        elif given != saved and os.environ.get("RANK", "0") == "0":
-            print(f"grove_megatron: {name} ({saved}) is taken from the checkpoint")
+        elif given != saved:
+            _say_taken(name, saved)
         setattr(args, name, saved)
+    for setting, value in _forgotten(args, checkpoint_args):
+        if not setting.restored:
+            _say_taken(setting.name, value)
+            setattr(args, setting.name, value)
     return problems
+
+
+def _say_taken(name: str, value: object) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"grove_megatron: {name} ({value}) is taken from the checkpoint")

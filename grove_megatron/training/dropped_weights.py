@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.utils import get_model_config, unwrap_model
 from megatron.training import get_args
 
+from ..checkpoint import manifest
 from ..checkpoint.megatron_weights import is_of_training, iteration_folder
 from ..checkpoint.torch_dist import TorchDistReader
 from ..config import is_grove
@@ -32,7 +33,7 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
     """
     args = get_args()
     load = args.load or args.pretrained_checkpoint
-    if load is None or not is_grove(get_model_config(models[0])):
+    if load is None:
         return models
     if args.ckpt_format != "torch_dist" or args.dist_ckpt_strictness in _ON_PURPOSE:
         return models
@@ -41,6 +42,8 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
         saved = TorchDistReader(folder).tensors
     except ValueError:
         return models  # a run from the beginning, or a format that Megatron knows to refuse
+    if not (is_grove(get_model_config(models[0])) or (folder / manifest.NAME).is_file()):
+        return models  # Megatron's own model and its own checkpoint: as Megatron does it
     dropped = sorted({key for key in saved if not is_of_training(key)} - _keys(models))
     if dropped:
         more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""

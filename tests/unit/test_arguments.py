@@ -117,14 +117,70 @@ OF_THE_WEIGHTS = {
 }
 
 
+SAME = {name: here for name, (here, _) in OF_THE_WEIGHTS.items()}
+NO_GROUPS = dict.fromkeys(OF_THE_WEIGHTS) | {
+    "grove_adjugate_scale": 0.05,
+    "grove_router_scoring": "grove",
+}
+
+
 @pytest.mark.parametrize("name", OF_THE_WEIGHTS)
 def test_a_contradiction_names_both_values(name: str) -> None:
-    same = {name: here for name, (here, _) in OF_THE_WEIGHTS.items()}
     here, there = OF_THE_WEIGHTS[name]
-    saved = argparse.Namespace(**same | {name: there})
-    (problem,) = contradictions(argparse.Namespace(**same), saved)
+    saved = argparse.Namespace(**SAME | {name: there})
+    (problem,) = contradictions(argparse.Namespace(**SAME), saved)
     flag = f"--{name.replace('_', '-')}"
     assert problem.startswith(f"{flag} ({here}) differs from {flag} of the checkpoint ({there}); ")
+
+
+# Settings of Megatron's that no shape shows: default, another value.
+FORGETTABLE = {
+    "--norm-epsilon": ("layernorm_epsilon", 1e-5, 1e-6),
+    "--qk-layernorm": ("qk_layernorm", False, True),
+    "--rotary-base": ("rotary_base", 10000, 1000000),
+    "--rotary-percent": ("rotary_percent", 1.0, 0.5),
+    "--moe-router-topk": ("moe_router_topk", 2, 8),
+    "--moe-router-pre-softmax": ("moe_router_pre_softmax", False, True),
+}
+
+
+@pytest.mark.parametrize("flag", FORGETTABLE)
+def test_a_flag_of_the_model_that_was_left_out_contradicts(flag: str) -> None:
+    name, default, saved = FORGETTABLE[flag]
+    left_out = argparse.Namespace(**SAME, **{name: default})
+    checkpoint = argparse.Namespace(**SAME, **{name: saved})
+    (problem,) = contradictions(left_out, checkpoint)
+    assert problem.startswith(
+        f"{flag} ({default}, the default) differs from {flag} of the checkpoint ({saved}); "
+    )
+    assert contradictions(checkpoint, checkpoint) == []
+    # Megatron's own checkpoints are as Megatron treats them.
+    plain = argparse.Namespace(**{name: saved})
+    assert contradictions(argparse.Namespace(**NO_GROUPS, **{name: default}), plain) == []
+
+
+def test_another_value_than_the_default_is_meant() -> None:
+    given = argparse.Namespace(**SAME, rotary_base=5000000)
+    assert contradictions(given, argparse.Namespace(**SAME, rotary_base=1000000)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "restored"), [("layernorm_epsilon", 1e-6), ("qk_layernorm", True)]
+)
+def test_what_megatron_does_not_restore_is_restored(name: str, restored: object) -> None:
+    _, default, _ = next(entry for entry in FORGETTABLE.values() if entry[0] == name)
+    args = argparse.Namespace(**SAME, **{name: default})
+    assert restore_grove_arguments(args, argparse.Namespace(**SAME, **{name: restored})) == []
+    assert getattr(args, name) == restored
+
+
+def test_the_defaults_are_megatrons(parser: argparse.ArgumentParser) -> None:
+    from megatron.training.arguments import add_megatron_arguments
+
+    args = add_megatron_arguments(argparse.ArgumentParser()).parse_args([])
+    assert {name: getattr(args, name) for name, _, _ in FORGETTABLE.values()} == {
+        name: default for name, default, _ in FORGETTABLE.values()
+    }
 
 
 def test_every_setting_is_one_of_the_weights_or_known_not_to_be() -> None:

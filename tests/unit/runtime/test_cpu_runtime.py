@@ -326,7 +326,8 @@ for name, module in watched.items():
 import grove_megatron
 imported = 0
 for found in pkgutil.walk_packages(grove_megatron.__path__, "grove_megatron."):
-    if not found.name.endswith("__main__"):
+    # Importing one of these is asking for a registration in Megatron-Bridge.
+    if not found.name.endswith(("__main__", "bridge.plugin", "bridge.registration")):
         importlib.import_module(found.name)
         imported += 1
 
