@@ -1,0 +1,456 @@
+"""``grove import`` and ``grove export``: nothing is lost, whoever reads or wrote the result."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from grove_megatron.checkpoint.hf_names import NameTable, rows
+from grove_megatron.checkpoint.safetensors_io import bytes_of
+from grove_megatron.checkpoint.source import hf_source
+from grove_megatron.checkpoint.transforms import TensorParallel
+from tests.ranks import Ranks
+
+from . import qwen3_models
+from .tiny_grove import random_weights
+from .weights_folders import INDEX, SMALL, done, grove, tensors_of, write_shards, write_small
+
+EP2 = ["--expert-model-parallel-size", "2"]
+EP4 = ["--expert-model-parallel-size", "4"]
+TP2 = ["--tensor-model-parallel-size", "2"]
+ETP1 = ["--expert-tensor-parallel-size", "1"]
+PP2 = ["--pipeline-model-parallel-size", "2"]
+
+
+def long(*values: Any, id: str | None = None) -> Any:
+    """A parameter of the whole matrix only."""
+    return pytest.param(*values, marks=pytest.mark.long, id=id)
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same names, dtypes, shapes and bytes."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert bytes_of(found[name]) == bytes_of(tensor), name
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return settings
+
+
+# ---------------------------------------------------------------------- there and back again
+
+
+@pytest.fixture(scope="module")
+def imported(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model as a Megatron checkpoint."""
+    folder = tmp_path_factory.mktemp("imported") / "megatron"
+    done("import", "--hf", golden_folder, "--save", folder)
+    return folder
+
+
+def test_export_is_the_inverse_of_import(
+    imported: Path, golden_folder: Path, tmp_path: Path
+) -> None:
+    result = done("export", "--load", imported, "--hf", tmp_path / "out", "--json")
+    expected = tensors_of(golden_folder)
+    assert json.loads(result.stdout.splitlines()[-1]) == {
+        "tensors": 165,
+        "parameters": sum(t.numel() for t in expected.values()),
+        "bytes": sum(t.nbytes for t in expected.values()),
+    }
+    assert_same(tensors_of(tmp_path / "out"), expected)
+    assert settings_of(tmp_path / "out") == settings_of(golden_folder)
+    assert list(settings_of(tmp_path / "out")) == list(settings_of(golden_folder))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", long("fp16")])
+@pytest.mark.parametrize("cast_on", ["import", "export"])
+def test_a_cast_is_torchs(cast_on: str, dtype: str, imported: Path, golden_folder: Path, tmp_path):
+    cast = ["--dtype", dtype]
+    if cast_on == "import":
+        done("import", "--hf", golden_folder, "--save", tmp_path / "megatron", *cast)
+        done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
+    else:
+        done("export", "--load", imported, "--hf", tmp_path / "out", *cast)
+    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    expected = {n: t.to(torch_dtype) for n, t in tensors_of(golden_folder).items()}
+    assert_same(tensors_of(tmp_path / "out"), expected)
+    name = str(torch_dtype).removeprefix("torch.")
+    assert settings_of(tmp_path / "out") == settings_of(golden_folder) | {"torch_dtype": name}
+
+
+def test_small_shards_have_an_index(imported: Path, golden_folder: Path, tmp_path: Path) -> None:
+    size = 200_000
+    done("export", "--load", imported, "--hf", tmp_path / "out", "--max-shard-size", size / 2**30)
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert [f.name for f in files] == [
+        f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))
+    ]
+    assert len(files) > 10
+    assert max(f.stat().st_size for f in files) < size + 5000
+    assert_same(tensors_of(tmp_path / "out"), tensors_of(golden_folder))
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    total = sum(t.nbytes for t in tensors_of(golden_folder).values())
+    assert index["metadata"]["total_size"] == total
+
+
+def test_the_other_files_come_along(tmp_path: Path) -> None:
+    folder = write_small(tmp_path / "hf")
+    others = {
+        "tokenizer.json": b'{"model": "none"}',
+        "tokenizer_config.json": b"{}",
+        "merges.txt": "ü\n".encode(),
+        "LICENSE": b"Apache",
+        "modeling_grove_moe.py": b"raise SystemExit",
+        "generation_config.json": b"{}",
+    }
+    for name, content in others.items():
+        (folder / name).write_bytes(content)
+    (folder / "pytorch_model.bin").write_bytes(b"other weights")
+    (folder / "folder").mkdir()
+    done("import", "--hf", folder, "--save", tmp_path / "megatron")
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
+    for place in (tmp_path / "megatron" / "hf", tmp_path / "out"):
+        for name, content in others.items():
+            assert (place / name).read_bytes() == content
+        assert not (place / "pytorch_model.bin").exists()
+    assert settings_of(tmp_path / "out") == SMALL
+
+
+def test_the_manifest_says_what_was_written(imported: Path, golden_folder: Path, tmp_path: Path):
+    done("export", "--load", imported, "--hf", tmp_path / "out", "--max-shard-size", "1e-3")
+    expected = tensors_of(golden_folder)
+    for place in (imported / "release", tmp_path / "out"):
+        manifest = json.loads((place / "grove_manifest.json").read_text())
+        assert manifest["counts"] == {
+            "tensors": len(expected),
+            "parameters": sum(t.numel() for t in expected.values()),
+            "bytes": sum(t.nbytes for t in expected.values()),
+        }
+        assert manifest["skipped"] == []
+        assert manifest["tensors"].keys() == expected.keys()
+        for name, tensor in expected.items():
+            said = manifest["tensors"][name]
+            assert (said["dtype"], said["shape"]) == ("F32", list(tensor.shape))
+            assert said["bytes"] == 4 * prod(tensor.shape)
+            assert said["sha256"] == hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    weight_map = json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"]
+    manifest = json.loads((tmp_path / "out" / "grove_manifest.json").read_text())
+    assert {name: t["file"] for name, t in manifest["tensors"].items()} == weight_map
+    assert str(imported) in json.dumps(manifest["made_by"])
+
+
+def with_bias(folder: Path) -> dict[str, Tensor]:
+    """Give a small model expert biases, in fp32 beside weights in bf16."""
+    tensors = {n: t.bfloat16() for n, t in tensors_of(folder).items()}
+    for layer in range(2):
+        tensors[f"model.layers.{layer}.mlp.expert_bias"] = torch.tensor([0.25, -0.5, 0.1, layer])
+    write_shards(folder, tensors)
+    (folder / "config.json").write_text(json.dumps(SMALL | {"torch_dtype": "bfloat16"}))
+    return tensors
+
+
+@pytest.mark.parametrize("cast", [[], ["--dtype", "bf16"]], ids=["kept", "cast"])
+def test_the_bias_of_the_experts_comes_back_in_fp32(cast: list[str], tmp_path: Path) -> None:
+    tensors = with_bias(write_small(tmp_path / "hf"))
+    done("import", "--hf", tmp_path / "hf", "--save", tmp_path / "megatron", *cast)
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out", *cast)
+    assert_same(tensors_of(tmp_path / "out"), tensors)
+    flags = (tmp_path / "megatron" / "megatron_flags.txt").read_text().split()
+    assert "--moe-router-enable-expert-bias" in flags
+
+
+def test_settings_the_released_code_ignores_are_written_only_when_asked_for(tmp_path: Path):
+    settings = SMALL | {
+        "num_experts": 8,
+        "num_experts_per_group": 4,
+        "parallel_expert_intermediate_size": 16,
+        "small_experts_weight": 0.1,
+    }
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(settings))
+    tensors = random_weights(settings, seed=3)
+    write_shards(tmp_path / "hf", tensors)
+    done("import", "--hf", tmp_path / "hf", "--save", tmp_path / "megatron")
+    export = ["export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out"]
+    result = grove(*export)
+    assert result.exit_code == 2
+    assert "3 problems" in result.stderr
+    for said in (
+        "num_experts_per_group (4)",
+        "parallel_expert_intermediate_size (16)",
+        "small_experts_weight (0.1)",
+    ):
+        assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+    done(*export, "--write-grove-keys")
+    assert_same(tensors_of(tmp_path / "out"), tensors)
+    assert settings_of(tmp_path / "out") == settings
+    done("import", "--hf", tmp_path / "out", "--save", tmp_path / "again")
+    done("export", "--load", tmp_path / "again", "--hf", tmp_path / "back", "--write-grove-keys")
+    assert_same(tensors_of(tmp_path / "back"), tensors)
+
+
+def test_a_config_is_written_where_there_was_none(
+    imported: Path, golden_folder: Path, tmp_path: Path
+) -> None:
+    """As for a model that was never a Hugging Face one."""
+    shutil.copytree(imported, tmp_path / "megatron")
+    shutil.rmtree(tmp_path / "megatron" / "hf")
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
+    expected = hf_source(golden_folder).architecture
+    assert hf_source(tmp_path / "out").architecture == expected
+    assert_same(tensors_of(tmp_path / "out"), tensors_of(golden_folder))
+
+
+# ----------------------------------------------------------------------- Megatron's own loader
+
+
+@pytest.fixture
+def verify(ranks: Ranks, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """``grove verify --json`` at a layout; its report, if it passed."""
+
+    def verify(world_size: int, *arguments: Any) -> dict[str, Any]:
+        folder = tmp_path / "verify"
+        argv = ["verify", "--json", *map(str, arguments)]
+        target = "tests.integration.verify_job:grove"
+        ranks.run(world_size, target, str(folder), argv, folder=folder).check()
+        report: dict[str, Any] = json.loads((folder / "rank0.stdout").read_text().splitlines()[-1])
+        assert 0 < report["max_logit_error"] < 1e-5
+        return report
+
+    return verify
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [long(1, []), (2, EP2), long(4, EP4), (2, TP2), long(2, PP2), long(4, [*TP2, *EP2])],
+    ids=["ep1", "ep2", "ep4", "tp2", "pp2", "tp2-ep2"],
+)
+def test_megatron_loads_an_import_at_any_layout(
+    world_size: int, layout: list[str], imported: Path, golden_folder: Path, verify: Any
+) -> None:
+    golden = golden_folder / "golden.safetensors"
+    report = verify(world_size, "--load", imported, "--golden", golden, *layout)
+    assert report["grads_compared"] == report["grads_in_file"] == 31
+
+
+# --------------------------------------------------------------------------------------- Qwen3
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A model that transformers saved, in one of two layouts of its experts."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("qwen3")
+
+    def saved(name: str, fused: bool = False) -> Path:
+        place = folder / f"{name}-{fused}"
+        return place if place.exists() else qwen3_models.save(name, place, fused=fused)
+
+    return saved
+
+
+def test_transformers_saves_both_layouts(qwen3: Any) -> None:
+    single, fused = tensors_of(qwen3("moe")), tensors_of(qwen3("moe", fused=True))
+    name = "model.layers.2.mlp.experts"
+    assert fused[f"{name}.gate_up_proj"].shape == (8, 40, 48)
+    assert torch.equal(fused[f"{name}.gate_up_proj"][5, 20:], single[f"{name}.5.up_proj.weight"])
+    assert f"{name}.gate_up_proj" not in single
+
+
+@pytest.mark.parametrize(
+    ("name", "fused", "layout"),
+    [
+        ("moe", False, EP2),
+        long("moe", False, []),
+        long("moe", True, []),
+        long("moe", True, EP2),
+        ("mixed", False, []),
+        long("mixed", True, EP2),
+        long("dense", False, []),
+        long("dense-tied", False, PP2),
+    ],
+)
+def test_megatron_computes_what_transformers_does(
+    name: str, fused: bool, layout: list[str], qwen3: Any, verify: Any
+) -> None:
+    report = verify(2 if layout else 1, "--hf", qwen3(name, fused), *layout)
+    assert report["grads_compared"] == len(tensors_of(qwen3(name)))
+
+
+@pytest.mark.parametrize("to_fused", [False, True], ids=["to-single", "to-fused"])
+@pytest.mark.parametrize("from_fused", [False, True], ids=["from-single", "from-fused"])
+def test_a_qwen3_moe_comes_back_in_either_layout(
+    from_fused: bool, to_fused: bool, qwen3: Any, tmp_path: Path
+) -> None:
+    done("import", "--hf", qwen3("moe", from_fused), "--save", tmp_path / "megatron")
+    layout = ["--fused-experts"] if to_fused else []
+    small = ["--max-shard-size", "1e-4"]
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out", *layout, *small)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    assert_same(tensors_of(tmp_path / "out"), tensors_of(qwen3("moe", to_fused)))
+    assert settings_of(tmp_path / "out") == settings_of(qwen3("moe"))
+    assert torch.equal(qwen3_models.logits(tmp_path / "out"), qwen3_models.logits(qwen3("moe")))
+
+
+@pytest.mark.parametrize("name", ["mixed", "dense", "dense-tied"])
+def test_other_qwen3_models_come_back(name: str, qwen3: Any, tmp_path: Path) -> None:
+    done("import", "--hf", qwen3(name), "--save", tmp_path / "megatron")
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
+    assert_same(tensors_of(tmp_path / "out"), tensors_of(qwen3(name)))
+    assert settings_of(tmp_path / "out") == settings_of(qwen3(name))
+    assert torch.equal(qwen3_models.logits(tmp_path / "out"), qwen3_models.logits(qwen3(name)))
+
+
+@pytest.mark.parametrize("name", ["dense", "grove"])
+def test_fused_experts_are_refused_where_nobody_reads_them(
+    name: str, qwen3: Any, imported: Path, tmp_path: Path
+) -> None:
+    load = imported
+    if name == "dense":
+        load = tmp_path / "megatron"
+        done("import", "--hf", qwen3("dense"), "--save", load)
+    result = grove("export", "--load", load, "--hf", tmp_path / "out", "--fused-experts")
+    assert result.exit_code == 2
+    assert "--fused-experts is a layout of Qwen3-MoE" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------ training
+
+# Mock data ends with token --vocab-size, which the embedding has to have.
+TRAIN = (
+    "--micro-batch-size 1 --global-batch-size 4 --seq-length 16 --train-iters 1 "
+    "--weight-decay 0 --tokenizer-type NullTokenizer --mock-data --split 100,0,0 "
+    "--no-create-attention-mask-in-dataloader --log-interval 1 --eval-interval 1000 "
+    "--eval-iters 0 --num-workers 0"
+).split()
+STILL = ["--lr", "0", "--min-lr", "0", "--moe-router-bias-update-rate", "0"]
+SP = ["--sequence-parallel"]
+GROUPED, SEQUENTIAL = (["--grove-kernel", kernel] for kernel in ("grouped", "megatron"))
+DISTRIBUTED = ["--use-distributed-optimizer"]
+PADDED = ["--padded-vocab-size", "64"]
+
+
+@pytest.fixture
+def train(ranks: Ranks, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Train from a checkpoint through the launcher; what every rank recorded."""
+
+    def train(world_size: int, load: Path, vocab_size: int, *flags: str) -> list[dict[str, Any]]:
+        folder = tmp_path / "job"
+        # The last of two values counts.
+        vocabulary = ["--vocab-size", str(vocab_size - 1)]
+        argv = [*TRAIN, "--load", str(load), *flags, *vocabulary]
+        target = "tests.integration.recorded_run:train"
+        job = ranks.run(world_size, target, str(folder), argv, folder=folder)
+        results: list[dict[str, Any]] = job.check().results()
+        assert len(results[0]["losses"]) == 1
+        return results
+
+    return train
+
+
+def flags_of(megatron: Path) -> list[str]:
+    return (megatron / "megatron_flags.txt").read_text().split()
+
+
+def sources(name: str, folder: Path, qwen3: Any) -> tuple[Path, int]:
+    """A Hugging Face folder to train from, and its vocabulary."""
+    if name.startswith("grove"):
+        write_small(folder)
+        if name == "grove-bias":
+            with_bias(folder)
+        return folder, 40
+    return qwen3(name), 96
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size", "flags"),
+    [
+        pytest.param("grove", 2, [*EP2, *GROUPED, *DISTRIBUTED], id="ep2"),
+        long("grove", 2, [*EP2, *SEQUENTIAL], id="ep2-sequential"),
+        pytest.param("grove", 2, [*TP2, *SP, *SEQUENTIAL, *PADDED], id="tp2-padded-sequential"),
+        long("grove", 2, [*TP2, *SP, *GROUPED], id="tp2"),
+        pytest.param("grove-bias", 2, [*PP2, *GROUPED, "--bf16"], id="pp2-bias-bf16"),
+        long("grove-bias", 4, [*PP2, *EP2, *SEQUENTIAL, "--bf16", *DISTRIBUTED], id="pp2-ep2-bf16"),
+        long("grove-bias", 2, [*TP2, *SP, *EP2, *ETP1, *GROUPED, "--bf16"], id="tp2-ep2-bf16"),
+        pytest.param("moe", 2, EP2, id="plain-ep2"),
+        long("moe", 1, DISTRIBUTED, id="plain-distributed"),
+        long("mixed", 2, EP2, id="mixed-ep2"),
+        long("mixed", 2, [*PP2], id="mixed-pp2"),
+        long("dense", 2, [*TP2, "--padded-vocab-size", "128"], id="dense-tp2-padded"),
+        long("dense-tied", 2, PP2, id="dense-tied-pp2"),
+    ],
+)
+def test_what_training_saves_at_any_layout_is_exported(
+    name: str, world_size: int, flags: list[str], train: Any, qwen3: Any, tmp_path: Path
+) -> None:
+    hf, vocab_size = sources(name, tmp_path / "hf", qwen3)
+    megatron, saved, out = (tmp_path / n for n in ("megatron", "saved", "out"))
+    done("import", "--hf", hf, "--save", megatron)
+    model = [*flags_of(megatron), *STILL, *flags]
+    train(world_size, megatron, vocab_size, *model, "--save", str(saved), "--save-interval", "1")
+    done("export", "--load", saved, "--hf", out, "--hf-config", hf)
+    assert_same(tensors_of(out), tensors_of(hf))
+    assert settings_of(out) == settings_of(hf)
+
+
+# What Megatron does not take from a checkpoint.
+NOT_IN_ARGS = (
+    "--moe-token-dispatcher-type alltoall --moe-router-load-balancing-type none "
+    "--moe-router-dtype fp32 --qk-layernorm --norm-epsilon 1e-6"
+).split()
+
+
+def assert_model_has(parameters: dict[str, str], hf: Path) -> None:
+    """Hashes of the parameters of a model on one rank are those of a folder's tensors."""
+    tensors, table = tensors_of(hf), NameTable(rows(hf_source(hf).architecture))
+    used = set()
+    for name, digest in parameters.items():
+        names, transform = table.find(name)
+        whole = transform.local([tensors[n] for n in names], TensorParallel(0, 1))
+        assert hashlib.sha256(bytes_of(whole.contiguous())).hexdigest() == digest, name
+        used |= set(names)
+    assert used == {n for n in tensors if not n.endswith("expert_bias")}
+
+
+@pytest.mark.parametrize("how", [long("flags"), "use-checkpoint-args"])
+def test_training_starts_from_exactly_the_imported_weights(
+    how: str, train: Any, tmp_path: Path
+) -> None:
+    hf, megatron = write_small(tmp_path / "hf"), tmp_path / "megatron"
+    done("import", "--hf", hf, "--save", megatron)
+    flags = flags_of(megatron) if how == "flags" else ["--use-checkpoint-args", *NOT_IN_ARGS]
+    (still,) = train(1, megatron, 40, *flags, *STILL)
+    assert_model_has(still["parameters"], hf)
+
+
+def test_trained_weights_are_exported(train: Any, tmp_path: Path) -> None:
+    hf, megatron, saved = write_small(tmp_path / "hf"), tmp_path / "megatron", tmp_path / "saved"
+    done("import", "--hf", hf, "--save", megatron)
+    learn = ["--lr", "1e-2", "--lr-decay-style", "constant"]
+    save = ["--save", str(saved), "--save-interval", "1"]
+    (trained,) = train(1, megatron, 40, *flags_of(megatron), *learn, *save)
+    done("export", "--load", saved, "--hf", tmp_path / "out", "--hf-config", hf)
+    assert_model_has(trained["parameters"], tmp_path / "out")
+    changed = [
+        name
+        for name, tensor in tensors_of(tmp_path / "out").items()
+        if not torch.equal(tensor, tensors_of(hf)[name])
+    ]
+    assert len(changed) > 50
+    # An iteration by its number, and by its folder.
+    for i, load in enumerate(([saved, "--ckpt-step", "1"], [saved / "iter_0000001"])):
+        done("export", "--load", *load, "--hf", tmp_path / f"again{i}", "--hf-config", hf)
+        assert_same(tensors_of(tmp_path / f"again{i}"), tensors_of(tmp_path / "out"))
