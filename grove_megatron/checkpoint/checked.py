@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from .safetensors_io import NAME_OF, bytes_of
 from .transforms import Shape
 from .weights import DTYPES, TensorInfo, Weights
 
-# Tensors whose checksums may be outstanding: they bound the memory that waits for the hash.
-_OUTSTANDING = 4
+# Tensors that are read before they are asked for; they bound the memory.
+_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -78,52 +78,67 @@ class CheckedReader:
         self._source, self._plans, self._known = source, plans, checksums
         self._infos = source.infos()
         self._worker = ThreadPoolExecutor(1)
-        self._outstanding: deque[tuple[str, Future[_Found]]] = deque()
+        self._coming: Iterator[str] = iter(())
+        self._ahead: deque[tuple[str, Future[_Found]]] = deque()
         self._taken: dict[str, str] = {}
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Begin to read these, the next ones in this order, while the caller writes others."""
+        assert not self._ahead, "the last ones have not been read"
+        self._coming = iter(names)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        while len(self._ahead) < _AHEAD and (name := next(self._coming, None)) is not None:
+            self._ahead.append((name, self._worker.submit(self._examined, name)))
 
     def read(self, name: str) -> Tensor:
         """The tensor, contiguous, in the planned dtype; zeros if it is unusable."""
-        plan = self._plans[name]
-        if plan.skipped:
-            tensor = own = torch.zeros(plan.shape, dtype=plan.dtype)
-        else:
-            try:
-                own = self._source.read(name)
-                tensor = own.to(plan.dtype).contiguous()
-            except ValueError as error:
-                # Query, key and value are one tensor in a Megatron checkpoint.
-                if str(error) not in self.problems:
-                    self.problems.append(str(error))
-                return torch.zeros(plan.shape, dtype=plan.dtype)
-        while len(self._outstanding) >= _OUTSTANDING:
-            self._take_one()
-        known = None if plan.skipped else self._known.get(name)
-        # The manifest knows the tensor as it was before a cast.
-        before = own if known is not None and known[0] == NAME_OF[own.dtype] else None
-        self._outstanding.append((name, self._worker.submit(_examine, tensor, before)))
-        return tensor
+        if not self._ahead:
+            self.expect([name])
+        first, future = self._ahead.popleft()
+        assert first == name, f"{first} comes before {name}"
+        found = future.result()
+        self._look_ahead()
+        # Query, key and value are one tensor in a Megatron checkpoint.
+        self.problems += [line for line in found.problems if line not in self.problems]
+        if found.sha256:
+            self._taken[name] = found.sha256
+        return found.tensor
 
     def take(self) -> dict[str, str]:
-        """sha256 of the tensors read since the last call, by name; waits for them."""
-        while self._outstanding:
-            self._take_one()
+        """sha256 of the tensors read since the last call, by name."""
         taken, self._taken = self._taken, {}
         return taken
 
-    def _take_one(self) -> None:
-        name, future = self._outstanding.popleft()
-        found = future.result()
-        self._taken[name] = found.sha256
+    def _examined(self, name: str) -> "_Found":
+        """Read one tensor and look at it; in the worker."""
+        plan = self._plans[name]
+        if plan.skipped:
+            zeros = torch.zeros(plan.shape, dtype=plan.dtype)
+            return _Found(zeros, _sha256(zeros), [])
+        try:
+            own = self._source.read(name)
+        except ValueError as error:
+            return _Found(torch.zeros(plan.shape, dtype=plan.dtype), "", [str(error)])
+        tensor = own.to(plan.dtype).contiguous()
+        sha256 = _sha256(tensor)
         where = "" if name not in self._infos else f" in {self._infos[name].origin}"
-        if not found.finite:
-            self.problems.append(
+        problems = []
+        if not _is_finite(tensor):
+            problems.append(
                 f"{name}{where} has entries that are not finite; --skip {name} writes zeros"
             )
-        if found.before is not None and found.before != (known := self._known[name][1]):
-            self.problems.append(
-                f"{name}{where} (sha256 {found.before[:12]}...) differs from its manifest "
-                f"({known[:12]}...); if it was changed on purpose, remove the manifest"
-            )
+        dtype, known = self._known.get(name, ("", ""))
+        if dtype == NAME_OF[own.dtype]:
+            # The manifest knows the tensor as it was before a cast.
+            before = sha256 if own.dtype == tensor.dtype else _sha256(own)
+            if before != known:
+                problems.append(
+                    f"{name}{where} (sha256 {before[:12]}...) differs from its manifest "
+                    f"({known[:12]}...); if it was changed on purpose, remove the manifest"
+                )
+        return _Found(tensor, sha256, problems)
 
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
@@ -131,24 +146,22 @@ class CheckedReader:
 
 @dataclass(frozen=True)
 class _Found:
-    """Of one tensor: its checksum, whether it is finite, and the checksum before the cast."""
+    """A tensor to write, the checksum of its bytes, and what is wrong with it, a line each.
 
+    The checksum of what cannot be read is empty.
+    """
+
+    tensor: Tensor
     sha256: str
-    finite: bool
-    before: str | None
+    problems: list[str]
 
 
-def _examine(tensor: Tensor, before: Tensor | None) -> _Found:
-    """Look at a tensor to write, and at what it was cast from if its checksum is asked for."""
-    finite = True
-    if tensor.numel():
-        # Both are NaN if any entry is.
-        smallest, largest = torch.aminmax(tensor)
-        finite = bool(torch.isfinite(smallest) & torch.isfinite(largest))
-    sha256 = _sha256(tensor)
-    if before is None or before.dtype == tensor.dtype:
-        return _Found(sha256, finite, None if before is None else sha256)
-    return _Found(sha256, finite, _sha256(before))
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    # Both are NaN if any entry is.
+    smallest, largest = torch.aminmax(tensor)
+    return bool(torch.isfinite(smallest) & torch.isfinite(largest))
 
 
 def _sha256(tensor: Tensor) -> str:

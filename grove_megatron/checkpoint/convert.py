@@ -202,6 +202,9 @@ def _stream(
     source: Source, sink: Sink, plans: dict[str, Plan], staging: Staging, total: int
 ) -> dict[str, str]:
     """Write every file that is not there yet; returns sha256 of all tensors by name."""
+    # One thread reads and looks at tensors, one writes; torch's own would spin beside them.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     reader = CheckedReader(source.weights, plans, source.checksums)
     progress = tqdm(
         total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, mininterval=1
@@ -216,17 +219,19 @@ def _stream(
             for part in sink.parts:
                 if part.file in staging.done:
                     progress.update(sum(plans[name].bytes for name in part.names))
-                elif reader.problems:
+                    continue
+                reader.expect(part.names)
+                if reader.problems:
                     # Nothing will be published: read on to list what else is wrong.
                     for name in part.names:
                         read(name)
-                    reader.take()
                 else:
                     records = sink.write(part, staging.temporary(part.file), read)
                     sha256 = reader.take()
                     if not reader.problems:
                         staging.finished(part.file, {"records": records, "sha256": sha256})
     finally:
+        torch.set_num_threads(threads)
         reader.close()
     if reader.problems:
         raise ConversionError(reader.problems)

@@ -8,6 +8,7 @@ from typing import BinaryIO, Self
 
 # The kernel alone starts late, and the final fsync would then wait for gigabytes.
 _SYNC_BYTES = 64 * 2**20
+_BUFFER_BYTES = 4 * 2**20
 
 
 class DurableFile:
@@ -18,7 +19,8 @@ class DurableFile:
     """
 
     def __init__(self, path: Path):
-        self._file = path.open("xb")
+        # torch.save comes with small pieces.
+        self._file = path.open("xb", buffering=_BUFFER_BYTES)
         self._unsynced = self._written = 0
         self._worker = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from torch import Tensor
 
+from .mapped import MappedFile
 from .safetensors_io import Entry, read_header, read_tensor
 from .transforms import Shape
 from .weights import ConversionError, TensorInfo
@@ -51,7 +51,7 @@ class HfWeights:
 
     def __init__(self, folder: Path):
         self._tensors: dict[str, _Stored] = {}
-        self._open: tuple[Path, BinaryIO] | None = None
+        self._open: tuple[Path, MappedFile] | None = None
         self._folder = folder
         indexed = _read_index(folder) if (folder / INDEX).is_file() else None
         self._files = sorted(set(indexed.values())) if indexed else [_single(folder)]
@@ -105,17 +105,11 @@ class HfWeights:
     def read(self, name: str) -> Tensor:
         stored = self._tensors[name]
         if self._open is None or self._open[0] != stored.file:
-            self._close()
             try:
-                self._open = stored.file, stored.file.open("rb", buffering=0)
-            except OSError as error:
+                self._open = stored.file, MappedFile(stored.file)
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{stored.file}: {name} cannot be read: {error}") from error
         return read_tensor(self._open[1], stored.file, name, stored.entry)
-
-    def _close(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
 
     def identity(self) -> dict[str, object]:
         stats = [(file.name, file.stat()) for file in self._files]

@@ -128,7 +128,12 @@ class MegatronWeights:
 
     def read(self, name: str) -> Tensor:
         unit, which = self._unit_of[name]
-        return self._read_unit(unit)[which]
+        rows = unit.transform.first_rows(unit.shapes)
+        if rows is None:
+            return self._read_unit(unit)[which]
+        key = self._key(unit)
+        assert key is not None, "checked before"
+        return self._reader.region(key, unit.place, unit.shapes[which], rows[which])
 
     def _read_unit_anew(self, unit: Unit) -> list[Tensor]:
         key = self._key(unit)

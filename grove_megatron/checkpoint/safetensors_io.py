@@ -6,18 +6,18 @@ and streams a file out; the format is eight bytes of length, a JSON header, and 
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from .durable import DurableFile
+from .mapped import MappedFile
 from .transforms import Shape
 from .weights import DTYPES, ConversionError
 
@@ -133,24 +133,16 @@ def _check_places(file: Path, entries: dict[str, Entry], begin: int, size: int) 
         raise ValueError(f"{file} ({size} bytes) goes on after its last tensor (byte {at})")
 
 
-def read_tensor(opened: BinaryIO, file: Path, name: str, entry: Entry) -> Tensor:
-    """One tensor, in a buffer of its own.
+def read_tensor(mapped: MappedFile, file: Path, name: str, entry: Entry) -> Tensor:
+    """One tensor, a view of the file that must not be written.
 
     Raises:
         ValueError: the bytes cannot be read; names file and tensor.
     """
-    tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-    left, at = bytes_of(tensor), entry.start
-    while left:
-        try:
-            # One call reads 2 GiB at most.
-            count = os.preadv(opened.fileno(), [left], at)
-        except OSError as error:
-            raise ValueError(f"{file}: {name} cannot be read: {error}") from error
-        if count == 0:
-            raise ValueError(f"{file}: {name} cannot be read: the file ends at byte {at}")
-        left, at = left[count:], at + count
-    return tensor
+    try:
+        return mapped.tensor(entry.start, DTYPES[entry.dtype], entry.shape)
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{file}: {name} cannot be read: {error}") from error
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -9,7 +9,9 @@ import io
 import json
 import os
 import pickle
+import struct
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -31,6 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from .durable import DurableFile, sync
+from .mapped import MappedFile
 from .transforms import Shape
 
 COMMON = "common_state/shard_0_1"
@@ -68,7 +71,8 @@ class TorchDistReader:
             if isinstance(value, TensorStorageMetadata)
         }
         self._records: Mapping[MetadataIndex, Any] = metadata.storage_data
-        self._open: dict[Path, BinaryIO] = {}
+        self._open: dict[Path, MappedFile] = {}
+        self._plain: dict[bytes, tuple[torch.dtype, Shape]] = {}
         self._chunks_at: dict[str, dict[Shape | None, list[ChunkStorageMetadata]]] = {}
 
     def shape(self, key: str) -> Shape:
@@ -107,16 +111,22 @@ class TorchDistReader:
             )
         return problems
 
-    def region(self, key: str, place: Shape, shape: Shape) -> Tensor:
-        """[``shape``] at index ``place`` of the leading axes, from the start of the others.
+    def region(self, key: str, place: Shape, shape: Shape, first_row: int = 0) -> Tensor:
+        """A part of a tensor; it may be a view of a file, and must not be written.
+
+        Args:
+            key: of the tensor.
+            place: index in its leading axes.
+            shape: of the part, in the others.
+            first_row: where the part begins in the first of those; it begins at 0 in the rest.
 
         Raises:
             ValueError: a record cannot be read; names the file.
         """
-        begin = (*place, *(0 for _ in shape))
+        begin = (*place, first_row, *(0 for _ in shape[1:]))
         size = (*(1 for _ in place), *shape)
         out: Tensor | None = None
-        missing: Tensor | None = None
+        filled: list[tuple[slice, ...]] = []
         for chunk in self._near(key, place):
             overlap = _overlap(chunk, begin, size)
             if overlap is None:
@@ -125,11 +135,10 @@ class TorchDistReader:
             if tuple(part.shape) == size:
                 return part.reshape(shape)
             if out is None:
-                out, missing = torch.empty(size, dtype=part.dtype), torch.ones(size).bool()
-            assert missing is not None
+                out = torch.empty(size, dtype=part.dtype)
             out[_relative(overlap, begin)] = part
-            missing[_relative(overlap, begin)] = False
-        if out is None or missing is None or missing.any():
+            filled.append(overlap)
+        if out is None or not _covers(filled, prod(size)):
             raise ValueError(
                 f"{self.folder}: {key} has no record of all of {list(begin)} to "
                 f"{[b + n for b, n in zip(begin, size, strict=True)]}"
@@ -157,9 +166,8 @@ class TorchDistReader:
         file = self.folder / record.relative_path
         try:
             if file not in self._open:
-                self._open[file] = file.open("rb", buffering=0)
-            data = _read(self._open[file], record.offset, record.length)
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                self._open[file] = MappedFile(file)
+            loaded = self._loaded(self._open[file], record)
         except Exception as error:  # a pickle can fail in any way
             raise ValueError(
                 f"{file}: {key} {list(chunk.offsets)} cannot be read: {error}"
@@ -169,6 +177,33 @@ class TorchDistReader:
                 f"{file}: {key} {list(chunk.offsets)} is not a tensor of {list(chunk.sizes)}"
             )
         return loaded
+
+    def _loaded(self, file: MappedFile, record: Any) -> object:
+        """What ``torch.load`` makes of a record, without its copy of the entries where it can be.
+
+        The pickle in a record says dtype, shape and strides. Those of a kind of tensor are the same
+        bytes, so torch reads the first of them, and of the others the entries are mapped.
+        """
+        data = file.window(record.offset, record.length)
+        if len(data) < record.length:
+            raise EOFError("the file ends before it")
+        archive = zipfile.ZipFile(_Window(data))
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        pickled, entries = archive.read(members["data.pkl"]), members.get("data/0")
+        if pickled not in self._plain:
+            loaded = torch.load(
+                cast(BinaryIO, _Window(data)), map_location="cpu", weights_only=True
+            )
+            if _is_plain(loaded) and entries is not None:
+                self._plain[pickled] = loaded.dtype, tuple(loaded.shape)
+            return loaded
+        dtype, shape = self._plain[pickled]
+        assert entries is not None
+        assert entries.compress_type == zipfile.ZIP_STORED, "torch stores"
+        assert entries.file_size == dtype.itemsize * prod(shape), "as its pickle says"
+        name_length, extra_length = struct.unpack_from("<HH", data, entries.header_offset + 26)
+        begin = entries.header_offset + 30 + name_length + extra_length
+        return file.tensor(record.offset + begin, dtype, shape)
 
     def common(self) -> dict[str, Any]:
         """Everything that is not sharded: arguments, iteration, ...
@@ -191,16 +226,41 @@ class TorchDistReader:
         return state
 
 
-def _read(opened: BinaryIO, offset: int, length: int) -> bytearray:
-    data = bytearray(length)
-    left = memoryview(data)
-    while left:
-        # One call reads 2 GiB at most.
-        count = os.preadv(opened.fileno(), [left], offset + length - len(left))
-        if count == 0:
-            raise EOFError(f"the file ends {len(left)} bytes early")
-        left = left[count:]
-    return data
+def _is_plain(loaded: object) -> bool:
+    """Is it a tensor that is all of its storage, in order?"""
+    return (
+        isinstance(loaded, Tensor)
+        and loaded.is_contiguous()
+        and loaded.untyped_storage().nbytes() == loaded.nbytes
+    )
+
+
+class _Window(io.RawIOBase):
+    """Bytes in memory as a file, not copied."""
+
+    def __init__(self, data: memoryview):
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        part = self._data[self._at : self._at + len(target)]
+        target[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 def _overlap(chunk: ChunkStorageMetadata, begin: Shape, size: Shape) -> tuple[slice, ...] | None:
@@ -210,6 +270,16 @@ def _overlap(chunk: ChunkStorageMetadata, begin: Shape, size: Shape) -> tuple[sl
         for o, n, b, m in zip(chunk.offsets, chunk.sizes, begin, size, strict=True)
     ]
     return None if any(s.start >= s.stop for s in meet) else tuple(meet)
+
+
+def _covers(parts: list[tuple[slice, ...]], count: int) -> bool:
+    """Are these ``count`` elements? Parts that meet do not count: nobody writes such records."""
+    apart = all(
+        any(a.stop <= b.start or b.stop <= a.start for a, b in zip(one, other, strict=True))
+        for i, one in enumerate(parts)
+        for other in parts[:i]
+    )
+    return apart and sum(prod(s.stop - s.start for s in part) for part in parts) == count
 
 
 def _relative(region: tuple[slice, ...], begin: Iterable[int]) -> tuple[slice, ...]:

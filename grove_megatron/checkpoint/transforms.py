@@ -51,6 +51,9 @@ class Transform(Protocol):
     def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         """The inverse: tensors of ``shapes``, possibly views of ``whole``."""
 
+    def first_rows(self, shapes: Sequence[Shape]) -> list[int] | None:
+        """Where each tensor begins in the whole, if it is a block of rows of it."""
+
 
 @dataclass(frozen=True)
 class _OneTensor:
@@ -66,6 +69,9 @@ class _OneTensor:
 
     def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         return [whole]
+
+    def first_rows(self, shapes: Sequence[Shape]) -> list[int] | None:
+        return [0]
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,9 @@ class GateUp:
     def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         return list(torch.split(whole, [shape[0] for shape in shapes]))
 
+    def first_rows(self, shapes: Sequence[Shape]) -> list[int] | None:
+        return [0, shapes[0][0]]
+
 
 @dataclass(frozen=True)
 class QueryKeyValue:
@@ -136,6 +145,9 @@ class QueryKeyValue:
         rows = [shape[0] // self.num_query_groups for shape in shapes]
         parts = torch.split(groups, rows, dim=1)
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def first_rows(self, shapes: Sequence[Shape]) -> list[int] | None:
+        return None
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         groups = [t.reshape(self.num_query_groups, -1, *t.shape[1:]) for t in tensors]

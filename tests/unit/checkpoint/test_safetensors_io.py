@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grove_megatron.checkpoint.mapped import MappedFile
 from grove_megatron.checkpoint.safetensors_io import (
     Entry,
     SafetensorsWriter,
@@ -39,8 +40,8 @@ def write(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    with file.open("rb", buffering=0) as opened:
-        return {n: read_tensor(opened, file, n, e) for n, e in read_header(file).items()}
+    mapped = MappedFile(file)
+    return {n: read_tensor(mapped, file, n, e) for n, e in read_header(file).items()}
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -229,11 +230,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     write(file, TENSORS)
     entries = read_header(file)
     os.truncate(file, file.stat().st_size - 1)
-    with (
-        file.open("rb", buffering=0) as opened,
-        pytest.raises(ValueError, match="ünïcode cannot be read: the file ends at byte") as raised,
-    ):
-        read_tensor(opened, file, "ünïcode", entries["ünïcode"])
+    expected = "ünïcode cannot be read: the file ends at byte"
+    with pytest.raises(ValueError, match=expected) as raised:
+        read_tensor(MappedFile(file), file, "ünïcode", entries["ünïcode"])
     assert str(file) in str(raised.value)
 
 
