@@ -234,7 +234,7 @@ def verify(ranks: Ranks, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("world_size", "layout"),
-    [long(1, []), (2, EP2), long(4, EP4), (2, TP2), long(2, PP2), long(4, [*TP2, *EP2])],
+    [long(1, []), (2, EP2), long(4, EP4), long(2, TP2), long(2, PP2), long(4, [*TP2, *EP2])],
     ids=["ep1", "ep2", "ep4", "tp2", "pp2", "tp2-ep2"],
 )
 def test_megatron_loads_an_import_at_any_layout(
@@ -378,14 +378,14 @@ def sources(name: str, folder: Path, qwen3: Any) -> tuple[Path, int]:
 @pytest.mark.parametrize(
     ("name", "world_size", "flags"),
     [
-        pytest.param("grove", 2, [*EP2, *GROUPED, *DISTRIBUTED], id="ep2"),
+        long("grove", 2, [*EP2, *GROUPED, *DISTRIBUTED], id="ep2"),
         long("grove", 2, [*EP2, *SEQUENTIAL], id="ep2-sequential"),
-        pytest.param("grove", 2, [*TP2, *SP, *SEQUENTIAL, *PADDED], id="tp2-padded-sequential"),
+        long("grove", 2, [*TP2, *SP, *SEQUENTIAL, *PADDED], id="tp2-padded-sequential"),
         long("grove", 2, [*TP2, *SP, *GROUPED], id="tp2"),
         pytest.param("grove-bias", 2, [*PP2, *GROUPED, "--bf16"], id="pp2-bias-bf16"),
         long("grove-bias", 4, [*PP2, *EP2, *SEQUENTIAL, "--bf16", *DISTRIBUTED], id="pp2-ep2-bf16"),
         long("grove-bias", 2, [*TP2, *SP, *EP2, *ETP1, *GROUPED, "--bf16"], id="tp2-ep2-bf16"),
-        pytest.param("moe", 2, EP2, id="plain-ep2"),
+        long("moe", 2, EP2, id="plain-ep2"),
         long("moe", 1, DISTRIBUTED, id="plain-distributed"),
         long("mixed", 2, EP2, id="mixed-ep2"),
         long("mixed", 2, [*PP2], id="mixed-pp2"),

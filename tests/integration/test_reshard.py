@@ -60,14 +60,14 @@ OPTIMIZERS: dict[str, tuple[list[str], float]] = {
 
 # (optimizer, saved at, loaded at)
 CASES = [
-    ("fp32", "one", "tp2-etp1-ep2"),
     ("fp32", "pp2-ep2-megatrons", "one"),
     ("distributed", "one", "pp2-ep2"),
+]
+LONG = [
+    ("fp32", "one", "tp2-etp1-ep2"),
     ("distributed", "pp2-ep2-megatrons", "tp2-etp2"),
     ("distributed", "late-pp2-ep2", "late-one"),
     ("bf16", "one", "ep2-megatrons"),
-]
-LONG = [
     ("bf16", "ep4", "dp2"),
     ("fp32", "one", "ep4"),
     ("fp32", "one", "dp4"),
@@ -146,7 +146,7 @@ def test_training_goes_on_at_another_layout(
 
 
 def test_a_checkpoint_has_transformer_engine_s_keys(runs: Runs) -> None:
-    _, saved = runs.whole("fp32", "one")
+    _, saved = runs.whole("distributed", "one")
     norms = {key for key in tensors(saved / "iter_0000010") if "norm" in key}
     layers = "decoder.layers."
     assert {key for key in norms if not key.startswith("optimizer.")} == {
@@ -158,7 +158,10 @@ def test_a_checkpoint_has_transformer_engine_s_keys(runs: Runs) -> None:
 
 @pytest.mark.parametrize(
     ("saved_at", "loaded_at"),
-    [("ep2", "ep2-dp2"), pytest.param("ep2-dp2", "ep2", marks=pytest.mark.long)],
+    [
+        pytest.param("ep2", "ep2-dp2", marks=pytest.mark.long),
+        pytest.param("ep2-dp2", "ep2", marks=pytest.mark.long),
+    ],
 )
 def test_states_in_memory_order_go_to_another_data_parallel_size(
     saved_at: str, loaded_at: str, runs: Runs, tmp_path: Path
@@ -190,7 +193,8 @@ def test_states_in_memory_order_go_to_no_other_layout(runs: Runs, tmp_path: Path
     assert "  2. --grove-kernel (megatron) makes expert modules (SequentialMLP)" in job.log()
 
 
-@pytest.mark.parametrize("optimizer", ["distributed", pytest.param("fp32", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["distributed", "fp32"])
 def test_a_first_rank_without_experts_loses_no_step(
     optimizer: str, runs: Runs, tmp_path: Path
 ) -> None:
