@@ -32,6 +32,15 @@ def over(row: Row | None, other: Row | None, digits: int = 3) -> str:
     return f"{row.p50 / other.p50:.{digits}f}" if row and other and other.p50 else ""
 
 
+def gibibytes(row: Row | None) -> str:
+    return f"{row.p50 / 2**30:.2f}" if row else ""
+
+
+def thousands(row: Row | None) -> str:
+    """Milliseconds as seconds."""
+    return f"{row.p50 / 1000:.1f}" if row else ""
+
+
 def number(row: Row | None, style: str) -> str:
     return format(row.p50, style) if row else ""
 

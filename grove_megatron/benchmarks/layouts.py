@@ -9,11 +9,13 @@ from .cells import (
     dispatch_shape,
     fastest,
     find,
+    gibibytes,
     layer_shape,
     milliseconds,
     number,
     over,
     rows,
+    thousands,
 )
 from .kernel_layouts import SINGLE_HEADER, STRATEGIES_HEADER, singles, strategies
 from .summary_layout import HEADER, summary
@@ -110,7 +112,37 @@ def _scaling(run: Run) -> Iterator[Line]:
             yield [f"{sweep}: {sizes}", variant, times, slope]
 
 
+def _convert(run: Run) -> Iterator[Line]:
+    row = run[0]
+    total = find(run, "weight_bytes", "")
+    for name, copy in (("import", "copy of hf"), ("export", "copy of megatron")):
+        seconds, copied = (find(run, "time", variant) for variant in (name, copy))
+        peak, allowed = (find(run, f"peak_bytes{end}", name) for end in ("", "_allowed"))
+        yield [
+            name,
+            f"{row.layers} layers of {row.hidden} {row.dtype}, {row.experts} experts, "
+            f"{row.groups} adjugates",
+            gibibytes(total),
+            thousands(seconds),
+            thousands(copied),
+            number(find(run, "speed_over_copy", name), ".2f"),
+            f"{gibibytes(peak)} of {gibibytes(allowed)}",
+        ]
+
+
 LAYOUTS = {
+    "convert": Layout(
+        [
+            "Command",
+            "Weights",
+            "GiB",
+            "s",
+            "Copy, s",
+            "Speed, of the copy's",
+            "RssAnon, GiB, of allowed",
+        ],
+        _convert,
+    ),
     "dispatch": Layout(
         [
             "Ranks",

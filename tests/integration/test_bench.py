@@ -268,5 +268,5 @@ def test_scaling_has_a_slope_for_every_sweep(tmp_path: Path) -> None:
 
 def test_the_documents_name_every_benchmark() -> None:
     text = (REPOSITORY / "grove_megatron" / "benchmarks" / "README.md").read_text()
-    for name in ("dispatch", "layer", "kernels", "step", "scaling"):
+    for name in ("dispatch", "layer", "kernels", "step", "scaling", "convert"):
         assert f"grove bench {name} --" in text
