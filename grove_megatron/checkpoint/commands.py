@@ -108,8 +108,23 @@ def upcycle(
     group_size: Annotated[
         int, typer.Option(help="Experts in a group; 0 leaves a dense parent's child without.")
     ] = 2,
-    adjugate_ffn_hidden_size: Annotated[int, typer.Option(help="FFN width of an adjugate.")] = 128,
-    adjugate_scale: Annotated[float, typer.Option(help="Weight of the adjugates' sum.")] = 0.05,
+    grove_num_groups: Annotated[
+        int | None, typer.Option(help="Groups, in place of --group-size.")
+    ] = None,
+    adjugate_ffn_hidden_size: Annotated[
+        int,
+        typer.Option(
+            "--adjugate-ffn-hidden-size",
+            "--grove-adjugate-ffn-hidden-size",
+            help="FFN width of an adjugate.",
+        ),
+    ] = 128,
+    adjugate_scale: Annotated[
+        float,
+        typer.Option(
+            "--adjugate-scale", "--grove-adjugate-scale", help="Weight of the adjugates' sum."
+        ),
+    ] = 0.05,
     grouping: Annotated[
         Path | None,
         typer.Option(help="JSON with the groups, [[0, 5], [1, 7], ...]; by default neighbours."),
@@ -157,6 +172,8 @@ def upcycle(
         child = parent
         if num_experts is not None:
             child = moe_child(child, num_experts, topk, granularity, seed)
+        if grove_num_groups is not None:
+            group_size = _group_size(child.architecture.num_experts, grove_num_groups)
         if group_size or num_experts is None:
             child = grove_child(
                 child, group_size, adjugate_ffn_hidden_size, adjugate_scale, grouping, seed
@@ -184,6 +201,15 @@ def upcycle(
     raise typer.Exit(0 if result.get("passed", True) else 1)
 
 
+def _group_size(num_experts: int, num_groups: int) -> int:
+    if num_groups < 1 or num_experts % num_groups:
+        raise ValueError(
+            f"--grove-num-groups ({num_groups}) does not divide the experts ({num_experts}); use a "
+            "number that does"
+        )
+    return num_experts // num_groups
+
+
 def _check_upcycle(context: typer.Context) -> None:
     """Options that do not go together, or would do nothing."""
     from .weights import ConversionError
@@ -206,6 +232,8 @@ def _check_upcycle(context: typer.Context) -> None:
         problems.append("torchrun is for --check alone; make the child in one process first")
     if "check" in given and given.get("skip"):
         problems.append("--skip has no place in --check, which runs whole models; leave one out")
+    if {"group_size", "grove_num_groups"} <= given.keys():
+        problems.append("--group-size and --grove-num-groups say the same; give one of them")
     without_groups = "num_experts" in given and context.params["group_size"] == 0
     needs = {
         "a dense parent's --num-experts": ("num_experts" in given, ("topk", "granularity")),
