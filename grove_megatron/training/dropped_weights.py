@@ -44,7 +44,12 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
         return models  # a run from the beginning, or a format that Megatron knows to refuse
     if not (is_grove(get_model_config(models[0])) or (folder / manifest.NAME).is_file()):
         return models  # Megatron's own model and its own checkpoint: as Megatron does it
-    dropped = sorted({key for key in saved if not is_of_training(key)} - _keys(models))
+    wanted = _keys(models)
+    dropped = sorted(
+        key
+        for key in saved
+        if key not in wanted and _other_name(key) not in wanted and not is_of_training(key)
+    )
     if dropped:
         more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
         refuse(
@@ -55,6 +60,11 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
             ]
         )
     return models
+
+
+def _other_name(key: str) -> str:
+    """An import writes the norm before experts as both implementations of Megatron call it."""
+    return key.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
 
 
 def _keys(models: list[Any]) -> set[str]:

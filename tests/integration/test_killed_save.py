@@ -105,6 +105,7 @@ def assert_resumed(job: Job, iteration: int | None) -> None:
         assert f"at iteration {iteration}\n" in job.log()
 
 
+@pytest.mark.long
 def test_a_kill_never_leaves_an_empty_tracker(
     ranks: Ranks, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_an_empty_tracker_is_refused_by_every_entry(
         assert f"1. {tracker} () does not name an iteration; write 1 into {tracker}: " in job.log()
 
 
+@pytest.mark.long
 def test_a_checkpoint_half_written_over_is_refused_with_the_last_complete_one(
     ranks: Ranks, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
