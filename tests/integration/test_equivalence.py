@@ -105,7 +105,7 @@ def start(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "layout",
     [
         pytest.param(EP2, id="ep2"),
-        pytest.param(EP4, id="ep4"),
+        pytest.param(EP4, id="ep4", marks=pytest.mark.long),
         pytest.param(
             [*EP2, "--pipeline-model-parallel-size", "2"], id="pp2-ep2", marks=pytest.mark.long
         ),
@@ -131,7 +131,7 @@ def test_every_layout_trains_as_expert_parallel_size_1(
 @pytest.mark.parametrize(
     ("precision", "optimizer"),
     [
-        ("fp32", "plain"),
+        pytest.param("fp32", "plain", marks=pytest.mark.long),
         ("bf16", "distributed"),
         pytest.param("fp32", "distributed", marks=pytest.mark.long),
         pytest.param("bf16", "plain", marks=pytest.mark.long),
@@ -159,8 +159,14 @@ RESHARDABLE = ["--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardab
 @pytest.mark.parametrize(
     ("first", "second", "optimizer"),
     [
-        pytest.param("megatron", "grouped", [], id="to-grouped"),
-        pytest.param("grouped", "megatron", RESHARDABLE, id="from-grouped-distributed"),
+        pytest.param("megatron", "grouped", [], id="to-grouped", marks=pytest.mark.long),
+        pytest.param(
+            "grouped",
+            "megatron",
+            RESHARDABLE,
+            id="from-grouped-distributed",
+            marks=pytest.mark.long,
+        ),
         pytest.param("grouped", "megatron", [], id="from-grouped", marks=pytest.mark.long),
         pytest.param(
             "megatron", "grouped", RESHARDABLE, id="to-grouped-distributed", marks=pytest.mark.long

@@ -33,7 +33,7 @@ SIZES = {
 
 
 # Three layouts in every run; the others with the whole matrix.
-OFTEN = ("ep2", "tp2-etp2-ep2", "ep4-on-two-nodes")
+OFTEN = ("ep2", "ep4-on-two-nodes")
 LAYOUTS = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.long]) for name in SIZES]
 
 
