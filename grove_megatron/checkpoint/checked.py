@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .safetensors_io import NAME_OF, bytes_of
 from .transforms import Shape
-from .weights import DTYPES, TensorInfo, Weights
+from .weights import DTYPES, TensorInfo, Weights, usual_dtype
 
 # Tensors that are read before they are asked for; they bound the memory.
 _AHEAD = 4
@@ -52,8 +52,7 @@ def plan(
         skip: names that are written as zeros.
         keep_dtype: names to which ``dtype`` does not apply.
     """
-    known = [DTYPES[info.dtype] for info in infos.values() if info.dtype in DTYPES]
-    usual = max(set(known), key=known.count, default=torch.float32)
+    usual = DTYPES[usual_dtype(infos)]
     plans = {}
     for name, shape in expected.items():
         own = DTYPES.get(infos[name].dtype, usual) if name in infos else usual

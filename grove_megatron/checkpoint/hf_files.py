@@ -10,8 +10,7 @@ from torch import Tensor
 
 from .mapped import MappedFile
 from .safetensors_io import Entry, read_header, read_tensor
-from .transforms import Shape
-from .weights import ConversionError, TensorInfo
+from .weights import ConversionError, TensorInfo, identity_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -96,12 +95,6 @@ class HfWeights:
             for name, stored in self._tensors.items()
         }
 
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def shape(self, name: str) -> Shape:
-        return self._tensors[name].entry.shape
-
     def read(self, name: str) -> Tensor:
         stored = self._tensors[name]
         if self._open is None or self._open[0] != stored.file:
@@ -112,11 +105,7 @@ class HfWeights:
         return read_tensor(self._open[1], stored.file, name, stored.entry)
 
     def identity(self) -> dict[str, object]:
-        stats = [(file.name, file.stat()) for file in self._files]
-        return {
-            "folder": str(self._folder.resolve()),
-            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        }
+        return identity_of(self._folder, self._files)
 
 
 def _parts(name: str, entry: Entry) -> list[tuple[str, Entry]]:
@@ -132,10 +121,10 @@ def _parts(name: str, entry: Entry) -> list[tuple[str, Entry]]:
     names = [f"{fused['experts']}.{e}.{p}.weight" for e in range(experts) for p in projections]
     size = (entry.end - entry.start) // max(len(names), 1)
     shape = (rows // len(projections), columns)
+    starts = [entry.start + i * size for i in range(len(names))]
     return [
         (name, Entry(entry.dtype, shape, start, start + size))
-        for i, name in enumerate(names)
-        for start in [entry.start + i * size]
+        for name, start in zip(names, starts, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from .safetensors_io import NAME_OF
 from .torch_dist import TorchDistReader
 from .transforms import Shape
 from .units import Unit, units
-from .weights import TensorInfo
+from .weights import TensorInfo, identity_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _LAYER_BY_LAYER = re.compile(r"decoder\.layers\.\d+\.")
@@ -72,7 +72,7 @@ class MegatronWeights:
         stacked = not any(_LAYER_BY_LAYER.match(key) for key in reader.tensors)
         self._unit_of = {
             name: (unit, which)
-            for unit in units(self.architecture, stacked and architecture.num_layers > 0)
+            for unit in units(self.architecture, stacked)
             for which, name in enumerate(unit.names)
         }
         # One unit is several Hugging Face tensors: q, k and v are read together.
@@ -80,10 +80,8 @@ class MegatronWeights:
 
     def _key(self, unit: Unit) -> str | None:
         """The key under which the checkpoint has a unit."""
-        row = unit.key
-        if row in self._reader.tensors:
-            return row
-        return unit.also if unit.also in self._reader.tensors else None
+        keys = (key for key in (unit.key, unit.also) if key in self._reader.tensors)
+        return next(keys, None)
 
     def problems(self) -> list[str]:
         """Wrong-shape and incomplete entries, one line each."""
@@ -143,11 +141,8 @@ class MegatronWeights:
 
     def identity(self) -> dict[str, object]:
         folder = self._reader.folder
-        stats = [(name, (folder / name).stat()) for name in [".metadata", *self._reader.files()]]
-        return {
-            "folder": str(folder.resolve()),
-            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        }
+        names = [".metadata", *self._reader.files()]
+        return identity_of(folder, [folder / name for name in names])
 
 
 def _fits(key: str, found: Shape, wanted: Shape) -> bool:

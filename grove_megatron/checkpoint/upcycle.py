@@ -18,7 +18,7 @@ from .architecture import Architecture
 from .source import Source
 from .transforms import Shape
 from .units import hf_shapes
-from .weights import DTYPES, ConversionError, TensorInfo, Weights
+from .weights import DTYPES, ConversionError, TensorInfo, Weights, usual_dtype
 
 # Of the adjugates' gate and up projections (arXiv 2508.07785, upcycling).
 ADJUGATE_STD = 0.006
@@ -230,12 +230,6 @@ def _is_down(mlp: str) -> bool:
 def _renamed(info: TensorInfo, source: str, name: str) -> TensorInfo:
     """What is known of the parent's ``source``, for messages about the child's ``name``."""
     return info if source == name else replace(info, origin=f"{info.origin} (there {source})")
-
-
-def usual_dtype(infos: Mapping[str, TensorInfo]) -> str:
-    """The dtype that most tensors have."""
-    names = [info.dtype for info in infos.values() if info.dtype in DTYPES]
-    return max(sorted(set(names)), key=names.count, default="F32")
 
 
 def _normal(shape: Shape, std: float, seed: int, name: str) -> Tensor:

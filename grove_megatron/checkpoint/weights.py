@@ -1,7 +1,8 @@
 """What every source of weights looks like: Hugging Face names, whichever format is behind them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -51,6 +52,21 @@ class Weights(Protocol):
 
     def identity(self) -> dict[str, object]:
         """What changes when the content does: files, sizes, times. JSON."""
+
+
+def usual_dtype(infos: Mapping[str, TensorInfo]) -> str:
+    """The dtype that most tensors have, by its name in :data:`DTYPES`."""
+    names = [info.dtype for info in infos.values() if info.dtype in DTYPES]
+    return max(sorted(set(names)), key=names.count, default="F32")
+
+
+def identity_of(folder: Path, files: Iterable[Path]) -> dict[str, object]:
+    """What changes when files do, for :meth:`Weights.identity`."""
+    stats = [(file.name, file.stat()) for file in files]
+    return {
+        "folder": str(folder.resolve()),
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
 
 
 def mismatches(
