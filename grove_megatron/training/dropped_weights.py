@@ -33,8 +33,8 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
     """
     args = get_args()
     load = args.load or args.pretrained_checkpoint
-    if load is None:
-        return models
+    if load is None or args.moe_use_upcycling:
+        return models  # upcycling loads them into another model, the dense one
     if args.ckpt_format != "torch_dist" or args.dist_ckpt_strictness in _ON_PURPOSE:
         return models
     try:

@@ -22,8 +22,8 @@ def train_and_be_killed(folder: str, argv: list[str], save: int, when: float | s
         folder: for the results; the ranks leave their process numbers here.
         argv: flags of a run that saves.
         save: the save to die in, from 1; 0 for none.
-        when: how long after its begin, in seconds; or how a file's name begins: when it has just
-            been opened to be written, and so is empty.
+        when: how long after its begin, in seconds, and at its end at the latest; or how a file's
+            name begins: when it has just been opened to be written, and so is empty.
     """
     from megatron.training import training
 
@@ -41,6 +41,8 @@ def train_and_be_killed(folder: str, argv: list[str], save: int, when: float | s
             threading.Thread(target=_kill_after, args=(float(when), pids), daemon=True).start()
         begin = time.monotonic()
         original(*args, **named)
+        if ours:
+            _kill(pids)
         with (Path(folder) / SECONDS).open("a") as seconds:
             seconds.write(f"{time.monotonic() - begin}\n")
 
