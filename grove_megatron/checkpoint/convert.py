@@ -21,12 +21,12 @@ from .checked import CheckedReader, Plan, plan
 from .hf_config import config_of, ignored_by_release
 from .manifest import NAME, Manifest, described
 from .megatron_args import megatron_flags
-from .sinks import GIB, HfSink, MegatronSink, Sink
+from .sinks import GIB, HfSink, MegatronSink, Records, Sink
 from .source import HF_FILES, Source
 from .staging import Staging
 from .transforms import Shape
 from .units import hf_shapes, units
-from .weights import ConversionError, mismatches
+from .weights import ConversionError, Problem
 
 # The flags of the model, beside its weights.
 FLAGS_FILE = "megatron_flags.txt"
@@ -64,8 +64,9 @@ def write_megatron(
     Raises:
         ValueError: all problems; nothing is at ``save`` then.
     """
-    all_units = list(units(source.architecture))
     plans = _plans(source, hf_shapes(source.architecture), options)
+    sink = MegatronSink(plans, list(units(source.architecture)))
+    _check(source, sink, plans, options)
     flags = megatron_flags(source.architecture)
     common = {
         "args": _parsed(flags),
@@ -74,14 +75,14 @@ def write_megatron(
         "num_floating_point_operations_so_far": 0,
         "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
     }
-    sink = MegatronSink(plans, all_units, common)
     config = config_of(source.architecture, source.config, _dtype_name(plans))
 
-    def others(folder: Path) -> None:
+    def finish(folder: Path, records: Records) -> None:
+        sink.finish(folder, records, common)
         _write_others(source.hf_files, config, folder / HF_FILES)
         (folder / FLAGS_FILE).write_text(" ".join(flags) + "\n", encoding="utf-8")
 
-    return _run(source, sink, plans, save, options, made_by, others)
+    return _run(source, sink, plans, save, options, made_by, finish)
 
 
 def write_hf(
@@ -120,12 +121,14 @@ def write_hf(
         # What the source says of its config comes first, and often says the same.
         if not source.problems:
             ignored.append(str(error))
-    source = replace(source, problems=[*source.problems, *ignored])
+    problems = [*source.problems, *map(Problem, ignored)]
+    _check(replace(source, problems=problems), sink, plans, options)
 
-    def others(content: Path) -> None:
+    def finish(content: Path, records: Records) -> None:
+        sink.finish(content, records)
         _write_others(source.hf_files, config, content)
 
-    return _run(source, sink, plans, folder, options, made_by, others)
+    return _run(source, sink, plans, folder, options, made_by, finish)
 
 
 def _dtype_name(plans: Mapping[str, Plan]) -> str:
@@ -144,6 +147,18 @@ def _plans(source: Source, shapes: Mapping[str, Shape], options: Options) -> dic
     )
 
 
+def _check(source: Source, sink: Sink, plans: dict[str, Plan], options: Options) -> None:
+    """Refuse what the headers show, all of it."""
+    skip = frozenset(options.skip)
+    problems = source.refusals(skip) + sink.problems()
+    problems += [
+        f"--skip {name} names no tensor of the source or the model"
+        for name in sorted(skip - plans.keys() - source.infos().keys())
+    ]
+    if problems:
+        raise ConversionError(problems)
+
+
 def _run(
     source: Source,
     sink: Sink,
@@ -151,22 +166,14 @@ def _run(
     destination: Path,
     options: Options,
     made_by: dict[str, Any],
-    others: Callable[[Path], None],
+    finish: Callable[[Path, Records], None],
 ) -> Manifest:
-    """Check, stream, check again, and only then give the result its name."""
-    expected = {name: plan.shape for name, plan in plans.items()}
-    skip = frozenset(options.skip)
-    problems = source.problems + mismatches(expected, source.infos(), skip) + sink.problems()
-    problems += [
-        f"--skip {name} names no tensor of the source or the model"
-        for name in sorted(skip - expected.keys() - source.infos().keys())
-    ]
-    if problems:
-        raise ConversionError(problems)
+    """Stream what was checked, check it again, and only then give the result its name."""
     job = {
         "made_by": made_by,
         "source": source.weights.identity(),
-        "options": options.record(),
+        # A tensor that is skipped the next time is part of one file.
+        "dtype": str(options.dtype),
         # The config, and with it what is written, is none of the source's weight files.
         "architecture": asdict(source.architecture),
     }
@@ -177,14 +184,13 @@ def _run(
             raise ConversionError(problems)
         checksums = _stream(source, sink, plans, staging, total)
         records = {part.file: staging.done[part.file]["records"] for part in sink.parts}
-        sink.finish(staging.folder, records)
-        others(staging.folder)
+        finish(staging.folder, records)
         file_of = {name: part.file for part in sink.parts for name in part.names}
         manifest = Manifest(
             made_by=made_by | options.record() | {"source": source.weights.identity()},
             architecture=asdict(source.architecture),
             tensors=described(plans, checksums, file_of),
-            skipped=sorted(skip),
+            skipped=sorted(options.skip),
             generated=source.generated,
         )
         manifest.write(staging.folder / sink.manifest_folder)
@@ -217,7 +223,8 @@ def _stream(
     try:
         with progress:
             for part in sink.parts:
-                if part.file in staging.done:
+                zeros = [name for name in part.names if plans[name].skipped]
+                if part.file in staging.done and staging.done[part.file]["zeros"] == zeros:
                     progress.update(sum(plans[name].bytes for name in part.names))
                     continue
                 reader.expect(part.names)
@@ -229,7 +236,8 @@ def _stream(
                     records = sink.write(part, staging.temporary(part.file), read)
                     sha256 = reader.take()
                     if not reader.problems:
-                        staging.finished(part.file, {"records": records, "sha256": sha256})
+                        done = {"records": records, "sha256": sha256, "zeros": zeros}
+                        staging.finished(part.file, done)
     finally:
         torch.set_num_threads(threads)
         reader.close()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .mapped import MappedFile
 from .safetensors_io import Entry, read_header, read_tensor
-from .weights import ConversionError, TensorInfo, identity_of
+from .weights import ConversionError, Problem, TensorInfo, identity_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -54,7 +54,7 @@ class HfWeights:
         self._folder = folder
         indexed = _read_index(folder) if (folder / INDEX).is_file() else None
         self._files = sorted(set(indexed.values())) if indexed else [_single(folder)]
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
         # Of files that cannot be read: without them, most tensors would be missing.
         damage: list[str] = []
         for file in self._files:
@@ -71,21 +71,21 @@ class HfWeights:
             for name, entry in entries.items():
                 self.problems += self._add(file, name, entry)
         if damage:
-            raise ConversionError(self.problems + damage)
+            raise ConversionError([problem.line for problem in self.problems] + damage)
         if indexed and folder / SINGLE not in self._files and (folder / SINGLE).exists():
-            self.problems.append(
-                f"{folder / SINGLE} is there beside {INDEX}, which does not name it; remove one"
-            )
+            beside = f"{folder / SINGLE} is there beside {INDEX}, which does not name it"
+            self.problems.append(Problem(f"{beside}; remove one"))
 
-    def _add(self, file: Path, stored_name: str, entry: Entry) -> list[str]:
+    def _add(self, file: Path, stored_name: str, entry: Entry) -> list[Problem]:
         problems = []
         for name, part in _parts(stored_name, entry):
             if name in self._tensors:
                 first = self._tensors[name]
-                problems.append(
+                line = (
                     f"{name} is there twice: in {first.file} ({first.stored_name}) and {file} "
                     f"({stored_name})"
                 )
+                problems.append(Problem(line, (name,)))
             self._tensors[name] = _Stored(file, stored_name, part)
         return problems
 
@@ -146,10 +146,9 @@ def _read_index(folder: Path) -> dict[str, Path]:
 
 def _index_problems(
     folder: Path, file: Path, indexed: Mapping[str, Path], held: set[str]
-) -> list[str]:
+) -> list[Problem]:
     here = {name for name, shard in indexed.items() if shard == file}
     index = folder / INDEX
-    return [
-        *(f"{name} is not in {file}, where {index} says it is" for name in sorted(here - held)),
-        *(f"{name} in {file} is not in {index}" for name in sorted(held - here)),
-    ]
+    lines = {name: f"{name} is not in {file}, where {index} says it is" for name in here - held}
+    lines |= {name: f"{name} in {file} is not in {index}" for name in held - here}
+    return [Problem(line, (name,)) for name, line in sorted(lines.items())]

@@ -14,7 +14,7 @@ from .safetensors_io import NAME_OF
 from .torch_dist import TorchDistReader
 from .transforms import Shape
 from .units import Unit, units
-from .weights import TensorInfo, identity_of
+from .weights import Problem, TensorInfo, identity_of
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _LAYER_BY_LAYER = re.compile(r"decoder\.layers\.\d+\.")
@@ -83,26 +83,28 @@ class MegatronWeights:
         keys = (key for key in (unit.key, unit.also) if key in self._reader.tensors)
         return next(keys, None)
 
-    def problems(self) -> list[str]:
-        """Wrong-shape and incomplete entries, one line each."""
+    def problems(self) -> list[Problem]:
+        """Wrong-shape and incomplete entries."""
         problems = []
-        seen: set[str] = set()
+        names_of: dict[str, list[str]] = {}
+        wrong: dict[str, str] = {}
         for unit in dict.fromkeys(unit for unit, _ in self._unit_of.values()):
-            known = {unit.key, unit.also} - {None}
-            if seen & known:
-                continue
-            seen |= {key for key in known if key is not None}
             key = self._key(unit)
             if key is None:
                 continue
+            names_of.setdefault(key, []).extend(unit.names)
             found = self._reader.shape(key)
             if not _fits(key, found, unit.global_shape):
-                problems.append(
+                wrong[key] = (
                     f"{key} in {self._reader.folder} has shape {list(found)}, not "
                     f"{list(unit.global_shape)} as the checkpoint's arguments and the config say"
                 )
-            problems += self._reader.problems(key)
-        return problems
+                continue
+            problems += [
+                Problem(f"{line}; --skip {' --skip '.join(unit.names)} writes zeros", unit.names)
+                for line in self._reader.problems(key, unit.place)
+            ]
+        return [Problem(line, tuple(names_of[key])) for key, line in wrong.items()] + problems
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """What is there of the model by Hugging Face name, and what is not of it by its key."""

@@ -17,6 +17,8 @@ from .transforms import Shape
 from .units import Unit
 
 Read = Callable[[str], Tensor]
+# What was written, by file.
+Records = Mapping[str, list[Any]]
 GIB = 2**30
 # Where a Megatron checkpoint that belongs to no iteration is.
 RELEASE = "release"
@@ -40,10 +42,7 @@ class Sink(Protocol):
         """Why this format cannot hold the tensors, one line each."""
 
     def write(self, part: Part, path: Path, read: Read) -> list[Any]:
-        """Write one file, durably; returns what :meth:`finish` has to know of it, JSON."""
-
-    def finish(self, folder: Path, records: Mapping[str, list[Any]]) -> None:
-        """Write what describes all files."""
+        """Write one file, durably; returns what ``finish`` has to know of it, JSON."""
 
 
 class HfSink:
@@ -100,7 +99,8 @@ class HfSink:
         matrices = 2 if stored.endswith("gate_up_proj") else 1
         return (len(pieces) // matrices, matrices * rows, *columns)
 
-    def finish(self, folder: Path, records: Mapping[str, list[Any]]) -> None:
+    def finish(self, folder: Path, records: Records) -> None:
+        """Write the index of all files."""
         weight_map = {name: file for file, names in records.items() for name in names}
         total = sum(plan.bytes for plan in self._plans.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -132,7 +132,6 @@ class MegatronSink:
     Args:
         plans: of every Hugging Face tensor.
         all_units: of the model, in the order in which to write.
-        common: what is not sharded.
         file_bytes: about how large a file is.
     """
 
@@ -142,10 +141,9 @@ class MegatronSink:
         self,
         plans: Mapping[str, Plan],
         all_units: list[Unit],
-        common: dict[str, Any],
         file_bytes: int = 4 * GIB,
     ):
-        self._plans, self._common = plans, common
+        self._plans = plans
         self._units = all_units
         self._of_file: dict[str, list[Unit]] = {}
         size = file_bytes
@@ -192,12 +190,13 @@ class MegatronSink:
                         writer.add(key, offsets, rows.reshape(*leading, *rows.shape))
         return [asdict(record) for record in writer.records]
 
-    def finish(self, folder: Path, records: Mapping[str, list[Any]]) -> None:
+    def finish(self, folder: Path, records: Records, common: dict[str, Any]) -> None:
+        """Write what is not sharded, and the metadata of all files."""
         release = folder / RELEASE
         everything = [Record.of(r) for of_file in records.values() for r in of_file]
         objects = f"__0_{len(self.parts)}.distcp"
         with RecordWriter(release / objects, objects) as writer:
-            writer.add_object(COMMON, [self._common])
+            writer.add_object(COMMON, [common])
             for key in self._extra_states():
                 writer.add_object(key, [None])
         shapes = {

@@ -12,7 +12,8 @@ from .manifest import read_checksums
 from .megatron_args import architecture_of_args
 from .megatron_weights import MegatronWeights, checkpoint_args, iteration_folder
 from .torch_dist import TorchDistReader
-from .weights import TensorInfo, Weights
+from .units import hf_shapes
+from .weights import Problem, TensorInfo, Weights, mismatches
 
 # Beside the weights, a Megatron checkpoint keeps the rest of the Hugging Face folder here.
 HF_FILES = "hf"
@@ -35,13 +36,18 @@ class Source:
     weights: Weights
     architecture: Architecture
     checksums: dict[str, tuple[str, str]]
-    problems: list[str]
+    problems: list[Problem]
     hf_files: Path | None
     config: dict[str, Any] | None
     generated: dict[str, Any]
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return self.weights.infos()
+
+    def refusals(self, skip: frozenset[str] = frozenset()) -> list[str]:
+        """Everything that the headers show to be wrong, one line each, but for skipped tensors."""
+        lines = [problem.line for problem in self.problems if problem.remains(skip)]
+        return lines + mismatches(hf_shapes(self.architecture), self.infos(), skip)
 
 
 def hf_source(folder: Path) -> Source:
@@ -77,10 +83,10 @@ def megatron_source(load: Path, step: int | None, hf_files: Path | None) -> Sour
     if hf_files is None and (folder.parent / HF_FILES / "config.json").is_file():
         hf_files = folder.parent / HF_FILES
     config = None if hf_files is None else read_config(hf_files)
-    problems: list[str] = []
+    problems: list[Problem] = []
     if config is not None:
         said = architecture_of(config, f"{hf_files}/config.json")
-        problems += _contradictions(said, architecture, hf_files, folder)
+        problems += map(Problem, _contradictions(said, architecture, hf_files, folder))
         architecture = replace(architecture, vocab_size=said.vocab_size)
     weights = MegatronWeights(reader, architecture)
     return Source(

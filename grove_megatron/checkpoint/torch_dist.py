@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +22,6 @@ from typing import Any, BinaryIO, Self, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -73,7 +73,8 @@ class TorchDistReader:
         self._records: Mapping[MetadataIndex, Any] = metadata.storage_data
         self._open: dict[Path, MappedFile] = {}
         self._plain: dict[bytes, tuple[torch.dtype, Shape]] = {}
-        self._chunks_at: dict[str, dict[Shape | None, list[ChunkStorageMetadata]]] = {}
+        self._chunks_at: dict[tuple[str, int], dict[Shape | None, list[ChunkStorageMetadata]]] = {}
+        self._sizes: dict[Path, int | None] = {}
 
     def shape(self, key: str) -> Shape:
         return tuple(self.tensors[key].size)
@@ -85,19 +86,29 @@ class TorchDistReader:
         """Names of all files with records."""
         return sorted({record.relative_path for record in self._records.values()})
 
-    def problems(self, key: str) -> list[str]:
-        """What is wrong with a tensor's records, as far as it shows without reading them."""
+    def problems(self, key: str, place: Shape = ()) -> list[str]:
+        """What is wrong with a tensor's records, as far as it shows without reading them.
+
+        Args:
+            key: of the tensor.
+            place: index in its leading axes of the part to look at; by default all of it.
+        """
         problems = []
+        shape = (*(1 for _ in place), *self.shape(key)[len(place) :])
+        begin = (*place, *(0 for _ in shape[len(place) :]))
         covered = 0
-        for chunk in self.tensors[key].chunks:
-            covered += prod(chunk.sizes)
+        for chunk in self._near(key, place):
+            overlap = _overlap(chunk, begin, shape)
+            if overlap is None:
+                continue
+            covered += _count(overlap)
             record = self._record(key, chunk)
             where = f"{key} {list(chunk.offsets)}"
             if record is None:
                 problems.append(f"{where} is in no file of {self.folder}")
                 continue
             file = self.folder / record.relative_path
-            size = file.stat().st_size if file.is_file() else None
+            size = self._size(file)
             if size is None:
                 problems.append(f"{file} (absent) should have {where}")
             elif record.offset + record.length > size:
@@ -105,11 +116,15 @@ class TorchDistReader:
                     f"{file} ({size} bytes) was cut short: {where} ends at byte "
                     f"{record.offset + record.length}"
                 )
-        if covered < prod(self.shape(key)):
-            problems.append(
-                f"{key} in {self.folder} has {covered} of {prod(self.shape(key))} elements"
-            )
+        if covered < prod(shape):
+            part = f"{key} {list(begin)}" if place else key
+            problems.append(f"{part} in {self.folder} has {covered} of {prod(shape)} elements")
         return problems
+
+    def _size(self, file: Path) -> int | None:
+        if file not in self._sizes:
+            self._sizes[file] = file.stat().st_size if file.is_file() else None
+        return self._sizes[file]
 
     def region(self, key: str, place: Shape, shape: Shape, first_row: int = 0) -> Tensor:
         """A part of a tensor; it may be a view of a file, and must not be written.
@@ -147,15 +162,15 @@ class TorchDistReader:
 
     def _near(self, key: str, place: Shape) -> list[ChunkStorageMetadata]:
         """The chunks that may hold ``place``: an entry of all experts has thousands of others."""
-        if key not in self._chunks_at:
+        if (key, len(place)) not in self._chunks_at:
             index: dict[Shape | None, list[ChunkStorageMetadata]] = {}
             for chunk in self.tensors[key].chunks:
                 leading = tuple(chunk.sizes[: len(place)])
                 one = all(n == 1 for n in leading)
                 at = tuple(chunk.offsets[: len(place)]) if one else None
                 index.setdefault(at, []).append(chunk)
-            self._chunks_at[key] = index
-        index = self._chunks_at[key]
+            self._chunks_at[key, len(place)] = index
+        index = self._chunks_at[key, len(place)]
         return index.get(place, []) + index.get(None, [])
 
     def _record(self, key: str, chunk: ChunkStorageMetadata) -> Any:
@@ -208,22 +223,45 @@ class TorchDistReader:
     def common(self) -> dict[str, Any]:
         """Everything that is not sharded: arguments, iteration, ...
 
+        Objects of classes that ``torch.load`` does not know, such as Megatron's enums, become
+        :class:`Opaque`: no code of theirs runs or is imported.
+
         Raises:
             ValueError: it cannot be read.
         """
-        from megatron.core.dist_checkpointing.serialization import load_common_state_dict
-
         try:
-            state: dict[str, Any] = load_common_state_dict(str(self.folder))
-        except (Exception, CheckpointException) as error:  # the latter is no Exception
-            reasons: list[BaseException] = [error]
-            if isinstance(error, CheckpointException):
-                # Its own text is a traceback.
-                reasons = [failure for failure, _ in error.failures.values()]
+            legacy = self.folder / "common.pt"  # Megatron before 0.19
+            if legacy.is_file():
+                state: dict[str, Any] = _load_objects(legacy.read_bytes())
+            else:
+                record = self._records.get(MetadataIndex(COMMON))
+                if record is None:
+                    raise ValueError("there is no such record")
+                file = MappedFile(self.folder / record.relative_path)
+                (state,) = _load_objects(bytes(file.window(record.offset, record.length)))
+        except Exception as error:  # a pickle can fail in any way
             raise ValueError(
-                f"{self.folder}: {COMMON} (arguments and iteration) cannot be read: {reasons[0]}"
+                f"{self.folder}: {COMMON} (arguments and iteration) cannot be read: {error}"
             ) from error
         return state
+
+
+class Opaque:
+    """Stands for an object whose class is not wanted; equal to nothing."""
+
+    def __init__(self, *args: object):
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _load_objects(saved: bytes) -> Any:
+    """``torch.load`` of everything but objects of foreign classes."""
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(saved))
+    stand_ins: list[Any] = [(Opaque, name) for name in foreign if name != "argparse.Namespace"]
+    with torch.serialization.safe_globals([Namespace, *stand_ins]):
+        return torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
 
 
 def _is_plain(loaded: object) -> bool:
@@ -279,7 +317,12 @@ def _covers(parts: list[tuple[slice, ...]], count: int) -> bool:
         for i, one in enumerate(parts)
         for other in parts[:i]
     )
-    return apart and sum(prod(s.stop - s.start for s in part) for part in parts) == count
+    return apart and sum(map(_count, parts)) == count
+
+
+def _count(part: tuple[slice, ...]) -> int:
+    """Elements of a region."""
+    return prod(s.stop - s.start for s in part)
 
 
 def _relative(region: tuple[slice, ...], begin: Iterable[int]) -> tuple[slice, ...]:

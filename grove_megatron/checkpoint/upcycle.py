@@ -18,7 +18,7 @@ from .architecture import Architecture
 from .source import Source
 from .transforms import Shape
 from .units import hf_shapes
-from .weights import DTYPES, ConversionError, TensorInfo, Weights, usual_dtype
+from .weights import DTYPES, ConversionError, Problem, TensorInfo, Weights, usual_dtype
 
 # Of the adjugates' gate and up projections (arXiv 2508.07785, upcycling).
 ADJUGATE_STD = 0.006
@@ -366,7 +366,15 @@ def _source(parent: Source, child: GroveChild | MoeChild, architecture: Architec
             for name, source in copies.items()
             if source in parent.checksums
         },
-        problems=parent.problems + _absent_tensors(parent, child) + _hidden_tensors(parent, child),
+        # Nothing of the parent is skipped under the names of the child.
+        problems=[
+            Problem(line)
+            for line in [
+                *(problem.line for problem in parent.problems),
+                *_absent_tensors(parent, child),
+                *_hidden_tensors(parent, child),
+            ]
+        ],
         generated=parent.generated | child.generated,
     )
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from .architecture import Architecture
 from .model_run import ModelRun, load_weights
 from .source import Source
-from .units import hf_shapes
-from .weights import ConversionError, mismatches
+from .weights import ConversionError
 
 # Another order of the same fp32 sums.
 TOLERANCE = 1e-5
@@ -46,8 +45,7 @@ def compare(parent: Source, child: Source, extra_flags: list[str], seed: int) ->
     Raises:
         ValueError: tensors that are missing, unknown or wrong.
     """
-    expected = hf_shapes(child.architecture)
-    if problems := child.problems + mismatches(expected, child.infos(), frozenset()):
+    if problems := child.refusals():
         raise ConversionError(problems)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, parent.architecture.vocab_size, (2, 32), generator=generator)

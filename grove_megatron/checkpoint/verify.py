@@ -21,7 +21,7 @@ from .model_run import Load, ModelRun, load_checkpoint, load_weights
 from .source import Source, hf_source, megatron_source
 from .transforms import Shape, Transform
 from .units import hf_shapes
-from .weights import ConversionError, mismatches
+from .weights import ConversionError
 
 LOGIT_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-6
@@ -95,8 +95,7 @@ def verify_megatron(
 
 
 def _refuse_problems(source: Source, skip: frozenset[str]) -> None:
-    expected = hf_shapes(source.architecture)
-    if problems := source.problems + mismatches(expected, source.infos(), skip):
+    if problems := source.refusals(skip):
         raise ConversionError(problems)
 
 

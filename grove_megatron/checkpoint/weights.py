@@ -23,6 +23,22 @@ class ConversionError(ValueError):
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What is wrong with weights, as their headers show it.
+
+    Args:
+        line: for the user.
+        tensors: names that make it none if all of them are skipped; without names it cannot be.
+    """
+
+    line: str
+    tensors: tuple[str, ...] = ()
+
+    def remains(self, skip: frozenset[str]) -> bool:
+        return not self.tensors or not skip.issuperset(self.tensors)
+
+
+@dataclass(frozen=True)
 class TensorInfo:
     """What is known of a tensor before it is read.
 

@@ -148,7 +148,7 @@ def test_every_object_that_a_model_asks_for_is_written(name: str, saved: Any) ->
     (result,) = saved(name, 1, [])
     architecture = MODELS[name]
     plans = {n: Plan(s, torch.float32) for n, s in hf_shapes(architecture).items()}
-    written = MegatronSink(plans, list(units(architecture)), {})._extra_states()
+    written = MegatronSink(plans, list(units(architecture)))._extra_states()
     assert len(set(written)) == len(written)
     assert result["objects"]
     assert set(result["objects"]) <= set(written)

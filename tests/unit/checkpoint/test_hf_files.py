@@ -35,7 +35,7 @@ def in_two(tensors: dict[str, Tensor] = TENSORS) -> dict[str, dict[str, Tensor]]
 
 def problems(folder: Path) -> list[str]:
     try:
-        return HfWeights(folder).problems
+        return [problem.line for problem in HfWeights(folder).problems]
     except ConversionError as error:
         return error.problems
 

@@ -6,6 +6,7 @@ What Megatron itself reads and writes is in tests/integration/test_convert.py.
 import json
 import pickle
 import random
+from argparse import Namespace
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -14,12 +15,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from grove_megatron.checkpoint.torch_dist import (
     COMMON,
     FORMAT,
+    Opaque,
     Record,
     RecordWriter,
     TorchDistReader,
@@ -112,7 +117,55 @@ def test_torch_reads_what_is_written(name: str, tmp_path: Path) -> None:
 
 
 def test_megatron_reads_what_is_not_sharded(tmp_path: Path) -> None:
-    assert TorchDistReader(write(tmp_path, ONE_BY_ONE)).common() == {"iteration": 7}
+    assert load_common_state_dict(str(write(tmp_path, ONE_BY_ONE))) == {"iteration": 7}
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+class _Command:
+    """A pickle of this makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return _make, (self.folder,)
+
+
+def _common(folder: Path, content: dict[str, Any]) -> None:
+    with RecordWriter(folder / "__0_0.distcp", "__0_0.distcp") as writer:
+        writer.add_object(COMMON, [content])
+    write_metadata(folder, {}, writer.records)
+
+
+def _legacy_common(folder: Path, content: dict[str, Any]) -> None:
+    torch.save(content, folder / "common.pt")
+    write_metadata(folder, {}, [])
+
+
+@pytest.mark.parametrize("save", [_common, _legacy_common])
+def test_arguments_are_read_and_nothing_of_foreign_classes_runs(
+    save: Callable[[Path, dict[str, Any]], None], tmp_path: Path
+) -> None:
+    args = Namespace(
+        num_layers=2,
+        params_dtype=torch.bfloat16,
+        attention_backend=AttnBackend.flash,
+        where=Path("here"),
+        config=OptimizerConfig(lr=0.5),
+        command=_Command(tmp_path / "made"),
+    )
+    save(tmp_path, {"args": args, "iteration": 7})
+    for _ in range(2):
+        common = TorchDistReader(tmp_path).common()
+    assert common["iteration"] == 7
+    assert common["args"].num_layers == 2
+    assert common["args"].params_dtype == torch.bfloat16
+    assert isinstance(common["args"].command, Opaque)
+    assert not (tmp_path / "made").exists()
 
 
 def test_what_torch_writes_is_read(tmp_path: Path) -> None:
@@ -157,6 +210,14 @@ def test_a_hole_is_found(tmp_path: Path) -> None:
     assert "experts" in problem
     assert str(tmp_path) in problem
     assert f"100 of {prod(WHOLE['experts'].shape)} elements" in problem
+
+
+def test_a_part_is_looked_at_by_itself(tmp_path: Path) -> None:
+    cuts = [MANY_AT_ONCE[0], MANY_AT_ONCE[1][:-1]]
+    reader = TorchDistReader(write(tmp_path, cuts))
+    assert reader.problems("experts", (0, 1)) == []
+    (problem,) = reader.problems("experts", (0, 2))
+    assert problem == f"experts [0, 2, 0, 0] in {tmp_path} has 15 of 20 elements"
 
 
 def test_a_hole_under_an_overlap_is_found(tmp_path: Path) -> None:
@@ -234,7 +295,13 @@ def test_damaged_arguments_are_named(tmp_path: Path) -> None:
     (tmp_path / "__0_0.distcp").unlink()
     with pytest.raises(ValueError, match="common_state") as raised:
         TorchDistReader(tmp_path).common()
-    assert str(tmp_path) in str(raised.value)
+    assert str(tmp_path / "__0_0.distcp") in str(raised.value)
+
+
+def test_a_checkpoint_without_arguments_says_so(tmp_path: Path) -> None:
+    write_metadata(tmp_path, {}, [])
+    with pytest.raises(ValueError, match=r"common_state.* cannot be read: there is no such record"):
+        TorchDistReader(tmp_path).common()
 
 
 def test_a_damaged_record_is_an_error_that_names_it_or_reads_as_a_tensor(tmp_path: Path) -> None:
