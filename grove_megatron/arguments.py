@@ -77,13 +77,17 @@ _FORGETTABLE = (
 )
 
 
+# In the arguments of a checkpoint that `grove import` made, plain models included.
+IMPORTED = "grove_imported"
+
+
 def _forgotten(args: Namespace, checkpoint_args: Namespace) -> list[tuple[_Forgettable, object]]:
-    """Settings at their default that a Grove checkpoint has otherwise, with its values.
+    """Settings at their default that a Grove checkpoint or an import has otherwise, and its values.
 
     A value other than the default was given, so it is meant: a longer context by another
     ``--rotary-base``.
     """
-    if not is_grove(checkpoint_args):
+    if not (is_grove(checkpoint_args) or getattr(checkpoint_args, IMPORTED, False)):
         return []
     return [
         (setting, saved)
@@ -126,9 +130,18 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
     same number of elements in another order gets the moments of other parameters.
     """
     resumes = not (args.finetune or args.no_load_optim)
-    saved = not getattr(checkpoint_args, "no_save_optim", False)
-    both = args.use_distributed_optimizer and checkpoint_args.use_distributed_optimizer
-    if not (is_grove(args) and resumes and saved and both):
+    imported = getattr(checkpoint_args, IMPORTED, False)
+    saved = not (imported or getattr(checkpoint_args, "no_save_optim", False))
+    distributed = checkpoint_args.use_distributed_optimizer
+    if not (is_grove(args) and resumes and saved):
+        return []
+    if args.use_distributed_optimizer != distributed:
+        return [
+            f"--use-distributed-optimizer ({args.use_distributed_optimizer}) differs from "
+            f"--use-distributed-optimizer of the checkpoint ({distributed}), whose optimizer state "
+            "it cannot read; use the same, or give --no-load-optim"
+        ]
+    if not distributed:
         return []
     if getattr(checkpoint_args, "dist_ckpt_optim_fully_reshardable", False):
         return []

@@ -28,6 +28,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..checkpoint.architecture import Architecture
 from ..checkpoint.hf_config import RELEASED, Family, architecture_of, ignored_by_release
+from ..checkpoint.hf_names import is_buffer
 from ..config import GroveTransformerConfig
 from ..layer_spec import grove_layer_spec
 from ..moe.kernel_choice import takes_grouped_experts
@@ -265,15 +266,13 @@ def _source(hf_pretrained: Any) -> Any:
 
 def _has_expert_bias(hf_pretrained: Any) -> bool:
     source = _source(hf_pretrained)
-    return source is not None and any(
-        name.endswith(".mlp.expert_bias") for name in source.get_all_keys()
-    )
+    return source is not None and any(map(is_buffer, source.get_all_keys()))
 
 
 def _check_complete(tasks: list[Any], there: set[str]) -> None:
     needed = {name for task in tasks for name in _tensors(task.mapping.hf_param)}
     # Absent, the bias is zero.
-    missing = sorted(n for n in needed - there if not n.endswith(".mlp.expert_bias"))
+    missing = sorted(n for n in needed - there if not is_buffer(n))
     if missing:
         raise ValueError(f"{_some(missing)} is not in the checkpoint; name a complete one")
 

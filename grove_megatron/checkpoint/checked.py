@@ -124,7 +124,9 @@ class CheckedReader:
         sha256 = _sha256(tensor)
         where = "" if name not in self._infos else f" in {self._infos[name].origin}"
         problems = []
-        if not _is_finite(tensor):
+        if own.dtype != tensor.dtype and _is_finite(own) and not _is_finite(tensor):
+            problems.append(f"{name}{where} has entries that are too large for {tensor.dtype}")
+        elif not _is_finite(tensor):
             problems.append(
                 f"{name}{where} has entries that are not finite; --skip {name} writes zeros"
             )

@@ -1,4 +1,4 @@
-"""The ``grove`` commands that move weights: import, export, upcycle."""
+"""The ``grove`` commands of weights: import, export, upcycle, verify."""
 
 import json
 import os
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .convert import Options
     from .manifest import Manifest
     from .source import Source
+    from .verify import Report
 
 Dtype = Annotated[
     str, typer.Option("--dtype", help="fp32, bf16 or fp16; by default that of the source.")
@@ -31,7 +32,10 @@ HfConfig = Annotated[
     typer.Option(help="Folder with config.json and tokenizer, where --load has none beside it."),
 ]
 GroveKeys = Annotated[
-    bool, typer.Option(help="Export Grove settings that the released modelling code ignores.")
+    bool,
+    typer.Option(
+        "--write-grove-keys", help="Export Grove settings that the released modelling code ignores."
+    ),
 ]
 Step = Annotated[int | None, typer.Option(help="Iteration of --load; by default the latest.")]
 
@@ -46,20 +50,22 @@ def import_(
     """Make a Megatron checkpoint of a Hugging Face model, on any machine, for any layout.
 
     Every tensor is accounted for: missing, unexpected, wrong and non-finite ones are listed, and
-    nothing is written. Begun work goes on where it was stopped when the command is repeated.
+    nothing is made. Begun work goes on where it was stopped when the command is repeated.
     """
     with _refusals():
         from .convert import write_megatron
         from .source import hf_source
 
         options = _options(dtype, skip)
-        made_by = {"command": "grove import", "hf": str(hf.resolve())}
+        made_by = {"command": "grove import", "hf": hf.resolve().name}
         manifest = write_megatron(hf_source(hf), save, options, made_by)
     _report(manifest, save, as_json)
 
 
 def export(
-    load: Annotated[Path, typer.Option(help="Megatron checkpoint (torch_dist), as --load.")],
+    load: Annotated[
+        Path, typer.Option(help="Megatron checkpoint (torch_dist): a folder that a job saved in.")
+    ],
     hf: Annotated[Path, typer.Option(help="Hugging Face folder to make.")],
     hf_config: HfConfig = None,
     ckpt_step: Step = None,
@@ -67,7 +73,8 @@ def export(
     skip: Skip = [],  # noqa: B006
     max_shard_size: Annotated[float, typer.Option(help="GiB of the largest file.")] = 5.0,
     fused_experts: Annotated[
-        bool, typer.Option(help="Two tensors for a layer's experts, as in transformers 5.")
+        bool,
+        typer.Option("--fused-experts", help="Two tensors for a layer's experts (transformers 5)."),
     ] = False,
     write_grove_keys: GroveKeys = False,
     as_json: AsJson = False,
@@ -81,9 +88,16 @@ def export(
             raise ValueError(f"--max-shard-size ({max_shard_size}) is not a number above 0")
         shard_bytes = int(max_shard_size * 2**30)
         source = megatron_source(load, ckpt_step, hf_config)
+        if source.hf_files is None:
+            _say(
+                f"no --hf-config, and no hf/ in {load}: config.json is made of the checkpoint's "
+                f"arguments, with a vocabulary of {source.architecture.vocab_size}, padding "
+                "included; there will be no tokenizer",
+                to_stderr=True,
+            )
         made_by = {
             "command": "grove export",
-            "load": str(load.resolve()),
+            "load": load.resolve().name,
             "shard_bytes": shard_bytes,
             "fused_experts": fused_experts,
         }
@@ -160,6 +174,7 @@ def upcycle(
     with _refusals():
         from .convert import write_hf, write_megatron
         from .source import hf_source, megatron_source
+        from .staging import free_destination
         from .units import count_parameters
         from .upcycle import grove_child, moe_child
 
@@ -178,6 +193,8 @@ def upcycle(
             child = grove_child(
                 child, group_size, adjugate_ffn_hidden_size, adjugate_scale, grouping, seed
             )
+        for destination in filter(None, (save_hf, save)):
+            free_destination(destination)
         made_by = {"command": "grove upcycle"}
         options = _options(dtype, skip)
         # This one can refuse what the other can express, so it comes first.
@@ -238,6 +255,7 @@ def _check_upcycle(context: typer.Context) -> None:
     needs = {
         "a dense parent's --num-experts": ("num_experts" in given, ("topk", "granularity")),
         "--load": ("load" in given, ("hf_config", "ckpt_step")),
+        "--save or --save-hf": (bool(given.keys() & {"save", "save_hf"}), ("dtype",)),
         "--save-hf": ("save_hf" in given, ("write_grove_keys",)),
         "a --group-size above 0": (
             not without_groups,
@@ -278,6 +296,77 @@ def _run_check(
     _say("passed" if found.passed else "FAILED", to_stderr=as_json)
     differences = {k: v for k, v in asdict(found).items() if v is None or isfinite(v)}
     return differences | {"passed": found.passed}
+
+
+def verify(
+    context: typer.Context,
+    hf: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE or Qwen3.")
+    ] = None,
+    load: Annotated[
+        Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")
+    ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            help="safetensors: input_ids, labels, logits, loss, grad.*; without it, transformers "
+            "computes them for a Qwen3-MoE or Qwen3 folder."
+        ),
+    ] = None,
+    ckpt_step: Step = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare logits, loss and gradients with those of the authors' or transformers' model.
+
+    Other flags go to Megatron: torchrun --nproc-per-node 2 -m grove_megatron verify ...
+    --expert-model-parallel-size 2. Exits 1 past tolerance, 2 if it cannot compare.
+    """
+    from ..training.refuse import refuse
+    from ..training.start import alone, quiet, started
+
+    alone()
+    if (hf is None) == (load is None):
+        refuse([f"--hf ({hf}) and --load ({load}): give one of them"])
+    if load is not None and golden is None:
+        refuse([f"--load ({load}) needs --golden (None); name the reference"])
+    with started(), quiet():
+        from .verify import verify_hf, verify_megatron
+        from .weights import ConversionError
+
+        try:
+            if hf is not None:
+                report = verify_hf(hf, golden, context.args)
+            else:
+                assert load is not None
+                assert golden is not None
+                report = verify_megatron(load, ckpt_step, golden, context.args)
+        except ConversionError as error:
+            refuse(error.problems)
+        except ValueError as error:
+            refuse([str(error)])
+    if os.environ["RANK"] == "0":
+        _print_report(report, as_json)
+    raise typer.Exit(0 if report.passed else 1)
+
+
+def _print_report(report: "Report", as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from . import verify as v
+
+    table = Table("compared", "worst error", "tolerance")
+    table.add_row("logits (absolute)", f"{report.max_logit_error:.2e}", f"{v.LOGIT_TOLERANCE:.0e}")
+    table.add_row("loss (relative)", f"{report.loss_error:.2e}", f"{v.LOSS_TOLERANCE:.0e}")
+    grads = f"{report.grads_compared} of {report.grads_in_file} gradients (of largest entry)"
+    table.add_row(grads, f"{report.max_grad_error:.2e}", f"{v.GRAD_TOLERANCE:.0e}")
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 88)
+    console.print(table)
+    console.print("passed" if report.passed else "FAILED")
+    if as_json:
+        # JSON has no infinity.
+        finite = {k: min(v, sys.float_info.max) for k, v in asdict(report).items()}
+        print(json.dumps(finite), flush=True)
 
 
 def _say(text: str, *, to_stderr: bool) -> None:

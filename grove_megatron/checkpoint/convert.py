@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from .checked import CheckedReader, Plan, plan
 from .hf_config import config_of, ignored_by_release
+from .hf_names import is_buffer
 from .manifest import NAME, Manifest, described
 from .megatron_args import megatron_flags
 from .sinks import GIB, HfSink, MegatronSink, Records, Sink
 from .source import HF_FILES, Source
-from .staging import Staging
+from .staging import Staging, free_destination
 from .transforms import Shape
 from .units import hf_shapes, units
 from .weights import ConversionError, Problem
@@ -66,7 +67,7 @@ def write_megatron(
     """
     plans = _plans(source, hf_shapes(source.architecture), options)
     sink = MegatronSink(plans, list(units(source.architecture)))
-    _check(source, sink, plans, options)
+    _check(source, sink, plans, options, save)
     flags = megatron_flags(source.architecture)
     common = {
         "args": _parsed(flags),
@@ -122,7 +123,7 @@ def write_hf(
         if not source.problems:
             ignored.append(str(error))
     problems = [*source.problems, *map(Problem, ignored)]
-    _check(replace(source, problems=problems), sink, plans, options)
+    _check(replace(source, problems=problems), sink, plans, options, folder)
 
     def finish(content: Path, records: Records) -> None:
         sink.finish(content, records)
@@ -143,18 +144,24 @@ def _plans(source: Source, shapes: Mapping[str, Shape], options: Options) -> dic
         options.dtype,
         frozenset(options.skip),
         # Megatron keeps this buffer in fp32 whatever the model is trained in.
-        keep_dtype=lambda name: name.endswith(".expert_bias"),
+        keep_dtype=is_buffer,
     )
 
 
-def _check(source: Source, sink: Sink, plans: dict[str, Plan], options: Options) -> None:
-    """Refuse what the headers show, all of it."""
+def _check(
+    source: Source, sink: Sink, plans: dict[str, Plan], options: Options, destination: Path
+) -> None:
+    """Refuse what the headers and the destination show, all of it."""
     skip = frozenset(options.skip)
     problems = source.refusals(skip) + sink.problems()
     problems += [
         f"--skip {name} names no tensor of the source or the model"
         for name in sorted(skip - plans.keys() - source.infos().keys())
     ]
+    try:
+        free_destination(destination)
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise ConversionError(problems)
 
@@ -187,7 +194,7 @@ def _run(
         finish(staging.folder, records)
         file_of = {name: part.file for part in sink.parts for name in part.names}
         manifest = Manifest(
-            made_by=made_by | options.record() | {"source": source.weights.identity()},
+            made_by=made_by | options.record() | {"source": _published(source.weights.identity())},
             architecture=asdict(source.architecture),
             tensors=described(plans, checksums, file_of),
             skipped=sorted(options.skip),
@@ -227,6 +234,7 @@ def _stream(
                 if part.file in staging.done and staging.done[part.file]["zeros"] == zeros:
                     progress.update(sum(plans[name].bytes for name in part.names))
                     continue
+                staging.forget(part.file)
                 reader.expect(part.names)
                 if reader.problems:
                     # Nothing will be published: read on to list what else is wrong.
@@ -250,6 +258,17 @@ def _stream(
     }
 
 
+def _published(identity: dict[str, Any]) -> dict[str, Any]:
+    """A source's identity without where and when: manifests leave this machine."""
+    shown = dict(identity)
+    if "parent" in shown:
+        shown["parent"] = _published(shown["parent"])
+    if "folder" in shown:
+        shown["folder"] = Path(shown["folder"]).name
+        shown["files"] = [[name, size] for name, size, _ in shown["files"]]
+    return shown
+
+
 def _write_others(source: Path | None, config: dict[str, Any], folder: Path) -> None:
     """Config, tokenizer, licence, modelling code: all but weights and what describes them."""
     folder.mkdir(exist_ok=True)
@@ -265,7 +284,7 @@ def _parsed(flags: list[str]) -> Namespace:
     """The flags as Megatron's parser understands them, for ``--use-checkpoint-args``."""
     from megatron.training.arguments import parse_args
 
-    from ..arguments import add_grove_arguments, select_layer
+    from ..arguments import IMPORTED, add_grove_arguments, select_layer
 
     given, sys.argv = sys.argv, [sys.argv[0], *flags]
     try:
@@ -273,4 +292,5 @@ def _parsed(flags: list[str]) -> Namespace:
     finally:
         sys.argv = given
     select_layer(args)
+    setattr(args, IMPORTED, True)
     return args

@@ -72,6 +72,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"--hf ({folder}) has no config.json; name a Hugging Face model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):

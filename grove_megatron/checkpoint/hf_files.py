@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .mapped import MappedFile
 from .safetensors_io import Entry, read_header, read_tensor
-from .weights import ConversionError, Problem, TensorInfo, identity_of
+from .weights import DTYPES, ConversionError, Problem, TensorInfo, identity_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -103,6 +104,23 @@ class HfWeights:
             except (OSError, ValueError) as error:
                 raise ValueError(f"{stored.file}: {name} cannot be read: {error}") from error
         return read_tensor(self._open[1], stored.file, name, stored.entry)
+
+    def drop_copy(self, name: str, of: str) -> bool:
+        """Forget a tensor that has the bytes of another one; False if it has not, or is not there.
+
+        Raises:
+            ValueError: one of them cannot be read.
+        """
+        if not {name, of} <= self._tensors.keys():
+            return False
+        copy, first = self._tensors[name].entry, self._tensors[of].entry
+        if (copy.dtype, copy.shape) != (first.dtype, first.shape) or copy.dtype not in DTYPES:
+            return False
+        # As bytes: NaN is not equal to itself.
+        if not torch.equal(self.read(name).view(torch.uint8), self.read(of).view(torch.uint8)):
+            return False
+        del self._tensors[name]
+        return True
 
     def identity(self) -> dict[str, object]:
         return identity_of(self._folder, self._files)

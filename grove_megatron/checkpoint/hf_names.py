@@ -51,6 +51,11 @@ class Row:
     saved: bool = True
 
 
+def is_buffer(name: str) -> bool:
+    """Is a Hugging Face tensor none that is trained? See :attr:`Row.buffer`."""
+    return name.endswith(".mlp.expert_bias")
+
+
 def sizes(architecture: Architecture) -> dict[str, int]:
     """The letters that :class:`HfTensor` uses for dimensions."""
     a = architecture

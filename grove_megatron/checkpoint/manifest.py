@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checked import Plan
+from .hf_names import is_buffer
 from .safetensors_io import NAME_OF
 
 NAME = "grove_manifest.json"
@@ -33,11 +34,10 @@ class Manifest:
 
     @property
     def counts(self) -> dict[str, int]:
-        buffers = ".mlp.expert_bias"
         return {
             "tensors": len(self.tensors),
             "parameters": sum(
-                prod(t["shape"]) for name, t in self.tensors.items() if not name.endswith(buffers)
+                prod(t["shape"]) for name, t in self.tensors.items() if not is_buffer(name)
             ),
             "bytes": sum(t["bytes"] for t in self.tensors.values()),
         }

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..runtime.checkpoint_files import RELEASE, TRACKER
 from .architecture import Architecture
 from .safetensors_io import NAME_OF
 from .torch_dist import TorchDistReader
@@ -16,7 +17,6 @@ from .transforms import Shape
 from .units import Unit, units
 from .weights import Problem, TensorInfo, identity_of
 
-TRACKER = "latest_checkpointed_iteration.txt"
 _LAYER_BY_LAYER = re.compile(r"decoder\.layers\.\d+\.")
 # State of training that is not of the weights.
 _TRAINING = re.compile(
@@ -43,10 +43,10 @@ def iteration_folder(load: Path, step: int | None = None) -> Path:
             latest = tracker.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--load ({load}) has no readable {TRACKER} ({error})") from error
-        if latest != "release" and not latest.isdecimal():
+        if latest != RELEASE and not latest.isdecimal():
             raise ValueError(f"{tracker} ({latest!r}) names no iteration; correct it")
-        step = None if latest == "release" else int(latest)
-    folder = load / ("release" if step is None else f"iter_{step:07d}")
+        step = None if latest == RELEASE else int(latest)
+    folder = load / (RELEASE if step is None else f"iter_{step:07d}")
     if not folder.is_dir():
         raise ValueError(f"--load ({load}) has no {folder.name}; name an iteration that it has")
     return folder
@@ -144,7 +144,8 @@ class MegatronWeights:
     def identity(self) -> dict[str, object]:
         folder = self._reader.folder
         names = [".metadata", *self._reader.files()]
-        return identity_of(folder, [folder / name for name in names])
+        # Files that have nothing of the model may be absent.
+        return identity_of(folder, [folder / n for n in names if (folder / n).is_file()])
 
 
 def _fits(key: str, found: Shape, wanted: Shape) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..runtime.checkpoint_files import RELEASE, TRACKER
 from .architecture import Architecture
 from .hf_names import NameTable, rows
 from .local_names import local_parameters
@@ -28,13 +30,20 @@ class ModelRun:
         input_ids: [B, S] int64, on every data-parallel rank.
         extra_flags: Megatron flags, such as parallel sizes.
         load: puts the weights in, before DDP wraps the model; every rank calls it.
+        gradients: whether there will be any; without, half the memory.
 
     Raises:
         ValueError: a layout that this cannot run.
     """
 
     def __init__(
-        self, architecture: Architecture, input_ids: Tensor, extra_flags: list[str], load: Load
+        self,
+        architecture: Architecture,
+        input_ids: Tensor,
+        extra_flags: list[str],
+        load: Load,
+        *,
+        gradients: bool = True,
     ):
         from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
         from megatron.core.process_groups_config import ProcessGroupCollection
@@ -69,6 +78,7 @@ class ModelRun:
         ).build_distributed_models(
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
             ddp_config=DistributedDataParallelConfig(),
+            wrap_with_ddp=gradients,
             data_parallel_random_init=False,
         )
 
@@ -211,18 +221,26 @@ def load_weights(weights: Weights, architecture: Architecture) -> Load:
     return load
 
 
-def load_checkpoint(folder: Path, step: int | None) -> Load:
-    """Megatron's own loader on a distributed checkpoint, resharding included."""
+def load_checkpoint(folder: Path) -> Load:
+    """Megatron's own loader on a distributed checkpoint, resharding included.
+
+    Args:
+        folder: of one iteration, whatever it is called.
+    """
 
     def load(models: list[Any]) -> None:
         from megatron.training import get_args
         from megatron.training.checkpointing import load_checkpoint
 
         args = get_args()
-        # Weights alone: no optimizer, no iteration, no random state.
-        args.load, args.ckpt_step, args.finetune = str(folder), step, True
-        args.exit_on_missing_checkpoint = True
-        load_checkpoint(models, None, None)
+        with tempfile.TemporaryDirectory() as place:
+            # What the caller has checked is what is loaded, and not what a tracker names.
+            (Path(place) / RELEASE).symlink_to(folder.resolve())
+            (Path(place) / TRACKER).write_text(RELEASE)
+            # Weights alone: no optimizer, no iteration, no random state.
+            args.load, args.ckpt_step, args.finetune = place, None, True
+            args.exit_on_missing_checkpoint = True
+            load_checkpoint(models, None, None)
         args.load = None
 
     return load

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..runtime.checkpoint_files import RELEASE, TRACKER
 from .checked import Plan
 from .hf_files import INDEX, SINGLE
-from .megatron_weights import TRACKER
 from .safetensors_io import SafetensorsWriter
 from .torch_dist import COMMON, Record, RecordWriter, write_metadata
 from .transforms import Shape
@@ -20,8 +20,6 @@ Read = Callable[[str], Tensor]
 # What was written, by file.
 Records = Mapping[str, list[Any]]
 GIB = 2**30
-# Where a Megatron checkpoint that belongs to no iteration is.
-RELEASE = "release"
 
 
 @dataclass(frozen=True)

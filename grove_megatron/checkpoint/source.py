@@ -8,6 +8,7 @@ from typing import Any
 from .architecture import Architecture
 from .hf_config import architecture_of, read_config
 from .hf_files import HfWeights
+from .hf_names import is_buffer
 from .manifest import read_checksums
 from .megatron_args import architecture_of_args
 from .megatron_weights import MegatronWeights, checkpoint_args, iteration_folder
@@ -59,20 +60,26 @@ def hf_source(folder: Path) -> Source:
     config = read_config(folder)
     architecture = architecture_of(config, str(folder / "config.json"))
     weights = HfWeights(folder)
-    if architecture.is_grove and any(n.endswith(".mlp.expert_bias") for n in weights.infos()):
+    if architecture.is_grove and any(map(is_buffer, weights.infos())):
         # A buffer that the release's config says nothing about.
         architecture = replace(architecture, expert_bias=True)
+    if architecture.tied_embeddings:
+        # Some folders of tied models have the one matrix twice.
+        weights.drop_copy("lm_head.weight", of="model.embed_tokens.weight")
     checksums = read_checksums(folder)
     return Source(weights, architecture, checksums, weights.problems, folder, config, {})
 
 
-def megatron_source(load: Path, step: int | None, hf_files: Path | None) -> Source:
+def megatron_source(
+    load: Path, step: int | None, hf_files: Path | None, vocab_size: int | None = None
+) -> Source:
     """A Megatron distributed checkpoint.
 
     Args:
         load: as Megatron's ``--load``.
         step: the iteration; None: the latest.
         hf_files: folder with config and tokenizer; None: where an import put it, if it did.
+        vocab_size: of the model, without padding, where no config says it.
 
     Raises:
         ValueError: everything that is wrong with its arguments and metadata.
@@ -88,6 +95,8 @@ def megatron_source(load: Path, step: int | None, hf_files: Path | None) -> Sour
         said = architecture_of(config, f"{hf_files}/config.json")
         problems += map(Problem, _contradictions(said, architecture, hf_files, folder))
         architecture = replace(architecture, vocab_size=said.vocab_size)
+    elif vocab_size is not None and vocab_size < architecture.vocab_size:
+        architecture = replace(architecture, vocab_size=vocab_size)
     weights = MegatronWeights(reader, architecture)
     return Source(
         weights,
@@ -110,6 +119,7 @@ def _contradictions(
         if value != own and not padded and name != "expert_bias":
             problems.append(
                 f"{name} ({value}) of {hf_files}/config.json differs from {name} ({own}) of the "
-                f"arguments in {folder}; name the model's own config with --hf-config"
+                f"arguments in {folder}; if it was trained so on purpose, name with --hf-config a "
+                f"copy of {hf_files} that says {own}"
             )
     return problems

@@ -15,6 +15,24 @@ from typing import Any
 _JOURNAL = "journal.jsonl"
 
 
+def free_destination(destination: Path) -> Path:
+    """Where a folder is to be made: the target if it is a link, onto which nothing can be renamed.
+
+    Raises:
+        ValueError: something is there.
+    """
+    destination = Path(os.path.realpath(destination))
+    try:
+        there = destination.exists()
+        if there and (not destination.is_dir() or any(destination.iterdir())):
+            raise ValueError(f"{destination} is there already; remove it, or name another place")
+    except OSError as error:
+        raise ValueError(f"{destination} cannot be made: {error}") from error
+    if os.path.ismount(destination):
+        raise ValueError(f"{destination} is a mount point; name a folder in it")
+    return destination
+
+
 class Staging:
     """The temporary place of one destination.
 
@@ -28,16 +46,11 @@ class Staging:
     """
 
     def __init__(self, destination: Path, job: dict[str, Any]):
-        # A link's target: nothing can be renamed onto the link.
-        destination = Path(os.path.realpath(destination))
+        destination = free_destination(destination)
         self.destination = destination
         self._place = destination.with_name(destination.name + ".incomplete")
         self.folder = self._place / "content"
         self.done: dict[str, Any] = {}
-        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-            raise ValueError(f"{destination} is there already; remove it, or name another place")
-        if os.path.ismount(destination):
-            raise ValueError(f"{destination} is a mount point; name a folder in it")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._journal = (self._place / _JOURNAL).open("a+", encoding="utf-8")
@@ -60,6 +73,7 @@ class Staging:
             same = not lines or lines[0]["job"] == job
             for entry in lines[1:]:
                 file = self.folder / entry["file"]
+                self.done.pop(entry["file"], None)
                 if file.is_file() and file.stat().st_size == entry["size"]:
                     self.done[entry["file"]] = entry["records"]
         except (ValueError, KeyError, TypeError) as error:
@@ -102,6 +116,13 @@ class Staging:
         size = (self.folder / name).stat().st_size
         self._log({"file": name, "size": size, "records": records})
         self.done[name] = records
+
+    def forget(self, name: str) -> None:
+        """File ``name`` has to be written again, if it is complete."""
+        if self.done.pop(name, None) is not None:
+            # A kill behind this line finds no file that the journal calls complete.
+            self._log({"file": name, "size": None, "records": None})
+            (self.folder / name).unlink()
 
     def room(self, needed: int) -> list[str]:
         """A line if ``needed`` bytes, those already there included, do not fit on the disk."""

@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from .durable import DurableFile, sync
 from .mapped import MappedFile
@@ -202,9 +204,15 @@ class TorchDistReader:
         data = file.window(record.offset, record.length)
         if len(data) < record.length:
             raise EOFError("the file ends before it")
-        archive = zipfile.ZipFile(_Window(data))
-        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        pickled, entries = archive.read(members["data.pkl"]), members.get("data/0")
+        members = {
+            info.filename.partition("/")[2]: info
+            for info in zipfile.ZipFile(_Window(data)).infolist()
+        }
+        entries = members.get("data/0")
+        if entries is not None:
+            file.populate(record.offset, record.length)
+            _check_crc(data, entries)
+        pickled = bytes(_stored(data, members["data.pkl"]))
         if pickled not in self._plain:
             loaded = torch.load(
                 cast(BinaryIO, _Window(data)), map_location="cpu", weights_only=True
@@ -214,11 +222,8 @@ class TorchDistReader:
             return loaded
         dtype, shape = self._plain[pickled]
         assert entries is not None
-        assert entries.compress_type == zipfile.ZIP_STORED, "torch stores"
-        assert entries.file_size == dtype.itemsize * prod(shape), "as its pickle says"
-        name_length, extra_length = struct.unpack_from("<HH", data, entries.header_offset + 26)
-        begin = entries.header_offset + 30 + name_length + extra_length
-        return file.tensor(record.offset + begin, dtype, shape)
+        found = torch.frombuffer(_stored(data, entries), dtype=dtype)
+        return found.reshape(shape)
 
     def common(self) -> dict[str, Any]:
         """Everything that is not sharded: arguments, iteration, ...
@@ -262,6 +267,21 @@ def _load_objects(saved: bytes) -> Any:
     stand_ins: list[Any] = [(Opaque, name) for name in foreign if name != "argparse.Namespace"]
     with torch.serialization.safe_globals([Namespace, *stand_ins]):
         return torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+
+
+def _stored(data: memoryview, member: zipfile.ZipInfo) -> memoryview:
+    """The bytes of a member of an archive in memory; torch does not compress."""
+    assert member.compress_type == zipfile.ZIP_STORED, "torch stores"
+    name_length, extra_length = struct.unpack_from("<HH", data, member.header_offset + 26)
+    begin = member.header_offset + 30 + name_length + extra_length
+    return data[begin : begin + member.file_size]
+
+
+def _check_crc(data: memoryview, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError if bytes are not those that were saved; torch.load does not look."""
+    # 0: none was taken, see RecordWriter.
+    if member.CRC and zlib.crc32(_stored(data, member)) != member.CRC:
+        raise ValueError("its bytes do not have the checksum that they were saved with")
 
 
 def _is_plain(loaded: object) -> bool:
@@ -383,7 +403,13 @@ class RecordWriter:
 
     def _write(self, key: str, content: object, **region: Any) -> None:
         start = self._file.tell()
-        torch.save(content, cast(BinaryIO, self._file))
+        # The manifest has a checksum of every tensor; that of the archive would cost as much again.
+        checksums = get_crc32_options()
+        set_crc32_options(False)
+        try:
+            torch.save(content, cast(BinaryIO, self._file))
+        finally:
+            set_crc32_options(checksums)
         length = self._file.tell() - start
         self.records.append(Record(key, self._name, start, length, **region))
 

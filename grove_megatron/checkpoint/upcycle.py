@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .architecture import Architecture
+from .hf_names import is_buffer
 from .source import Source
 from .transforms import Shape
 from .units import hf_shapes
@@ -32,7 +33,6 @@ _EXPERT = re.compile(
 )
 _GATE = re.compile(r"model\.layers\.(?P<number>\d+)\.mlp\.gate\.weight")
 _ADJUGATE = re.compile(r".*\.mlp\.chunk_experts\.\d+\.(?P<which>gate|up|down)_proj\.weight")
-_BIAS = ".mlp.expert_bias"
 
 
 class GroveChild:
@@ -66,7 +66,7 @@ class GroveChild:
         self._own = {
             name: shape
             for name, shape in self._shapes.items()
-            if _ADJUGATE.fullmatch(name) or name.endswith(_BIAS)
+            if _ADJUGATE.fullmatch(name) or is_buffer(name)
         }
         self._dtype = usual_dtype(self._parent_infos)
 
@@ -84,7 +84,7 @@ class GroveChild:
 
     def infos(self) -> Mapping[str, TensorInfo]:
         own = {
-            name: TensorInfo(shape, "F32" if name.endswith(_BIAS) else self._dtype, "the child")
+            name: TensorInfo(shape, "F32" if is_buffer(name) else self._dtype, "the child")
             for name, shape in self._own.items()
         }
         taken = {}
@@ -96,7 +96,7 @@ class GroveChild:
         return taken | own
 
     def read(self, name: str) -> Tensor:
-        if name.endswith(_BIAS):
+        if is_buffer(name):
             return torch.zeros(self._own[name])
         if name in self._own:
             match = _ADJUGATE.fullmatch(name)

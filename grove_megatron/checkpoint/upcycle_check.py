@@ -56,7 +56,8 @@ def compare(parent: Source, child: Source, extra_flags: list[str], seed: int) ->
         if scale is not None:
             architecture = replace(architecture, adjugate_scale=scale)
         load = load_weights(source.weights, architecture)
-        return ModelRun(architecture, ids, _flags(architecture, extra_flags), load).logits()
+        flags = _flags(architecture, extra_flags)
+        return ModelRun(architecture, ids, flags, load, gradients=False).logits()
 
     of_child = logits(child)
     same = _largest(of_child, logits(child, scale=0.0)) if child.architecture.is_grove else None

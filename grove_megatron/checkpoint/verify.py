@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .golden import Golden
-from .hf_names import NameTable, rows
+from .hf_names import NameTable, is_buffer, rows
 from .local_names import LocalParameter, local_parameters
+from .megatron_weights import iteration_folder
 from .model_run import Load, ModelRun, load_checkpoint, load_weights
 from .source import Source, hf_source, megatron_source
 from .transforms import Shape, Transform
@@ -68,7 +69,7 @@ def verify_hf(hf: Path, golden_file: Path | None, extra_flags: list[str]) -> Rep
     """
     source = _released(hf_source(hf))
     # What the released forward pass does not read.
-    buffers = frozenset(name for name in source.infos() if name.endswith(".expert_bias"))
+    buffers = frozenset(name for name in source.infos() if is_buffer(name))
     _refuse_problems(source, buffers)
     golden = Golden.of_transformers(hf) if golden_file is None else Golden.read(golden_file)
     load = load_weights(source.weights, source.architecture)
@@ -86,12 +87,13 @@ def verify_megatron(
         golden_file: as above.
         extra_flags: as above.
     """
-    source = _released(megatron_source(load, step, None))
-    # In the checkpoint, and loaded by no model without the bias.
-    buffers = frozenset(name for name in source.infos() if name.endswith(".expert_bias"))
-    _refuse_problems(source, buffers)
     golden = Golden.read(golden_file)
-    return _verify(source, golden, extra_flags, load_checkpoint(load, step), str(golden_file))
+    source = _released(megatron_source(load, step, None, golden.logits.size(-1)))
+    # In the checkpoint, and loaded by no model without the bias.
+    buffers = frozenset(name for name in source.infos() if is_buffer(name))
+    _refuse_problems(source, buffers)
+    checkpoint = load_checkpoint(iteration_folder(load, step))
+    return _verify(source, golden, extra_flags, checkpoint, str(golden_file))
 
 
 def _refuse_problems(source: Source, skip: frozenset[str]) -> None:

@@ -4,6 +4,7 @@ Megatron refuses a checkpoint that lacks a weight of the model, and says nothing
 more: without ``--qk-layernorm`` a model that was trained with it goes on as another model.
 """
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..checkpoint import manifest
 from ..checkpoint.megatron_weights import is_of_training, iteration_folder
 from ..checkpoint.torch_dist import TorchDistReader
 from ..config import is_grove
+from ..runtime.checkpoint_files import TRACKER
 from .refuse import refuse
 
 # What a user says who knows that weights stay behind.
@@ -32,16 +34,17 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
         ``models``; if the checkpoint has weights that they do not, every rank exits 2.
     """
     args = get_args()
-    load = args.load or args.pretrained_checkpoint
-    if load is None or args.moe_use_upcycling:
-        return models  # upcycling loads them into another model, the dense one
+    if args.moe_use_upcycling:
+        return models  # it loads them into another model, the dense one
     if args.ckpt_format != "torch_dist" or args.dist_ckpt_strictness in _ON_PURPOSE:
         return models
+    folder = _to_load(args)
+    if folder is None:
+        return models
     try:
-        folder = iteration_folder(Path(load), args.ckpt_step)
         saved = TorchDistReader(folder).tensors
     except ValueError:
-        return models  # a run from the beginning, or a format that Megatron knows to refuse
+        return models  # a format that Megatron knows to refuse
     if not (is_grove(get_model_config(models[0])) or (folder / manifest.NAME).is_file()):
         return models  # Megatron's own model and its own checkpoint: as Megatron does it
     wanted = _keys(models)
@@ -60,6 +63,17 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
             ]
         )
     return models
+
+
+def _to_load(args: Namespace) -> Path | None:
+    """As ``load_checkpoint`` chooses: the pretrained one as long as the run has none of its own."""
+    load = args.load
+    if args.pretrained_checkpoint and not (load and (Path(load) / TRACKER).is_file()):
+        load = args.pretrained_checkpoint
+    try:
+        return iteration_folder(Path(load), args.ckpt_step) if load else None
+    except ValueError:
+        return None  # a run from the beginning
 
 
 def _other_name(key: str) -> str:

@@ -147,7 +147,9 @@ def test_the_manifest_says_what_was_written(imported: Path, golden_folder: Path,
     weight_map = json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"]
     manifest = json.loads((tmp_path / "out" / "grove_manifest.json").read_text())
     assert {name: t["file"] for name, t in manifest["tensors"].items()} == weight_map
-    assert str(imported) in json.dumps(manifest["made_by"])
+    assert manifest["made_by"]["load"] == imported.name
+    # It is uploaded with the weights.
+    assert str(imported.parent) not in json.dumps(manifest)
 
 
 def with_bias(folder: Path) -> dict[str, Tensor]:
@@ -359,6 +361,18 @@ def train(ranks: Ranks, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
         return results
 
     return train
+
+
+def test_a_padded_checkpoint_is_verified_by_its_own_folder(
+    imported: Path, golden_folder: Path, train: Any, verify: Any, tmp_path: Path
+) -> None:
+    flags = [*flags_of(imported), *STILL, "--padded-vocab-size", "256"]
+    train(1, imported, 128, *flags, "--save", str(tmp_path / "saved"), "--save-interval", "1")
+    one = tmp_path / "saved" / "iter_0000001"
+    # Not what the tracker names.
+    (tmp_path / "saved" / "latest_checkpointed_iteration.txt").write_text("7")
+    report = verify(1, "--load", one, "--golden", golden_folder / "golden.safetensors")
+    assert report["grads_compared"] == report["grads_in_file"] == 31
 
 
 def flags_of(megatron: Path) -> list[str]:

@@ -28,10 +28,14 @@ def train(ranks: Ranks, folder: Path, world_size: int, *flags: str) -> Any:
     return ranks.run(world_size, target, str(folder), argv, folder=folder)
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
 def test_weights_that_would_be_dropped_are_refused_by_name(
-    ranks: Ranks, with_bias: Path, tmp_path: Path
+    pretrained: bool, ranks: Ranks, with_bias: Path, tmp_path: Path
 ) -> None:
     load = ["--load", str(with_bias), "--finetune", *PP2]
+    if pretrained:
+        # The first start of a run that goes on from its own checkpoints afterwards.
+        load = ["--pretrained-checkpoint", str(with_bias), "--load", str(tmp_path / "own"), *PP2]
     job = train(ranks, tmp_path, 2, *load)
     assert job.codes == [2, 2]
     assert (

@@ -6,6 +6,7 @@ import pytest
 from megatron.training.arguments import add_megatron_arguments
 
 from grove_megatron.arguments import (
+    IMPORTED,
     LAYER_SPEC,
     add_grove_arguments,
     contradictions,
@@ -157,6 +158,9 @@ def test_a_flag_of_the_model_that_was_left_out_contradicts(flag: str) -> None:
     # Megatron's own checkpoints are as Megatron treats them.
     plain = argparse.Namespace(**{name: saved})
     assert contradictions(argparse.Namespace(**NO_GROUPS, **{name: default}), plain) == []
+    # What was imported has its values from the model's config.
+    imported = argparse.Namespace(**{name: saved, IMPORTED: True})
+    assert contradictions(argparse.Namespace(**NO_GROUPS, **{name: default}), imported) == [problem]
 
 
 def test_another_value_than_the_default_is_meant() -> None:

@@ -59,6 +59,11 @@ def test_an_option_that_would_do_nothing_is_refused(arguments: list[str], messag
     assert problem.startswith(message)
 
 
+def test_a_dtype_is_of_what_is_made() -> None:
+    (problem,) = refused("upcycle", "--hf", "a", "--check", "--dtype", "bf16")
+    assert problem.startswith("--dtype (bf16) does nothing without --save or --save-hf")
+
+
 def test_skipped_tensors_cannot_be_checked() -> None:
     (problem,) = refused("upcycle", "--hf", "a", "--check", "--skip", "t")
     assert problem.startswith("--skip has no place in --check")
@@ -97,6 +102,15 @@ def test_groups_by_their_number_are_groups_by_their_size(parent: Path, tmp_path:
         assert done.exit_code == 0, done.output
         made.append((out / "model.safetensors").read_bytes())
     assert made[0] == made[1]
+
+
+def test_both_destinations_are_looked_at_before_one_is_made(parent: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    both = ["--save-hf", str(tmp_path / "hf"), "--save", str(tmp_path / "there")]
+    (problem,) = refused("upcycle", "--hf", str(parent), *both)
+    assert problem.startswith(f"{tmp_path / 'there'} is there already")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_a_number_of_groups_that_does_not_divide_is_refused(parent: Path) -> None:

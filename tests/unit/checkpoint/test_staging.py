@@ -77,6 +77,24 @@ def test_a_done_file_that_is_gone_or_has_another_size_is_made_again(tmp_path: Pa
     assert not (again.folder / "short").exists()
 
 
+def test_a_file_that_is_written_again_is_not_done_until_it_is(tmp_path: Path) -> None:
+    """A kill between its new name and the journal: same name, same size, other content."""
+    staging = Staging(tmp_path / "out", JOB)
+    add(staging, "a")
+    staging.forget("a")
+    assert staging.done == {}
+    staging.temporary("a").write_bytes(b"CONTENT")
+    (staging.folder / "a.tmp").rename(staging.folder / "a")
+    staging.close()
+    again = Staging(tmp_path / "out", JOB)
+    assert again.done == {}
+    add(again, "a")
+    again.close()
+    last = Staging(tmp_path / "out", JOB)
+    assert last.done == {"a": {"name": "a"}}
+    last.close()
+
+
 def test_every_torn_journal_is_read(tmp_path: Path) -> None:
     """Cut after any byte, as a kill might; what is added then is read as well."""
     staging = Staging(tmp_path / "out", JOB)

@@ -304,6 +304,21 @@ def test_a_checkpoint_without_arguments_says_so(tmp_path: Path) -> None:
         TorchDistReader(tmp_path).common()
 
 
+def test_a_flipped_byte_of_what_torch_saved_is_found(tmp_path: Path) -> None:
+    dcp.save(WHOLE, checkpoint_id=tmp_path, no_dist=True)
+    (tmp_path / "metadata.json").write_text(json.dumps(FORMAT))
+    (file,) = tmp_path.glob("*.distcp")
+    content = bytearray(file.read_bytes())
+    # The last bytes of an entry, in the middle of the tensor.
+    at = content.find(WHOLE["experts"][1, 2].numpy().tobytes())
+    assert at > 0
+    content[at] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"experts .* do not have the checksum that") as raised:
+        TorchDistReader(tmp_path).region("experts", (1, 2), (4, 5))
+    assert str(file) in str(raised.value)
+
+
 def test_a_damaged_record_is_an_error_that_names_it_or_reads_as_a_tensor(tmp_path: Path) -> None:
     """Flipped bytes: nothing but a ValueError, whatever torch makes of them."""
     write(tmp_path, [[NORM]])

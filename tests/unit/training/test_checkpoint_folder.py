@@ -79,8 +79,36 @@ def test_torch_s_own_format_has_no_mark_but_its_index(problem, tmp_path):
     assert problem("10") is not None
 
 
-def test_a_run_that_begins_has_no_tracker(problem):
+def test_a_run_that_begins_has_no_tracker(problem, tmp_path):
     assert problem() is None
+    # Killed in its first save, before the tracker.
+    complete(tmp_path, 10)
+    assert problem() is None
+
+
+@pytest.mark.parametrize("load_arg", ["load", "pretrained_checkpoint"])
+def test_a_checkpoint_itself_is_not_the_folder_of_a_run(parse, tmp_path, load_arg):
+    complete(tmp_path, 10)
+    flag = f"--{load_arg.replace('_', '-')}"
+    found = checkpoint_folder_problem(parse(f"{flag} {tmp_path / 'iter_0000010'}"), load_arg)
+    assert found == (
+        f"{flag} ({tmp_path / 'iter_0000010'}) is one checkpoint, not the folder of a run; give "
+        f"{tmp_path}"
+    )
+
+
+def test_checkpoints_without_a_tracker_are_not_passed_over(problem, tmp_path):
+    complete(tmp_path, 10, 20)
+    assert problem().startswith(f"--load ({tmp_path}) has checkpoints and no {TRACKER}; write 20")
+    assert problem(flags="--ckpt-step 10") is None
+
+
+def test_a_release_without_a_tracker_is_not_passed_over(problem, tmp_path):
+    complete(tmp_path, 10)
+    (tmp_path / "iter_0000010").rename(tmp_path / "release")
+    assert problem() == (
+        f"--load ({tmp_path}) has release and no {TRACKER}; write release into {tmp_path / TRACKER}"
+    )
 
 
 def test_a_storage_client_is_asked_by_megatron(parse, tmp_path):

@@ -3,7 +3,7 @@ import argparse
 import pytest
 
 from grove_megatron import config, runtime
-from grove_megatron.arguments import LAYER_SPEC, optimizer_layout_problems, select_layer
+from grove_megatron.arguments import IMPORTED, LAYER_SPEC, optimizer_layout_problems, select_layer
 from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
 from grove_megatron.training.preflight import announce, preflight
 
@@ -230,6 +230,18 @@ class TestOptimizerStateInMemoryOrder:
     ):
         tp2 = "--tensor-model-parallel-size 2"
         assert self.problems(parse, tp2, f"{tp2} --expert-tensor-parallel-size 2") == []
+
+    def test_it_is_not_read_by_the_other_optimizer(self, parse):
+        plain = f"{GROVE} --transformer-impl local"
+        for here, there in ((plain, self.DISTRIBUTED), (self.DISTRIBUTED, plain)):
+            (problem,) = optimizer_layout_problems(parse(here), parse(there))
+            assert problem.startswith(
+                f"--use-distributed-optimizer ({here == self.DISTRIBUTED}) differs from "
+                f"--use-distributed-optimizer of the checkpoint ({there == self.DISTRIBUTED}), "
+            )
+        imported = parse(plain)
+        setattr(imported, IMPORTED, True)
+        assert optimizer_layout_problems(parse(self.DISTRIBUTED), imported) == []
 
     @pytest.mark.parametrize(
         ("here", "there"),
