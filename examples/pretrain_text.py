@@ -2,7 +2,7 @@
 
 The text is the source code of the Python standard library of the machine, one token per byte.
 ``torchrun`` starts two expert-parallel ranks: on two GPUs, or on the CPU where there is none; a
-single GPU gets one rank. Takes about two minutes on two CPU cores and leaves, in
+single GPU gets one rank. Takes about a minute on two CPU cores and leaves, in
 ``runs/pretrain``:
 
 * ``loss.png`` and ``summary.json``: the losses, the model's size and what crossed the ranks;

@@ -58,7 +58,7 @@ class Golden:
         except ImportError as error:
             raise ValueError(
                 "--golden (absent) needs transformers to compute the reference; "
-                "pip install 'grove-megatron[hf]', or name a golden file"
+                "pip install 'transformers>=5', or name a golden file"
             ) from error
         try:
             model = AutoModelForCausalLM.from_pretrained(

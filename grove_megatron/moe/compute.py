@@ -37,8 +37,6 @@ def one_pass(
         experts, adjugates: their matrices.
         config: names the kernels.
     """
-    up, adjugate_up = experts.linear_fc1.weight, adjugates.linear_fc1.weight
-    down, adjugate_down = experts.linear_fc2.weight, adjugates.linear_fc2.weight
     kernels = choose_kernels(
         config,
         x_VH,
@@ -46,9 +44,11 @@ def one_pass(
         **widths_of(adjugates, "grove_adjugate_ffn_hidden_size"),
     )
     x_NH = expand_rows(x_VH, plan.rows, kernels)
+    up, adjugate_up = experts.linear_fc1(), adjugates.linear_fc1()
     h_N, h_M = grouped_up(x_NH, up, adjugate_up, plan.segments, kernels)
     a_N = weighted_swiglu(h_N, probs_N, kernels)
     a_M = weighted_swiglu(h_M, adjugate_probs_M, kernels)
+    down, adjugate_down = experts.linear_fc2(), adjugates.linear_fc2()
     y_NH = grouped_down(a_N, a_M, down, adjugate_down, plan.segments, kernels)
     return reduce_rows(y_NH, plan.rows, kernels)
 

@@ -32,7 +32,12 @@ from .kernel_choice import choose_kernels, widths_of
 
 
 class StackedLinear(torch.nn.Module):
-    """The matrices of one linear layer of all experts: ``weight`` [experts, out, in]."""
+    """The matrices of one linear layer of all experts: ``weight`` [experts, out, in].
+
+    Call it to use them. With ``--overlap-param-gather`` the distributed optimizer's new weights
+    arrive while the model runs, and DDP waits for a module's in a hook before its ``forward``:
+    whoever reads the attribute gets the last step's.
+    """
 
     def __init__(self, num_experts: int, like: torch.nn.Parameter) -> None:
         super().__init__()
@@ -42,6 +47,10 @@ class StackedLinear(torch.nn.Module):
             setattr(self.weight, name, value)
         if getattr(like, "partition_dim", -1) >= 0:
             self.weight.partition_dim = like.partition_dim + 1
+
+    def forward(self) -> Tensor:
+        """[experts, out, in]"""
+        return self.weight
 
 
 class GroupedExperts(MegatronModule):
@@ -104,9 +113,9 @@ class GroupedExperts(MegatronModule):
         """
         segments = Segments.of_experts(tokens_per_expert, x.device)
         kernels = choose_kernels(self.config, x, **widths_of(self, "moe_ffn_hidden_size"))
-        h, _ = grouped_up(x, self.linear_fc1.weight, None, segments, kernels)
+        h, _ = grouped_up(x, self.linear_fc1(), None, segments, kernels)
         a = weighted_swiglu(h, probs, kernels)
-        return grouped_down(a, None, self.linear_fc2.weight, None, segments, kernels), None
+        return grouped_down(a, None, self.linear_fc2(), None, segments, kernels), None
 
     def backward_dw(self) -> None:
         """Nothing is delayed: Megatron delays the weight gradients of TransformerEngine alone."""

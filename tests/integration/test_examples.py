@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from .launching import REPOSITORY, launch, processes_that_name, reported_steps
+from .weights_folders import tensors_of
 
 EXAMPLES = REPOSITORY / "examples"
 
@@ -70,6 +71,31 @@ def test_an_agent_that_fails_ends_the_other(tmp_path: Path, failing: int) -> Non
     assert "an agent failed (exit code 7)" in done.output
     assert sorted(path.name for path in run_dir.iterdir()) == ["node0.log", "node1.log"]
     assert not processes_that_name(str(tmp_path))
+
+
+@pytest.mark.long
+def test_weights_come_in_are_trained_and_go_out(tmp_path: Path, golden_folder: Path) -> None:
+    done = launch([str(EXAMPLES / "04_weights.sh")], timeout=500, RUN_DIR=str(tmp_path))
+    assert done.code == 0, done.output
+    assert "\npassed\n" in done.output
+    names = ("begin", "resume", "one_rank")
+    logs = [(tmp_path / f"{name}.log").read_text() for name in names]
+    for log, first, ranks in zip(logs, (1, 6, 11), (2, 2, 1), strict=True):
+        assert sorted(reported_steps(log)) == list(range(first, first + 5))
+        assert f"using world size: {ranks}" in log
+        # The flag behind those of the import won.
+        assert "load_balancing_loss" in log
+    loaded = ("release distributed checkpoint from {}/import", *["{}/run at iteration {}"] * 2)
+    for log, what, step in zip(logs, loaded, (0, 5, 10), strict=True):
+        assert what.format(tmp_path, step) in log
+    losses = [float(loss) for loss, _ in reported_steps(done.output).values()]
+    assert len(losses) == 15
+    # Measured: 5.17, and 3.79 at the end; no run begins where another one began.
+    assert losses[0] - 0.5 > losses[5] > losses[10] > losses[14]
+    before, after = tensors_of(golden_folder), tensors_of(tmp_path / "trained")
+    assert {n: t.shape for n, t in after.items()} == {n: t.shape for n, t in before.items()}
+    assert all(bool(tensor.isfinite().all()) for tensor in after.values())
+    assert not any(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
