@@ -31,6 +31,7 @@ def adjugate_gradients(folder: str, load: str, flags: list[str]) -> None:
     """One step of the model in a checkpoint on 3 tokens; see :func:`_describe`."""
     from megatron.core.utils import unwrap_model
 
+    from grove_megatron.checkpoint.megatron_weights import iteration_folder
     from grove_megatron.checkpoint.model_run import ModelRun, load_checkpoint
     from grove_megatron.checkpoint.source import megatron_source
     from grove_megatron.runtime import cpu
@@ -38,7 +39,8 @@ def adjugate_gradients(folder: str, load: str, flags: list[str]) -> None:
     with cpu():
         architecture = megatron_source(Path(load), None, None).architecture
         ids, labels = torch.tensor([[3, 1, 4]]), torch.tensor([[1, 5, 9]])
-        run = ModelRun(architecture, ids, flags, load_checkpoint(Path(load), None))
+        checkpoint = load_checkpoint(iteration_folder(Path(load)))
+        run = ModelRun(architecture, ids, flags, checkpoint)
         selected: dict[int, set[int]] = {}
         for model in unwrap_model(run.models):
             _remember_selected_groups(model, architecture.num_groups, selected)
