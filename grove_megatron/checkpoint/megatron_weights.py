@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..runtime.checkpoint_files import RELEASE, TRACKER
 from .architecture import Architecture
+from .layout import RELEASE, TRACKER
 from .safetensors_io import NAME_OF
 from .torch_dist import TorchDistReader
 from .transforms import Shape

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime.checkpoint_files import RELEASE, TRACKER
 from .architecture import Architecture
 from .hf_names import NameTable, rows
+from .layout import RELEASE, TRACKER
 from .local_names import local_parameters
 from .megatron_args import GROVE_LAYER_SPEC, megatron_flags
 from .weights import Weights

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..runtime.checkpoint_files import RELEASE, TRACKER
 from .checked import Plan
 from .hf_files import INDEX, SINGLE
+from .layout import RELEASE, TRACKER
 from .safetensors_io import SafetensorsWriter
 from .torch_dist import COMMON, Record, RecordWriter, write_metadata
 from .transforms import Shape

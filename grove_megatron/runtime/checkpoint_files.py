@@ -10,12 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-TRACKER = "latest_checkpointed_iteration.txt"
-# What the tracker names, and the folder of, a checkpoint that belongs to no iteration.
-RELEASE = "release"
-# The second is the index of torch's format; Megatron takes a folder that has it alone for another
-# format.
-COMPLETE, INDEX = "metadata.json", ".metadata"
+from ..checkpoint.layout import COMPLETE, INDEX, TRACKER
 
 
 def with_atomic_tracker(original: Any) -> Any:

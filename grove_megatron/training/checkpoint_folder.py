@@ -7,7 +7,7 @@ of another format.
 from argparse import Namespace
 from pathlib import Path
 
-from ..runtime.checkpoint_files import COMPLETE, INDEX, RELEASE, TRACKER
+from ..checkpoint.layout import COMPLETE, INDEX, RELEASE, TRACKER
 
 
 def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:

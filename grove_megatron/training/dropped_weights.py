@@ -14,10 +14,10 @@ from megatron.core.utils import get_model_config, unwrap_model
 from megatron.training import get_args
 
 from ..checkpoint import manifest
+from ..checkpoint.layout import TRACKER
 from ..checkpoint.megatron_weights import is_of_training, iteration_folder
 from ..checkpoint.torch_dist import TorchDistReader
 from ..config import is_grove
-from ..runtime.checkpoint_files import TRACKER
 from .refuse import refuse
 
 # What a user says who knows that weights stay behind.

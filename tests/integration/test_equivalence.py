@@ -92,6 +92,17 @@ def test_adjugates_start_different_on_every_rank_and_layer(runner: Runner) -> No
     assert len(hashes) == len(set(hashes)) == 16
 
 
+def test_weights_that_arrive_while_the_model_runs_are_the_new_ones(runner: Runner) -> None:
+    # Two ranks for each expert: what one of them has updated, the other has to wait for.
+    argv = [*MODEL, *EP2, "--use-distributed-optimizer"]
+    overlap = ["--overlap-grad-reduce", "--overlap-param-gather"]
+    before, during = runner(4, "train", argv), runner(4, "train", argv + overlap)
+    expected = [step["lm loss"] for step in before[-1]["losses"]]
+    assert len(set(expected)) == 10
+    assert [s["lm loss"] for s in during[-1]["losses"]] == pytest.approx(expected, rel=1e-6)
+    assert during[-1]["grad_norms"] == pytest.approx(before[-1]["grad_norms"], rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def start(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that every layout can start from."""

@@ -54,7 +54,7 @@ RULES = {
     "checkpoint/commands": Rule(
         inside={"checkpoint"},
         outside={"typer"},
-        in_functions={"torch", "grove_megatron"},
+        in_functions={"torch", "rich", "grove_megatron"},
     ),
     "checkpoint": Rule(
         inside={"checkpoint", "functional", "config"},

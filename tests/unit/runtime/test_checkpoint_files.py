@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from grove_megatron.runtime.checkpoint_files import TRACKER, with_atomic_tracker
+from grove_megatron.checkpoint.layout import TRACKER
+from grove_megatron.runtime.checkpoint_files import with_atomic_tracker
 
 
 @pytest.fixture
