@@ -12,7 +12,9 @@ from typing import Any, Literal
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
+from .functional.balance import DECAY_STYLES
 from .functional.groups import scale_bound
+from .switches import refusals
 
 
 @dataclass
@@ -50,6 +52,39 @@ class GroveTransformerConfig(TransformerConfig):
     For expert parallelism over several nodes; the launcher says how many ranks a node has
     (LOCAL_WORLD_SIZE)."""
 
+    grove_bias_update_rule: Literal["rms", "sign"] = "rms"
+    """How grove scoring moves the bias of --moe-router-enable-expert-bias after every global batch.
+    rms: by the load error, scaled to a root mean square of --moe-router-bias-update-rate (paper,
+    Eq. 8). sign: Megatron's rule, which --grove-router-scoring softmax always has."""
+
+    grove_bias_rate_decay_style: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """How --moe-router-bias-update-rate goes to --grove-bias-rate-min over
+    --grove-bias-rate-decay-iters; step: at once after them."""
+
+    grove_bias_rate_decay_iters: int | None = None
+    """Iterations over which --moe-router-bias-update-rate decays."""
+
+    grove_bias_rate_min: float = 0.0
+    """Rate of the expert bias once decayed; with 0 the bias no longer moves."""
+
+    grove_group_aux_loss_coeff: float = 0.0
+    """Weight of a load balancing loss over groups, on top of those over experts: the Switch
+    Transformer's with groups in place of experts. 0: none."""
+
+    grove_metrics_interval: int | None = None
+    """Report what the experts do (load, groups per token, rows sent, ranks) every so many
+    iterations: to the log line, TensorBoard and W&B, and the record that grove report draws. By
+    default at every --log-interval, where the log line shows it. 0: count nothing."""
+
+    grove_metrics_dir: str | None = None
+    """Folder for the record of these metrics; by default grove_metrics in --save, none without
+    --save."""
+
+    grove_failure_watch: Literal["on", "off"] = "on"
+    """on: a rank that fails, is killed or vanishes ends the whole job within seconds, with one
+    message. off: Megatron's own behaviour; the other ranks wait in a collective until it times
+    out."""
+
     def __post_init__(self) -> None:
         scoring = self.grove_num_groups and self.grove_router_scoring
         if scoring == "grove" and self.moe_router_score_function == "softmax":
@@ -75,6 +110,14 @@ NOT_OF_THE_WEIGHTS = (
     "grove_allow_scale_above_bound",
     "grove_kernel",
     "grove_hierarchical_dispatch",
+    "grove_bias_update_rule",
+    "grove_bias_rate_decay_style",
+    "grove_bias_rate_decay_iters",
+    "grove_bias_rate_min",
+    "grove_group_aux_loss_coeff",
+    "grove_metrics_interval",
+    "grove_metrics_dir",
+    "grove_failure_watch",
 )
 """Settings that may differ between the run that wrote a checkpoint and one that reads it."""
 
@@ -146,7 +189,7 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"--grove-adjugate-ffn-hidden-size ({width}) is not positive beside "
             f"--grove-num-groups ({groups}); give the width of an adjugate expert"
         )
-    elif width % (expert_tensor := _expert_tensor_parallel_size(settings)):
+    elif (expert_tensor := _expert_tensor_parallel_size(settings)) and width % expert_tensor:
         problems.append(
             f"--grove-adjugate-ffn-hidden-size ({width}) is not a multiple of "
             f"--expert-tensor-parallel-size ({expert_tensor}), which splits it; use a width or a "
@@ -171,8 +214,10 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
         )
     if num_experts:
         problems += _router_problems(settings)
+        problems += _balance_problems(settings)
         problems += _kernel_problems(settings)
-        problems += _unsupported(settings)
+        problems += _metrics_problems(settings)
+        problems += refusals(settings)
     return problems
 
 
@@ -221,6 +266,21 @@ def _kernel_problems(settings: Any) -> list[str]:
     return problems
 
 
+def _metrics_problems(settings: Any) -> list[str]:
+    interval, folder = settings.grove_metrics_interval, settings.grove_metrics_dir
+    if interval is not None and interval < 0:
+        return [
+            f"--grove-metrics-interval ({interval}) is below 0; use a number of iterations, or 0 "
+            "for no metrics"
+        ]
+    if interval == 0 and folder is not None:
+        return [
+            f"--grove-metrics-dir ({folder}) gets nothing at --grove-metrics-interval ({interval})"
+            "; remove one of them"
+        ]
+    return []
+
+
 def _expert_tensor_parallel_size(settings: Any) -> int:
     # Megatron's default: that of the dense layers.
     size = settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size
@@ -262,84 +322,83 @@ def _router_problems(settings: Any) -> list[str]:
     return problems
 
 
-# Setting, is this value refused?, reason and alternative.
-_REFUSED: list[tuple[str, Any, str]] = [
-    (
-        "moe_token_dispatcher_type",
-        lambda v: v != "alltoall",
-        "is not supported with --grove-num-groups; use --moe-token-dispatcher-type alltoall, "
-        "which this plugin deduplicates",
-    ),
-    (
-        "moe_pad_expert_input_to_capacity",
-        bool,
-        "would count padding as tokens of an adjugate; remove it, dropping alone works",
-    ),
-    (
-        "moe_apply_probs_on_input",
-        bool,
-        "would weigh a token before its adjugate sees it; remove it",
-    ),
-    (
-        "moe_shared_expert_overlap",
-        bool,
-        "is not supported with --grove-num-groups; remove it, shared experts work without",
-    ),
-    (
-        "moe_latent_size",
-        lambda v: v is not None,
-        "has no defined meaning for adjugate experts; remove it",
-    ),
-    (
-        "moe_router_padding_for_quantization",
-        bool,
-        "would add routed pairs that no token chose; remove it",
-    ),
-    (
-        "transformer_impl",
-        lambda v: v == "inference_optimized",
-        "is not supported with --grove-num-groups; use local or transformer_engine",
-    ),
-    ("multi_latent_attention", bool, "makes Megatron drop the Grove settings; remove one of them"),
-    (
-        "heterogeneous_layers_config_path",
-        lambda v: v is not None,
-        "makes Megatron drop the Grove settings; remove one of them",
-    ),
-    (
-        "moe_use_upcycling",
-        bool,
-        "rebuilds the dense model with the MoE configuration; convert the checkpoint beforehand",
-    ),
-    (
-        "hybrid_layer_pattern",
-        lambda v: v is not None,
-        "builds its layers from another spec; remove it",
-    ),
-    (
-        "experimental_attention_variant",
-        lambda v: v is not None,
-        "builds its layers from another spec; remove it",
-    ),
-    (
-        "cuda_graph_impl",
-        lambda v: v != "none",
-        "cannot capture a dispatch whose row counts are read on the host; use none",
-    ),
-    (
-        "use_megatron_fsdp",
-        bool,
-        "reduces adjugates over the wrong ranks; use --use-distributed-optimizer",
-    ),
-]
+def _balance_problems(settings: Any) -> list[str]:
+    coeff = settings.grove_group_aux_loss_coeff
+    problems = _bias_problems(settings)
+    if not 0 <= coeff < math.inf:
+        problems.append(
+            f"--grove-group-aux-loss-coeff ({coeff}) is not a finite number of 0 or more; 0 is none"
+        )
+    elif coeff and settings.grove_num_groups == 1:
+        problems.append(
+            f"--grove-group-aux-loss-coeff ({coeff}) has nothing to balance with "
+            "--grove-num-groups (1); remove it"
+        )
+    balancing = settings.moe_router_load_balancing_type
+    # With grove scoring these are refused anyway.
+    if coeff and settings.grove_router_scoring == "softmax":
+        problems += [
+            f"--grove-group-aux-loss-coeff ({coeff}) is set beside "
+            f"--moe-router-load-balancing-type ({kind}), which takes no auxiliary loss; remove one "
+            "of them"
+            for kind in (balancing if isinstance(balancing, list) else [balancing])
+            if kind in ("sinkhorn", "quantile_balancing")
+        ]
+    return problems
 
 
-def _unsupported(settings: Any) -> list[str]:
+def _bias_problems(settings: Any) -> list[str]:
+    of_bias = (
+        "grove_bias_update_rule",
+        "grove_bias_rate_decay_style",
+        "grove_bias_rate_decay_iters",
+        "grove_bias_rate_min",
+    )
+    rule, style, iterations, minimum = (getattr(settings, name) for name in of_bias)
+    given = {
+        f"--{name.replace('_', '-')}": getattr(settings, name)
+        for name in of_bias
+        if getattr(settings, name) != grove_defaults()[name]
+    }
+    if not settings.moe_router_enable_expert_bias:
+        return [
+            f"{flag} ({value}) is set without --moe-router-enable-expert-bias (False), so there is "
+            "no bias to move; add that, or remove it"
+            for flag, value in given.items()
+        ]
     problems = []
-    for name, refused, why in _REFUSED:
-        value = getattr(settings, name, None)
-        if value is not None and refused(value):
-            problems.append(f"--{name.replace('_', '-')} ({value}) {why}")
+    if rule not in ("rms", "sign"):
+        problems.append(f"--grove-bias-update-rule ({rule}) is not one of (rms, sign); use rms")
+    rate = settings.moe_router_bias_update_rate
+    if not 0 <= rate < math.inf:
+        problems.append(
+            f"--moe-router-bias-update-rate ({rate}) is not a finite number of 0 or more; the "
+            "paper's value is 0.001"
+        )
+    if style not in DECAY_STYLES:
+        problems.append(
+            f"--grove-bias-rate-decay-style ({style}) is not one of ({', '.join(DECAY_STYLES)}); "
+            "use constant"
+        )
+    elif style == "constant":
+        problems += [
+            f"{flag} ({value}) is set beside --grove-bias-rate-decay-style (constant), which does "
+            "not read it; choose another style, or remove it"
+            for flag, value in given.items()
+            if flag in ("--grove-bias-rate-decay-iters", "--grove-bias-rate-min")
+        ]
+        return problems
+    elif iterations is None or iterations < 1:
+        problems.append(
+            f"--grove-bias-rate-decay-iters ({iterations}) is not 1 or more beside "
+            f"--grove-bias-rate-decay-style ({style}); give the iterations of the decay"
+        )
+    if not 0 <= minimum <= rate:
+        problems.append(
+            f"--grove-bias-rate-min ({minimum}) is not between 0 and "
+            f"--moe-router-bias-update-rate ({rate}), from which the rate decays; use 0 to stop "
+            "the bias"
+        )
     return problems
 
 

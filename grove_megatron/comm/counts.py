@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .fake_group import is_fake
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -31,6 +33,7 @@ class Counts:
 
 def exchange_counts(
     work_RC: Tensor,
+    num_tokens: int,
     num_local_experts: int,
     ep_group: dist.ProcessGroup,
     tp_group: dist.ProcessGroup | None,
@@ -39,18 +42,26 @@ def exchange_counts(
 
     Args:
         work_RC: [R, 1 + L + L_groups] int64, see ``dispatch_plan.count_work``.
+        num_tokens: T of this rank. Where ``ep_group`` has one rank nothing moves: so many rows are
+            there, those of tokens without experts included.
         num_local_experts: L.
         ep_group: the R ranks.
         tp_group: the expert tensor parallel group; its ranks work on the rows of all of them.
             None for this rank alone.
     """
-    mine_RC = work_RC
-    if dist.get_world_size(ep_group) > 1:
+    if dist.get_world_size(ep_group) == 1:
+        mine_RC = work_RC.clone()
+        mine_RC[:, 0] = num_tokens
+    elif is_fake(ep_group):
+        mine_RC = work_RC[dist.get_rank(ep_group)].expand_as(work_RC)
+    else:
         mine_RC = torch.empty_like(work_RC)
         dist.all_to_all_single(mine_RC, work_RC.contiguous(), group=ep_group)
     tp_size = 1 if tp_group is None else dist.get_world_size(tp_group)
     everyone = mine_RC.unsqueeze(0)
-    if tp_size > 1:
+    if tp_size > 1 and is_fake(ep_group):
+        everyone = everyone.expand(tp_size, -1, -1)
+    elif tp_size > 1:
         flat = mine_RC.new_empty((tp_size * mine_RC.shape[0], mine_RC.shape[1]))
         dist.all_gather_into_tensor(flat, mine_RC.contiguous(), group=tp_group)
         everyone = flat.reshape(tp_size, *mine_RC.shape)

@@ -87,7 +87,8 @@ def plan_crossing(
     """
     ranks = dist.get_world_size(group)
     work_RC = count_work(routing_map_TE, ranks, num_groups)
-    counts = exchange_counts(work_RC, routing_map_TE.shape[1] // ranks, group, tp_group)
+    num_tokens, num_experts = routing_map_TE.shape
+    counts = exchange_counts(work_RC, num_tokens, num_experts // ranks, group, tp_group)
     plan = None
     if ranks > 1:
         pairs = sum(counts.sent_pairs)

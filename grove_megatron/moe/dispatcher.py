@@ -37,7 +37,7 @@ class Traffic:
     """
 
     tokens: int = 0
-    routed_pairs: int = 0
+    routed_pairs: float = 0
     node_rows: int = 0
     rows: int = 0
     adjugate_pairs: float = 0.0

@@ -12,10 +12,15 @@ from torch import Tensor
 from ..config import GroveTransformerConfig
 from ..functional.placement import Placement
 from .adjugate import build_adjugates
+from .allgather_dispatcher import GroveAllGatherDispatcher
 from .compute import module_by_module, one_pass
+from .counts import LayerCounts
 from .dispatcher import GroveTokenDispatcher
 from .experts import GroupedExperts
 from .router import GroveRouter
+
+DISPATCHERS = {"alltoall": GroveTokenDispatcher, "allgather": GroveAllGatherDispatcher}
+"""By --moe-token-dispatcher-type."""
 
 
 class GroveMoELayer(MoELayer):
@@ -30,7 +35,7 @@ class GroveMoELayer(MoELayer):
     """
 
     config: GroveTransformerConfig
-    token_dispatcher: GroveTokenDispatcher
+    token_dispatcher: GroveTokenDispatcher | GroveAllGatherDispatcher
 
     def __init__(
         self,
@@ -55,7 +60,9 @@ class GroveMoELayer(MoELayer):
             num_groups=config.grove_num_groups,
             num_ranks=pg_collection.ep.size(),
         )
-        self.token_dispatcher = GroveTokenDispatcher(placement, config, pg_collection)
+        self.token_dispatcher = DISPATCHERS[config.moe_token_dispatcher_type](
+            placement, config, pg_collection
+        )
         self.adjugate_experts = build_adjugates(
             self.submodules.experts,
             placement.groups_per_rank,
@@ -64,6 +71,16 @@ class GroveMoELayer(MoELayer):
             name=f"{name}.adjugate_experts" if name is not None else None,
         )
         self.in_one_pass = isinstance(self.experts, GroupedExperts)
+        self.counts: LayerCounts | None = None
+
+    def route(
+        self, hidden_states: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Megatron's; and counted, where the run asks what its layers route."""
+        probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
+        if self.counts is not None and self.training:
+            self.counts.add(routing_map_TE, padding_mask)
+        return probs_TE, routing_map_TE
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Run this rank's experts and adjugates on the received rows.

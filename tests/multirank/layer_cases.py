@@ -53,6 +53,33 @@ def scale_zero(folder: str, scoring: str, kernel: str) -> None:
         )
 
 
+def dispatchers(folder: str, sizes: dict[str, int], kernel: str) -> None:
+    """Job: the same weights and tokens through our dispatch and through Megatron's all-gather."""
+    split = sizes.get("tensor_model_parallel_size", 1) > 1
+    with megatron(**sizes):
+        found = []
+        weights: dict[str, torch.Tensor] = {}
+        for dispatcher in ("alltoall", "allgather"):
+            layer = moe_layer(
+                _config(
+                    **sizes,
+                    sequence_parallel=split,
+                    grove_adjugate_scale=0.3,
+                    grove_kernel=kernel,
+                    moe_token_dispatcher_type=dispatcher,
+                )
+            )
+            weights = weights or layer.state_dict()
+            layer.load_state_dict(weights)
+            generator = torch.Generator().manual_seed(dist.get_rank())
+            found.append(_run(layer, torch.randn(TOKENS, 1, HIDDEN, generator=generator)))
+        ours, theirs = found
+        worst = {name: _relative(ours[name], theirs[name]) for name in ours}
+        adjugate = min(float(v.abs().max()) for k, v in ours.items() if "adjugate" in k)
+        result = {"worst": worst, "names": [*theirs], "adjugate": adjugate}
+        write_result(folder, result | {"traffic": vars(layer.token_dispatcher.traffic)})
+
+
 def _run(layer: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     x = x.clone().requires_grad_()
     y, _ = layer(x)

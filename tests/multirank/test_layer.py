@@ -27,6 +27,30 @@ def test_scale_zero_is_the_layer_without_adjugates(
         assert result["adjugate"] == 0.0
 
 
+EP2 = {"expert_model_parallel_size": 2}
+TP2_ETP2 = {"tensor_model_parallel_size": 2, "expert_tensor_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("ranks_", "sizes", "kernel"),
+    [
+        pytest.param(2, EP2, "grouped", id="ep2"),
+        pytest.param(2, EP2, "megatron", id="ep2-megatron", marks=pytest.mark.long),
+        pytest.param(4, EP2 | TP2_ETP2, "grouped", id="ep2-tp2-etp2", marks=pytest.mark.long),
+    ],
+)
+def test_megatrons_all_gather_computes_the_same(
+    ranks_: int, sizes: dict[str, int], kernel: str, ranks: Ranks, tmp_path: Path
+) -> None:
+    job = ranks.run(ranks_, f"{CASES}:dispatchers", str(tmp_path), sizes, kernel, folder=tmp_path)
+    for result in job.check().results():
+        assert result["worst"].keys() == set(result["names"])
+        assert max(result["worst"].values()) < 1e-5, result["worst"]
+        assert result["adjugate"] > 0
+        # All tokens, to both expert-parallel ranks.
+        assert result["traffic"]["rows"] == 2 * result["traffic"]["tokens"] == 2 * 24
+
+
 Seen = list[dict[str, Any]]
 
 

@@ -36,6 +36,17 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-router-scoring": ("grove", ("grove", "softmax")),
         "--grove-kernel": ("auto", ("auto", "megatron", "grouped", "triton")),
         "--grove-hierarchical-dispatch": (False, None),
+        "--grove-metrics-interval": (None, None),
+        "--grove-metrics-dir": (None, None),
+        "--grove-failure-watch": ("on", ("on", "off")),
+        "--grove-bias-update-rule": ("rms", ("rms", "sign")),
+        "--grove-bias-rate-decay-style": (
+            "constant",
+            ("constant", "linear", "cosine", "step"),
+        ),
+        "--grove-bias-rate-decay-iters": (None, None),
+        "--grove-bias-rate-min": (0.0, None),
+        "--grove-group-aux-loss-coeff": (0.0, None),
     }
 
 

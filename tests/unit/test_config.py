@@ -8,6 +8,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from grove_megatron.config import GroveTransformerConfig, grove_defaults, grove_problems, is_grove
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
+BIASED = f"{GROVE} --moe-router-enable-expert-bias"
+DECAYING = f"{BIASED} --grove-bias-rate-decay-style linear --grove-bias-rate-decay-iters 5"
 
 # Flags, and the one line that refuses them.
 REFUSED = [
@@ -87,8 +89,8 @@ REFUSED = [
         "--moe-router-load-balancing-type (quantile_balancing) selects experts itself and so",
     ),
     (
-        f"{GROVE} --moe-token-dispatcher-type allgather",
-        "--moe-token-dispatcher-type (allgather) is not supported with --grove-num-groups; use "
+        f"{GROVE} --moe-token-dispatcher-type flex",
+        "--moe-token-dispatcher-type (flex) is not supported with --grove-num-groups; use "
         "--moe-token-dispatcher-type alltoall, which this plugin deduplicates",
     ),
     (
@@ -133,6 +135,88 @@ REFUSED = [
         "--use-megatron-fsdp (True) reduces adjugates over the wrong ranks; use "
         "--use-distributed-optimizer",
     ),
+    (
+        f"{GROVE} --grove-metrics-interval -1",
+        "--grove-metrics-interval (-1) is below 0; use a number of iterations, or 0 for no metrics",
+    ),
+    (
+        f"{GROVE} --grove-metrics-interval 0 --grove-metrics-dir metrics",
+        "--grove-metrics-dir (metrics) gets nothing at --grove-metrics-interval (0); remove one of",
+    ),
+    (
+        "--grove-metrics-interval 10",
+        "--grove-metrics-interval (10) is set without --grove-num-groups (None); set the number",
+    ),
+    (
+        f"{GROVE} --grove-bias-update-rule sign",
+        "--grove-bias-update-rule (sign) is set without --moe-router-enable-expert-bias (False), "
+        "so there is no bias to move; add that, or remove it",
+    ),
+    (
+        f"{GROVE} --grove-bias-rate-decay-style cosine",
+        "--grove-bias-rate-decay-style (cosine) is set without --moe-router-enable-expert-bias",
+    ),
+    (
+        f"{BIASED} --grove-bias-rate-decay-style linear",
+        "--grove-bias-rate-decay-iters (None) is not 1 or more beside "
+        "--grove-bias-rate-decay-style (linear); give the iterations of the decay",
+    ),
+    (
+        f"{BIASED} --grove-bias-rate-decay-style step --grove-bias-rate-decay-iters 0",
+        "--grove-bias-rate-decay-iters (0) is not 1 or more beside "
+        "--grove-bias-rate-decay-style (step); give",
+    ),
+    (
+        f"{BIASED} --grove-bias-rate-decay-iters 100",
+        "--grove-bias-rate-decay-iters (100) is set beside --grove-bias-rate-decay-style "
+        "(constant), which does not read it; choose another style, or remove it",
+    ),
+    (
+        f"{BIASED} --grove-bias-rate-min 1e-4",
+        "--grove-bias-rate-min (0.0001) is set beside --grove-bias-rate-decay-style (constant)",
+    ),
+    (
+        f"{DECAYING} --grove-bias-rate-min 2e-3",
+        "--grove-bias-rate-min (0.002) is not between 0 and --moe-router-bias-update-rate (0.001), "
+        "from which the rate decays; use 0 to stop the bias",
+    ),
+    (
+        f"{DECAYING} --grove-bias-rate-min -0.0001",
+        "--grove-bias-rate-min (-0.0001) is not between 0 and --moe-router-bias-update-rate (0.00",
+    ),
+    (
+        f"{DECAYING} --grove-bias-rate-min nan",
+        "--grove-bias-rate-min (nan) is not between 0 and --moe-router-bias-update-rate (0.001)",
+    ),
+    (
+        f"{BIASED} --moe-router-bias-update-rate -0.001",
+        "--moe-router-bias-update-rate (-0.001) is not a finite number of 0 or more; the paper's "
+        "value is 0.001",
+    ),
+    (
+        f"{BIASED} --moe-router-bias-update-rate inf",
+        "--moe-router-bias-update-rate (inf) is not a finite number of 0 or more; the",
+    ),
+    (
+        f"{GROVE} --grove-group-aux-loss-coeff -0.1",
+        "--grove-group-aux-loss-coeff (-0.1) is not a finite number of 0 or more; 0 is none",
+    ),
+    (
+        f"{GROVE} --grove-group-aux-loss-coeff nan",
+        "--grove-group-aux-loss-coeff (nan) is not a finite number of 0 or more",
+    ),
+    (
+        "--grove-num-groups 1 --grove-adjugate-ffn-hidden-size 8 --grove-adjugate-scale 0.1 "
+        "--grove-group-aux-loss-coeff 0.1",
+        "--grove-group-aux-loss-coeff (0.1) has nothing to balance with --grove-num-groups (1); "
+        "remove it",
+    ),
+    (
+        f"{GROVE} --grove-router-scoring softmax --moe-router-load-balancing-type sinkhorn "
+        "--grove-group-aux-loss-coeff 0.1",
+        "--grove-group-aux-loss-coeff (0.1) is set beside --moe-router-load-balancing-type "
+        "(sinkhorn), which takes no auxiliary loss; remove one of them",
+    ),
 ]
 
 ACCEPTED = [
@@ -148,7 +232,12 @@ ACCEPTED = [
     f"{GROVE} --grove-router-scoring softmax --moe-router-fusion",
     f"{GROVE} --grove-router-scoring softmax --moe-router-load-balancing-type sinkhorn",
     f"{GROVE} --moe-router-load-balancing-type aux_loss seq_aux_loss --moe-aux-loss-coeff 0.1 0.1",
-    "--multi-latent-attention --moe-token-dispatcher-type allgather --moe-shared-expert-overlap",
+    f"{BIASED} --grove-bias-update-rule sign --moe-router-bias-update-rate 0",
+    f"{DECAYING} --grove-bias-rate-min 1e-3",
+    f"{BIASED} --grove-bias-rate-decay-style step --grove-bias-rate-decay-iters 1",
+    f"{GROVE} --grove-group-aux-loss-coeff 0.01",
+    "--multi-latent-attention --moe-token-dispatcher-type flex --moe-shared-expert-overlap",
+    f"{GROVE} --moe-token-dispatcher-type allgather",
 ]
 
 
@@ -220,6 +309,14 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_router_scoring": "grove",
         "grove_kernel": "auto",
         "grove_hierarchical_dispatch": False,
+        "grove_metrics_interval": None,
+        "grove_metrics_dir": None,
+        "grove_failure_watch": "on",
+        "grove_bias_update_rule": "rms",
+        "grove_bias_rate_decay_style": "constant",
+        "grove_bias_rate_decay_iters": None,
+        "grove_bias_rate_min": 0.0,
+        "grove_group_aux_loss_coeff": 0.0,
     }
 
 
@@ -284,6 +381,15 @@ def test_softmax_scoring_leaves_megatrons_score_function_alone():
 def test_a_config_refuses_an_unknown_scoring():
     with pytest.raises(ValueError, match="grove-router-scoring"):
         grove(grove_router_scoring="Grove")
+
+
+def test_a_config_refuses_an_unknown_rule_and_an_unknown_decay():
+    with pytest.raises(ValueError, match=r"rule \(RMS\) is not one of \(rms, sign\); use rms"):
+        grove(moe_router_enable_expert_bias=True, grove_bias_update_rule="RMS")
+    with pytest.raises(
+        ValueError, match=r"\(wsd\) is not one of \(constant, linear, cosine, step\)"
+    ):
+        grove(moe_router_enable_expert_bias=True, grove_bias_rate_decay_style="wsd")
 
 
 def test_a_scale_that_is_not_a_number_is_refused(parse):

@@ -16,6 +16,8 @@ from grove_megatron.config import GroveTransformerConfig
 from grove_megatron.functional.reference import grove_routing
 from grove_megatron.moe.router import GroveRouter, combine_weights, select
 
+from .routers import megatrons_router
+
 TOKENS, EXPERTS, TOPK, HIDDEN = 12, 8, 3, 16
 
 
@@ -242,10 +244,22 @@ def test_tokens_are_counted_per_expert_for_the_bias_and_padding_is_not():
     router, logits = with_bias(0.0), random_logits()
     padding = torch.arange(TOKENS) % 3 == 0
     _, chosen = route(router, logits, padding_mask=padding.unsqueeze(1))
-    assert torch.equal(router.local_tokens_per_expert, chosen[~padding].sum(0).float())
+    assert torch.equal(router.local_tokens_per_expert, chosen[~padding].sum(0))
     route(router, logits)
     both = chosen[~padding].sum(0) + chosen.sum(0)
-    assert torch.equal(router.local_tokens_per_expert, both.float())
+    assert torch.equal(router.local_tokens_per_expert, both)
+
+
+def test_megatrons_router_cannot_count_beside_a_padding_mask():
+    theirs = megatrons_router()
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        theirs._apply_expert_bias(
+            torch.ones(TOKENS, EXPERTS, dtype=torch.bool), torch.zeros(TOKENS, dtype=torch.bool)
+        )
+    # As many tokens as experts: no error, and tokens of the wrong experts are left out.
+    padding = torch.arange(EXPERTS) == 0
+    theirs._apply_expert_bias(torch.ones(EXPERTS, EXPERTS, dtype=torch.bool), padding)
+    assert theirs.local_tokens_per_expert.tolist() == [0.0] + [float(EXPERTS)] * (EXPERTS - 1)
 
 
 def test_evaluation_does_not_count():

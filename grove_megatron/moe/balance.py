@@ -1,0 +1,139 @@
+"""The update of the expert biases: once per global batch, by the rule and rate of the config.
+
+Megatron moves the biases by sign at the end of its ``finalize_model_grads``, a function that a
+config may replace (``finalize_model_grads_func``; training.py:3549 @ 0.19.2). :func:`install` puts
+one around it: that keeps the counts, calls what was there with the rate of this iteration, and
+moves the biases of :class:`GroveRouter` by the paper's rule.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads as megatrons_finalize
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.utils import get_model_config
+from torch import Tensor
+
+from ..config import GroveTransformerConfig
+from ..functional.balance import decayed_rate, rms_step
+from .router import GroveRouter, needs_grove_update
+
+Finalize = Callable[..., None]
+
+
+def install(
+    config: GroveTransformerConfig, iterations_done: Callable[[], int] | None = None
+) -> None:
+    """Have ``config`` update the expert biases as its Grove settings say.
+
+    A ``finalize_model_grads_func`` that the config has already is kept, and called; where
+    Megatron's own rule and rate are asked for, nothing is changed. Again: only ``iterations_done``
+    is replaced.
+
+    Args:
+        config: that of the model; Megatron's schedules call its function.
+        iterations_done: how many iterations came before this one; needed by a rate that decays.
+
+    Raises:
+        ValueError: the rate decays and nothing says over what.
+    """
+    if not needs_grove_update(config):
+        return
+    style = config.grove_bias_rate_decay_style
+    if style != "constant" and iterations_done is None:
+        raise ValueError(
+            f"--grove-bias-rate-decay-style ({style}) needs iterations_done (None); pass a "
+            "function that returns the iterations before this one, or use constant"
+        )
+    if style == "constant":
+        iterations_done = None
+    present = config.finalize_model_grads_func
+    if isinstance(present, partial) and present.func is finalize_model_grads:
+        present = present.keywords["then"]
+    config.finalize_model_grads_func = partial(
+        finalize_model_grads, then=present or megatrons_finalize, iterations_done=iterations_done
+    )
+
+
+def finalize_model_grads(
+    model: list[torch.nn.Module],
+    num_tokens: Tensor | None = None,
+    pg_collection: ProcessGroupCollection | None = None,
+    force_all_reduce: bool | None = False,
+    *,
+    then: Finalize,
+    iterations_done: Callable[[], int] | None,
+) -> None:
+    """Megatron's function of this name, and an update of the biases; arguments as there.
+
+    Args:
+        then: the function that does everything else, Megatron's own.
+        iterations_done: see :func:`install`.
+    """
+    config = get_model_config(model[0])
+    rate = bias_rate(config, iterations_done() if iterations_done else 0)
+    routers = [m for chunk in model for m in chunk.modules() if isinstance(m, GroveRouter)]
+    moved = [r for r in routers if r.follows_rms and r.training and not r.bias_is_frozen]
+    # A copy, as Megatron sets them to 0.
+    counts_LE = torch.stack([r.local_tokens_per_expert for r in moved]) if moved else None
+    for router in routers:
+        router.counts_are_new = False
+    with _update_rate(config, rate):
+        then(model, num_tokens, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+    if counts_LE is not None:
+        # After the gradients, which may still have been on their way before.
+        move_biases(moved, counts_LE, rate, _same_routers(pg_collection))
+
+
+def bias_rate(config: GroveTransformerConfig, iterations_done: int) -> float:
+    """The update rate of the iteration after ``iterations_done``; depends on nothing else."""
+    return decayed_rate(
+        config.moe_router_bias_update_rate,
+        config.grove_bias_rate_min,
+        config.grove_bias_rate_decay_style,
+        config.grove_bias_rate_decay_iters,
+        iterations_done,
+    )
+
+
+@torch.no_grad()
+def move_biases(
+    routers: list[GroveRouter], counts_LE: Tensor, rate: float, group: dist.ProcessGroup
+) -> None:
+    """Move the biases of all routers of a rank by the paper's rule, with one collective.
+
+    Counts are summed as integers, so every layout of the same tokens makes the same biases.
+
+    Args:
+        routers: L of them, the same on all ranks of ``group``.
+        counts_LE: [L, E] int64, this rank's tokens per expert in the global batch; becomes the sum
+            over ``group``.
+        rate: RMS of the step.
+        group: ranks with other tokens and the same routers.
+    """
+    dist.all_reduce(counts_LE, group=group)
+    for router, step_E in zip(routers, rms_step(counts_LE, rate), strict=True):
+        # Rounded to fp32 once.
+        router.expert_bias.copy_(router.expert_bias.double() + step_E)
+
+
+def _same_routers(pg_collection: ProcessGroupCollection | None) -> dist.ProcessGroup:
+    """Tensor, data and context parallel ranks, as finalize_model_grads.py:666 @ 0.19.2."""
+    if pg_collection is None:
+        return parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+    return pg_collection.tp_dp_cp
+
+
+@contextmanager
+def _update_rate(config: GroveTransformerConfig, rate: float) -> Iterator[None]:
+    """What Megatron's own update by sign reads as its rate."""
+    given = config.moe_router_bias_update_rate
+    config.moe_router_bias_update_rate = rate
+    try:
+        yield
+    finally:
+        config.moe_router_bias_update_rate = given

@@ -1,0 +1,211 @@
+"""Which layers there are, and what is in them beside the routed experts."""
+
+from .rows import Area, Ignored, Refused, Works
+
+AREA = Area(
+    "Model",
+    (
+        Works(
+            name="one-dense-layer",
+            flags="--moe-layer-freq [0,1]",
+            compare="math",
+            note="a pattern, or every n-th layer",
+        ),
+        Works(
+            name="every-second-layer",
+            flags="--moe-layer-freq 2",
+            compare="math",
+        ),
+        Works(
+            name="shared-expert",
+            flags="--moe-shared-expert-intermediate-size 16",
+            compare="math",
+        ),
+        Works(
+            name="shared-expert-gate",
+            flags="--moe-shared-expert-intermediate-size 16 --moe-shared-expert-gate",
+            compare="math",
+        ),
+        Works(name="mtp", flags="--mtp-num-layers 1", compare="math", note="Grove layers too"),
+        Works(
+            name="mtp-more",
+            flags="--mtp-loss-scaling-factor 0.3 --mtp-detach-heads",
+            layout="--mtp-num-layers 1",
+            compare="math",
+        ),
+        Works(
+            name="mtp-repeated",
+            flags="--mtp-use-repeated-layer",
+            layout="--mtp-num-layers 2",
+            compare="math",
+        ),
+        Works(name="qk-layernorm", flags="--qk-layernorm", compare="math"),
+        Works(
+            name="grouped-queries",
+            flags="--group-query-attention --num-query-groups 2",
+            compare="math",
+        ),
+        Works(
+            name="residual",
+            flags="--apply-residual-connection-post-layernorm",
+            compare="math",
+        ),
+        Works(name="mup", flags="--use-mup --mup-base-hidden-size 16", compare="math"),
+        Works(
+            name="clamped-activation",
+            flags="--activation-func-clamp-value 1.0",
+            compare="math",
+            note="with the expert modules of Megatron: --grove-kernel auto chooses them",
+        ),
+        Works(
+            name="glu-offset",
+            flags="--glu-linear-offset 1.0",
+            compare="math",
+            note="with the expert modules of Megatron: --grove-kernel auto chooses them",
+        ),
+        Refused(
+            setting="moe_latent_size",
+            flags="--moe-latent-size 16",
+            reason="has no defined meaning for adjugate experts; remove it",
+            when=lambda v, _: v is not None,
+        ),
+        Refused(
+            setting="moe_apply_probs_on_input",
+            flags="--moe-apply-probs-on-input --moe-router-topk 1 --grove-router-scoring softmax",
+            reason="would weigh a token before its adjugate sees it; remove it",
+        ),
+        Refused(
+            setting="multi_latent_attention",
+            flags="--multi-latent-attention",
+            reason="makes Megatron drop the Grove settings; remove one of them",
+        ),
+        Refused(
+            setting="heterogeneous_layers_config_path",
+            flags="--heterogeneous-layers-config-path FILE",
+            reason="makes Megatron drop the Grove settings; remove one of them",
+            when=lambda v, _: v is not None,
+        ),
+        Refused(
+            setting="heterogeneous_layers_config_encoded_json",
+            flags="--heterogeneous-layers-config-encoded-json {}",
+            reason="makes Megatron drop the Grove settings; remove one of them",
+        ),
+        Refused(
+            setting="hybrid_layer_pattern",
+            flags="--hybrid-layer-pattern M*",
+            reason="builds its layers from another spec; remove it",
+            when=lambda v, _: v is not None,
+        ),
+        Refused(
+            setting="hybrid_override_pattern",
+            flags="--hybrid-override-pattern M*",
+            reason="makes Megatron take its layers from the pattern; remove it",
+            when=lambda v, _: v is not None,
+        ),
+        Refused(
+            setting="mtp_hybrid_override_pattern",
+            flags="--mtp-hybrid-override-pattern M*",
+            reason="makes Megatron take its layers from the pattern; remove it",
+            when=lambda v, _: v is not None,
+        ),
+        Refused(
+            setting="experimental_attention_variant",
+            flags="--experimental-attention-variant gated_delta_net",
+            reason="builds its layers from another spec; remove it",
+            when=lambda v, _: v is not None,
+        ),
+        Refused(
+            setting="use_cpu_initialization",
+            flags="--use-cpu-initialization --expert-model-parallel-size 2",
+            reason="gives every expert-parallel rank the same experts; remove it",
+            when=lambda v, settings: v and settings.expert_model_parallel_size > 1,
+        ),
+        Refused(
+            setting="moe_use_upcycling",
+            flags="--moe-use-upcycling",
+            reason="rebuilds the dense model with the MoE configuration; convert the checkpoint "
+            "beforehand with grove upcycle",
+        ),
+        Works(
+            name="grouped-gemm",
+            flags="--moe-grouped-gemm",
+            layout="--bf16",
+            # The experts draw their first weights in another order, so both start from one file.
+            compare="layout",
+            tolerance=2e-2,
+            needs="te",
+            note="TransformerEngine's expert modules; with --transformer-impl local Megatron does "
+            "not read it, and --grove-kernel says how experts are computed",
+        ),
+        Ignored("--moe-upcycling-granularity", "of --moe-use-upcycling"),
+        Ignored(
+            "--moe-mlp-glu-interleave-size --moe-shared-expert-glu-interleave-size "
+            "--moe-single-grouped-weight --moe-single-grouped-bias "
+            "--use-grouped-gemm-for-shared-expert --use-grouped-gemm-for-dense-mlp "
+            "--use-transformer-engine-op-fuser --use-te-activation-func "
+            "--use-fused-weighted-squared-relu --fused-residual-rmsnorm",
+            "how TransformerEngine lays out and fuses matrices, experts' and adjugates' alike",
+        ),
+        Ignored(
+            "--q-lora-rank --kv-lora-rank --qk-head-dim --qk-pos-emb-head-dim --v-head-dim "
+            "--rotary-scaling-factor --mscale --mscale-all-dim --cache-mla-latents "
+            "--mla-down-proj-fusion",
+            "of --multi-latent-attention",
+        ),
+        Ignored(
+            "--linear-attention-freq --dsa-indexer-n-heads --dsa-indexer-head-dim "
+            "--dsa-indexer-topk --dsa-indexer-topk-freq --dsa-indexer-skip-topk-offset "
+            "--dsa-indexer-loss-coeff --dsa-indexer-use-sparse-loss --dsa-kernel-backend "
+            "--dsa-indexer-rope-interleaved --no-dsa-indexer-rotate-activation "
+            "--no-dsa-indexer-scoring-relu --dsa-indexer-k-norm-epsilon --dsa-indexer-k-norm-fp32 "
+            "--linear-conv-kernel-dim --linear-key-head-dim --linear-value-head-dim "
+            "--linear-num-key-heads --linear-num-value-heads",
+            "of --experimental-attention-variant",
+        ),
+        Ignored(
+            "--is-hybrid-model "
+            "--mamba-state-dim --mamba-head-dim --mamba-num-groups --mamba-num-heads "
+            "--disable-mamba-mem-eff-path --mamba-training-ssm-states-dtype",
+            "of hybrid models",
+        ),
+        Ignored(
+            "--hidden-size --num-layers --num-attention-heads --ffn-hidden-size --kv-channels "
+            "--num-experts --moe-ffn-hidden-size --encoder-num-layers --decoder-num-layers "
+            "--max-position-embeddings --make-vocab-size-divisible-by "
+            "--untie-embeddings-and-output-weights",
+            "sizes: every test has some of them",
+        ),
+        Ignored(
+            "--attention-backend --flash-attention-version --softmax-type --window-size "
+            "--window-attn-skip-freq --add-qkv-bias --rotary-interleaved --qk-l2-norm --qk-clip "
+            "--qk-clip-alpha --qk-clip-threshold --attention-output-gate "
+            "--apply-query-key-layer-scaling --attention-softmax-in-fp32 --cp-comm-type "
+            "--use-kitchen-attention --kitchen-attention-backend --use-flash-attn "
+            "--no-masked-softmax-fusion --position-embedding-type "
+            "--yarn-original-max-position-embeddings --yarn-beta-fast --yarn-beta-slow "
+            "--yarn-correction-range-round-to-int --no-yarn-correction-range-round-to-int "
+            "--relative-attention-num-buckets --relative-attention-max-distance "
+            "--use-rotary-position-embeddings --rotary-base --rotary-percent "
+            "--rotary-seq-len-interpolation-factor --use-rope-scaling --rope-scaling-factor "
+            "--no-rope-freq --no-position-embedding --no-rope-fusion --rope-type --mrope-section "
+            "--attention-dropout --log-max-attention-logit",
+            "of the attention, which the layer does not meet",
+        ),
+        Ignored(
+            "--norm-epsilon --normalization --apply-layernorm-1p --hidden-dropout "
+            "--no-persist-layer-norm --no-bias-dropout-fusion --cross-entropy-loss-fusion "
+            "--cross-entropy-fusion-impl --init-method-std --embedding-init-method-std "
+            "--init-method-xavier-uniform --mup-width-mult --mup-embedding-mult --mup-output-mult "
+            "--mup-base-head-dim --mup-attn-scale-power --no-clone-scatter-output-in-embedding "
+            "--mlp-chunks-for-prefill --mlp-chunks-for-training --onnx-safe --bert-no-binary-head "
+            "--no-initialization --config-logger-dir",
+            "around the layer, or the same for all matrices",
+        ),
+        Ignored(
+            "--swiglu --squared-relu --quick-geglu --openai-gelu --disable-bias-linear "
+            "--no-bias-gelu-fusion --no-bias-swiglu-fusion",
+            "adjugates have the activation and the biases of the experts; with others than SwiGLU "
+            "without biases --grove-kernel auto takes the expert modules of Megatron",
+        ),
+    ),
+)

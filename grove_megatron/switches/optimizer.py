@@ -1,0 +1,91 @@
+"""Optimizers, and how gradients and parameters get to them."""
+
+from .rows import Area, Ignored, Works
+
+EP2 = "--expert-model-parallel-size 2"
+DISTRIBUTED = "--use-distributed-optimizer"
+AREA = Area(
+    "Optimizer",
+    (
+        Works(name="distributed-optimizer", flags=DISTRIBUTED, layout=EP2, ranks=4),
+        Works(
+            name="overlap-grad-reduce",
+            flags="--overlap-grad-reduce",
+            layout=f"{EP2} {DISTRIBUTED}",
+            ranks=4,
+        ),
+        Works(
+            name="overlap-param-gather",
+            flags="--overlap-grad-reduce --overlap-param-gather",
+            layout=f"{EP2} {DISTRIBUTED}",
+            ranks=4,
+        ),
+        Works(
+            name="small-buckets",
+            flags="--ddp-bucket-size 1000 --overlap-grad-reduce",
+            layout=f"{EP2} {DISTRIBUTED}",
+            ranks=4,
+        ),
+        Works(
+            name="num-buckets",
+            flags="--ddp-num-buckets 3 --overlap-grad-reduce",
+            layout=f"{EP2} {DISTRIBUTED}",
+            ranks=4,
+        ),
+        Works(
+            name="average-in-collective",
+            flags="--ddp-average-in-collective",
+            layout=f"{EP2} {DISTRIBUTED}",
+            ranks=4,
+        ),
+        Works(
+            name="two-instances",
+            flags="--num-distributed-optimizer-instances 2",
+            layout=DISTRIBUTED,
+            ranks=4,
+            needs="einops",
+        ),
+        Works(name="per-token-loss", flags="--calculate-per-token-loss", layout=EP2),
+        Works(
+            name="check-gradients",
+            flags="--check-for-large-grads",
+            layout=EP2,
+        ),
+        Works(name="sgd", flags="--optimizer sgd --sgd-momentum 0.9", layout=EP2, compare="math"),
+        Works(
+            name="muon",
+            flags="--optimizer muon",
+            layout=f"{EP2} --grove-kernel megatron",
+            compare="runs",
+            needs="cuda",
+            note="wants one matrix for each expert: --grove-kernel megatron, or auto",
+        ),
+        Ignored(
+            "--weight-decay --apply-wd-to-qk-layernorm --clip-grad --adam-beta1 --adam-beta2 "
+            "--adam-eps --muon-momentum --muon-no-split-qkv --muon-nesterov --muon-scale-mode "
+            "--muon-fp32-matmul-prec --muon-coefficient-type --muon-num-ns-steps --muon-tp-mode "
+            "--muon-extra-scale-factor --muon-scalar-optimizer --lion-beta1 --lion-beta2 "
+            "--no-weight-decay-cond-type --use-precision-aware-optimizer --main-grads-dtype "
+            "--main-params-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer-cpu-offload "
+            "--optimizer-cuda-graph --optimizer-offload-fraction "
+            "--use-torch-optimizer-for-cpu-offload --overlap-cpu-optimizer-d2h-h2d "
+            "--no-pin-cpu-grads --no-pin-cpu-params --dump-param-to-param-group-map",
+            "the same for every matrix, adjugates included: tests/multirank/test_layer.py shows "
+            "that the optimizer takes them for experts",
+        ),
+        Ignored(
+            "--no-align-grad-reduce --ddp-pad-buckets-for-high-nccl-busbw "
+            "--ddp-reduce-scatter-with-fp32-accumulation "
+            "--ddp-param-name-patterns-for-fp32-local-accumulation "
+            "--overlap-param-gather-with-optimizer-step --no-align-param-gather "
+            "--no-use-layer-wise-param-layout --no-gradient-reduce-div-fusion "
+            "--no-gradient-accumulation-fusion --no-check-for-nan-in-loss-and-grad",
+            "when and in what pieces buffers of all parameters are reduced",
+        ),
+        Ignored(
+            "--decoupled-lr --decoupled-min-lr",
+            "of the embedding and the output layer",
+        ),
+        Ignored("--freeze-all-layers", "no parameter moves, and no expert bias either"),
+    ),
+)

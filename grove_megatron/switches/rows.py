@@ -1,0 +1,121 @@
+"""The kinds of rows of the table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Compare = Literal["neutral", "losses", "math", "layout", "runs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Works:
+    """A use of one or more switches that a test runs.
+
+    Args:
+        name: of the test.
+        flags: the switches, as on a command line.
+        layout: further flags, of the run it is compared with too.
+        ranks: processes.
+        simulated: ranks that the one process stands for; 0: none but itself.
+        compare: ``neutral``: losses and all gradients are those of the same layout without the
+            switches; ``losses``: the losses are, with other rounding some tokens choose other
+            experts; ``math``: it computes something else, and with the adjugates' scale at 0 what
+            Megatron's own layer computes with the same switches; ``layout``: from the same
+            weights, losses and gradient norms are those without the switches; ``runs``: it runs,
+            and what it counts adds up.
+        tolerance: relative, of losses and, to the largest entry of each, of gradients.
+        needs: what there must be: ``cuda``, ``te`` (TransformerEngine, and so CUDA), ``mxfp8``
+            (TransformerEngine on a GPU with this format), ``einops``.
+        beside_megatron: whether Megatron's own layer can run with these flags; then it is compared
+            with at scale 0 whatever ``compare`` says.
+        tests: other tests of it, as pytest names them.
+        note: what a user should know.
+    """
+
+    name: str
+    flags: str
+    layout: str = ""
+    ranks: int = 2
+    simulated: int = 0
+    compare: Compare = "neutral"
+    tolerance: float = 1e-5
+    needs: Literal["", "cuda", "te", "mxfp8", "einops"] = ""
+    beside_megatron: bool = True
+    tests: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def switches(self) -> list[str]:
+        return [word for word in self.flags.split() if word.startswith("--")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A value that is refused at start.
+
+    Args:
+        setting: name of the argument, and of the field of the configuration if it has one.
+        flags: an example, as on a command line.
+        reason: why, and what to do instead; goes on after ``--flag (value)``.
+        when: is this value refused, beside the other settings? By default: is it set? None:
+            config.py says so, in other words for other settings.
+        flag: as it is spelled, where that is not the setting's name.
+    """
+
+    setting: str
+    flags: str
+    reason: str
+    when: Callable[[Any, Any], bool] | None = lambda value, settings: bool(value)
+    flag: str | None = None
+
+    @property
+    def switch(self) -> str:
+        return self.flag or f"--{self.setting.replace('_', '-')}"
+
+    def line(self, settings: object) -> str | None:
+        """The refusal of these settings, or None."""
+        value = getattr(settings, self.setting, None)
+        if value is None or self.when is None or not self.when(value, settings):
+            return None
+        return f"{self.switch} ({value}) {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What no switch asks for, and works.
+
+    Args:
+        what: it is.
+        tests: that show it, as pytest names them.
+        note: what a user should know.
+    """
+
+    what: str
+    tests: tuple[str, ...]
+    note: str = ""
+    switches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Switches that do nothing to Grove layers: of other models, or of other parts of a model.
+
+    Args:
+        switches: their names, blanks between.
+        reason: why.
+    """
+
+    names: str
+    reason: str
+
+    @property
+    def switches(self) -> list[str]:
+        return self.names.split()
+
+
+@dataclass(frozen=True)
+class Area:
+    """A part of the table with its heading."""
+
+    title: str
+    rows: tuple[Works | Refused | Shown | Ignored, ...]
