@@ -1,0 +1,64 @@
+"""Floating-point operations of a token, forward and backward.
+
+As Megatron counts them (training.py:390 num_floating_point_operations @ 0.19.2): matrix products
+only, two operations a multiply-add, each product three times (forward, and the gradients of input
+and weight), what is recomputed not again. Megatron counts no router and no query or key norm. The
+adjugates are added here, one product for each that a token meets. One difference: an FFN with quick
+GEGLU has three matrices, of which Megatron counts two.
+"""
+
+from .inputs import Model
+from .traffic import groups_per_token
+
+# Forward, gradient of the input, gradient of the weight.
+_PASSES = 3
+# A multiplication and an addition.
+_FUSED = 2
+
+
+def adjugate_flops(
+    tokens: float, hidden_size: int, width: int, *, gated: bool, groups: float, layers: int
+) -> float:
+    """Of the adjugates, on top of Megatron's count.
+
+    Args:
+        tokens: positions trained on.
+        width: FFN width of an adjugate.
+        gated: three matrices (SwiGLU) and not two.
+        groups: distinct groups that an average token meets in a layer.
+        layers: Grove layers that a token passes, MTP layers included, as often as it does.
+    """
+    matrices = 3 if gated else 2
+    return _PASSES * _FUSED * tokens * hidden_size * width * matrices * groups * layers
+
+
+def flops_per_token(model: Model, sequence_length: int, groups: float | None = None) -> float:
+    """Of a token in a sequence of this length, with causal attention.
+
+    Args:
+        groups: distinct groups it meets in a layer; None for the expectation.
+    """
+    groups = groups_per_token(model) if groups is None else groups
+    hidden, depths = model.hidden_size, model.mtp_depths
+    passed = model.num_layers + depths
+    moe = model.moe_layers(mtp=depths)
+    matrices = 2 + model.gated
+
+    projections = model.query_size * (2 + model.attention_output_gate) + 2 * model.key_size
+    attention = hidden * projections + sequence_length * model.query_size
+    dense_ffn = hidden * model.ffn_hidden_size * matrices
+    routed = model.moe_ffn_hidden_size * model.topk
+    moe_ffn = hidden * (routed + model.shared_expert_size) * matrices
+    mtp = 3 * hidden + 2 * hidden * hidden
+    logits = hidden * model.padded_vocab_size * (1 + depths)
+    products = (
+        passed * attention + (passed - moe) * dense_ffn + moe * moe_ffn + depths * mtp + logits
+    )
+    return _PASSES * _FUSED * products + adjugate_flops(
+        1,
+        hidden,
+        model.adjugate_ffn_hidden_size,
+        gated=model.gated,
+        groups=groups,
+        layers=moe if model.num_groups else 0,
+    )

@@ -1,0 +1,204 @@
+"""The sizes of a job that decide what it costs; three values in one."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A GPT of Megatron's with routed experts in some layers, and groups of them or not.
+
+    Attributes:
+        hidden_size, kv_channels: width of the model and of one attention head.
+        num_attention_heads, num_query_groups: equal without grouped-query attention.
+        padded_vocab_size: rows of the embedding.
+        moe_pattern: of every decoder layer, has it experts?
+        ffn_hidden_size: of the layers without.
+        num_experts, moe_ffn_hidden_size, topk: routed experts of a layer; 0 in a dense model.
+        num_groups, adjugate_ffn_hidden_size: 0 in a plain MoE.
+        shared_expert_size: width of the shared expert, 0 for none.
+        shared_expert_gate: has it a gate of its own?
+        mtp_depths: predictions beyond the next token.
+        mtp_modules: layers that make them; fewer than depths where one is used repeatedly.
+        gated: a SwiGLU-like FFN of three matrices and not two.
+        norm_vectors: of a norm; 1 for RMSNorm, 2 for LayerNorm.
+        qk_layernorm, attention_output_gate: as Megatron's flags.
+        softmax_offset: has every head a learned one?
+        linear_bias, qkv_bias: have the linear layers a bias, all or that of QKV?
+        learned_positions: rows of a learned position embedding, 0 without.
+        tied_embeddings: one matrix for embedding and output.
+    """
+
+    hidden_size: int
+    kv_channels: int
+    num_attention_heads: int
+    num_query_groups: int
+    padded_vocab_size: int
+    moe_pattern: tuple[bool, ...]
+    ffn_hidden_size: int = 0
+    num_experts: int = 0
+    moe_ffn_hidden_size: int = 0
+    topk: int = 0
+    num_groups: int = 0
+    adjugate_ffn_hidden_size: int = 0
+    shared_expert_size: int = 0
+    shared_expert_gate: bool = False
+    mtp_depths: int = 0
+    mtp_modules: int = 0
+    gated: bool = True
+    norm_vectors: int = 1
+    qk_layernorm: bool = False
+    attention_output_gate: bool = False
+    softmax_offset: bool = False
+    linear_bias: bool = False
+    qkv_bias: bool = False
+    learned_positions: int = 0
+    tied_embeddings: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.moe_pattern)
+
+    @property
+    def mtp_is_moe(self) -> bool:
+        """An MTP layer is one like the last of the decoder."""
+        return self.moe_pattern[-1]
+
+    @property
+    def query_size(self) -> int:
+        return self.kv_channels * self.num_attention_heads
+
+    @property
+    def key_size(self) -> int:
+        return self.kv_channels * self.num_query_groups
+
+    def moe_layers(self, *, mtp: int) -> int:
+        """Layers with experts, among them ``mtp`` MTP layers."""
+        return sum(self.moe_pattern) + mtp * self.mtp_is_moe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the ranks divide the model.
+
+    Attributes:
+        tensor, pipeline, context, expert, expert_tensor: parallel sizes.
+        world: ranks.
+        sequence_parallel: is what lies between the linear layers split over the tensor ranks?
+        virtual: model chunks of a pipeline stage.
+        chunk_microbatches: microbatches that a model chunk takes one after the other before the
+            next chunk's turn (``--microbatch-group-size-per-virtual-pipeline-stage``); None for
+            Megatron's default, ``pipeline``.
+        first_layers, last_layers: decoder layers of the first and last stage, None for a share.
+        count_embedding, count_loss: does the embedding (the loss) take the place of a layer?
+        custom: Megatron's ``--pipeline-model-parallel-layout``, which overrules the four before.
+            ``virtual`` is the number of its chunks over ``pipeline``.
+        all_gather: does every token go to every expert-parallel rank, whatever it selected?
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+    world: int = 1
+    sequence_parallel: bool = False
+    virtual: int = 1
+    chunk_microbatches: int | None = None
+    first_layers: int | None = None
+    last_layers: int | None = None
+    count_embedding: bool = False
+    count_loss: bool = False
+    custom: str | None = None
+    all_gather: bool = False
+
+    def __post_init__(self) -> None:
+        dense = self.tensor * self.pipeline * self.context
+        expert = self.expert_tensor * self.expert * self.pipeline
+        for name, size in (("tensor x pipeline x context", dense), ("expert ranks", expert)):
+            if self.world % size:
+                raise ValueError(
+                    f"{name} parallel size ({size}) does not divide world size ({self.world}); "
+                    "change the number of ranks or a parallel size"
+                )
+
+    @property
+    def data(self) -> int:
+        """Replicas of the dense part."""
+        return self.world // (self.tensor * self.pipeline * self.context)
+
+    @property
+    def dense_copies(self) -> int:
+        """Ranks that hold the same dense parameters, and share their optimizer state."""
+        return self.data * self.context
+
+    @property
+    def expert_copies(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.world // (self.expert_tensor * self.expert * self.pipeline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Bytes of what is kept for every parameter.
+
+    Attributes:
+        weight: of the model's own, and of activations.
+        gradient: of the buffer that gradients are accumulated and reduced in.
+        main_weight: of the optimizer's copy, 0 where it works on the model's own.
+        moments: of the optimizer's other state.
+    """
+
+    weight: int = 2
+    gradient: int = 4
+    main_weight: int = 4
+    moments: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What else decides memory and work.
+
+    Attributes:
+        sequence_length, micro_batch, microbatches: tokens, samples of a forward pass, passes of an
+            iteration.
+        distributed_optimizer: is the optimizer's state divided over ranks with the same weights?
+        optimizer_instances: parts of the data-parallel ranks that each hold all of that state.
+        precision: see :class:`Precision`.
+        fused_attention: does attention keep no matrix of all pairs of tokens?
+        grouped_experts: are experts and adjugates computed in one pass on the same rows?
+        recompute: modules of a layer that the backward pass computes again: those of
+            ``--recompute-modules``, or "full" for the whole layer.
+        recompute_layers: with "full", how many layers of every model chunk, MTP layers not among
+            them; None for all.
+        recompute_unit: with "full", layers that are computed again together.
+        fused_activation: does an FFN's activation keep its input alone?
+        fused_weight_gradients: are gradients of weights added up where they are computed?
+        dropout: is there any on hidden states?
+        overlapped_experts: does a forward pass run beside a backward pass of another microbatch
+            (``--overlap-moe-expert-parallel-comm``)?
+    """
+
+    sequence_length: int
+    micro_batch: int = 1
+    microbatches: int = 1
+    distributed_optimizer: bool = False
+    optimizer_instances: int = 1
+    precision: Precision = field(default_factory=Precision)
+    fused_attention: bool = True
+    grouped_experts: bool = False
+    recompute: frozenset[str] = frozenset()
+    recompute_layers: int | None = None
+    recompute_unit: int = 1
+    fused_activation: bool = True
+    fused_weight_gradients: bool = True
+    dropout: bool = False
+    overlapped_experts: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A job."""
+
+    model: Model
+    layout: Layout
+    training: Training

@@ -1,0 +1,45 @@
+"""How many groups and ranks a token meets, expected under uniform routing.
+
+A token selects k of n experts. A set of n / b contiguous experts (a group, or a rank's share) is
+met if one of them is selected; b such sets hold all experts.
+"""
+
+from math import ceil, comb
+
+from .inputs import Layout, Model
+
+
+def expected_distinct(experts: int, selected: int, sets: int) -> float:
+    """Sets that k experts chosen uniformly without replacement meet: b (1 - C(n-m,k) / C(n,k)).
+
+    Args:
+        experts: n.
+        selected: k.
+        sets: b, divides n; m = n / b experts each.
+    """
+    missed = comb(experts - experts // sets, selected) / comb(experts, selected)
+    return sets * (1 - missed)
+
+
+def distinct_range(experts: int, selected: int, sets: int) -> tuple[int, int]:
+    """The fewest and the most sets that k experts can meet."""
+    return ceil(selected * sets / experts), min(selected, sets)
+
+
+def groups_per_token(model: Model) -> float:
+    """Adjugates that an average token needs in a layer; 0 without groups."""
+    if not model.num_groups:
+        return 0.0
+    return expected_distinct(model.num_experts, model.topk, model.num_groups)
+
+
+def rows_per_token(model: Model, layout: Layout) -> float:
+    """Rows a token is sent as, one to every rank it needs, its own included; 0 without experts.
+
+    Megatron's all-to-all sends ``model.topk``, its all-gather one to every rank.
+    """
+    if not model.num_experts:
+        return 0.0
+    if layout.all_gather:
+        return float(layout.expert)
+    return expected_distinct(model.num_experts, model.topk, layout.expert)

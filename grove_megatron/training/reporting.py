@@ -1,0 +1,168 @@
+"""The ``reporting`` patches: Megatron's own FLOPs and memory figures, adjugates included.
+
+Megatron counts the routed experts, the shared ones and everything else of a Grove model; what it
+prints, writes to TensorBoard and keeps in checkpoints lacks the adjugates alone. For a run without
+groups the functions below return what Megatron's return.
+"""
+
+import copy
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+from ..config import is_grove
+from ..planner.activations import adjugate_activations
+from ..planner.flops import adjugate_flops
+from ..planner.traffic import expected_distinct
+from ..runtime.fingerprints import megatron_patch
+from ..runtime.registry import PatchSet
+from .sizes import is_gated, moe_pattern, sizes_of
+
+_measured: float | None = None
+
+
+def set_measured_groups_per_token(groups: float | None) -> None:
+    """Tell the FLOPs count how many adjugates an average token used in a layer.
+
+    Averaged over tokens and Grove layers, MTP layers included. It holds from the next count on,
+    until another is told; None returns to the expectation. Megatron adds up the FLOPs of a run on
+    every rank and prints those of the last, so tell all ranks the same.
+
+    Raises:
+        ValueError: the number is negative.
+    """
+    global _measured
+    if groups is not None and not groups >= 0:
+        raise ValueError(f"groups per token ({groups}) is not 0 or more; pass a mean, or None")
+    _measured = groups
+
+
+def groups_per_token(args: Namespace) -> float:
+    """Distinct groups that an average token meets in a layer: measured, or else expected."""
+    if _measured is not None:
+        return _measured
+    return expected_distinct(args.num_experts, args.moe_router_topk, args.grove_num_groups)
+
+
+def announce_flops(args: Namespace) -> None:
+    """Say on rank 0 what the FLOPs of a Grove run count before anything is measured."""
+    if is_grove(args) and _measured is None and os.environ.get("RANK", "0") == "0":
+        print(
+            f"grove_megatron: FLOPs count {groups_per_token(args):.3f} adjugates a token and "
+            "layer, expected under uniform routing, until they are measured",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _flops(original: Callable[..., Any]) -> Callable[..., Any]:
+    def num_floating_point_operations(
+        args: Namespace,
+        batch_size: int,
+        seqlen_squared_sum_in_batch: float | None = None,
+        total_real_tokens_in_batch: float | None = None,
+    ) -> Any:
+        """Megatron's count and, for a Grove model, that of its adjugates."""
+        counted = original(
+            args, batch_size, seqlen_squared_sum_in_batch, total_real_tokens_in_batch
+        )
+        if not is_grove(args):
+            return counted
+        tokens = total_real_tokens_in_batch
+        pattern = moe_pattern(args)
+        return counted + adjugate_flops(
+            batch_size * args.seq_length if tokens is None else tokens,
+            args.hidden_size,
+            args.grove_adjugate_ffn_hidden_size,
+            gated=is_gated(args),
+            groups=groups_per_token(args),
+            # An MTP layer is one like the last of the decoder.
+            layers=sum(pattern) + (args.mtp_num_layers or 0) * pattern[-1],
+        )
+
+    return num_floating_point_operations
+
+
+def _weights(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compute_weight_and_optimizer_memory(args: Namespace, verbose: bool = False) -> Any:
+        """Megatron's, of routed experts as wide as experts and adjugates together."""
+        return original(_with_adjugates(args) if is_grove(args) else args, verbose=verbose)
+
+    return compute_weight_and_optimizer_memory
+
+
+def _with_adjugates(args: Namespace) -> Namespace:
+    """A copy whose routed experts have the adjugates' parameters too, in total and active ones.
+
+    Both are split over the expert-parallel ranks in the same way. Megatron counts two matrices of
+    a width, three with ``args.swiglu`` alone: with quick GEGLU an adjugate is as large as two
+    matrices half as wide again.
+    """
+    experts, width = args.num_experts, args.grove_adjugate_ffn_hidden_size
+    if is_gated(args) and not args.swiglu:
+        width = width * 3 / 2
+    mean = args.moe_ffn_hidden_size + args.grove_num_groups * width / experts
+    active = args.moe_router_topk * args.moe_ffn_hidden_size + groups_per_token(args) * width
+    together = copy.copy(args)
+    together.moe_ffn_hidden_size = mean
+    together.moe_router_topk = active / mean
+    return together
+
+
+def _activations(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compute_activation_memory(
+        args: Namespace, num_microbatches: int | None, verbose: bool = False
+    ) -> Any:
+        """Megatron's, of the first pipeline stage, and what the adjugates keep there."""
+        counted = original(args, num_microbatches, verbose=verbose)
+        if not is_grove(args):
+            return counted
+        layers = sum(moe_pattern(args)) * _in_flight(args, num_microbatches)
+        return counted + layers * adjugate_activations(sizes_of(args), groups_per_token(args))
+
+    return compute_activation_memory
+
+
+def _in_flight(args: Namespace, num_microbatches: int | None) -> float:
+    """Megatron's factor of the layers: a stage has 1/p of them, for p microbatches at most."""
+    stages: int = args.pipeline_model_parallel_size
+    virtual = args.virtual_pipeline_model_parallel_size
+    if virtual is not None:
+        return float(1 + (stages - 1) / (stages * virtual))
+    return 1.0 if num_microbatches is None else min(1.0, num_microbatches / stages)
+
+
+_MEMORY = "megatron.training.theoretical_memory_usage"
+
+REPORTING = PatchSet(
+    "reporting",
+    "what Megatron's FLOPs and memory figures lack for a Grove model (CUDA machines too)",
+    [
+        megatron_patch(
+            name="flops",
+            target="megatron.training.training:num_floating_point_operations",
+            reason="the training loop calls it by this name; it has no place for other experts",
+            make=_flops,
+        ),
+        megatron_patch(
+            name="theoretical-weights",
+            target=f"{_MEMORY}:compute_weight_and_optimizer_memory",
+            reason="the report of memory and parameters that the training loop prints calls it",
+            make=_weights,
+        ),
+        megatron_patch(
+            name="theoretical-activations",
+            target=f"{_MEMORY}:compute_activation_memory",
+            reason="the same report, with sequence parallelism and selective recompute",
+            make=_activations,
+        ),
+        megatron_patch(
+            name="theoretical-activations-otherwise",
+            target=f"{_MEMORY}:compute_activation_memory_without_sp",
+            reason="the same report, otherwise",
+            make=_activations,
+        ),
+    ],
+)

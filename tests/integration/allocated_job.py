@@ -1,0 +1,111 @@
+"""Runs on a rank: real training, and the bytes of what it allocated beside what was planned."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from tests.ranks import write_result
+
+KINDS = ("weights", "gradients", "optimizer")
+
+
+def train(folder: str, argv: list[str]) -> None:
+    """``grove_megatron.pretrain`` with ``argv``."""
+    from grove_megatron import pretrain
+
+    _measure(folder, argv, pretrain.main)
+
+
+def run_script(folder: str, argv: list[str]) -> None:
+    """``grove_megatron.run`` with ``argv``, the script first."""
+    from grove_megatron import run
+
+    _measure(folder, argv, run.main)
+
+
+def _measure(folder: str, argv: list[str], main: Callable[[], None]) -> None:
+    from megatron.training import get_args, training
+
+    from grove_megatron.benchmarks.memory import LiveBytes
+
+    kept: dict[str, Any] = {}
+    setup, choose = training.setup_model_and_optimizer, training.get_forward_backward_func
+    megatrons_train = training.train
+
+    def setup_model_and_optimizer(*rest: Any, **named: Any) -> Any:
+        models, optimizer, scheduler = setup(*rest, **named)
+        kept.update(models=models, optimizer=optimizer)
+        return models, optimizer, scheduler
+
+    def get_forward_backward_func(*rest: Any, **named: Any) -> Any:
+        schedule = choose(*rest, **named)
+
+        def measured(*args: Any, **named: Any) -> Any:
+            with LiveBytes() as live:
+                result = schedule(*args, **named)
+            kept["activations"] = live.peak
+            return result
+
+        return measured
+
+    def train(*rest: Any, **named: Any) -> Any:
+        iteration, kept["flops"] = megatrons_train(*rest, **named)
+        return iteration, kept["flops"]
+
+    training.train = train
+    training.setup_model_and_optimizer = setup_model_and_optimizer
+    training.get_forward_backward_func = get_forward_backward_func
+    sys.argv = ["pretrain", *argv]
+    main()
+    allocated = _allocated(kept["models"], kept["optimizer"])
+    allocated["activations"] = kept["activations"]
+    write_result(
+        folder, {"allocated": allocated, "flops": kept["flops"], "planned": _planned(get_args())}
+    )
+
+
+def _allocated(models: list[Any], optimizer: Any) -> dict[str, int]:
+    """Bytes of storages: a view is no memory of its own, and neither is a parameter twice."""
+    weights = _storages(p for model in models for p in model.parameters())
+    buffers = [b for m in models for b in (*m.buffers, *m.expert_parallel_buffers)]
+    gradients = _storages(buffer.grad_data for buffer in buffers)
+    states: list[torch.Tensor] = []
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for parameter, state in one.optimizer.state.items():
+            states += [parameter, *(v for v in state.values() if torch.is_tensor(v))]
+    held = {key: size for key, size in _storages(states).items() if key not in weights}
+    parts = (weights, gradients, held)
+    return {name: sum(part.values()) for name, part in zip(KINDS, parts, strict=True)}
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _planned(args: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from megatron.core import mpu
+    from megatron.training import theoretical_memory_usage as theory
+
+    from grove_megatron.planner.flops import flops_per_token
+    from grove_megatron.planner.memory import stage_memory
+    from grove_megatron.planner.parameters import rank_parameters
+    from grove_megatron.training.sizes import sizes_of
+
+    sizes = sizes_of(args)
+    stage = mpu.get_pipeline_model_parallel_rank()
+    counts = rank_parameters(sizes.model, sizes.layout)[stage]
+    # As many bytes as Megatron takes for a parameter.
+    each = 6 + 12 / sizes.layout.expert_copies if args.use_distributed_optimizer else 18
+    tokens = args.train_iters * args.global_batch_size * args.seq_length
+    return {
+        "bytes": asdict(stage_memory(sizes)[stage]),
+        "parameters": counts.total,
+        "flops": tokens * flops_per_token(sizes.model, args.seq_length),
+        # Megatron's own, now that the run and its patches are over.
+        "theory": theory.compute_weight_and_optimizer_memory(args) + each * counts.adjugates,
+    }

@@ -1,0 +1,159 @@
+"""In one process: the models that the ranks of a job would build, and what the planner says.
+
+The process takes one rank after the other of a world whose collectives do nothing (torch's
+``fake`` backend), and builds on torch's ``meta`` device: parameters have shapes and no memory.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+
+from tests.integration.flags import DATA
+from tests.ranks import write_result
+
+SIZE = (
+    "--num-layers 4 --hidden-size 32 --num-attention-heads 4 --seq-length 32 "
+    "--max-position-embeddings 32 --micro-batch-size 1 --train-iters 1 --lr 1e-2 --swiglu "
+    "--normalization RMSNorm --position-embedding-type rope "
+    "--attention-dropout 0 --hidden-dropout 0 --num-experts 8 --moe-router-topk 2 "
+    "--moe-ffn-hidden-size 24 --transformer-impl local --moe-token-dispatcher-type alltoall "
+    # No other rank is there to compare its flags.
+    "--fake-process-group"
+).split()
+
+
+def built_and_planned(folder: str, cases: dict[str, list[Any]]) -> None:
+    """Job: by name, of every rank: parameters of its model by part, and those planned.
+
+    Args:
+        cases: name -> [world size, ranks to look at, flags].
+    """
+    from grove_megatron.runtime import cpu
+
+    with cpu():
+        result = {name: _case(*case) for name, case in cases.items()}
+    write_result(folder, result)
+
+
+def refused_when_built(folder: str, cases: dict[str, list[Any]]) -> None:
+    """Job: by name, what Megatron asserts when it builds a model, None if it does.
+
+    Args:
+        cases: as above.
+    """
+    from grove_megatron.runtime import cpu
+    from grove_megatron.training import rules
+
+    result: dict[str, str | None] = dict.fromkeys(cases)
+    # Ours come first.
+    with cpu(), patch.object(rules, "_widths", lambda *_: iter(())):
+        for name, case in cases.items():
+            try:
+                _case(*case)
+            except AssertionError as error:
+                result[name] = str(error)
+    write_result(folder, result)
+
+
+def _case(world: int, ranks: int, flags: list[str]) -> list[dict[str, Any]]:
+    from megatron.training.global_vars import unset_global_variables
+
+    from grove_megatron.training.launch import parse_arguments
+    from grove_megatron.training.sizes import sizes_of
+
+    os.environ["WORLD_SIZE"] = str(world)
+    sys.argv = ["pretrain", *SIZE, *DATA, "--global-batch-size", str(world * 4), *flags]
+    try:
+        args = parse_arguments()
+        sizes = sizes_of(args)
+        return [_one_rank(rank, args, sizes) for rank in range(ranks)]
+    finally:
+        unset_global_variables()
+        os.environ["WORLD_SIZE"] = "1"
+
+
+def _one_rank(rank: int, args: Any, sizes: Any) -> dict[str, Any]:
+    from megatron.core import mpu
+
+    from grove_megatron.planner.parameters import rank_parameters
+
+    with _groups(rank, args), _OnMeta():
+        built = dict.fromkeys(("dense", "experts", "adjugates"), 0)
+        for model in _models(args):
+            for name, parameter in model.named_parameters():
+                built[_part(name)] += parameter.numel()
+        stage = mpu.get_pipeline_model_parallel_rank()
+    planned = rank_parameters(sizes.model, sizes.layout)[stage]
+    return {"built": built, "planned": vars(planned)}
+
+
+def _part(name: str) -> str:
+    if ".adjugate_experts." in name:
+        return "adjugates"
+    return "experts" if ".experts." in name else "dense"
+
+
+@contextmanager
+def _groups(rank: int, args: Any) -> Iterator[None]:
+    from megatron.core import mpu
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=args.world_size)
+    mpu.initialize_model_parallel(
+        args.tensor_model_parallel_size,
+        args.pipeline_model_parallel_size,
+        args.virtual_pipeline_model_parallel_size,
+        expert_model_parallel_size=args.expert_model_parallel_size,
+        expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+        create_gloo_process_groups=False,
+    )
+    model_parallel_cuda_manual_seed(1)
+    try:
+        yield
+    finally:
+        mpu.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+class _OnMeta(TorchFunctionMode):
+    """Megatron makes every weight with ``torch.empty`` and then fills it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
+
+
+def _models(args: Any) -> list[torch.nn.Module]:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.argument_utils import (
+        core_transformer_config_from_args,
+        gpt_config_from_args,
+    )
+
+    from grove_megatron.config import GroveTransformerConfig
+    from grove_megatron.training.builder import GroveGPTModelBuilder, GroveGPTModelConfig
+
+    config = gpt_config_from_args(
+        args,
+        config=core_transformer_config_from_args(args, GroveTransformerConfig),
+        model_config_cls=GroveGPTModelConfig,
+    )
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    builder = GroveGPTModelBuilder(config)
+    chunks = args.virtual_pipeline_model_parallel_size
+    return [
+        builder.build_model(groups, vp_stage=chunk if chunks else None)
+        for chunk in range(chunks or 1)
+    ]

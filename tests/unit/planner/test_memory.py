@@ -1,0 +1,221 @@
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
+
+from grove_megatron.planner.activations import (
+    adjugate_activations,
+    in_flight,
+    layer_activations,
+    stage_activations,
+)
+from grove_megatron.planner.inputs import Layout, Precision, Sizes
+from grove_megatron.planner.memory import largest, stage_memory
+from grove_megatron.planner.parameters import rank_parameters, total_parameters
+
+from .models import GROVE_33B, QWEN3_30B, jobs, training
+
+
+def job(**changes: object) -> Sizes:
+    return replace(Sizes(model=GROVE_33B, layout=Layout(), training=training()), **changes)
+
+
+def state(sizes: Sizes) -> float:
+    """Bytes of weights, gradients and optimizer on the only stage."""
+    (memory,) = stage_memory(sizes)
+    return memory.weights + memory.gradients + memory.optimizer
+
+
+def test_18_bytes_a_parameter():
+    assert state(job()) == 18 * total_parameters(GROVE_33B).total
+
+
+@pytest.mark.parametrize(
+    ("precision", "each"),
+    [
+        (Precision(weight=4, gradient=4, main_weight=0, moments=8), 16),
+        (Precision(gradient=2), 16),
+        (Precision(moments=4), 14),
+    ],
+)
+def test_bytes_of_other_precisions(precision, each):
+    sizes = job(training=training(precision=precision))
+    assert state(sizes) == each * total_parameters(GROVE_33B).total
+
+
+def test_6_bytes_and_12_shared_by_the_ranks_with_the_same_weights():
+    layout = Layout(expert=8, world=64)
+    sizes = job(layout=layout, training=training(distributed_optimizer=True))
+    (counts,) = rank_parameters(GROVE_33B, layout)
+    experts = counts.experts + counts.adjugates
+    # 64 ranks have the same dense weights, 8 the same experts.
+    assert state(sizes) == counts.dense * (6 + 12 / 64) + experts * (6 + 12 / 8)
+
+
+def test_two_instances_of_the_optimizer_each_hold_all_of_its_state():
+    layout = Layout(world=8)
+    one, two = (
+        stage_memory(
+            job(
+                layout=layout,
+                training=training(distributed_optimizer=True, optimizer_instances=instances),
+            )
+        )[0]
+        for instances in (1, 2)
+    )
+    assert two.optimizer == 2 * one.optimizer
+
+
+@given(sizes=jobs())
+def test_optimizer_state_is_divided_and_adds_up(sizes):
+    shared = replace(sizes, training=replace(sizes.training, distributed_optimizer=True))
+    for whole, part, counts in zip(
+        stage_memory(sizes),
+        stage_memory(shared),
+        rank_parameters(sizes.model, sizes.layout),
+        strict=True,
+    ):
+        assert whole.optimizer == 12 * counts.total
+        assert (part.weights, part.gradients) == (whole.weights, whole.gradients)
+        dense = 12 * counts.dense / sizes.layout.dense_copies
+        experts = 12 * (counts.experts + counts.adjugates) / sizes.layout.expert_copies
+        assert part.optimizer == pytest.approx(dense + experts, rel=1e-12)
+
+
+@given(sizes=jobs())
+def test_adjugates_only_add(sizes):
+    plain = replace(sizes, model=replace(sizes.model, num_groups=0, adjugate_ffn_hidden_size=0))
+    added = layer_activations(sizes, is_moe=True) - layer_activations(plain, is_moe=True)
+    assert added == pytest.approx(adjugate_activations(sizes), rel=1e-9)
+    assert added > 0
+    assert layer_activations(sizes, is_moe=False) == layer_activations(plain, is_moe=False)
+
+
+def test_what_the_adjugates_keep_of_a_row():
+    tokens, groups, width, hidden = 64, 7.779527559055118, 128, 2048
+    # h and its activation, in 16 bits, and two positions; the row itself where it is a copy.
+    apart = tokens * groups * (2 * (3 * width + hidden) + 16)
+    assert adjugate_activations(job()) == pytest.approx(apart, rel=1e-12)
+    one_pass = job(training=training(grouped_experts=True))
+    assert adjugate_activations(one_pass) == pytest.approx(apart - tokens * groups * 2 * hidden)
+    assert adjugate_activations(job(), groups=4.0) == pytest.approx(apart * 4 / groups)
+
+
+def test_what_is_recomputed_is_not_kept():
+    kept = {
+        modules: stage_activations(job(training=training(recompute=frozenset(modules.split()))))[0]
+        for modules in ("", "layernorm", "moe_act", "moe", "full")
+    }
+    assert kept["full"] < kept["moe"] < kept["moe_act"] < kept[""]
+    assert kept["layernorm"] < kept[""]
+
+
+def test_full_recompute_keeps_one_row_a_token_and_layer():
+    def of(layers: int) -> float:
+        model = replace(GROVE_33B, moe_pattern=(True,) * layers)
+        again = training(recompute=frozenset(["full"]))
+        return stage_activations(job(model=model, training=again))[0]
+
+    assert of(9) - of(8) == 64 * 2048 * 2
+
+
+def test_recompute_of_some_layers_keeps_the_others():
+    some = training(recompute=frozenset(["full"]), recompute_layers=40)
+    everything = training(recompute=frozenset(["full"]))
+    none, part, full = (
+        stage_activations(job(training=t))[0] for t in (training(), some, everything)
+    )
+    assert full < part < none
+
+
+def interleaved(layers: int | None, *, mtp: int = 0, **settings: Any) -> float:
+    """Of the last of two stages with two chunks of three layers each."""
+    again = training(recompute=frozenset(["full"]), recompute_layers=layers, **settings)
+    model = replace(GROVE_33B, moe_pattern=(True,) * 12, mtp_depths=mtp, mtp_modules=mtp)
+    layout = Layout(pipeline=2, virtual=2, world=2)
+    return stage_activations(job(model=model, layout=layout, training=again))[-1]
+
+
+def test_so_many_layers_of_every_chunk_are_recomputed():
+    # There is one microbatch, and the last stage would hold 3 / 2.
+    row, whole = 64 * 2048 * 2, layer_activations(job(), is_moe=True)
+    everything = interleaved(None)
+    # The layer that is made again has room where those after it were.
+    assert interleaved(2) - everything == pytest.approx(2 * (whole - row) - whole, rel=1e-9)
+    assert interleaved(1) - interleaved(2) == pytest.approx(2 * (whole - row), rel=1e-9)
+
+
+@pytest.mark.parametrize("layers", [3, 4, 12])
+def test_no_more_layers_are_recomputed_than_a_chunk_has(layers):
+    assert interleaved(layers) == interleaved(None)
+
+
+def test_a_unit_of_recompute_ends_with_its_chunk():
+    row, whole = 64 * 2048 * 2, layer_activations(job(), is_moe=True)
+    one, two, most = (interleaved(None, recompute_unit=unit) for unit in (1, 2, 12))
+    # 2 x 3 inputs, 2 x 2 of units of two layers and one, 2 x 1.
+    assert two - one == pytest.approx(whole - 2 * row, rel=1e-9)
+    assert most - one == pytest.approx(2 * whole - 4 * row, rel=1e-9)
+
+
+def test_mtp_layers_are_recomputed_one_by_one_or_with_a_number_of_layers_not_at_all():
+    row, whole = 64 * 2048 * 2, layer_activations(job(), is_moe=True)
+    # What an MTP layer keeps beside a layer, twice, does not depend on the recompute.
+    both = interleaved(None, mtp=1) - interleaved(None)
+    none = interleaved(3, mtp=1) - interleaved(3)
+    assert none - both == pytest.approx(whole - row, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "expected"),
+    [(1, 1, [1]), (4, 1, [4, 3, 2, 1]), (4, 2, [(2 * 3 + 4 + 1) / 2, 4.5, 3.5, 2.5])],
+)
+def test_microbatches_in_flight(pipeline, virtual, expected):
+    layout = Layout(pipeline=pipeline, virtual=virtual, world=pipeline)
+    sizes = job(layout=layout, training=training(microbatches=16))
+    found = [in_flight(sizes, stage) for stage in range(pipeline)]
+    assert found == expected
+    few = replace(sizes, training=training(microbatches=2))
+    assert [in_flight(few, stage) for stage in range(pipeline)] == [min(2, n) for n in expected]
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "group"), [(2, 3, None), (2, 2, 2), (4, 2, 5), (3, 4, 7)]
+)
+def test_interleaved_stages_hold_one_more_than_megatrons_warm_up(
+    pipeline, virtual, group, overlapped
+):
+    layout = Layout(pipeline=pipeline, virtual=virtual, chunk_microbatches=group, world=pipeline)
+    sizes = job(layout=layout, training=training(microbatches=64, overlapped_experts=overlapped))
+    for stage in range(pipeline):
+        pp_group = SimpleNamespace(size=lambda: pipeline, rank=lambda stage=stage: stage)
+        communicator: Any = SimpleNamespace(
+            pp_group=pp_group, virtual_pipeline_model_parallel_size=virtual
+        )
+        _, _, warm_up, _ = get_pp_rank_microbatches(
+            64, virtual, group or pipeline, False, overlapped, communicator
+        )
+        assert in_flight(sizes, stage) * virtual == pytest.approx(warm_up + 1, rel=1e-12)
+
+
+def test_the_first_stage_in_flight_is_megatrons_interleaving_penalty():
+    # 1 + (p - 1) / (p v) of its p microbatches, theoretical_memory_usage.py @ 0.19.2.
+    layout = Layout(pipeline=4, virtual=3, world=4)
+    sizes = job(layout=layout, training=training(microbatches=16))
+    assert in_flight(sizes, 0) == pytest.approx((1 + 3 / 12) * 4)
+
+
+def test_the_first_stage_holds_most_activations():
+    layout = Layout(pipeline=4, world=4)
+    memories = stage_memory(job(layout=layout, training=training(microbatches=8)))
+    assert largest(memories) == 0
+    assert memories[0].with_margin == pytest.approx(1.1 * memories[0].total)
+
+
+def test_a_plain_model_is_planned_too():
+    (memory,) = stage_memory(job(model=QWEN3_30B))
+    assert memory.weights == 2 * 30_532_122_624

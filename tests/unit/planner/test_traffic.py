@@ -1,0 +1,59 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grove_megatron.planner.inputs import Layout
+from grove_megatron.planner.traffic import (
+    distinct_range,
+    expected_distinct,
+    groups_per_token,
+    rows_per_token,
+)
+
+from .models import GROVE_33B, QWEN3_30B
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> tuple[int, int, int]:
+    """Experts, how many of them are selected, and in how many sets they lie."""
+    sets, size = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    return sets * size, draw(st.integers(1, sets * size)), sets
+
+
+def met(experts: int, selected: int, sets: int) -> list[int]:
+    """Sets met by every selection there is."""
+    size = experts // sets
+    choices = itertools.combinations(range(experts), selected)
+    return [len({expert // size for expert in choice}) for choice in choices]
+
+
+@given(routing=routings())
+def test_expectation_and_bounds_are_those_of_all_selections(routing):
+    counts = met(*routing)
+    # Both are quotients of small integers.
+    assert expected_distinct(*routing) == pytest.approx(sum(counts) / len(counts), rel=1e-12)
+    assert distinct_range(*routing) == (min(counts), max(counts))
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected", "fewest"), [(64, 7.7795, 4), (32, 7.3594, 2), (16, 6.5965, 1)]
+)
+def test_groups_of_the_papers_three_configurations(groups, expected, fewest):
+    # Four decimals are given.
+    assert expected_distinct(128, 8, groups) == pytest.approx(expected, abs=5e-5)
+    assert distinct_range(128, 8, groups) == (fewest, 8)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rows"), [(2, 1.99), (4, 3.63), (8, 5.34), (16, 6.60), (32, 7.36), (64, 7.78)]
+)
+def test_rows_of_top_8_of_128(ranks, rows):
+    layout = Layout(expert=ranks, world=64)
+    assert rows_per_token(GROVE_33B, layout) == pytest.approx(rows, abs=5e-3)
+
+
+def test_a_plain_model_has_no_groups_to_meet():
+    assert groups_per_token(QWEN3_30B) == 0
+    assert groups_per_token(GROVE_33B) == expected_distinct(128, 8, 64)

@@ -1,0 +1,45 @@
+"""Arguments of small models for the CPU, parsed, and as Megatron makes them before training."""
+
+import argparse
+import copy
+from argparse import Namespace
+from functools import cache
+
+from grove_megatron.runtime import cpu
+
+from ..conftest import GROVE, MODEL
+
+_CPU = (
+    "--transformer-impl local --attention-backend unfused --no-gradient-accumulation-fusion "
+    "--no-masked-softmax-fusion --no-bias-swiglu-fusion --no-rope-fusion --no-persist-layer-norm "
+    "--distributed-backend gloo --train-iters 1 --lr 1e-3 --disable-bias-linear --swiglu "
+    "--tokenizer-type NullTokenizer --vocab-size 96 --mock-data"
+)
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    # Half a second; every command line of a test run shares it.
+    from megatron.training.arguments import add_megatron_arguments
+
+    from grove_megatron.arguments import add_grove_arguments
+
+    return add_grove_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+
+
+def parsed(flags: str = "", *, ranks: int = 1, plain: bool = False) -> Namespace:
+    """A small MoE of ``ranks`` processes with the given flags; ``plain`` leaves the groups out."""
+    words = f"{MODEL} {_CPU} {'' if plain else GROVE} {flags}".split()
+    args = copy.deepcopy(_parser().parse_args(words))
+    args.rank, args.world_size = 0, ranks
+    return args
+
+
+def validated(args: Namespace) -> Namespace:
+    """A copy that has been through Megatron's own checks."""
+    from megatron.training.arguments import validate_args
+
+    args = copy.deepcopy(args)
+    with cpu():
+        validate_args(args, {})
+    return args
