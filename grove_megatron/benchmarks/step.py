@@ -8,6 +8,7 @@ on the same mock batches, loaded beforehand.
 import copy
 import itertools
 import sys
+import tempfile
 from argparse import Namespace
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ from ..training.builder import GroveGPTModelConfig
 from ..training.launch import parse_arguments
 from . import ranks
 from .harness import Samples, Subject, cuda_clock, interleave, ratio, wall_clock
+from .metrics_cost import MetricsCost, measure_metrics
 from .records import Value
 from .refusals import HEAD
 from .report import Findings, Table, spread
@@ -72,7 +74,7 @@ def flags(settings: Settings) -> list[str]:
         " --no-create-attention-mask-in-dataloader --num-workers 0"
         f" --micro-batch-size 1 --global-batch-size {settings.ranks}"
         # A rate at which the routing stays what it was.
-        f" --train-iters 1000000 --lr 1e-7 --seed {settings.seed + 1}"
+        f" --train-iters 1000000 --lr 1e-7 --eval-interval 1000000 --seed {settings.seed + 1}"
     )
     dtype = ["--bf16"] if s.dtype == "bf16" else []
     return [*text.split(), *dtype, *settings.megatron_flags]
@@ -104,8 +106,16 @@ class Trainee:
 
 def measure(settings: Settings) -> Findings:
     """Initialise Megatron once, build every variant, and time their steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(settings, folder)
+
+
+def _measure(settings: Settings, folder: str) -> Findings:
     sys.argv = [sys.argv[0], *flags(settings)]
     args = parse_arguments()
+    counts = args.grove_metrics_interval != 0
+    if counts:
+        args.grove_metrics_dir = args.grove_metrics_dir or folder
     initialize_megatron(get_embedding_ranks=gpt.embedding_ranks)
     set_jit_fusion_options(tp_size=args.tensor_model_parallel_size)
     batches = _batches()
@@ -117,17 +127,21 @@ def measure(settings: Settings) -> Findings:
     }
     first = {name: trainee.step() for name, trainee in trainees.items()}
     _check_losses(first)
+    clock = cuda_clock if ranks.cuda_is_used() else wall_clock
     samples = interleave(
         [Subject(name=name, run=t.step) for name, t in trainees.items()],
         rounds=settings.rounds,
         warmup=settings.warmup,
-        clock=cuda_clock if ranks.cuda_is_used() else wall_clock,
+        clock=clock,
         together=ranks.together,
         slowest=ranks.slowest,
     )
+    cost = None
+    if counts:
+        cost = measure_metrics(grove.step, rounds=settings.rounds, clock=clock)
     rows = _rows_per_token(grove)
     dist.destroy_process_group()
-    return _findings(settings, samples, rows)
+    return _findings(settings, samples, rows, cost)
 
 
 def _batches() -> list[dict[str, Tensor]]:
@@ -206,7 +220,9 @@ def _rows_per_token(trainee: Trainee) -> float:
     return rows / tokens
 
 
-def _findings(settings: Settings, samples: dict[str, Samples], rows: float) -> Findings:
+def _findings(
+    settings: Settings, samples: dict[str, Samples], rows: float, cost: MetricsCost | None
+) -> Findings:
     kernel = settings.kernels[0]
     times = {n: Value.milliseconds(n, kernel, s) for n, s in samples.items()}
     beside = {n: ratio(samples["grove"], s) for n, s in samples.items()}
@@ -221,12 +237,20 @@ def _findings(settings: Settings, samples: dict[str, Samples], rows: float) -> F
         lines=[(n, spread(times[n]), f"{beside[n]:.3f}") for n in samples],
     )
     return Findings(
-        values=[*times.values(), Value.once("grove", kernel, "rows_per_token", "rows", rows)],
+        values=[
+            *times.values(),
+            Value.once("grove", kernel, "rows_per_token", "rows", rows),
+            *(cost.values(samples["grove"], kernel) if cost else []),
+        ],
         summary={
             "ratio_vs_plain": beside.get("plain"),
             "ratio_vs_naive": beside.get("naive"),
             "rows_per_token": rows,
+            "metrics_share": cost.share(samples["grove"]) if cost else None,
         },
         tables=[table],
-        notes=[f"grove sent {rows:.2f} rows a token and layer; the others {s.topk}."],
+        notes=[
+            f"grove sent {rows:.2f} rows a token and layer; the others {s.topk}.",
+            *([cost.note(samples["grove"])] if cost else []),
+        ],
     )

@@ -20,7 +20,8 @@ def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> N
     and all forward passes (validation too); routed_pairs_per_token is the work the rows stood for,
     one row each in Megatron's own all-to-all. params_total counts every parameter of the whole
     model once; params_active those an average token used, by the measured number of experts and
-    adjugates per token.
+    adjugates per token. On a fake process group there is this rank alone, and
+    simulated_ranks says so.
     """
     layers = [m for model in models for m in model.modules() if isinstance(m, GroveMoELayer)]
     counted = torch.zeros(4, dtype=torch.float64, device=torch.cuda.current_device())
@@ -44,6 +45,8 @@ def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> N
         summary["params_active"] = round(
             dense + routed * config.moe_router_topk / config.num_moe_experts
         )
+    if dist.get_backend() == "fake":
+        summary["simulated_ranks"] = dist.get_world_size()
     if dist.get_rank() == 0:
         print(PREFIX + json.dumps(summary), flush=True)
 
