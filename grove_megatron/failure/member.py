@@ -1,0 +1,171 @@
+"""Every rank's side of the failure watch: says how this rank ends, and ends it when it has to."""
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .job_store import node
+from .lines import Lines
+from .message import LOST, SIGTERM, Ending, Finding, message
+from .termination import Termination
+
+_ANSWER_SECONDS = 30.0
+"""For rank 0's answer to an ending; it may wait as long for the ranks that belong to it."""
+_LEAVE_SECONDS = 5.0
+_FINDINGS_SECONDS = 1.5
+_DEPUTY_SECONDS = 1.0
+
+Findings = Callable[[], list[Finding]]
+
+
+class Member(threading.Thread):
+    """Holds the connection to rank 0.
+
+    Args:
+        connection: to rank 0's hub.
+        token: of the hub.
+        rank: this rank.
+        world_size: ranks of the job.
+        main_host: that of rank 0.
+        findings: what this rank has found; may wait for a device, so it gets a thread of its own.
+        report: prints a message.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        token: str,
+        *,
+        rank: int,
+        world_size: int,
+        main_host: str,
+        findings: Findings,
+        report: Callable[[str], None],
+    ) -> None:
+        super().__init__(name="grove failure watch", daemon=True)
+        self.lines = Lines(connection)
+        self._rank, self._world_size, self._main_host = rank, world_size, main_host
+        self._findings, self._report = findings, report
+        self._deputy = 1
+        self._dismissed = threading.Event()
+        self._leaving = self._alone = False
+        self._terminated_at: float | None = None
+        self.termination = Termination()
+        self.lines.send(token=token, rank=rank, host=socket.gethostname(), node=node())
+
+    # ------------------------------------------------------------------------- the main thread's
+
+    def end(self, kind: str, text: str, code: int) -> bool:
+        """Say how this rank ends and wait until rank 0 has told everybody why.
+
+        Does not return where another rank's ending explains this one.
+
+        Returns:
+            whether rank 0 has taken it; else nobody has printed a message.
+        """
+        self.lines.send(kind=kind, text=text, code=code)
+        return self._dismissed.wait(_ANSWER_SECONDS) and not self._alone
+
+    def leave(self) -> None:
+        """Say that this rank is done, and stop watching."""
+        self._leaving = True
+        self.lines.send(bye=True)
+        if self._rank:
+            # Rank 0's connections close when the others have heard of it.
+            with contextlib.suppress(OSError):
+                self.lines.connection.shutdown(socket.SHUT_WR)
+        self.join(_LEAVE_SECONDS)
+        self.close()
+
+    def close(self) -> None:
+        """Also in a forked child: the connection would outlive this process."""
+        self.lines.close()
+        self.termination.undo()
+
+    # ----------------------------------------------------------------------------- the thread's
+
+    def run(self) -> None:
+        """Until rank 0 dismisses this rank, or is lost."""
+        while True:
+            readable, _, _ = select.select(
+                [self.lines.connection, self.termination.reader], [], [], self._patience()
+            )
+            if self.termination.reader in readable and self.termination.is_asked():
+                self._terminated_at = time.monotonic()
+                self.lines.send(kind=SIGTERM, text="", code=_SIGTERM_CODE)
+            if self._terminated_at is not None and not self._patience():
+                end_process(_SIGTERM_CODE)
+            if self.lines.connection in readable:
+                heard = self.lines.receive()
+                if heard is None:
+                    self._lose_rank_0()
+                    return
+                for said in heard:
+                    if self._hear(said):
+                        return
+
+    def _patience(self) -> float | None:
+        if self._terminated_at is None:
+            return None
+        return max(0.0, self._terminated_at + 3.0 - time.monotonic())
+
+    def _hear(self, said: dict[str, Any]) -> bool:
+        """Do as rank 0 says; True if it was the last thing."""
+        if "deputy" in said:
+            self._deputy = said["deputy"]
+        elif "ask" in said:
+            found = [
+                {"iteration": f.iteration, "layer": f.layer, "text": f.text} for f in self._look()
+            ]
+            self.lines.send(findings=found)
+        elif "end" in said:
+            end_process(said["end"])
+        elif "leave" in said and self._terminated_at is not None:
+            end_process(_SIGTERM_CODE)
+        else:
+            self._leaving = True
+            self._alone = "bye" in said
+            self._dismissed.set()
+            return True
+        return False
+
+    def _look(self) -> list[Finding]:
+        found: list[Finding] = []
+        thread = threading.Thread(target=lambda: found.extend(self._findings()), daemon=True)
+        thread.start()
+        thread.join(_FINDINGS_SECONDS)
+        return list(found)
+
+    def _lose_rank_0(self) -> None:
+        if self._leaving:
+            self._dismissed.set()
+            return
+        if self._rank == self._deputy:
+            lost = Ending(rank=0, host=self._main_host, kind=LOST)
+            self._report(message([lost], self._look(), self._world_size))
+        else:
+            time.sleep(_DEPUTY_SECONDS)
+        end_process(1)
+
+
+_SIGTERM_CODE = 128 + 15  # what a shell makes of it
+
+
+def end_process(code: int) -> None:
+    """End this process whatever its main thread waits for; does not return."""
+    # That thread may hold the locks of the streams.
+    flushing = threading.Thread(target=_flush, daemon=True)
+    flushing.start()
+    flushing.join(0.5)
+    os._exit(code)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,76 @@
+"""An exception in a line."""
+
+import socket
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from grove_megatron.failure.text import describe, kind_of
+
+
+class CheckpointException(Exception):
+    """As torch.distributed.checkpoint has it: exceptions and stacks by rank."""
+
+    def __init__(self, failures: dict[int, tuple[BaseException, str]]) -> None:
+        super().__init__("a long text with stacks")
+        self.failures = failures
+
+
+def caught(error: BaseException, through: str) -> BaseException:
+    """``error`` as it comes out of a function of the name ``through``."""
+    scope: dict[str, object] = {}
+    exec(f"def {through}(error):\n    raise error", scope)
+    with pytest.raises(type(error)) as raised:
+        scope[through](error)  # type: ignore[operator]
+    return raised.value
+
+
+def test_type_and_message_in_one_line() -> None:
+    assert describe(KeyError("x")) == "KeyError: 'x'"
+    assert describe(ValueError("a\n  b")) == "ValueError: a b"
+    assert describe(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert describe(ValueError("x" * 1000)) == f"ValueError: {'x' * 600} ..."
+
+
+def test_an_error_while_saving_says_where_and_how_full(tmp_path: Path) -> None:
+    error = caught(OSError(28, "No space left on device"), "save_checkpoint")
+    said = describe(error, Namespace(save=str(tmp_path)))
+    first, second = said.split("\n")
+    assert first == "OSError: [Errno 28] No space left on device"
+    assert second.startswith(f"  --save ({tmp_path}) on {socket.gethostname()} has ")
+    assert " bytes free; this checkpoint is not complete, and there is none before it. " in second
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40\n")
+    said = describe(error, Namespace(save=str(tmp_path)))
+    assert "is not complete, the last complete one is 40. If" in said
+    elsewhere = describe(error, Namespace(save=str(tmp_path / "gone")))
+    assert " cannot be asked for its free bytes: " in elsewhere
+
+
+def test_other_errors_say_nothing_of_the_disk(tmp_path: Path) -> None:
+    error = caught(ValueError("x"), "train")
+    assert describe(error, Namespace(save=str(tmp_path))) == "ValueError: x"
+    saving = caught(ValueError("x"), "save_checkpoint")
+    assert describe(saving, Namespace(save=None)) == "ValueError: x"
+
+
+def test_failures_of_ranks_are_named_in_place_of_their_stacks() -> None:
+    failures = {rank: (OSError("full"), "stack") for rank in (0, 1, 3)}
+    error = CheckpointException({**failures, 2: (RuntimeError("other"), "stack")})
+    assert describe(error) == (
+        "CheckpointException: OSError: full (writing on ranks 0-1, 3); RuntimeError: other "
+        "(writing on rank 2)"
+    )
+    assert kind_of(error) == "failed"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CheckpointException({}),
+        RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]"),
+    ],
+)
+def test_an_error_that_another_rank_explains(error: Exception) -> None:
+    assert kind_of(error) == "followed"
+    assert kind_of(ValueError("x")) == "failed"
