@@ -1,9 +1,9 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
-It asks Megatron for its own spec and changes three things in it: the MoE layer; where Megatron
-would refuse sequence parallelism, the norm; and the checkpoint key of the norm before a Grove
-layer. Experts, attention and everything else stay what Megatron chose for the local or
-TransformerEngine implementation.
+It asks Megatron for its own spec and changes three things in it: the MoE layer; the norm where
+Megatron's would refuse to be built; and the checkpoint key of the norm before a Grove layer.
+Experts, attention and everything else stay what Megatron chose for the local or TransformerEngine
+implementation.
 """
 
 import copy
@@ -16,7 +16,6 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
@@ -26,7 +25,7 @@ from .layer_count import check_after_build
 from .moe.experts import GroupedExperts
 from .moe.kernel_choice import takes_grouped_experts
 from .moe.layer import GroveMoELayer
-from .moe.norm import sequence_parallel_norm
+from .moe.norm import norm_swaps
 from .moe.router import GroveRouter
 
 
@@ -74,8 +73,8 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
         swaps = {MoELayer: GroveMoELayer, TopKRouter: GroveRouter}
         if takes_grouped_experts(config):
             swaps[SequentialMLP] = GroupedExperts
-    if config.sequence_parallel and config.transformer_impl == "local":
-        swaps[WrappedTorchNorm] = sequence_parallel_norm
+    if config.transformer_impl == "local":
+        swaps |= norm_swaps(config)
     return swap_classes(spec, swaps) if swaps else spec
 
 

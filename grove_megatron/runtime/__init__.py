@@ -67,6 +67,13 @@ def runtime_problems() -> list[str]:
     return []
 
 
+def cuda_is_here() -> bool:
+    """Does this process run on CUDA? The CPU runtime has torch say so where there is none."""
+    import torch
+
+    return not cpu_is_active() and torch.cuda.is_available()
+
+
 def cpu_is_active() -> bool:
     """Is the CPU runtime active in this process?"""
     module = sys.modules.get(f"{__name__}.cpu_runtime")

@@ -9,10 +9,11 @@ from .registry import Patch, PatchSet, fingerprint, problem, resolve
 
 def patch_sets() -> list[PatchSet]:
     from ..training.entry import ENTRY
+    from ..training.reporting import REPORTING
     from .cpu_runtime import CPU
     from .wheel import WHEEL
 
-    return [WHEEL, ENTRY, CPU]
+    return [WHEEL, ENTRY, REPORTING, CPU]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ import torch
 from . import cuda_stand_in as stand_in
 from .device_mode import CudaMeansCpu
 from .fingerprints import megatron_patch, torch_patch
+from .gpu_packages import without_gpu_packages
 from .registry import Patch, PatchSet
 from .wheel import WHEEL
 
@@ -203,12 +204,14 @@ def cpu() -> Iterator[None]:
 
     Raises:
         PatchError: Megatron or torch is not what the patches were written for.
+        ValueError: Megatron was imported before and has found TransformerEngine.
     """
     if CPU.active:
         yield
         return
     with ExitStack() as stack:
         stack.enter_context(_environment(_ENVIRONMENT))
+        stack.enter_context(without_gpu_packages())
         stack.enter_context(_without_import_warnings())
         stack.enter_context(WHEEL.applied())
         stack.enter_context(CPU.applied())

@@ -67,6 +67,16 @@ def _set_optimizer_state(original: Callable[..., Any]) -> Callable[..., Any]:
     return set_main_param_and_optimizer_states
 
 
+def _recompute_without_engine(original: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: Any, fp8: Any = False) -> None:
+        """As Megatron's; without TransformerEngine there is no FP8 to ask it about."""
+        from megatron.core.tensor_parallel import random
+
+        original(self, fp8 if random.HAVE_TE else None)
+
+    return __init__
+
+
 WHEEL = PatchSet(
     "wheel",
     "what the PyPI wheel lacks (CUDA machines too)",
@@ -107,6 +117,13 @@ WHEEL = PatchSet(
             "optimizers, so no state crosses between expert-parallel size 1 and more; and takes "
             "the step from rank 0, which writes none where it has no expert",
             make=load_into_chain,
+        ),
+        megatron_patch(
+            name="recompute-without-engine",
+            target="megatron.core.tensor_parallel.random:CheckpointWithoutOutput.__init__",
+            reason="asks TransformerEngine whether FP8 is on whenever a norm or an activation is "
+            "recomputed, and ends with a NameError where that is not installed",
+            make=_recompute_without_engine,
         ),
         megatron_patch(
             name="atomic-tracker",

@@ -50,6 +50,12 @@ _REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
     ("delay_wgrad_compute", bool, "needs TransformerEngine; remove it"),
     ("moe_permute_fusion", bool, "needs TransformerEngine; remove it"),
     ("moe_router_fusion", bool, "needs TransformerEngine; remove it"),
+    (
+        "recompute_modules",
+        lambda v: not {*v}.isdisjoint(("moe_act", "mla_up_proj", "gdn_norm_out")),
+        "needs TransformerEngine for all but core_attn, layernorm, mlp, moe, shared_experts; use "
+        "these",
+    ),
     ("fine_grained_activation_offloading", bool, "needs a GPU; remove it"),
     ("cpu_offloading_num_layers", bool, "needs a GPU; remove it"),
     ("optimizer_cpu_offload", bool, "needs a GPU; remove it"),

@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.ranks import Ranks
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cuda() -> None:
@@ -18,6 +20,14 @@ def cuda() -> None:
 @pytest.fixture(scope="session")
 def transformer_engine(cuda: None) -> None:
     pytest.importorskip("transformer_engine.pytorch", reason="needs TransformerEngine")
+
+
+@pytest.fixture(scope="session")
+def gpu_ranks(cuda: None) -> Iterator[Ranks]:
+    """Ranks with a GPU each; never more than there are."""
+    started = Ranks("cuda")
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from grove_megatron.functional import dispatch_plan
 from grove_megatron.functional.permute import expand_rows, reduce_rows
 from grove_megatron.kernels import TORCH
 from grove_megatron.moe import kernel_choice
+from grove_megatron.moe.counts import LayerCounts
 from tests.gpu.layers import (
     SMALL,
     TOKENS,
@@ -231,9 +232,14 @@ def test_the_host_waits_once_for_the_counts_and_never_again(dtype: torch.dtype) 
     with torch.no_grad():
         probs, chosen = layer.route(x)
     probs.requires_grad_()
+    counts = LayerCounts(layer.token_dispatcher, layer.config.moe_router_topk)
+    padding = torch.arange(chosen.shape[0], device="cuda") % 3 == 0
     torch.cuda.synchronize()
 
     stages: dict[str, list[str]] = {}
+    with waits() as stages["counting"]:
+        counts.add(chosen, None)
+        counts.add(chosen, padding)
     with waits() as stages["preprocess"]:
         rows, packed = layer.preprocess(x, probs, chosen)
     with waits() as stages["dispatch"]:
@@ -247,6 +253,7 @@ def test_the_host_waits_once_for_the_counts_and_never_again(dtype: torch.dtype) 
     assert x.grad is not None
     assert probs.grad is not None
     assert {stage: len(found) for stage, found in stages.items()} == {
+        "counting": 0,
         "preprocess": 1,
         "dispatch": 0,
         "experts": 0,

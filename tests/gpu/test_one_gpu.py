@@ -8,23 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.gpu.flags import GROUPED_ENGINE, LOCAL
 from tests.integration.checkpoints import tensors
 from tests.integration.flags import MODEL
 from tests.integration.launching import Finished, launch, reported_steps
 
 pytestmark = pytest.mark.gpu
 
-# What the local implementation needs on CUDA where neither Apex nor TransformerEngine is
-# installed; the CPU runtime has the same as defaults.
-LOCAL = (
-    "--transformer-impl local --attention-backend unfused --no-gradient-accumulation-fusion "
-    "--no-masked-softmax-fusion --no-bias-swiglu-fusion --no-rope-fusion "
-    "--no-persist-layer-norm --no-bias-gelu-fusion --no-bias-dropout-fusion"
-).split()
-# Fused gradient accumulation of the output layer is a kernel of Apex.
-TRANSFORMER_ENGINE = (
-    "--transformer-impl transformer_engine --moe-grouped-gemm --no-gradient-accumulation-fusion"
-).split()
 CPU = {"GROVE_RUNTIME": "cpu"}
 # GROVE_RUNTIME unset: CUDA is found.
 CUDA = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
@@ -92,7 +82,7 @@ def test_both_implementations_are_the_authors_model_in_bf16(
     flags = LOCAL
     if implementation == "transformer_engine":
         request.getfixturevalue("transformer_engine")
-        flags = [*TRANSFORMER_ENGINE, "--attention-backend", "auto"]
+        flags = [*GROUPED_ENGINE, "--attention-backend", "auto"]
     # Exit 1: bf16 cannot meet the tolerances of fp32.
     found = report(golden_folder, ["--bf16", *flags], exit_code=1)
     for error, tolerance in BF16_TOLERANCES.items():
@@ -101,7 +91,7 @@ def test_both_implementations_are_the_authors_model_in_bf16(
 
 @pytest.mark.usefixtures("transformer_engine")
 def test_transformer_engine_trains_in_bf16() -> None:
-    losses = train(["--bf16", *TRANSFORMER_ENGINE], CUDA)
+    losses = train(["--bf16", *GROUPED_ENGINE], CUDA)
     assert len(losses) == 10
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < 0.75 * losses[0]
@@ -112,7 +102,7 @@ def test_transformer_engine_trains_in_bf16() -> None:
 def test_a_run_goes_on_with_the_experts_of_the_other_implementation(
     first: str, tmp_path: Path
 ) -> None:
-    flags = {"local": LOCAL, "transformer_engine": TRANSFORMER_ENGINE}
+    flags = {"local": LOCAL, "transformer_engine": GROUPED_ENGINE}
     (second,) = flags.keys() - {first}
     # Optimizer states by the names of parameters. TransformerEngine's norms have an empty state
     # of their own, which a checkpoint of the local ones lacks.

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from grove_megatron.config import GroveTransformerConfig
 from grove_megatron.layer_spec import adapt_spec, grove_layer_spec, swap_classes
 from grove_megatron.moe.layer import GroveMoELayer
-from grove_megatron.moe.norm import sequence_parallel_norm
+from grove_megatron.moe.norm import torch_norm
 from grove_megatron.moe.router import GroveRouter
 
 SIZE = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "transformer_impl": "local"}
@@ -69,7 +69,7 @@ def test_classes_are_swapped_anywhere_in_a_spec_and_the_original_is_not_changed(
 
 def test_norms_are_swapped_only_for_sequence_parallelism() -> None:
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-    assert adapt_spec([WrappedTorchNorm], grove_config(**parallel)) == [sequence_parallel_norm]
+    assert adapt_spec([WrappedTorchNorm], grove_config(**parallel)) == [torch_norm]
     assert adapt_spec([WrappedTorchNorm], grove_config()) == [WrappedTorchNorm]
 
 

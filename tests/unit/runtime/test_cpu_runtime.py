@@ -166,6 +166,27 @@ class TestWhatMegatronDoes:
         assert not torch.is_tensor(splits)
         assert token_dispatcher.maybe_move_tensor_to_cpu(None, as_numpy=True) is None
 
+    def test_a_norm_is_recomputed_without_transformer_engine(self, monkeypatch):
+        monkeypatch.setattr(megatron_random, "HAVE_TE", False)
+        monkeypatch.delattr(megatron_random, "FP8GlobalStateManager", raising=False)
+        norm = torch.nn.LayerNorm(4)
+        x = torch.randn(3, 4, requires_grad=True)
+        norm(x).square().sum().backward()
+        expected, x.grad = x.grad, None
+        checkpoint = megatron_random.CheckpointWithoutOutput()
+        # The squares keep what the norm gives them, which is thrown away and made again.
+        y = checkpoint.checkpoint(norm, x)
+        z = y.square()
+        checkpoint.discard_output_and_register_recompute(z)
+        assert y.untyped_storage().size() == 0
+        z.sum().backward()
+        torch.testing.assert_close(x.grad, expected, rtol=0, atol=0)
+
+    def test_with_transformer_engine_fp8_is_asked_about_as_before(self, monkeypatch):
+        for installed in (True, False):
+            monkeypatch.setattr(megatron_random, "HAVE_TE", installed)
+            assert megatron_random.CheckpointWithoutOutput().fp8 is installed
+
     def test_new_threads_mean_the_cpu_too(self):
         made = []
 
