@@ -31,9 +31,11 @@ setup(
     extras_require={
         "te": ["transformer-engine[pytorch]"],
         "hf": ["transformers>=5"],
+        "report": ["matplotlib"],
         "dev": [
             "pytest",
             "pytest-timeout",
+            "einops",
             "hypothesis",
             "matplotlib",
             "ruff",

@@ -4,6 +4,8 @@ import typer
 
 from .benchmarks.commands import app as bench
 from .checkpoint import commands as weights
+from .report.command import report
+from .training.doctor_command import doctor
 
 app = typer.Typer(
     help="Grove MoE for Megatron.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -15,6 +17,8 @@ app.command("export")(weights.export)
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("upcycle", context_settings=_OPEN)(weights.upcycle)
 app.command("verify", context_settings=_OPEN)(weights.verify)
+app.command("doctor", context_settings=_OPEN)(doctor)
+app.command("report")(report)
 
 
 @app.callback()

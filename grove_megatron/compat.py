@@ -46,7 +46,7 @@ def environment_problems() -> list[str]:
             f"megatron-core ({version}) is not in the range ({MEGATRON_RANGE}) this version of "
             f"grove_megatron was tested with; pip install 'megatron-core[training]{MEGATRON_RANGE}'"
         )
-    torch_version = _installed("torch")
+    torch_version = installed_version("torch")
     if torch_version is None or torch_version not in TORCH_RANGE:
         problems.append(
             f"torch ({torch_version or 'not installed'}) is not in the range ({TORCH_RANGE}); "
@@ -61,7 +61,7 @@ def environment_problems() -> list[str]:
     return problems
 
 
-def _installed(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -9,9 +9,10 @@ import sys
 
 def main() -> None:
     """Check the installation, choose the runtime, train."""
+    from .failure.watch import watched
     from .training.start import started
 
-    with started():
+    with started(), watched():
         from .training.launch import pretrain
 
         pretrain()

@@ -12,6 +12,7 @@ import sys
 
 def main() -> None:
     """Run ``sys.argv[1]`` as ``__main__`` with the rest of the command line."""
+    from .failure.watch import watched
     from .training.refuse import refuse
     from .training.start import started
 
@@ -20,10 +21,11 @@ def main() -> None:
         usage = "torchrun -m grove_megatron.run path/to/script.py ..."
         refuse([f"script ({given}) is not a file; {usage}"])
     del sys.argv[0]
-    with started():
+    with started(), watched():
         from .training.entry import ENTRY
+        from .training.reporting import REPORTING
 
-        with ENTRY.applied():
+        with ENTRY.applied(), REPORTING.applied():
             _announce_megatron(sys.argv[0])
             # The script's neighbours come first, as python does it; Megatron is imported already.
             sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))

@@ -1,11 +1,20 @@
 """Fixtures that more than one kind of test uses."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.ranks import Ranks
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests of the CPU find no package of GPU kernels; those in tests/gpu are run by themselves."""
+    if not any(os.path.basename(arg.rstrip("/")) == "gpu" or "gpu/" in arg for arg in config.args):
+        from grove_megatron.runtime.gpu_packages import hide_gpu_packages
+
+        hide_gpu_packages()
 
 
 @pytest.fixture(scope="session")

@@ -41,13 +41,21 @@ def write_result(folder: str, result: Any) -> None:
 
 
 class Ranks:
-    """Starts jobs; one zygote process serves a whole test session."""
+    """Starts jobs; one zygote process serves a whole test session.
 
-    def __init__(self) -> None:
+    Args:
+        runtime: ``cpu``, or ``cuda`` for ranks with a GPU each.
+    """
+
+    def __init__(self, runtime: str = "cpu") -> None:
         env = os.environ | {
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
-            "GROVE_RUNTIME": "cpu",
+            "GROVE_RUNTIME": runtime,
+            # By default torch asks CUDA whether it is there, which a forked process cannot do after
+            # its parent.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
         }

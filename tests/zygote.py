@@ -18,6 +18,14 @@ GRACE_SECONDS = 20.0
 
 
 def _serve() -> None:
+    from grove_megatron.runtime.gpu_packages import hide_gpu_packages
+
+    if os.environ["GROVE_RUNTIME"] == "cpu":
+        # The ranks enter the CPU runtime when Megatron is imported already.
+        hide_gpu_packages()
+    # What every training imports on its way, tokenizers with transformers above all.
+    import megatron.core.datasets.gpt_dataset
+    import megatron.core.tokenizers.text.text_tokenizer
     import megatron.training  # noqa: F401
     import torch
 

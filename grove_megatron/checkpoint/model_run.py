@@ -178,6 +178,7 @@ def _flags(architecture: Architecture, shape: tuple[int, ...], extra_flags: list
         *("--micro-batch-size", str(batch_size)),
         *("--global-batch-size", str(batch_size * data * batches)),
         *("--seq-length", str(sequence_length), "--train-iters", "1", "--lr", "0"),
+        *("--eval-interval", "1", "--eval-iters", "0"),
         *("--tokenizer-type", "NullTokenizer", "--transformer-impl", "local"),
         *("--attention-backend", "unfused", "--no-gradient-accumulation-fusion"),
         *("--no-masked-softmax-fusion", "--no-bias-swiglu-fusion", "--no-rope-fusion"),

@@ -12,12 +12,16 @@ from megatron.core.pipeline_parallel.utils import (
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.training import get_args
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, mtp_block_spec
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
 from ..layer_count import check_after_build
 from ..layer_spec import adapt_spec, grove_layer_spec
+from ..moe import balance
 from .dropped_weights import check_no_weight_is_dropped
+from .metrics import watch_routing
+from .nonfinite import watch_logits
 
 
 @dataclass(kw_only=True)
@@ -98,7 +102,21 @@ class GroveGPTModelBuilder(GPTModelBuilder):
         # Also where the layers are not ours: a spec that does not import is none of ours.
         check_after_build(self._model_config)
         hooks = self._model_config.post_wrap_hooks
-        if check_no_weight_is_dropped not in hooks:
-            hooks.append(check_no_weight_is_dropped)
+        for hook in (check_no_weight_is_dropped, watch_routing, watch_logits):
+            if hook not in hooks:
+                hooks.append(hook)
+        # Before train() sets Megatron's function where there is none.
+        balance.install(self._model_config.transformer, _iterations_done)
         models: list[GPTModel] = super().build_distributed_models(pg_collection, *args, **kwargs)
         return models
+
+
+def _iterations_done() -> int:
+    """The iterations before the one that runs, those of earlier runs included."""
+    done = getattr(get_args(), "curr_iteration", None)
+    if done is None:
+        raise ValueError(
+            "--grove-bias-rate-decay-style needs args.curr_iteration (None), the iterations before "
+            "this one, which Megatron's train() sets; set it in your own loop, or use constant"
+        )
+    return int(done)

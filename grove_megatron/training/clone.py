@@ -29,7 +29,9 @@ def install() -> None:
     with ExitStack() as stack:
         stack.enter_context(started())
         from .entry import ENTRY
+        from .reporting import REPORTING
 
         stack.enter_context(ENTRY.applied())
-        # Both are in force: keep them, and undo them in order before the interpreter shuts down.
+        stack.enter_context(REPORTING.applied())
+        # All are in force: keep them, and undo them in order before the interpreter shuts down.
         atexit.register(stack.pop_all().close)

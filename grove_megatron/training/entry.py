@@ -17,14 +17,18 @@ from ..arguments import (
     yaml_problems,
 )
 from ..config import GroveTransformerConfig
+from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
+from .checks import command_line_problems
 from .cpu_arguments import set_cpu_defaults
-from .preflight import announce, preflight
+from .preflight import announce
 from .refuse import refuse
+from .reporting import announce_flops
+from .same_flags import refuse_differences
 
 
 def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
@@ -39,10 +43,13 @@ def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., Arg
 
 def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def validate_args(args: Namespace, defaults: dict[str, Any] | None = None) -> Any:
+        begin(args)
+        refuse_differences(args)
         select_layer(args)
-        if problems := preflight(args):
+        if problems := command_line_problems(args, args.world_size):
             refuse(problems)
         announce(args)
+        announce_flops(args)
         return original(args, defaults if defaults is not None else {})
 
     return validate_args

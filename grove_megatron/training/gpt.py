@@ -45,14 +45,62 @@ _ELSEWHERE = (
 )
 
 
+_SOURCES = ("mock_data", "data_path", "data_args_path", "per_split_data_args_path")
+# One source together.
+_SPLITS = ("train_data_path", "valid_data_path", "test_data_path")
+
+
 def entry_problems(args: Namespace) -> list[str]:
-    """Flags of data and loss modes that only Megatron's own script has, one line each."""
-    return [
+    """What this entry point has not: modes of Megatron's own script, other data; one line each."""
+    problems = [
         f"--{name.replace('_', '-')} ({value}) is not a mode of grove_megatron.pretrain; use "
         "torchrun -m grove_megatron.run path/to/pretrain_gpt.py with the same flags"
         for name in _ELSEWHERE
         if (value := getattr(args, name, None))
     ]
+    return [*problems, *_needed_to_train(args), *_data_problems(args)]
+
+
+def _needed_to_train(args: Namespace) -> Iterator[str]:
+    """What Megatron's training loop reads without asking whether it is there."""
+    if args.skip_train:
+        return
+    if args.train_iters is None and args.train_samples is None:
+        yield "--train-iters (None) is needed; say how long to train"
+    if args.lr is None:
+        yield "--lr (None) is needed; give the learning rate"
+    if args.eval_interval is None and not args.full_validation:
+        yield (
+            "--eval-interval (None) is needed; say how often to evaluate, and --eval-iters 0 for "
+            "never"
+        )
+
+
+def _data_problems(args: Namespace) -> list[str]:
+    """Where the tokens come from: one place, which Megatron's validation does not ask for."""
+    splits = [name for name in _SPLITS if getattr(args, name, None)]
+    given = [
+        f"--{name.replace('_', '-')} ({' '.join(value) if isinstance(value, list) else value})"
+        for name in (*_SOURCES, *splits[:1])
+        if (value := getattr(args, name, None))
+    ]
+    problems = []
+    if not given:
+        problems.append(
+            "--data-path (None) is needed; give a prefix of .bin and .idx files, or --mock-data"
+        )
+    elif len(given) > 1:
+        problems.append(f"{given[0]} excludes {' and '.join(given[1:])}; give one source of data")
+    if args.tokenizer_type == "NullTokenizer" and args.vocab_size is None:
+        problems.append(
+            "--tokenizer-type (NullTokenizer) needs --vocab-size (None); give the number of tokens"
+        )
+    if args.tokenizer_type == "HuggingFaceTokenizer" and args.tokenizer_model is None:
+        problems.append(
+            "--tokenizer-type (HuggingFaceTokenizer) needs --tokenizer-model (None); give its "
+            "folder or name"
+        )
+    return problems
 
 
 def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:

@@ -21,32 +21,73 @@ from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
 from ..config import grove_problems, is_grove
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
-from ..runtime import cpu_is_active
+from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import checkpoint_folder_problem
 from .cpu_arguments import cpu_problems
+from .installed import look, package_problems
+from .metrics_run import record_folder
+from .rules import megatron_notices
 
 
-def preflight(args: Namespace) -> list[str]:
-    """Problems of a parsed, not yet validated command line, one line each.
+def preflight(args: Namespace, device: str | None = None) -> list[str]:
+    """Problems of the Grove settings and of what they meet, one line each.
 
     Args:
-        args: Megatron's namespace with the Grove flags.
+        args: Megatron's namespace with the Grove flags, parsed and not yet validated.
+        device: ``cuda`` or ``cpu``, what the job will run on; None: what this process runs on.
     """
+    elsewhere = device == "cuda" and not cuda_is_here()
+    device = device or ("cpu" if cpu_is_active() else "cuda")
     problems = grove_problems(args, num_experts=args.num_experts)
     problems += _spec_problems(args)
     problems += _checkpoint_problems(args)
-    problems += _kernel_problems(args)
+    if not elsewhere:
+        problems += _kernel_problems(args, device)
     problems += _node_problems(args)
-    if cpu_is_active():
+    if device == "cpu":
         problems += cpu_problems(args)
+    elif cuda_is_here() and is_grove(args):
+        # Of another machine than the job's, what is installed says nothing.
+        problems += package_problems(args, look())
     return problems
 
 
 def announce(args: Namespace) -> None:
     """Say on rank 0 what a run without problems should know before it starts."""
-    notice = optimizer_format_notice(args)
-    if notice is not None and os.environ.get("RANK", "0") == "0":
-        print(f"grove_megatron: {notice}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        for notice in notices(args):
+            print(f"grove_megatron: {notice}", file=sys.stderr, flush=True)
+
+
+def notices(args: Namespace) -> list[str]:
+    """What is right and may still not be what the user wants, one line each."""
+    found = [optimizer_format_notice(args), _dispatcher_notice(args), _record_notice(args)]
+    ignored = megatron_notices(args) if is_grove(args) else ()
+    return [*(notice for notice in found if notice is not None), *ignored]
+
+
+def _dispatcher_notice(args: Namespace) -> str | None:
+    ranks = args.expert_model_parallel_size
+    if not is_grove(args) or args.moe_token_dispatcher_type != "allgather" or ranks == 1:
+        return None
+    return (
+        "--moe-token-dispatcher-type (allgather), Megatron's default, sends every token to all "
+        f"--expert-model-parallel-size ({ranks}) ranks; use alltoall, which sends it once to every "
+        "rank it needs"
+    )
+
+
+def _record_notice(args: Namespace) -> str | None:
+    """Metrics are on, and what they count is kept nowhere."""
+    if not is_grove(args) or args.grove_metrics_interval == 0 or args.skip_train:
+        return None
+    if record_folder(args) is not None:
+        return None
+    return (
+        "no record of what the experts do is kept for `grove report`: --grove-metrics-dir (None) "
+        f"and --save ({args.save}) name no folder for it; give --grove-metrics-dir, or "
+        "--grove-metrics-interval 0 to count nothing"
+    )
 
 
 def _checkpoint_problems(args: Namespace) -> list[str]:
@@ -68,7 +109,7 @@ def _checkpoint_problems(args: Namespace) -> list[str]:
     return problems
 
 
-def _kernel_problems(args: Namespace) -> list[str]:
+def _kernel_problems(args: Namespace, device: str) -> list[str]:
     """Kernels that were asked for by name and cannot run here."""
     if not is_grove(args) or args.grove_kernel != "triton":
         return []
@@ -84,8 +125,7 @@ def _kernel_problems(args: Namespace) -> list[str]:
         if width
     }
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    device = torch.device("cpu" if cpu_is_active() else "cuda")
-    reason = why_not(dtype, device, num_pairs=1, **local)
+    reason = why_not(dtype, torch.device(device), num_pairs=1, **local)
     return [] if reason is None else [f"--grove-kernel (triton) cannot run: {reason}; use auto"]
 
 

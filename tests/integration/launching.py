@@ -3,8 +3,11 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +67,42 @@ def torchrun(*arguments: str) -> list[str]:
     """The command that runs ``arguments`` on two ranks of this machine."""
     torch_run = [sys.executable, "-m", "torch.distributed.run"]
     return [*torch_run, "--standalone", "--nproc-per-node", "2", *arguments]
+
+
+@contextmanager
+def two_nodes(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two launchers on this machine, each with two of four CPU ranks; ended in the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meet = ["--nnodes", "2", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    nodes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", *meet),
+                *("--master-port", str(port), "--node-rank", str(node), *arguments),
+            ],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                "OMP_NUM_THREADS": "1",
+                "GROVE_RUNTIME": "cpu",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        for node in range(2)
+    ]
+    try:
+        yield nodes
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                # It ends its ranks.
+                node.terminate()
+                node.wait(timeout=40)
 
 
 def tiny_model() -> list[str]:

@@ -121,10 +121,12 @@ def _describe(models: list[Any]) -> dict[str, Any]:
     parameters, layers = {}, []
     for model in unwrap_model(models):
         for name, parameter in _one_by_one(model):
-            raw = parameter.detach().contiguous().view(torch.uint8).numpy().tobytes()
+            raw = parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
             parameters[name] = hashlib.sha256(raw).hexdigest()
         for name, module in model.named_modules():
             if isinstance(module, GroveMoELayer):
                 dispatcher = module.token_dispatcher
-                layers.append({"name": name, **vars(dispatcher.traffic), **dispatcher.counted})
+                layers.append(
+                    {"name": name, **vars(dispatcher.traffic), **getattr(dispatcher, "counted", {})}
+                )
     return {"parameters": parameters, "layers": layers}

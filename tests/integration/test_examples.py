@@ -1,6 +1,8 @@
 """The examples do what their README says: they are run, not read."""
 
+import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -96,6 +98,29 @@ def test_weights_come_in_are_trained_and_go_out(tmp_path: Path, golden_folder: P
     assert {n: t.shape for n, t in after.items()} == {n: t.shape for n, t in before.items()}
     assert all(bool(tensor.isfinite().all()) for tensor in after.values())
     assert not any(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.long
+def test_from_a_command_line_that_cannot_run_to_a_report(tmp_path: Path) -> None:
+    done = launch([str(EXAMPLES / "05_doctor.sh"), "--train-iters", "20"], RUN_DIR=str(tmp_path))
+    assert done.code == 0, done.output
+    failed, refused, sound, job, drawn = re.split(r"^== .*\n", done.output, flags=re.M)[1:]
+    problems = re.findall(r"^  \d\. (.*)$", failed, re.M)
+    flags = ("moe-router-topk", "expert-model-parallel-size", "global-batch-size")
+    flags += ("recompute-granularity", "save")
+    assert [line.partition(" (")[0] for line in problems] == [f"--{flag}" for flag in flags]
+    # The doctor says of the command what the job said, word for word.
+    assert re.findall(r"^  \d\. (.*)$", refused, re.M) == problems
+    assert "no problem found, 2 processes on cpu" in sound
+    steps = reported_steps(job)
+    assert sorted(steps) == [1, 5, 10, 15, 20]
+    assert "| dead experts: 0 |" in job
+    # What was planned is what was built.
+    (planned,) = re.findall(r"^parameters +([\d,]+):", sound, re.M)
+    (summary,) = re.findall(r"^grove_megatron summary: (.*)$", job, re.M)
+    assert int(planned.replace(",", "")) == json.loads(summary)["params_total"]
+    assert "report.html: the report" in drawn
+    assert "<img" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")

@@ -77,11 +77,6 @@ REFUSED: dict[str, Refused] = {
         "gradient: the softmax over one selected logit is constant; use 2 or more, or "
         "--grove-router-scoring softmax",
     ),
-    "dispatcher-allgather": case(
-        "--moe-token-dispatcher-type allgather",
-        "--moe-token-dispatcher-type (allgather) is not supported with --grove-num-groups; use "
-        "--moe-token-dispatcher-type alltoall, which this plugin deduplicates",
-    ),
     "dispatcher-flex": case(
         "--moe-token-dispatcher-type flex",
         "--moe-token-dispatcher-type (flex) is not supported with --grove-num-groups; use "

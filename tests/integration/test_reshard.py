@@ -60,10 +60,10 @@ OPTIMIZERS: dict[str, tuple[list[str], float]] = {
 
 # (optimizer, saved at, loaded at)
 CASES = [
-    ("fp32", "pp2-ep2-megatrons", "one"),
     ("distributed", "one", "pp2-ep2"),
 ]
 LONG = [
+    ("fp32", "pp2-ep2-megatrons", "one"),
     ("fp32", "one", "tp2-etp1-ep2"),
     ("distributed", "pp2-ep2-megatrons", "tp2-etp2"),
     ("distributed", "late-pp2-ep2", "late-one"),

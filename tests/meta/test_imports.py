@@ -47,8 +47,10 @@ RULES = {
     },
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
-    "config": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    "config": Rule(inside=MODEL | {"switches"}, outside={"torch", "megatron.core"}),
     "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    # Apex's RMSNorm, where it is asked for.
+    "moe/norm": Rule(outside={"torch", "megatron.core"}, in_functions={"apex"}),
     "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),
     "layer_count": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "checkpoint/commands": Rule(
@@ -83,8 +85,24 @@ RULES = {
         inside=MODEL | {"bridge", "checkpoint", "layer_spec"},
         outside={"torch", "transformers", "megatron.core", "megatron.bridge"},
     ),
+    # A record is read where there is neither torch nor Megatron.
+    "report": Rule(inside={"report", "planner.traffic"}, outside={"numpy"}),
+    **{
+        f"report/{module}": Rule(
+            inside={"report", "planner.traffic"}, outside={"numpy", "matplotlib"}
+        )
+        for module in ("draw", "flow_figures", "load_figures", "shown")
+    },
+    # Imported by the command line; the rest of the report, and matplotlib, when it draws.
+    "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner"}),
+    # Read by the configuration, the tests and the page.
+    "switches": Rule(inside={"switches"}),
+    # In processes that wait for one another: little, and nothing that could wait itself.
+    "failure": Rule(inside={"failure", "checkpoint.layout"}, in_functions={"torch"}),
     "training": AROUND_THE_MODEL,
+    # Imported by the command line before anything is decided.
+    "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.
@@ -197,6 +215,8 @@ def test_there_are_modules_to_look_at():
         ("moe", "from ..runtime import cpu"),
         ("moe", "from grove_megatron.training import gpt"),
         ("moe", "import transformer_engine"),
+        ("moe", "def f():\n    import apex"),
+        ("moe/norm", "import apex"),
         ("config", "import transformers"),
         ("layer_spec", "if True:\n    from .runtime import cpu"),
         ("checkpoint", "import transformers"),
@@ -210,7 +230,14 @@ def test_there_are_modules_to_look_at():
         ("bridge", "import megatron.bridge"),
         ("bridge", "from ..layer_spec import grove_layer_spec"),
         ("bridge/registration", "from megatron.training import get_args"),
+        ("report", "import torch"),
+        ("report", "import matplotlib"),
+        ("report", "from ..config import is_grove"),
+        ("report/command", "from .figures import draw_all"),
         ("planner", "import torch"),
+        ("switches", "import torch"),
+        ("switches", "from ..config import is_grove"),
+        ("training/doctor_command", "from .doctor import diagnose"),
         ("planner", "from grove_megatron.config import is_grove"),
         ("training", "import tests.unit"),
         ("training", "import transformer_engine"),

@@ -10,6 +10,7 @@ from tests.ranks import write_result
 # Not of the model.
 TRAINING = (
     "--micro-batch-size 1 --global-batch-size 4 --seq-length 8 --train-iters 1 --lr 0 "
+    "--eval-interval 1 "
     "--tokenizer-type NullTokenizer --mock-data --no-create-attention-mask-in-dataloader"
 ).split()
 

@@ -32,9 +32,8 @@ SIZES = {
 }
 
 
-# Three layouts in every run; the others with the whole matrix.
-OFTEN = ("ep2", "ep4-on-two-nodes")
-LAYOUTS = [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.long]) for name in SIZES]
+# One layout in every run; the others with the whole matrix.
+LAYOUTS = [pytest.param(name, marks=[] if name == "ep2" else [pytest.mark.long]) for name in SIZES]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

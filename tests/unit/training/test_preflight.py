@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from grove_megatron import config, runtime
+from grove_megatron import runtime
 from grove_megatron.arguments import IMPORTED, LAYER_SPEC, optimizer_layout_problems, select_layer
 from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
 from grove_megatron.training.preflight import announce, preflight
@@ -93,10 +93,6 @@ def megatron_flags():
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     return {flag for action in parser._actions for flag in action.option_strings}
-
-
-def test_every_setting_refused_with_groups_is_a_flag_of_megatrons(megatron_flags):
-    assert {f"--{name.replace('_', '-')}" for name, *_ in config._REFUSED} <= megatron_flags
 
 
 class TestOnTheCpuRuntime:
@@ -262,6 +258,8 @@ class TestOptimizerStateInMemoryOrder:
 
 
 class TestNotice:
+    # With a place for the record of metrics, of which there is nothing to say then.
+    RECORDS = f"{GROVE} --grove-metrics-dir there"
     SAVES = f"{GROVE} --use-distributed-optimizer --transformer-impl local --save folder"
 
     @pytest.fixture
@@ -291,7 +289,7 @@ class TestNotice:
     @pytest.mark.parametrize(
         "flags",
         [
-            f"{GROVE} --use-distributed-optimizer",
+            f"{RECORDS} --use-distributed-optimizer",
             f"{GROVE} --save folder",
             f"{SAVES} --no-save-optim",
             f"{SAVES} --dist-ckpt-optim-fully-reshardable",
@@ -299,4 +297,16 @@ class TestNotice:
         ],
     )
     def test_nothing_is_said_where_there_is_nothing_to_say(self, shown, flags):
+        assert shown(flags) == ""
+
+    @pytest.mark.parametrize("flags", ["", "--save msc://bucket/folder"])
+    def test_a_run_whose_metrics_are_kept_nowhere_is_told(self, shown, flags):
+        (line,) = shown(f"{GROVE} {flags}").splitlines()
+        folder = "msc://bucket/folder" if flags else "None"
+        assert line.startswith("grove_megatron: no record of what the experts do is kept")
+        assert f"--grove-metrics-dir (None) and --save ({folder}) name no folder for it" in line
+        assert "give --grove-metrics-dir" in line
+
+    @pytest.mark.parametrize("flags", [f"{GROVE} --grove-metrics-interval 0", RECORDS, ""])
+    def test_where_a_record_is_kept_or_none_is_wanted_nothing_is_said(self, shown, flags):
         assert shown(flags) == ""

@@ -1,0 +1,117 @@
+"""The ``grove doctor`` command."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    context: typer.Context,
+    world_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes of the job; by default torchrun's, else the fewest that the parallel "
+            "sizes need."
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu or cuda, what the job will run on; by default what is found here."),
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
+) -> None:
+    """Check a job's command line on any machine: every problem at once, or what the job will do.
+
+    Takes the flags of the job, or all of its command: grove doctor torchrun --nproc-per-node 8 -m
+    grove_megatron.pretrain --num-layers 48 ... Exits 0 if it would start, 2 if not.
+    """
+    from .refuse import refuse
+    from .start import quiet, started
+
+    if device not in ("", "cpu", "cuda"):
+        refuse([f"--device ({device}) is not one of cpu, cuda; leave it out for what is here"])
+    job = _job(context.args)
+    processes = job.processes if world_size is None else world_size
+    if processes is None and "WORLD_SIZE" in os.environ:
+        processes = int(os.environ["WORLD_SIZE"])
+    if processes is not None and processes < 1:
+        refuse([f"--world-size ({processes}) is below 1; use the number of processes of the job"])
+    with started(), quiet():
+        from ..runtime import cpu_is_active
+        from .doctor import diagnose
+
+        found = diagnose(
+            job.flags,
+            processes,
+            device or ("cpu" if cpu_is_active() else "cuda"),
+            per_node=job.per_node,
+            own_script=job.own_script,
+        )
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit(2 if found.problems else 0)
+    stream = sys.stderr if as_json else sys.stdout
+    where = f"{found.world_size} process{'es' if found.world_size > 1 else ''} on {found.device}"
+    count = len(found.problems)
+    heading = f"{count} problem{'s' if count > 1 else ''}" if count else "no problem found"
+    print(f"grove_megatron: {heading}, {where}", file=stream)
+    for number, line in enumerate(found.problems, 1):
+        print(f"  {number}. {line}", file=stream)
+    if job.notice:
+        found = replace(found, notices=[job.notice, *found.notices])
+    for line in [*found.plan, *(f"note: {notice}" for notice in found.notices)]:
+        print(line, file=stream)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    raise typer.Exit(2 if found.problems else 0)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a command line says of a job; ``None`` where it says nothing."""
+
+    flags: list[str]
+    processes: int | None = None
+    per_node: int | None = None
+    own_script: bool = False
+    notice: str = ""
+
+
+def _job(words: list[str]) -> _Job:
+    """A job from its flags alone, or from its whole command line."""
+    if not words or words[0].startswith("-"):
+        return _Job(words)
+    launcher = next((i for i, word in enumerate(words) if _is_torchrun(word)), None)
+    if launcher is not None:
+        from torch.distributed.run import get_args_parser
+
+        launch = get_args_parser().parse_args(words[launcher + 1 :])
+        here = str(launch.nproc_per_node)
+        per_node = int(here) if here.isdecimal() else None
+        nodes = int(str(launch.nnodes).rpartition(":")[2])
+        return _Job(
+            _after_script(launch.training_script, launch.training_script_args),
+            per_node and nodes * per_node,
+            per_node,
+            launch.training_script == "grove_megatron.run",
+            f"--nproc-per-node ({here}) is known where the job runs; see --world-size"
+            if per_node is None
+            else "",
+        )
+    # python -m grove_megatron.pretrain --flag ..., or a script
+    first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    return _Job(words[first:], own_script="grove_megatron.run" in words[:first])
+
+
+def _is_torchrun(word: str) -> bool:
+    return os.path.basename(word) == "torchrun" or word == "torch.distributed.run"
+
+
+def _after_script(module: str, words: list[str]) -> list[str]:
+    """``grove_megatron.run`` takes the script before its flags."""
+    return words[1:] if module == "grove_megatron.run" else words

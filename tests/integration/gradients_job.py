@@ -1,0 +1,98 @@
+"""Runs on a rank: recorded training that writes down every gradient of its first and last step."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.integration import recorded_run
+
+
+def train(folder: str, argv: list[str]) -> None:
+    """``recorded_run.train``; gradients by parameter name go to ``folder/gradients<rank>.pt``."""
+    from megatron.training import training
+
+    original = training.train_step
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def train_step(forward_step: Any, data: Any, model: Any, *rest: Any, **named: Any) -> Any:
+        result = original(forward_step, data, model, *rest, **named)
+        steps[1:] = [_gradients(model)]
+        return result
+
+    training.train_step = train_step
+    recorded_run.train(folder, argv)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    torch.save(steps, Path(folder) / f"gradients{rank}.pt")
+
+
+def train_by_the_equation(folder: str, argv: list[str]) -> None:
+    """``train`` with experts and adjugates computed as the paper writes them, for every token.
+
+    For one expert-parallel rank and the expert modules of Megatron.
+    """
+    from grove_megatron.moe.layer import GroveMoELayer
+
+    def routed_experts_compute(
+        self: Any, hidden_states: torch.Tensor, probs: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        weights_TE = probs.masked_fill(probs.isneginf(), 0)  # where not routed
+        size = weights_TE.shape[1] // self.config.grove_num_groups
+        weights_TG = self.config.grove_adjugate_scale * weights_TE.unflatten(1, (-1, size)).sum(2)
+        y_TH = torch.zeros_like(hidden_states)
+        for experts, weights in (
+            (self.experts, weights_TE),
+            (self.adjugate_experts, weights_TG),
+        ):
+            for expert, weight_T in zip(experts.local_experts, weights.unbind(1), strict=True):
+                y_TH = y_TH + weight_T.unsqueeze(1) * expert(hidden_states)[0]
+        return y_TH, None
+
+    GroveMoELayer.routed_experts_compute = routed_experts_compute  # type: ignore[method-assign]
+    train(folder, argv)
+
+
+def _gradients(chunks: list[Any]) -> dict[str, torch.Tensor]:
+    """The reduced gradients of this rank's parameters, experts one by one.
+
+    Under the names that Megatron's local modules have, whatever the implementation is.
+    """
+    from megatron.core.utils import unwrap_model
+
+    found = {}
+    for number, chunk in enumerate(chunks):
+        for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
+            if buffer.ddp_config.use_distributed_optimizer:
+                _gather_shards(buffer)
+        for name, parameter in unwrap_model(chunk).named_parameters():
+            gradient = parameter.main_grad.detach().float().clone()
+            found |= {f"{number}.{n}": g for n, g in as_local(name, gradient).items()}
+    return found
+
+
+def as_local(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A parameter, or its gradient, under the names that Megatron's local layers have for it.
+
+    Grouped experts have their matrices stacked, TransformerEngine has them numbered in one module,
+    and a norm in the matrix behind it.
+    """
+    block, _, linear = name.rpartition("experts.linear_fc")
+    if linear and tensor.dim() == 3:
+        names = [f"{block}experts.local_experts.{i}.linear_fc{linear}" for i in range(len(tensor))]
+        return dict(zip(names, tensor, strict=True))
+    name = re.sub(
+        r"experts\.(linear_fc[12])\.weight(\d+)$", r"experts.local_experts.\2.\1.weight", name
+    )
+    name = name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
+    return {re.sub(r"mlp\.linear_fc1\.layer_norm_", "pre_mlp_layernorm.", name): tensor}
+
+
+def _gather_shards(buffer: Any) -> None:
+    """Every rank of the distributed optimizer has reduced a part of each bucket: give it to all."""
+    group = buffer.data_parallel_group
+    for bucket in buffer.buckets:
+        shards = bucket.grad_data.chunk(dist.get_world_size(group))
+        mine = shards[dist.get_rank(group)].clone()
+        dist.all_gather_into_tensor(bucket.grad_data, mine, group=group)
