@@ -91,6 +91,9 @@ def diagnose(
         size = size or 1
     if problems:
         return Diagnosis(size, device, problems)
+    # As Megatron's validation does.
+    args.num_layers = args.num_layers or args.encoder_num_layers
+    args.seq_length = args.seq_length or args.encoder_seq_length
     noted = [*elsewhere, *notices(args)]
     if device == "cpu" or cuda_is_here():
         noted += uses(args, look(), device)

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
-from .sizes import ffn_hidden_size, moe_pattern
+from .sizes import ffn_hidden_size, model_chunks, moe_pattern, split_layers
 
 RECOMPUTE_MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe")
 RECOMPUTE_MODULES += ("shared_experts", "gdn_norm_out")
@@ -135,26 +135,6 @@ _SPELLED = {
 
 def _is_selective(args: Namespace) -> bool:
     return bool(args.recompute_granularity == "selective" or args.recompute_activations)
-
-
-def _virtual_stages(args: Namespace) -> int:
-    """Model chunks of a pipeline rank, as Megatron counts them (arguments.py:907 @ 0.19.2)."""
-    stages = args.pipeline_model_parallel_size
-    letters = args.pipeline_model_parallel_layout
-    if letters is not None:
-        chunks: int = PipelineParallelLayerLayout.get_num_stages_from_str(letters)
-        return chunks // stages
-    if args.num_virtual_stages_per_pipeline_rank is not None:
-        return int(args.num_virtual_stages_per_pipeline_rank)
-    each = args.num_layers_per_virtual_pipeline_stage
-    return 1 if each is None else int(_split_layers(args) // stages // each)
-
-
-def _split_layers(args: Namespace) -> int:
-    """What is divided over the pipeline: layers, and what counts as one."""
-    layers = args.num_layers if args.num_layers is not None else args.encoder_num_layers
-    extra = args.account_for_embedding_in_pipeline_split + args.account_for_loss_in_pipeline_split
-    return int(layers + extra)
 
 
 def _sizes(args: Namespace, _: int) -> Iterator[str]:
@@ -291,7 +271,7 @@ def _batch(args: Namespace, world_size: int) -> Iterator[str]:
 def _virtual_batch(args: Namespace, microbatches: int) -> Iterator[str]:
     """Megatron says this in the first iteration (schedules.py:1134 @ 0.19.2)."""
     stages = args.pipeline_model_parallel_size
-    if stages == 1 or _virtual_stages(args) <= 1:
+    if stages == 1 or model_chunks(args) <= 1:
         return
     group = args.microbatch_group_size_per_vp_stage or stages
     if not stages <= group <= microbatches or 0 < microbatches % group < stages:
@@ -303,7 +283,7 @@ def _virtual_batch(args: Namespace, microbatches: int) -> Iterator[str]:
 
 
 def _pipeline(args: Namespace, _: int) -> Iterator[str]:
-    stages, layers = args.pipeline_model_parallel_size, _split_layers(args)
+    stages, layers = args.pipeline_model_parallel_size, split_layers(args)
     first, last = args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers
     each = args.num_layers_per_virtual_pipeline_stage
     virtual = args.num_virtual_stages_per_pipeline_rank
@@ -352,7 +332,7 @@ def _pipeline(args: Namespace, _: int) -> Iterator[str]:
             f"stage ({layers // stages}); use a number that does"
         )
         return
-    if given and stages == 1 and _virtual_stages(args) > 1:
+    if given and stages == 1 and model_chunks(args) > 1:
         yield (f"{given[0]} needs --pipeline-model-parallel-size ({stages}) above 1; remove it")
 
 
@@ -492,7 +472,7 @@ def _overlap(args: Namespace, _: int) -> Iterator[str]:
         ),
         f"virtual stages beside --pipeline-model-parallel-size "
         f"({args.pipeline_model_parallel_size})": (
-            args.pipeline_model_parallel_size == 1 or _virtual_stages(args) > 1
+            args.pipeline_model_parallel_size == 1 or model_chunks(args) > 1
         ),
     }
     for need, met in needs.items():

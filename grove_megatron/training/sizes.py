@@ -172,6 +172,14 @@ def _launched_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def split_layers(args: Namespace) -> int:
+    """What is divided over the pipeline: layers, and what counts as one."""
+    # Megatron's validation takes the second name for the first.
+    layers = args.num_layers if args.num_layers is not None else args.encoder_num_layers
+    extra = args.account_for_embedding_in_pipeline_split + args.account_for_loss_in_pipeline_split
+    return int(layers + extra)
+
+
 def model_chunks(args: Namespace) -> int:
     """Of a stage; Megatron's validation keeps their number under another name."""
     validated = getattr(args, "virtual_pipeline_model_parallel_size", None)
@@ -184,9 +192,7 @@ def model_chunks(args: Namespace) -> int:
         return int(args.num_virtual_stages_per_pipeline_rank)
     if args.num_layers_per_virtual_pipeline_stage is None:
         return 1
-    layers = args.num_layers
-    layers += args.account_for_embedding_in_pipeline_split + args.account_for_loss_in_pipeline_split
-    per_stage = layers // args.pipeline_model_parallel_size
+    per_stage = split_layers(args) // args.pipeline_model_parallel_size
     return max(1, int(per_stage // args.num_layers_per_virtual_pipeline_stage))
 
 

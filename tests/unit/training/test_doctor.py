@@ -187,6 +187,12 @@ def test_nothing_is_computed_with_sizes_that_are_not_there(without: str, device:
     assert line.startswith(f"{without.split()[0]} (None) is needed; ")
 
 
+def test_the_older_names_of_sizes_are_planned_too() -> None:
+    words = SOUND.replace("--num-layers", "--encoder-num-layers")
+    older = words.replace("--seq-length", "--encoder-seq-length").split()
+    assert diagnose(older, 1, "cpu").numbers == diagnose(SOUND.split(), 1, "cpu").numbers
+
+
 def test_processes_that_only_the_machine_knows_are_not_guessed_in_silence() -> None:
     job = "torchrun --nproc-per-node gpu -m grove_megatron.pretrain"
     result = doctor(f"{job} {SOUND} {EP4}")
