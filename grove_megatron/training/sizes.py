@@ -227,6 +227,9 @@ def _in_one_pass(args: Namespace) -> bool:
 
 
 def _recompute(args: Namespace) -> frozenset[str]:
+    if args.moe_layer_recompute:
+        # An older name: the config makes this of it (transformer_config.py:1835 @ 0.19.2).
+        return frozenset([*(args.recompute_modules or ["core_attn"]), "moe"])
     if getattr(args, "recompute_activations", False) or args.recompute_granularity == "selective":
         return frozenset(args.recompute_modules or ["core_attn"])
     return frozenset(["full"]) if args.recompute_granularity == "full" else frozenset()

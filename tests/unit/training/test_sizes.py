@@ -173,6 +173,7 @@ def test_what_is_recomputed():
     assert of("") == (frozenset(), None, 1)
     assert of("--recompute-activations") == ({"core_attn"}, None, 1)
     assert of("--recompute-granularity selective") == ({"core_attn"}, None, 1)
+    assert of("--moe-layer-recompute") == ({"core_attn", "moe"}, None, 1)
     full = "--recompute-granularity full --recompute-num-layers 2 --recompute-method"
     assert of(f"{full} uniform") == ({"full"}, None, 2)
     assert of(f"{full} block") == ({"full"}, 2, 1)
