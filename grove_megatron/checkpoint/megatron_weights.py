@@ -1,11 +1,11 @@
 """The weights of a Megatron distributed checkpoint under Hugging Face names."""
 
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -155,13 +155,13 @@ def _fits(key: str, found: Shape, wanted: Shape) -> bool:
     return found == wanted
 
 
-def checkpoint_args(reader: TorchDistReader) -> Any:
-    """The arguments of the job that saved the checkpoint, a Namespace.
+def checkpoint_args(reader: TorchDistReader) -> Namespace:
+    """The arguments of the job that saved the checkpoint.
 
     Raises:
         ValueError: it has none.
     """
     args = reader.common().get("args")
-    if args is None:
+    if not isinstance(args, Namespace):
         raise ValueError(f"{reader.folder} has no arguments of the job that saved it")
     return args

@@ -20,6 +20,7 @@ from .local_names import LocalParameter, local_parameters
 from .megatron_weights import iteration_folder
 from .model_run import Load, ModelRun, load_checkpoint, load_weights
 from .source import Source, hf_source, megatron_source
+from .torch_dist import TorchDistReader
 from .transforms import Shape, Transform
 from .units import hf_shapes
 from .weights import ConversionError
@@ -92,7 +93,11 @@ def verify_megatron(
     # In the checkpoint, and loaded by no model without the bias.
     buffers = frozenset(name for name in source.infos() if is_buffer(name))
     _refuse_problems(source, buffers)
-    checkpoint = load_checkpoint(iteration_folder(load, step))
+    folder = iteration_folder(load, step)
+    # Megatron's loader runs what is in them.
+    if foreign := TorchDistReader(folder).foreign_objects():
+        raise ConversionError(foreign)
+    checkpoint = load_checkpoint(folder)
     return _verify(source, golden, extra_flags, checkpoint, str(golden_file))
 
 

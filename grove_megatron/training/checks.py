@@ -17,6 +17,7 @@ from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
+from .saved_arguments import saved_arguments
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -61,6 +62,8 @@ def restore_from_checkpoint(args: Namespace) -> list[str]:
         # Before Megatron reads it and ends the process without a word.
         if problem := checkpoint_folder_problem(args, load_arg):
             raise ValueError(problem)
+        # Megatron runs what is in it.
+        saved_arguments(args, load_arg)
         # The namespace alone comes back where there is no such checkpoint.
         loaded = load_args_from_checkpoint(args, load_arg=load_arg)
         if isinstance(loaded, tuple):

@@ -1,15 +1,11 @@
 """Everything that would go wrong later, found before a process group or a model exists."""
 
-import contextlib
-import copy
 import importlib
-import io
 import os
 import sys
 from argparse import Namespace
 
 import torch
-from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import (
     LAYER_SPEC,
@@ -27,6 +23,7 @@ from .cpu_arguments import cpu_problems
 from .installed import look, package_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
+from .saved_arguments import LOADED, foreign_problems, saved_arguments
 
 
 def preflight(args: Namespace, device: str | None = None) -> list[str]:
@@ -93,20 +90,25 @@ def _record_notice(args: Namespace) -> str | None:
 def _checkpoint_problems(args: Namespace) -> list[str]:
     """Compare the Grove settings with those of the checkpoints the run would load."""
     problems: list[str] = []
-    for load_arg in ("load", "pretrained_checkpoint"):
+    for load_arg in LOADED:
         if problem := checkpoint_folder_problem(args, load_arg):
             problems.append(problem)
             continue
-        # Reads the checkpoint's common part; fills in a copy of the flags, and says so at length.
-        with contextlib.redirect_stdout(io.StringIO()):
-            loaded = load_args_from_checkpoint(copy.copy(args), load_arg=load_arg)
-        if isinstance(loaded, tuple):
-            if not args.use_checkpoint_args:
-                # With it, the settings are those of the checkpoint already.
-                problems += contradictions(args, loaded[1])
-            if load_arg == "load":
-                problems += optimizer_layout_problems(args, loaded[1])
-    return problems
+        saved = None
+        try:
+            saved = saved_arguments(args, load_arg)
+        except ValueError as error:
+            problems.append(str(error))
+        problems += foreign_problems(args, load_arg)
+        if saved is None:
+            continue
+        if not args.use_checkpoint_args:
+            # With it, the settings are those of the checkpoint already.
+            problems += contradictions(args, saved)
+        if load_arg == "load":
+            problems += optimizer_layout_problems(args, saved)
+    # The arguments are one of the objects that are looked at, and one folder can be both.
+    return list(dict.fromkeys(problems))
 
 
 def _kernel_problems(args: Namespace, device: str) -> list[str]:
