@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .golden import Golden
+from .hf_config import brief
 from .hf_names import NameTable, is_buffer, rows
 from .local_names import LocalParameter, local_parameters
 from .megatron_weights import iteration_folder
@@ -117,7 +118,13 @@ def _verify(
     shapes = hf_shapes(source.architecture)
     unknown = sorted(golden.grads.keys() - shapes.keys() - source.infos().keys())
     if unknown:
-        raise ValueError(f"--golden ({golden_name}) has gradients of unknown parameters: {unknown}")
+        raise ConversionError(
+            [
+                f"--golden ({golden_name}) has a gradient of {brief(name)}, which is no parameter "
+                "of the model; name the golden file of this one"
+                for name in unknown
+            ]
+        )
     run = ModelRun(source.architecture, golden.input_ids, extra_flags, load)
     logits, losses = run.logits(), run.losses_and_gradients(golden.labels)
     return _compare(
