@@ -5,12 +5,13 @@ data, and nothing else.
 """
 
 import builtins
+import io
 import os
 import pickle
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -179,6 +180,37 @@ def read_objects(saved: BinaryIO | Path, where: str) -> Any:
         raise ValueError(f"{where} is not read: {error}") from error
     except Exception as error:  # a pickle can fail in any way
         raise ValueError(f"{where} cannot be read: {error}") from error
+
+
+class _StateUnpickler(pickle.Unpickler):
+    def __init__(self, saved: BinaryIO, names: Collection[tuple[str, str]]):
+        super().__init__(saved)
+        self._names = names
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._names:
+            raise NotData([f"{module}.{name}"])
+        return super().find_class(module, name) if module in _CONTAINERS else Opaque
+
+
+_CONTAINERS = ("builtins", "collections")
+
+
+def check_states(loaded: object, names: Collection[tuple[str, str]]) -> None:
+    """Look into the pickles that TransformerEngine keeps its FP8 states in, as tensors of bytes.
+
+    Args:
+        loaded: an object of a checkpoint.
+        names: module and name of everything that they may name.
+
+    Raises:
+        NotData: one names something else.
+    """
+    if isinstance(loaded, list | tuple):
+        for part in loaded:
+            check_states(part, names)
+    if isinstance(loaded, torch.Tensor) and loaded.dtype == torch.uint8 and loaded.numel():
+        _StateUnpickler(io.BytesIO(loaded.numpy().tobytes()), names).load()
 
 
 @contextmanager

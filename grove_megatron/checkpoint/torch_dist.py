@@ -40,6 +40,7 @@ from .pickles import (
     ON_PURPOSE,
     NotData,
     admitted,
+    check_states,
     is_trusted,
     read_metadata,
     read_objects,
@@ -283,7 +284,9 @@ class TorchDistReader:
         return [] if is_trusted() else list(self._foreign_objects(keys))
 
     def _foreign_objects(self, keys: Iterable[str] | None) -> Iterator[str]:
-        from megatron.core.safe_globals import SAFE_GLOBALS
+        from megatron.core.safe_globals import SAFE_GLOBALS, SafeUnpickler
+
+        in_states = SafeUnpickler._SAFE_CLASSES
 
         wanted = None if keys is None else set(keys)
         harmless: set[bytes] = set()
@@ -295,20 +298,27 @@ class TorchDistReader:
                 # A tensor that is not one is refused by torch.
                 if index.fqn in self.tensors or (wanted is not None and index.fqn not in wanted):
                     continue
-                problem = self._foreign(record, harmless)
+                is_state = "_extra_state" in index.fqn
+                problem = self._foreign(record, harmless, in_states if is_state else None)
                 if problem is not None:
                     file = self.folder / record.relative_path
                     yield f"{file}: {index.fqn} is not to be loaded: {problem}"
 
-    def _foreign(self, record: _StorageInfo, harmless: set[bytes]) -> str | None:
+    def _foreign(
+        self, record: _StorageInfo, harmless: set[bytes], in_states: Any | None
+    ) -> str | None:
         """Why an object is none that Megatron saves, or None; there are thousands of the same."""
         try:
             saved = bytes(self._bytes(record))
             if saved in harmless:
                 return None
             if names := unknown_names(io.BytesIO(saved)):
-                return f"{NotData(names)}, {ON_PURPOSE}"
-            torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+                raise NotData(names)
+            loaded = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+            if in_states is not None:
+                check_states(loaded, in_states)
+        except NotData as error:
+            return f"{error}, {ON_PURPOSE}"
         except Exception as error:  # a pickle can fail in any way
             return f"it cannot be read as data: {str(error).partition(chr(10))[0]}"
         harmless.add(saved)

@@ -3,6 +3,7 @@
 import importlib
 import pickle
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 from typer.testing import CliRunner
 
 from grove_megatron.checkpoint import pickles
+from grove_megatron.checkpoint.golden import Golden
 from grove_megatron.checkpoint.pickles import Opaque
 from grove_megatron.checkpoint.torch_dist import (
     COMMON,
@@ -21,6 +24,8 @@ from grove_megatron.checkpoint.torch_dist import (
     TorchDistReader,
     write_metadata,
 )
+from grove_megatron.checkpoint.verify import verify_megatron
+from grove_megatron.checkpoint.weights import ConversionError
 from grove_megatron.cli import app
 from tests.unit.planted import KINDS, Planted, assert_it_would_run, saved
 
@@ -262,6 +267,28 @@ def test_nothing_of_a_planted_object_is_for_megatron(kind: str, folder: Path, ma
     assert not marker.exists()
 
 
+def _state(content: object) -> list[torch.Tensor]:
+    """As TransformerEngine keeps the state of FP8."""
+    return [torch.frombuffer(bytearray(pickle.dumps(content)), dtype=torch.uint8)]
+
+
+def test_a_state_of_fp8_is_let_through(folder: Path) -> None:
+    content = {
+        "scale_fwd": TENSOR,
+        "extra_fp8_variables": OrderedDict(num_gemms=2, fp8_weights=[None, True]),
+    }
+    write(folder, {}, **{"a._extra_state/shard_0_1": _state(content), "b._extra_state/": [None]})
+    assert TorchDistReader(folder).foreign_objects() == []
+
+
+@kinds
+def test_nothing_of_a_planted_state_runs(kind: str, folder: Path, marker: Path) -> None:
+    write(folder, {}, **{"a._extra_state/shard_0_1": _state({"b": KINDS[kind](marker)})})
+    (problem,) = TorchDistReader(folder).foreign_objects()
+    assert "a._extra_state/shard_0_1 is not to be loaded: it names" in problem
+    assert not marker.exists()
+
+
 @kinds
 def test_nothing_of_a_planted_tensor_runs(kind: str, folder: Path, marker: Path) -> None:
     write(folder, {})
@@ -296,6 +323,31 @@ def test_a_command_refuses_and_runs_nothing(
     assert str(folder) in done.stderr
     assert not marker.exists()
     assert not out.exists()
+
+
+def test_verify_loads_nothing_that_would_run(
+    golden_folder: Path, marker: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "megatron"
+    done = CliRunner().invoke(app, ["import", "--hf", str(golden_folder), "--save", str(made)])
+    assert done.exit_code == 0, done.output
+    with RecordWriter(made / "release" / "__9_0.distcp", "__9_0.distcp") as writer:
+        writer.add_object("rng_state/shard_0_1", [KINDS["a command"](marker)])
+    changed, place = metadata(made / "release"), writer.records[0]
+    changed.state_dict_metadata[place.key] = BytesStorageMetadata()
+    changed.storage_data[MetadataIndex(place.key)] = _StorageInfo(place.file, 0, place.length)
+    (made / "release" / ".metadata").write_bytes(pickle.dumps(changed))
+    with pytest.raises(ConversionError, match="rng_state/shard_0_1 is not to be loaded: it names"):
+        verify_megatron(made, None, golden_folder / "golden.safetensors", [])
+    assert not marker.exists()
+
+
+def test_a_pickle_in_place_of_a_golden_file_is_refused(marker: Path, tmp_path: Path) -> None:
+    file = tmp_path / "golden.safetensors"
+    file.write_bytes(saved(KINDS["a command"](marker)))
+    with pytest.raises(ValueError, match=r"--golden .* is not a safetensors file"):
+        Golden.read(file)
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
