@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..printable import printable
+
 if TYPE_CHECKING:
     from .convert import Options
     from .manifest import Manifest
@@ -396,7 +398,7 @@ def _print_report(report: "Report", as_json: bool) -> None:
 def _say(text: str, *, to_stderr: bool) -> None:
     """On rank 0; beside JSON, stdout is for that."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+        print(printable(text), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def _options(dtype: str, skip: list[str]) -> "Options":

@@ -76,15 +76,19 @@ def refuse_all(where: str, problems: list[str]) -> NoReturn:
     raise ValueError("\n".join([f"{where}:", *(f"  {problem}" for problem in problems)]))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, flag: str = "--hf") -> dict[str, Any]:
     """Read ``config.json`` as it stands.
+
+    Args:
+        folder: of a model.
+        flag: that names it.
 
     Raises:
         ValueError: the file is missing, is not JSON, or is not a JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"--hf ({folder}) has no config.json; name a Hugging Face model folder")
+        raise ValueError(f"{flag} ({folder}) has no config.json; name a Hugging Face model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
-from .hf_config import DEQUANTISE, architecture_of, read_config
+from .hf_config import DEQUANTISE, architecture_of, brief, read_config
 from .hf_files import HfWeights
 from .hf_names import is_buffer
 from .manifest import read_checksums
@@ -123,7 +123,7 @@ def megatron_source(
     architecture = architecture_of_args(checkpoint_args(reader))
     if hf_files is None and (folder.parent / HF_FILES / "config.json").is_file():
         hf_files = folder.parent / HF_FILES
-    config = None if hf_files is None else read_config(hf_files)
+    config = None if hf_files is None else read_config(hf_files, "--hf-config")
     problems: list[Problem] = []
     if hf_files is not None:
         problems += map(Problem, adapter_weights(hf_files))
@@ -154,8 +154,8 @@ def _contradictions(
         padded = name == "vocab_size" and value <= own
         if value != own and not padded and name != "expert_bias":
             problems.append(
-                f"{name} ({value}) of {hf_files}/config.json differs from {name} ({own}) of the "
-                f"arguments in {folder}; if it was trained so on purpose, name with --hf-config a "
-                f"copy of {hf_files} that says {own}"
+                f"{name} ({brief(value)}) of {hf_files}/config.json differs from {name} "
+                f"({brief(own)}) of the arguments in {folder}; if it was trained so on purpose, "
+                f"name with --hf-config a copy of {hf_files} that says {brief(own)}"
             )
     return problems
