@@ -87,6 +87,11 @@ def read_config(folder: Path, flag: str = "--hf") -> dict[str, Any]:
         ValueError: the file is missing, is not JSON, or is not a JSON object.
     """
     path = folder / "config.json"
+    if not path.is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{flag} ({folder}) is an adapter alone; merge it into its model first (in peft "
+            "merge_and_unload(), then save_pretrained)"
+        )
     if not path.is_file():
         raise ValueError(f"{flag} ({folder}) has no config.json; name a Hugging Face model folder")
     try:

@@ -8,6 +8,7 @@ import builtins
 import io
 import os
 import pickle
+import re
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from argparse import Namespace
@@ -179,7 +180,7 @@ def read_objects(saved: BinaryIO | Path, where: str) -> Any:
     except NotData as error:
         raise ValueError(f"{where} is not read: {error}") from error
     except Exception as error:  # a pickle can fail in any way
-        raise ValueError(f"{where} cannot be read: {error}") from error
+        raise ValueError(f"{where} cannot be read: {why(error)}") from error
 
 
 class _StateUnpickler(pickle.Unpickler):
@@ -226,6 +227,16 @@ def admitted(classes: list[Any]) -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def why(error: Exception) -> str:
+    """What ``torch.load`` refused, without its advice to load it all the same."""
+    if names := _NAMED(str(error)):
+        return str(NotData(names))
+    return str(error).partition("\n")[0]
+
+
+_NAMED = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)").findall
 
 
 def unknown_names(saved: BinaryIO | Path) -> list[str]:

@@ -45,6 +45,7 @@ from .pickles import (
     read_metadata,
     read_objects,
     unknown_names,
+    why,
 )
 from .transforms import Shape
 
@@ -190,7 +191,7 @@ class TorchDistReader:
             loaded = self._loaded(self._mapped(record), record)
         except Exception as error:  # a pickle can fail in any way
             raise ValueError(
-                f"{file}: {key} {list(chunk.offsets)} cannot be read: {error}"
+                f"{file}: {key} {list(chunk.offsets)} cannot be read: {why(error)}"
             ) from error
         if not isinstance(loaded, Tensor) or tuple(loaded.shape) != tuple(chunk.sizes):
             raise ValueError(
@@ -320,7 +321,7 @@ class TorchDistReader:
         except NotData as error:
             return f"{error}, {ON_PURPOSE}"
         except Exception as error:  # a pickle can fail in any way
-            return f"it cannot be read as data: {str(error).partition(chr(10))[0]}"
+            return f"it cannot be read as data: {why(error)}"
         harmless.add(saved)
         return None
 

@@ -14,13 +14,15 @@ from typing import Any
 from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..checkpoint.layout import COMPLETE, INDEX, RELEASE, TRACKER
-from ..checkpoint.pickles import ON_PURPOSE, NotData, is_trusted, read_objects, unknown_names
+from ..checkpoint.pickles import ON_PURPOSE, NotData, is_trusted, read_objects, unknown_names, why
 from ..checkpoint.torch_dist import COMMON, TorchDistReader
 
 LOADED = ("load", "pretrained_checkpoint")
 """The arguments that name what a run loads."""
 
 _NON_PERSISTENT = "non_persistent"
+# Of an iteration; Python refuses to read thousands of them.
+_MOST_DIGITS = 18
 
 
 def saved_arguments(args: Namespace, load_arg: str) -> Namespace | None:
@@ -88,7 +90,8 @@ def _iteration(folder: Path, step: int | None) -> tuple[int, Path]:
         written = (folder / TRACKER).read_text().strip()
     except (OSError, UnicodeDecodeError):
         written = ""
-    number = step or (int(written) if written.isdecimal() else -1)
+    is_number = written.isdecimal() and len(written) <= _MOST_DIGITS
+    number = step or (int(written) if is_number else -1)
     return number, folder / (RELEASE if written == RELEASE else f"iter_{number:07d}")
 
 
@@ -129,5 +132,5 @@ def _foreign_file(file: Path) -> list[str]:
     try:
         names = unknown_names(file)
     except Exception as error:  # a pickle can fail in any way
-        return [f"{file} cannot be read: {error}"]
+        return [f"{file} cannot be read: {why(error)}"]
     return [f"{file} is not to be loaded: {NotData(names)}, {ON_PURPOSE}"] if names else []

@@ -154,6 +154,12 @@ def test_weights_that_are_pickles_alone_are_named(folder: Path) -> None:
         hf_source(folder)
 
 
+def test_an_adapter_alone_is_named(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ValueError, match="is an adapter alone; merge it into its model first"):
+        hf_source(folder)
+
+
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/tmp/model.safetensors"])
 def test_a_shard_of_another_folder_is_refused(shard: str, folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
