@@ -58,10 +58,16 @@ class Source:
     def infos(self) -> Mapping[str, TensorInfo]:
         return self.weights.infos()
 
-    def refusals(self, skip: frozenset[str] = frozenset()) -> list[str]:
-        """Everything that the headers show to be wrong, one line each, but for skipped tensors."""
-        lines = [problem.shown for problem in self.problems if problem.remains(skip)]
-        return lines + mismatches(hf_shapes(self.architecture), self.infos(), skip)
+    def refusals(self, skip: frozenset[str] = frozenset(), *, can_skip: bool = True) -> list[str]:
+        """Everything that the headers show to be wrong, one line each, but for skipped tensors.
+
+        Args:
+            skip: names of tensors.
+            can_skip: has the command ``--skip``, which the lines are to name?
+        """
+        remaining = [problem for problem in self.problems if problem.remains(skip)]
+        lines = [problem.shown if can_skip else problem.line for problem in remaining]
+        return lines + mismatches(hf_shapes(self.architecture), self.infos(), skip, can_skip)
 
 
 def hf_source(folder: Path) -> Source:

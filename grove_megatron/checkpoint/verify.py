@@ -103,7 +103,7 @@ def verify_megatron(
 
 
 def _refuse_problems(source: Source, skip: frozenset[str]) -> None:
-    if problems := source.refusals(skip):
+    if problems := source.refusals(skip, can_skip=False):
         raise ConversionError(problems)
 
 

@@ -200,6 +200,9 @@ def test_a_refusal_names_the_option_that_lifts_it(folder: Path) -> None:
     save_file(weights, folder / SINGLE)
     (problem,) = hf_source(folder).refusals()
     assert problem.endswith(f"; --skip {name} writes zeros")
+    # A command that cannot skip does not name the option.
+    (problem,) = hf_source(folder).refusals(can_skip=False)
+    assert problem.endswith(" as the config says")
     (folder / SINGLE).rename(folder / "a.safetensors")
     index = {"weight_map": dict.fromkeys([*weights, "more"], "a.safetensors")}
     (folder / INDEX).write_text(json.dumps(index))
