@@ -35,6 +35,7 @@ setup(
         "dev": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "einops",
             "hypothesis",
             "matplotlib",
