@@ -47,6 +47,7 @@ def _spare_the_ranks() -> None:
     import inspect
 
     from megatron.core.datasets.gpt_dataset import MockGPTLowLevelDataset
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.training.arguments import add_megatron_arguments
 
     # Every parser of Megatron's reads the sources of its configuration classes for their help.
@@ -54,6 +55,8 @@ def _spare_the_ranks() -> None:
     add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     # Of 100,000 mock documents every rank shuffles millions of samples, and trains on a hundred.
     MockGPTLowLevelDataset.size = 1000
+    # A save starts a process that holds a queue; spawned, it first imports Megatron.
+    filesystem_async.get_write_results_queue.__defaults__ = ("fork",)
 
 
 def _run(job: dict) -> list[int]:

@@ -65,7 +65,8 @@ def test_at_scale_0_it_is_megatrons_layer(row: Works, runner: Runner) -> None:
     norm = spec if "--sequence-parallel" in flags else []
     stock = runner(row.ranks, [*PLAIN_MODEL, *norm, *without_grove(flags)])
     assert_losses(grove, stock, max(1e-6, row.tolerance / 10))
-    assert_gradients(grove, stock, row.ranks, row.tolerance)
+    # Sums in another order, and three steps of Adam on them, which divides by a gradient's size.
+    assert_gradients(grove, stock, row.ranks, row.tolerance, grown=10)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,6 @@ def test_other_math_is_that_of_the_equation(row: Works, runner: Runner) -> None:
     by_hand = [*flags, "--grove-kernel", "megatron"]
     equation = runner(row.ranks, by_hand, how="train_by_the_equation")
     assert_losses(layer, equation, row.tolerance)
-    # Sums in another order, and three steps of Adam on them.
     assert_gradients(layer, equation, row.ranks, row.tolerance, grown=10)
 
 
