@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import AREAS, OTHER_GROUPS
-from .rows import Area, Ignored, Refused, Shown, Works
+from .rows import Area, Idle, Ignored, Refused, Shown, Works
 
 PAGE = Path(__file__).with_name("README.md")
 TESTS = "tests/integration/test_switches.py"
@@ -39,6 +39,7 @@ def _section(area: Area) -> str:
     shown = [row for row in area.rows if isinstance(row, Shown)]
     refused = [row for row in area.rows if isinstance(row, Refused)]
     ignored = [row for row in area.rows if isinstance(row, Ignored)]
+    idle = [row for row in area.rows if isinstance(row, Idle)]
     if works:
         lines += ["| Works | Checked | Notes |", "| --- | --- | --- |"]
         lines += [f"| `{row.flags}` | {_checked(row)} | {_notes(row)} |" for row in works]
@@ -51,13 +52,19 @@ def _section(area: Area) -> str:
         lines += ["| Refused | Why, and what instead |", "| --- | --- |"]
         lines += [f"| `{row.flags}` | `{row.switch}` {row.reason} |" for row in refused]
         lines.append("")
+    if idle:
+        lines += ["| Does nothing | When, or why |", "| --- | --- |"]
+        lines += [f"| {_named(row)} | {row.reason.strip(': ')} |" for row in idle]
+        lines.append("")
     if ignored:
         lines += ["| Without effect on the layer | Why |", "| --- | --- |"]
-        lines += [
-            f"| {' '.join(f'`{s}`' for s in row.switches)} | {row.reason} |" for row in ignored
-        ]
+        lines += [f"| {_code(row.switches)} | {row.reason} |" for row in ignored]
         lines.append("")
     return "\n".join(lines)
+
+
+def _named(row: Idle) -> str:
+    return f"all of {row.group}" if row.group else _code(row.switches)
 
 
 def _code(words: list[str]) -> str:
