@@ -77,7 +77,8 @@ class Refused:
         value = getattr(settings, self.setting, None)
         if value is None or self.when is None or not self.when(value, settings):
             return None
-        return f"{self.switch} ({value}) {self.reason}"
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        return f"{self.switch} ({shown}) {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from ..arguments import restore_grove_arguments
 from ..config import GroveTransformerConfig, grove_problems, is_grove
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
+from .late_rules import late_problems
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
 
@@ -35,7 +36,8 @@ def command_line_problems(args: Namespace, world_size: int, device: str | None =
         said = tuple(line.partition(")")[0] for line in problems)
         groves = grove_problems(args, num_experts=args.num_experts)
         return problems + [line for line in groves if not line.startswith(said)]
-    return preflight(args, device) + megatron_problems(args, world_size)
+    rules = megatron_problems(args, world_size) + late_problems(args, world_size)
+    return preflight(args, device) + rules
 
 
 def restore_from_checkpoint(args: Namespace) -> list[str]:
