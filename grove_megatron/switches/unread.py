@@ -322,11 +322,6 @@ AREA = Area(
             when=_without("manual_gc"),
         ),
         Idle(
-            "--split",
-            " with --mock-data, whose three parts are equal",
-            when=lambda s: s.mock_data,
-        ),
-        Idle(
             "--start-eval-at-iter",
             " with --eval-iters 0",
             when=lambda s: s.eval_iters == 0 and not s.full_validation,

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron.training.argument_utils import (
     core_transformer_config_from_args,
     gpt_config_from_args,
+    pretrain_cfg_container_from_args,
 )
 from megatron.training.checkpointing import load_args_from_checkpoint
 
@@ -71,13 +72,13 @@ def restore_from_checkpoint(args: Namespace) -> list[str]:
 
 
 def config_problems(args: Namespace) -> list[str]:
-    """Build the configuration of a validated command line; why it cannot be, one line each.
+    """Build the configurations of a validated command line; why they cannot be, one line each.
 
     What Megatron has made of older names (--enable-cuda-graph is a --cuda-graph-impl) is looked at
     again here.
     """
     try:
-        model_config(args)
+        pretrain_cfg_container_from_args(args, model_config(args))
     except Exception as error:
         return [megatrons_refusal(error)]
     return []

@@ -71,9 +71,28 @@ _ENVIRONMENT = {
 _DETERMINISM = ("NCCL_ALGO", "NVTE_ALLOW_NONDETERMINISTIC_ALGO", "CUBLAS_WORKSPACE_CONFIG")
 _UNSET = (*_DETERMINISM, "MAMBA_DETERMINISTIC")
 
-# One package that is imported in the checks.
-_IMPORTED = "nvidia_resiliency_ext.checkpointing.local.ckpt_managers.local_manager"
-_MANAGER = "LocalCheckpointManager"
+
+class _Optimizer:
+    """Takes what Megatron looks for in the parameters of TransformerEngine's FusedAdam."""
+
+    def __init__(
+        self,
+        master_weight_dtype: Any = None,
+        exp_avg_dtype: Any = None,
+        exp_avg_sq_dtype: Any = None,
+        use_decoupled_grad: Any = None,
+    ) -> None: ...
+
+
+# What is imported in the checks: module, name, and what stands for it.
+_IMPORTED = (
+    (
+        "nvidia_resiliency_ext.checkpointing.local.ckpt_managers.local_manager",
+        "LocalCheckpointManager",
+        object,
+    ),
+    ("transformer_engine.pytorch.optimizers", "FusedAdam", _Optimizer),
+)
 
 
 @contextmanager
@@ -90,7 +109,8 @@ def everything_is_there(args: Namespace) -> Iterator[Namespace]:
     with ExitStack() as stack:
         unset = (*_UNSET, "CUDA_DEVICE_MAX_CONNECTIONS")
         stack.enter_context(_environment(_ENVIRONMENT | connections, unset))
-        stack.enter_context(_importable(_IMPORTED, _MANAGER))
+        for module, name, stand_in in _IMPORTED:
+            stack.enter_context(_importable(module, name, stand_in))
         stack.enter_context(ELSEWHERE.applied())
         yield args
 
@@ -109,25 +129,34 @@ def _environment(values: dict[str, str], unset: tuple[str, ...]) -> Iterator[Non
 
 
 @contextmanager
-def _importable(name: str, attribute: str) -> Iterator[None]:
-    """A module that can be imported and has the attribute, real or not."""
-    if _is_installed(name):
+def _importable(module: str, name: str, stand_in: Any) -> Iterator[None]:
+    """A module that can be imported and has the name, real or not."""
+    if _is_installed(module):
         yield
         return
-    parts = name.split(".")
-    missing = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    made: dict[str, Any] = {part: ModuleType(part) for part in missing if part not in sys.modules}
-    setattr(made[name], attribute, object)
-    sys.modules.update(made)
+    parts = module.split(".")
+    packages = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    # None is what the import system takes for a module that cannot be imported.
+    before = {package: sys.modules.get(package, _NOT_THERE) for package in packages}
+    for package in packages:
+        if before[package] in (None, _NOT_THERE):
+            sys.modules[package] = ModuleType(package)
+    setattr(sys.modules[module], name, stand_in)
     try:
         yield
     finally:
-        for part in made:
-            del sys.modules[part]
+        for package, old in before.items():
+            if old is _NOT_THERE:
+                del sys.modules[package]
+            else:
+                sys.modules[package] = old
 
 
-def _is_installed(name: str) -> bool:
+_NOT_THERE: Any = object()
+
+
+def _is_installed(module: str) -> bool:
     try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
         return False

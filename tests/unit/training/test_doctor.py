@@ -165,6 +165,8 @@ GPUS = "--transformer-impl transformer_engine --swiglu"
         ("--ckpt-format fsdp_dtensor", "--ckpt-format fsdp_dtensor is only tested"),
         ("--non-persistent-ckpt-type local", "Tried to use local checkpointing without"),
         ("--fine-grained-activation-offloading --transformer-impl local", "Fine-grained activat"),
+        ("--exp-avg-dtype bf16", "exp_avg_dtype can only be fp32 when not using"),
+        ("--use-precision-aware-optimizer --bf16", "only supported with distributed optimizer"),
         # Behind what is missing here.
         ("--qk-clip --weight-decay-incr-style linear", "args.start_weight_decay is not None"),
         ("--qk-clip --qk-clip-alpha 2", "--qk-clip-alpha must be between"),
@@ -197,6 +199,10 @@ def test_what_holds_whatever_is_installed_is_a_problem(flags: str, said: str) ->
             "FSDP requires CUDA_DEVICE_MAX_CONNECTIONS",
         ),
         ("--overlap-dispatch-backward-with-experts-wgrad", "TE version >= 2.3.0 is required"),
+        (
+            "--use-precision-aware-optimizer --use-distributed-optimizer --bf16",
+            "requires FusedAdam from TransformerEngine",
+        ),
     ],
 )
 def test_what_depends_on_what_is_installed_is_a_note(flags: str, said: str) -> None:
