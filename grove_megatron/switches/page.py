@@ -23,7 +23,8 @@ start, and what `{TESTS}` runs.
 within the tolerance. *Losses*: the losses are. *Math*: it computes something else; with the
 adjugates' scale at 0, what Megatron's own layer computes with the same switch. *Layout*: from the
 same weights, losses and gradient norms are those without the switch. `grove doctor` says all of
-this of one command line.
+this of one command line, and what depends on several options and their values
+(`grove_megatron/training/rules.py`, `grove_megatron/training/late_rules.py`).
 """
 
 

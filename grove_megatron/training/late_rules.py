@@ -137,6 +137,8 @@ def _rate(args: Namespace, _: int) -> Iterator[str]:
             f"--start-weight-decay ({start}) is above --end-weight-decay ({end}); weight decay "
             "only grows"
         )
+    if args.fp16 and args.optimizer not in ("adam", "sgd"):
+        yield f"--optimizer ({args.optimizer}) excludes --fp16 (True); use --bf16"
 
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"

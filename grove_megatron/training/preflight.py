@@ -25,7 +25,7 @@ from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import checkpoint_folder_problem
 from .cpu_arguments import cpu_problems
 from .idle_flags import idle_flags
-from .installed import look, package_problems
+from .installed import look, optimizer_problems, package_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
 
@@ -44,6 +44,7 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     problems += _checkpoint_problems(args)
     if not elsewhere:
         problems += _kernel_problems(args, device)
+        problems += optimizer_problems(args)
     problems += _node_problems(args)
     if device == "cpu":
         problems += cpu_problems(args)

@@ -1,14 +1,18 @@
 """What Megatron would find out later is one line with its fix before the job."""
 
+import inspect
 import re
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
+from grove_megatron.runtime import cpu
 from grove_megatron.training import gpt
-from grove_megatron.training.checks import command_line_problems
+from grove_megatron.training.checks import command_line_problems, model_config
 from grove_megatron.training.late_rules import late_problems
 
-from .command_lines import parsed
+from .command_lines import parsed, validated
 
 DATA = "--data-path a"
 PARTS = "--train-data-path a --valid-data-path b"
@@ -107,6 +111,7 @@ BROKEN: list[tuple[str, int, str, str]] = [
         "--start-weight-decay (0.2) is above --end-weight-decay (0.1)",
         "only grows",
     ),
+    ("--optimizer muon --fp16", 1, "--optimizer (muon) excludes --fp16 (True)", "--bf16"),
     # Data
     *[
         (f"{DATA} --split={split}", 1, f"--split ({split}) is not up to three numbers", "969")
@@ -288,6 +293,40 @@ def test_it_is_one_line_with_its_fix(flags: str, ranks: int, begin: str, fix: st
 )
 def test_what_works_is_not_refused(flags: str, ranks: int) -> None:
     assert problems(flags, ranks) == []
+
+
+@pytest.mark.skipif(find_spec("emerging_optimizers") is not None, reason="it is installed")
+def test_an_optimizer_of_another_package_is_known_before_the_model() -> None:
+    args = parsed("--optimizer muon --grove-kernel megatron")
+    (line,) = command_line_problems(args, 1, "cpu")
+    assert line.startswith("--optimizer (muon) needs the package emerging-optimizers (not")
+
+
+def megatrons(flags: str) -> Any:
+    """What Megatron makes of the flags of a plain model."""
+    with cpu():
+        return model_config(validated(parsed(flags, plain=True)))
+
+
+def test_what_the_table_calls_dropped_is_dropped() -> None:
+    """Where Megatron no longer drops it, the row has to go."""
+    rope = "--position-embedding-type rope --use-rope-scaling --rope-scaling-factor 32"
+    config = megatrons(f"{rope} --num-query-groups 1 --use-mup --mup-width-mult 3")
+    assert config.rope_scaling_factor == 8.0
+    assert config.transformer.num_query_groups == 2  # heads
+    assert config.transformer.mup_width_mult == 1.0
+    with pytest.raises(TypeError, match="scaled_init_method"):
+        megatrons("--init-method-xavier-uniform")
+
+
+def test_what_the_table_says_freezes_nothing_is_read_by_no_builder() -> None:
+    from megatron.training import training
+    from megatron.training.models import dist_utils, gpt
+
+    assert "freeze_all_layers" in inspect.getsource(training.get_model)
+    assert "freeze_all_layers" not in inspect.getsource(training.setup_model_and_optimizer)
+    for module in (dist_utils, gpt):
+        assert "freeze_all_layers" not in inspect.getsource(module)
 
 
 def test_fused_softmax_reads_no_mask() -> None:
