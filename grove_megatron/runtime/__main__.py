@@ -8,12 +8,13 @@ from .registry import Patch, PatchSet, fingerprint, problem, resolve
 
 
 def patch_sets() -> list[PatchSet]:
+    from ..training.elsewhere import ELSEWHERE
     from ..training.entry import ENTRY
     from ..training.reporting import REPORTING
     from .cpu_runtime import CPU
     from .wheel import WHEEL
 
-    return [WHEEL, ENTRY, REPORTING, CPU]
+    return [WHEEL, ENTRY, REPORTING, ELSEWHERE, CPU]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron.training.argument_utils import (
     core_transformer_config_from_args,
     gpt_config_from_args,
+    pretrain_cfg_container_from_args,
 )
 from megatron.training.checkpointing import load_args_from_checkpoint
 
@@ -15,6 +16,7 @@ from ..arguments import restore_grove_arguments
 from ..config import GroveTransformerConfig, grove_problems, is_grove
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
+from .late_rules import late_problems
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
 
@@ -35,7 +37,8 @@ def command_line_problems(args: Namespace, world_size: int, device: str | None =
         said = tuple(line.partition(")")[0] for line in problems)
         groves = grove_problems(args, num_experts=args.num_experts)
         return problems + [line for line in groves if not line.startswith(said)]
-    return preflight(args, device) + megatron_problems(args, world_size)
+    rules = megatron_problems(args, world_size) + late_problems(args, world_size)
+    return preflight(args, device) + rules
 
 
 def restore_from_checkpoint(args: Namespace) -> list[str]:
@@ -69,13 +72,13 @@ def restore_from_checkpoint(args: Namespace) -> list[str]:
 
 
 def config_problems(args: Namespace) -> list[str]:
-    """Build the configuration of a validated command line; why it cannot be, one line each.
+    """Build the configurations of a validated command line; why they cannot be, one line each.
 
     What Megatron has made of older names (--enable-cuda-graph is a --cuda-graph-impl) is looked at
     again here.
     """
     try:
-        model_config(args)
+        pretrain_cfg_container_from_args(args, model_config(args))
     except Exception as error:
         return [megatrons_refusal(error)]
     return []

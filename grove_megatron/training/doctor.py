@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from .checks import (
     restore_from_checkpoint,
 )
 from .cpu_arguments import set_cpu_defaults
+from .elsewhere import everything_is_there
 from .installed import look, uses
 from .preflight import notices
 from .rules import smallest_world_size
@@ -81,11 +81,10 @@ def diagnose(
             problems += [] if own_script else gpt.entry_problems(args)
             if not problems:
                 problems = _megatrons(copy.deepcopy(args))
-                if device == "cuda" and not cuda_is_here():
-                    elsewhere = [
-                        f"with what is installed here: {p}" for p in problems if _IS_INSTALLED(p)
-                    ]
-                    problems = [p for p in problems if not _IS_INSTALLED(p)]
+                if problems and device == "cuda" and not cuda_is_here():
+                    elsewhere = [f"with what is installed here: {line}" for line in problems]
+                    with everything_is_there(copy.deepcopy(args)) as there:
+                        problems = _megatrons(there)
     except _NotParsed as error:
         problems = error.problems
         size = size or 1
@@ -130,12 +129,6 @@ class _NotParsed(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(*problems)
         self.problems = [*problems]
-
-
-# What Megatron says of versions and packages holds for this machine, not for the job's.
-_IS_INSTALLED = re.compile(
-    r"transformer.?engine|\bTE\b|apex|install|version|import|cuda|nvidia|nvrx|triton", re.IGNORECASE
-).search
 
 
 def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[str]]:

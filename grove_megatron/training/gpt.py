@@ -58,15 +58,21 @@ def entry_problems(args: Namespace) -> list[str]:
         for name in _ELSEWHERE
         if (value := getattr(args, name, None))
     ]
+    if args.dataloader_type == "external":
+        problems.append(
+            "--dataloader-type (external) needs a script that brings its own data loaders, which "
+            "grove_megatron.pretrain does not; use single or cyclic"
+        )
     return [*problems, *_needed_to_train(args), *_data_problems(args)]
 
 
 def _needed_to_train(args: Namespace) -> Iterator[str]:
     """What Megatron's training loop reads without asking whether it is there."""
+    if args.train_iters is None and args.train_samples is None:
+        # With --skip-train too: it counts the samples that training would take.
+        yield "--train-iters (None) is needed; say how long to train"
     if args.skip_train:
         return
-    if args.train_iters is None and args.train_samples is None:
-        yield "--train-iters (None) is needed; say how long to train"
     if args.lr is None:
         yield "--lr (None) is needed; give the learning rate"
     if args.eval_interval is None and not args.full_validation:
@@ -185,8 +191,10 @@ def embedding_ranks(pp_ranks: list[int]) -> list[int]:
     return sorted(ranks)
 
 
-def _batch(data: Iterator[dict[str, Tensor]], vp_stage: int | None) -> dict[str, Tensor | None]:
-    """One microbatch on this rank's device: [B, S] tensors, None on inner stages."""
+def _batch(
+    data: Iterator[dict[str, Tensor]], vp_stage: int | None, micro_batch: int
+) -> dict[str, Tensor | None]:
+    """One microbatch of B samples on this rank's device: [B, S] tensors, None on inner stages."""
     if not _sees_tokens(vp_stage):
         return dict.fromkeys(_FIELDS)
     args = get_args()
@@ -207,7 +215,7 @@ def _batch(data: Iterator[dict[str, Tensor]], vp_stage: int | None) -> dict[str,
         broadcast_group=mpu.get_tensor_model_parallel_group(),
         cp_size=args.context_parallel_size,
         tp_rank=tp_rank,
-        micro_batch_size=args.micro_batch_size,
+        micro_batch_size=micro_batch,
         seq_length=args.seq_length,
         mtp_on_this_rank=_has_mtp(vp_stage),
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
@@ -256,7 +264,9 @@ def forward_step(
     """One microbatch through this stage; Megatron's schedules call it."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = _batch(data, get_attr_wrapped_model(model, "vp_stage"))
+    args = get_args()
+    samples = args.micro_batch_size if model.training else args.eval_micro_batch_size
+    batch = _batch(data, get_attr_wrapped_model(model, "vp_stage"), samples)
     timers("batch-generator").stop()
     loss_function = partial(loss, batch["loss_mask"], model=model)
     inputs = (batch["tokens"], batch["position_ids"], batch["attention_mask"])

@@ -99,6 +99,16 @@ def package_problems(args: Namespace, found: Installed) -> list[str]:
     return problems
 
 
+def optimizer_problems(args: Namespace) -> list[str]:
+    """An optimizer that is not Megatron's, and not there; on a CPU too."""
+    if args.optimizer in ("adam", "sgd") or importlib.util.find_spec("emerging_optimizers"):
+        return []
+    return [
+        f"--optimizer ({args.optimizer}) needs the package emerging-optimizers (not installed); "
+        "install it, or use adam"
+    ]
+
+
 @dataclass(frozen=True)
 class _Rule:
     """A default or a flag of Megatron that needs a package.

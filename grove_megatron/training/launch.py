@@ -33,6 +33,7 @@ def pretrain() -> None:
     args = parse_arguments()
     try:
         config = model_config(args)
+        container = pretrain_cfg_container_from_args(args, config)
     except Exception as error:
         refuse([megatrons_refusal(error)])
     models: list[Any] = []
@@ -44,7 +45,7 @@ def pretrain() -> None:
     config.post_wrap_hooks.append(keep)
     with REPORTING.applied():
         megatron_pretrain(
-            pretrain_cfg_container_from_args(args, config),
+            container,
             gpt.datasets,
             ModelType.encoder_or_decoder,
             gpt.forward_step,

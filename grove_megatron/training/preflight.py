@@ -24,7 +24,8 @@ from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import checkpoint_folder_problem
 from .cpu_arguments import cpu_problems
-from .installed import look, package_problems
+from .idle_flags import idle_flags
+from .installed import look, optimizer_problems, package_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
 
@@ -43,6 +44,7 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     problems += _checkpoint_problems(args)
     if not elsewhere:
         problems += _kernel_problems(args, device)
+        problems += optimizer_problems(args)
     problems += _node_problems(args)
     if device == "cpu":
         problems += cpu_problems(args)
@@ -62,7 +64,7 @@ def announce(args: Namespace) -> None:
 def notices(args: Namespace) -> list[str]:
     """What is right and may still not be what the user wants, one line each."""
     found = [optimizer_format_notice(args), _dispatcher_notice(args), _record_notice(args)]
-    ignored = megatron_notices(args) if is_grove(args) else ()
+    ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
     return [*(notice for notice in found if notice is not None), *ignored]
 
 

@@ -249,16 +249,6 @@ def _batch(args: Namespace, world_size: int) -> Iterator[str]:
     if batch is None or world_size % parallel or args.step_batch_size_schedule is not None:
         return
     unit = micro * (world_size // parallel)
-    if args.rampup_batch_size:
-        start, step, *_ = (int(number) for number in args.rampup_batch_size)
-        fits = args.decrease_batch_size_if_needed or not (start % unit or step % unit)
-        if step < 1 or (batch - start) % step or not fits:
-            yield (
-                f"--rampup-batch-size ({start} {step} ...) does not go to --global-batch-size "
-                f"({batch}) in steps of --micro-batch-size x data-parallel size ({unit}); use "
-                "multiples of that"
-            )
-        return
     if batch % unit and not args.decrease_batch_size_if_needed:
         yield (
             f"--global-batch-size ({batch}) is not a multiple of --micro-batch-size ({micro}) x "

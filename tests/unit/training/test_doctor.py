@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from grove_megatron.cli import app
+from grove_megatron.runtime import cpu
 from grove_megatron.training.doctor import diagnose
 
 from .test_rules import SOUND
@@ -140,6 +141,80 @@ def test_a_job_for_gpus_elsewhere_is_not_judged_by_what_is_installed_here(flags:
     found = json.loads(result.stdout)
     assert (result.exit_code, found["problems"]) == (0, [])
     assert any("there is no CUDA here" in notice for notice in found["notices"])
+
+
+PLAIN = SOUND.partition(" --grove-num-groups")[0]
+GPUS = "--transformer-impl transformer_engine --swiglu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        # In the words of Megatron each sounds like something that is missing here.
+        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl te", "Transformer Engine cross"),
+        ("--position-embedding-type relative --transformer-impl local", "Local transformer impl"),
+        (
+            "--delay-wgrad-compute --transformer-impl local --bf16 --expert-model-parallel-size 4 "
+            "--overlap-moe-expert-parallel-comm",
+            "Delaying wgrad compute is only",
+        ),
+        ("--fp8-format hybrid --fp8-recipe custom", "fp8_quantizer_factory must be provided"),
+        ("--fp8-param-gather --fp8-format hybrid", "--fp8-param-gather only supported"),
+        ("--fp4-format e2m1 --fp8-format hybrid", "--fp4-format and --fp8-format cannot"),
+        ("--ckpt-format fsdp_dtensor", "--ckpt-format fsdp_dtensor is only tested"),
+        ("--non-persistent-ckpt-type local", "Tried to use local checkpointing without"),
+        ("--fine-grained-activation-offloading --transformer-impl local", "Fine-grained activat"),
+        ("--exp-avg-dtype bf16", "exp_avg_dtype can only be fp32 when not using"),
+        ("--use-precision-aware-optimizer --bf16", "only supported with distributed optimizer"),
+        # Behind what is missing here.
+        ("--qk-clip --weight-decay-incr-style linear", "args.start_weight_decay is not None"),
+        ("--qk-clip --qk-clip-alpha 2", "--qk-clip-alpha must be between"),
+        ("--fp4-format e2m1 --use-precision-aware-optimizer --fp16 --bf16", "not args.bf16"),
+    ],
+)
+def test_what_holds_whatever_is_installed_is_a_problem(flags: str, said: str) -> None:
+    with cpu():
+        found = diagnose(f"{PLAIN} {GPUS} {flags}".split(), 4, "cuda")
+    (problem,) = found.problems
+    assert said in problem
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--qk-clip", "--qk-clip is only supported with TE >= 2.9.0"),
+        ("--log-max-attention-logit", "only supported with TE >= 2.9.0"),
+        ("--fp4-format e2m1", "--fp4-format requires Transformer Engine >="),
+        ("--fp8-format hybrid", "Only transformer-engine>=1.7.0 supports MoE FP8"),
+        ("--position-embedding-type rope", "apply_rope_fusion is not available"),
+        ("--moe-permute-fusion", "fused permutation is not available"),
+        (
+            "--non-persistent-ckpt-type local --non-persistent-local-ckpt-dir x",
+            "nvidia_resiliency_ext is required",
+        ),
+        (
+            "--use-megatron-fsdp --ckpt-format fsdp_dtensor --use-distributed-optimizer",
+            "FSDP requires CUDA_DEVICE_MAX_CONNECTIONS",
+        ),
+        ("--overlap-dispatch-backward-with-experts-wgrad", "TE version >= 2.3.0 is required"),
+        (
+            "--use-precision-aware-optimizer --use-distributed-optimizer --bf16",
+            "requires FusedAdam from TransformerEngine",
+        ),
+    ],
+)
+def test_what_depends_on_what_is_installed_is_a_note(flags: str, said: str) -> None:
+    before = dict(os.environ)
+    with cpu():
+        found = diagnose(f"{PLAIN} {GPUS} {flags}".split(), 4, "cuda")
+    assert found.problems == []
+    (note,) = [notice for notice in found.notices if "installed here" in notice]
+    assert note.startswith("with what is installed here: ")
+    assert said in note
+    assert dict(os.environ) == before
+    assert "nvidia_resiliency_ext" not in sys.modules
 
 
 def test_a_flag_that_there_is_not_is_one_line_with_the_nearest() -> None:
