@@ -2,10 +2,7 @@
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import NoReturn
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -28,34 +25,6 @@ def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
     factory.build_group(parser, title="grove")
     _repair_help(parser)
     return parser
-
-
-def report_errors(
-    parser: ArgumentParser, report: Callable[[Sequence[str]], NoReturn]
-) -> ArgumentParser:
-    """Have ``parser`` give its errors to ``report``, one line each, without 700 lines of usage.
-
-    Args:
-        parser: of Megatron, with all flags.
-        report: must not return.
-    """
-
-    def error(message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown == message:
-            report([f"{message}; see --help"])
-        words = unknown.split()
-        flags = [word for word in words if word.startswith("--")]
-        report([_unknown(flag.partition("=")[0], parser) for flag in flags] or [message])
-
-    parser.error = error  # type: ignore[method-assign]
-    return parser
-
-
-def _unknown(flag: str, parser: ArgumentParser) -> str:
-    near = get_close_matches(flag, parser._option_string_actions, n=1, cutoff=0.6)
-    fix = f"use {near[0]}, or remove it" if near else "remove it"
-    return f"{flag} is no flag of Megatron or grove_megatron; {fix}"
 
 
 def _repair_help(parser: ArgumentParser) -> None:
