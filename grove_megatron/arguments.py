@@ -204,14 +204,23 @@ def _expert_modules(args: Namespace) -> str:
     return "TEGroupedMLP" if args.moe_grouped_gemm else "SequentialMLP of TransformerEngine"
 
 
-def yaml_problems(argv: list[str]) -> list[str]:
-    """``--yaml-cfg`` replaces the whole command line, our flags and all our checks included."""
+def yaml_problems(argv: list[str], *, own_script: bool = False) -> list[str]:
+    """``--yaml-cfg`` replaces the whole command line, our flags and all our checks included.
+
+    Args:
+        own_script: does a script under grove_megatron.run read it?
+    """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--yaml-cfg")
+    parser.add_argument("--yaml-cfg", nargs="?")
     options, rest = parser.parse_known_args(argv)
     grove = [flag for flag in rest if flag.startswith("--grove-")]
-    if options.yaml_cfg is None or not grove:
+    if options.yaml_cfg is None or (own_script and not grove):
         return []
+    if not grove:
+        return [
+            f"--yaml-cfg ({options.yaml_cfg}) is not read by grove_megatron.pretrain or grove "
+            "doctor; use flags, or grove_megatron.run with Megatron's own script"
+        ]
     return [
         f"--yaml-cfg ({options.yaml_cfg}) replaces the command line and with it {grove[0]} "
         f"({len(grove)} Grove flags given); use flags alone"

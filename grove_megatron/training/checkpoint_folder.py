@@ -4,6 +4,7 @@ Megatron answers a damaged tracker file with exit code 0, and takes a half-writt
 of another format.
 """
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:
         return None  # Megatron's storage client knows files that are not here
     folder, step = Path(getattr(args, load_arg)), getattr(args, "ckpt_step", None)
     tracker = folder / TRACKER
-    if not tracker.is_file():
+    if not os.path.isfile(tracker):
         if not step:
             return _without_tracker(folder, load_arg)
         written = ""
@@ -108,7 +109,7 @@ def _nothing_in(flag: str, folder: str) -> str:
 
 def _holds_nothing(folder: str) -> str:
     path = Path(folder)
-    if not path.exists():
+    if not os.path.exists(path):
         return "is not there; correct the path"
     if any(path.glob("*.safetensors")):
         return "is a model in Hugging Face format; make a checkpoint of it with grove import"
@@ -128,19 +129,19 @@ def _holds_one(args: Namespace, load_arg: str) -> bool:
 
 
 def _has_tracker(args: Namespace, folder: str | None) -> bool:
-    return folder is not None and (Path(folder) / TRACKER).is_file()
+    return folder is not None and os.path.isfile(Path(folder) / TRACKER)
 
 
 def _is_same(one: str, other: str | None) -> bool:
-    return other is not None and Path(one).resolve() == Path(other).resolve()
+    return other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _without_tracker(folder: Path, load_arg: str) -> str | None:
     """Megatron starts such a run from the beginning: from random weights."""
     flag = f"--{load_arg.replace('_', '-')} ({folder})"
-    if (folder / COMPLETE).is_file() or any(folder.glob("mp_rank_0*")):
+    if os.path.isfile(folder / COMPLETE) or any(folder.glob("mp_rank_0*")):
         return f"{flag} is one checkpoint, not the folder of a run; give {folder.parent}"
-    if (folder / RELEASE / COMPLETE).is_file():
+    if os.path.isfile(folder / RELEASE / COMPLETE):
         return f"{flag} has {RELEASE} and no {TRACKER}; write {RELEASE} into {folder / TRACKER}"
     if len(_complete(folder)) > 1:
         return f"{flag} has checkpoints and no {TRACKER}; {_way_out(folder)}"
@@ -149,9 +150,9 @@ def _without_tracker(folder: Path, load_arg: str) -> str | None:
 
 def _is_whole(checkpoint: Path, ckpt_format: str) -> bool:
     """Has Megatron written the last file of this checkpoint?"""
-    if (checkpoint / COMPLETE).is_file() or any(checkpoint.glob("mp_rank_0*")):
+    if os.path.isfile(checkpoint / COMPLETE) or any(checkpoint.glob("mp_rank_0*")):
         return True
-    return ckpt_format != "torch_dist" and (checkpoint / INDEX).is_file()
+    return ckpt_format != "torch_dist" and os.path.isfile(checkpoint / INDEX)
 
 
 def _way_out(folder: Path, step: int | None = None) -> str:

@@ -20,6 +20,7 @@ from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem, nothing_to_load, read_at_start
 from .data_files import data_file_problems
 from .disk import disk_problems
+from .guarded import lines_of
 from .machine import folder_problems
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
@@ -58,9 +59,11 @@ def every_problem(
     except ValueError as error:
         # Without the flags of the checkpoint no other check makes sense.
         return [str(error)]
+    except Exception as error:
+        return [megatrons_refusal(error)]
     select_layer(args)
-    problems += command_line_problems(args, world_size, device)
-    problems += [] if own_script else gpt.entry_problems(args)
+    problems += lines_of(command_line_problems, args, world_size, device)
+    problems += [] if own_script else lines_of(gpt.entry_problems, args)
     return problems if is_elsewhere(device) else problems + machine_problems(args, world_size)
 
 
@@ -70,14 +73,10 @@ def machine_problems(args: Namespace, world_size: int) -> list[str]:
     Args:
         args, world_size: see :func:`command_line_problems`.
     """
-    of_sizes = [] if basic_problems(args) else disk_problems(args, world_size)
-    return [
-        *nothing_to_load(args),
-        *folder_problems(args),
-        *of_sizes,
-        *data_file_problems(args),
-        *tokenizer_file_problems(args),
-    ]
+    checks = [nothing_to_load, folder_problems, data_file_problems, tokenizer_file_problems]
+    found = [line for check in checks for line in lines_of(check, args)]
+    sized = not lines_of(basic_problems, args)
+    return found + (lines_of(disk_problems, args, world_size) if sized else [])
 
 
 def command_line_problems(args: Namespace, world_size: int, device: str | None = None) -> list[str]:

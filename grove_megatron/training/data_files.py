@@ -5,6 +5,7 @@ Megatron finds out after the model is built, with the first of them, and not alw
 
 import json
 import math
+import os
 import struct
 from argparse import Namespace
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def _number(word: str) -> float | None:
 
 
 def _prefix_problems(args: Namespace, flag: str, prefix: str) -> Iterator[str]:
-    missing = [suffix for suffix in _SUFFIXES if not Path(prefix + suffix).is_file()]
+    missing = [suffix for suffix in _SUFFIXES if not os.path.isfile(prefix + suffix)]
     if missing:
         there = " and ".join(f"{prefix}{suffix}" for suffix in missing)
         yield f"{flag} ({prefix}) has no {there}; {_hint(prefix)}"
@@ -142,7 +143,7 @@ def _prefix_problems(args: Namespace, flag: str, prefix: str) -> Iterator[str]:
 
 def _hint(prefix: str) -> str:
     stem, suffix = prefix[:-4], prefix[-4:]
-    if suffix in _SUFFIXES and Path(prefix).is_file():
+    if suffix in _SUFFIXES and os.path.isfile(prefix):
         return f"give {stem}, without the suffix"
     if _number(prefix) is not None:
         return "give a weight before every prefix, or none"

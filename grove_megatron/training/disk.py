@@ -1,6 +1,7 @@
 """Is there room for the checkpoints of a job? As far as the planner knows their size."""
 
 import copy
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def _saves(args: Namespace, world_size: int | None) -> Iterator[tuple[str, Path,
     for flag, folder in folders.items():
         there = nearest(Path(folder))
         # A file system that does not know its size has nothing of it.
-        if size and there.is_dir() and shutil.disk_usage(there).total:
+        if size and os.path.isdir(there) and shutil.disk_usage(there).total:
             yield flag, Path(folder), size
 
 

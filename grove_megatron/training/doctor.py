@@ -24,6 +24,7 @@ from .checks import (
     restore_from_checkpoint,
 )
 from .cpu_arguments import set_cpu_defaults
+from .guarded import lines_of
 from .installed import look, uses
 from .preflight import notices
 from .rules import smallest_world_size
@@ -71,41 +72,59 @@ def diagnose(
     """
     if problems := yaml_problems(flags):
         return Diagnosis(world_size or 1, device, problems)
-    size = world_size or 1
-    elsewhere: list[str] = []
     try:
-        with _launched_as(size, per_node):
+        with _launched_as(world_size or 1, per_node):
             args, problems = _parsed(flags, device)
-            size = world_size or _smallest_world_size(args)
-        with _launched_as(size, per_node):
-            args.world_size = size
-            problems += every_problem(args, size, device, own_script=own_script)
-            if is_elsewhere(device):
-                elsewhere += [f"on this machine: {p}" for p in machine_problems(args, size)]
-            if not problems:
-                problems = _megatrons(copy.deepcopy(args))
-                if is_elsewhere(device):
-                    elsewhere += [
-                        f"with what is installed here: {p}" for p in problems if _IS_INSTALLED(p)
-                    ]
-                    problems = [p for p in problems if not _IS_INSTALLED(p)]
     except _NotParsed as error:
-        problems = error.problems
+        return Diagnosis(world_size or 1, device, error.problems)
+    return examine(
+        args, world_size, device, problems=problems, per_node=per_node, own_script=own_script
+    )
+
+
+def examine(
+    args: Namespace,
+    world_size: int | None,
+    device: str,
+    *,
+    problems: Sequence[str] = (),
+    per_node: int | None = None,
+    own_script: bool = False,
+) -> Diagnosis:
+    """The same of a command line that is parsed already.
+
+    Args:
+        args: Megatron's namespace with the Grove flags, which is changed.
+        problems: of what could not be parsed.
+    """
+    size, elsewhere = world_size or _smallest_world_size(args), []
+    with _launched_as(size, per_node):
+        args.world_size = size
+        problems = [*problems, *every_problem(args, size, device, own_script=own_script)]
+        if is_elsewhere(device):
+            elsewhere += [f"on this machine: {p}" for p in machine_problems(args, size)]
+        if not problems:
+            problems = _megatrons(copy.deepcopy(args))
+            if is_elsewhere(device):
+                elsewhere += [
+                    f"with what is installed here: {p}" for p in problems if _IS_INSTALLED(p)
+                ]
+                problems = [p for p in problems if not _IS_INSTALLED(p)]
     if problems:
         return Diagnosis(size, device, problems)
     # As Megatron's validation does.
     args.num_layers = args.num_layers or args.encoder_num_layers
     args.seq_length = args.seq_length or args.encoder_seq_length
-    noted = [*elsewhere, *notices(args)]
+    noted = [*elsewhere, *lines_of(notices, args)]
     if not is_elsewhere(device):
-        noted += uses(args, look(), device)
+        noted += lines_of(uses, args, look(), device)
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")
     try:
         sizes = sizes_of(args, size)
-    except ValueError as error:
+        return Diagnosis(size, device, [], noted, plan_lines(sizes), plan(sizes))
+    except Exception as error:
         return Diagnosis(size, device, [], noted, [f"no plan: {error}"])
-    return Diagnosis(size, device, [], noted, plan_lines(sizes), plan(sizes))
 
 
 @contextmanager
@@ -166,6 +185,8 @@ def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[str]]:
             raise
         as_launched(sound[0])
         return sound[0], error.problems
+    except Exception as error:
+        raise _NotParsed([megatrons_refusal(error)]) from error
     finally:
         sys.argv = given
 
@@ -174,7 +195,7 @@ def _smallest_world_size(args: Namespace) -> int:
     """The fewest processes that the flags need, those of a checkpoint among them."""
     args = copy.deepcopy(args)
     # What is wrong with it is said when it is read for good.
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(Exception):
         restore_from_checkpoint(args)
     return smallest_world_size(args)
 

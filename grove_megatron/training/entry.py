@@ -38,7 +38,7 @@ from .token_ids import CheckedLoader, vocabulary_size
 
 def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
     def add_megatron_arguments(parser: ArgumentParser) -> ArgumentParser:
-        if problems := yaml_problems(sys.argv[1:]):
+        if problems := yaml_problems(sys.argv[1:], own_script=True):
             refuse(problems)
         parser = report_errors(add_grove_arguments(original(parser)), refuse, _other_problems)
         return set_cpu_defaults(parser) if cpu_is_active() else parser

@@ -55,14 +55,10 @@ def parse_arguments() -> Namespace:
     """Megatron's ``parse_and_validate_args`` with our flags, and our checks before its own."""
     if problems := yaml_problems(sys.argv[1:]):
         refuse(problems)
-    args = parse_args(extra_args_provider=_add_arguments)
-    if args.yaml_cfg is not None:
-        refuse(
-            [
-                f"--yaml-cfg ({args.yaml_cfg}) is not read by grove_megatron.pretrain; use flags, "
-                "or grove_megatron.run with Megatron's own script"
-            ]
-        )
+    try:
+        args = parse_args(extra_args_provider=_add_arguments)
+    except Exception as error:
+        refuse([megatrons_refusal(error)])
     begin(args)
     refuse_differences(args)
     if problems := every_problem(args, args.world_size):

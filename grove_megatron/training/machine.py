@@ -50,14 +50,14 @@ def folder_problems(args: Namespace) -> Iterator[str]:
         if why := why_not_writable(path):
             yield f"{_flag(name)} ({path}) cannot be written: {why}; use another folder"
     for name, path in _given(args, _FILES):
-        why = "it is a folder" if path.is_dir() else why_not_writable(path.parent)
-        if why is None and not path.parent.is_dir():
+        why = "it is a folder" if os.path.isdir(path) else why_not_writable(path.parent)
+        if why is None and not os.path.isdir(path.parent):
             why = f"{path.parent} is not there"
         if why:
             yield f"{_flag(name)} ({path}) cannot be written: {why}; use another file"
     if args.save and not _is_remote(args, args.save):
         tracker = Path(args.save) / TRACKER
-        if tracker.exists() and (why := _why_not_opened(tracker)):
+        if os.path.exists(tracker) and (why := _why_not_opened(tracker)):
             yield f"--save ({args.save}) cannot be written: {tracker}: {why}; use another folder"
     yield from _index_cache_problems(args)
 
@@ -105,7 +105,7 @@ def _index_cache_problems(args: Namespace) -> Iterator[str]:
         return
     for prefix in prefixes(args):
         cache = Path(prefix) / "cache"
-        if cache.is_dir() or not os.path.isfile(f"{prefix}.idx"):
+        if os.path.isdir(cache) or not os.path.isfile(f"{prefix}.idx"):
             continue  # written by a job before; or refused as data
         if why := why_not_writable(cache):
             yield (

@@ -25,6 +25,7 @@ from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
 from .cpu_arguments import cpu_problems
 from .disk import disk_notice
+from .guarded import lines_of
 from .installed import look, package_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
@@ -57,7 +58,7 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
 def announce(args: Namespace) -> None:
     """Say on rank 0 what a run without problems should know before it starts."""
     if os.environ.get("RANK", "0") == "0":
-        for notice in notices(args):
+        for notice in lines_of(notices, args):
             print(f"grove_megatron: {notice}", file=sys.stderr, flush=True)
 
 
@@ -102,6 +103,8 @@ def _record_notice(args: Namespace) -> str | None:
 def _checkpoint_problems(args: Namespace) -> list[str]:
     """Compare the Grove settings with those of the checkpoints the run would load."""
     problems: list[str] = []
+    if args.non_persistent_ckpt_type == "local":
+        return problems  # known to a manager that there is once the job runs
     for load_arg in read_at_start(args):
         if problem := checkpoint_folder_problem(args, load_arg):
             problems.append(problem)

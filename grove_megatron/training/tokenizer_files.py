@@ -58,11 +58,11 @@ def tokenizer_file_problems(args: Namespace) -> Iterator[str]:
 def _hugging_face_problems(model: str) -> Iterator[str]:
     """A folder here, a file of one, or a name of the Hub."""
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):
         if not any(any(path.glob(name)) for name in _HUGGING_FACE_FILES):
             yield f"--tokenizer-model ({model}) has no files of a tokenizer; correct the path"
         return
-    if path.is_file():
+    if os.path.isfile(path):
         return
     if _is_a_path(model):
         yield f"--tokenizer-model ({model}) is not a folder; correct the path"
