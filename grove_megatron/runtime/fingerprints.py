@@ -22,6 +22,7 @@ FINGERPRINTS: dict[str, str] = {
     "flags": "source:580b80fbe5867b22",
     "checks": "source:47bfcd3af0d8687f",
     "checkpoint-flags": "source:f10371ee69b2232b",
+    "token-ids": "source:1f53bc68dccca32d",
     "config-class": "class:megatron.core.transformer.transformer_config.TransformerConfig",
     "builder": "str:megatron.training.models.gpt.GPTModelBuilder",
     "flops": "source:f9ed9b380e17ebd3",

@@ -38,7 +38,7 @@ def doctor(
         refuse([f"--device ({device}) is not one of cpu, cuda; leave it out for what is here"])
     job = _job(context.args)
     processes = job.processes if world_size is None else world_size
-    if processes is None and "WORLD_SIZE" in os.environ:
+    if processes is None and os.environ.get("WORLD_SIZE", "").isdecimal():
         processes = int(os.environ["WORLD_SIZE"])
     if processes is not None and processes < 1:
         refuse([f"--world-size ({processes}) is below 1; use the number of processes of the job"])
@@ -90,13 +90,17 @@ def _job(words: list[str]) -> _Job:
     if launcher is not None:
         from torch.distributed.run import get_args_parser
 
+        from .refuse import refuse
+
         launch = get_args_parser().parse_args(words[launcher + 1 :])
         here = str(launch.nproc_per_node)
         per_node = int(here) if here.isdecimal() else None
-        nodes = int(str(launch.nnodes).rpartition(":")[2])
+        nodes = str(launch.nnodes).rpartition(":")[2]
+        if not nodes.isdecimal():
+            refuse([f"--nnodes ({launch.nnodes}) is not a number or two, as 2 or 1:4; correct it"])
         return _Job(
             _after_script(launch.training_script, launch.training_script_args),
-            per_node and nodes * per_node,
+            per_node and int(nodes) * per_node,
             per_node,
             launch.training_script == "grove_megatron.run",
             f"--nproc-per-node ({here}) is known where the job runs; see --world-size"

@@ -20,12 +20,13 @@ from megatron.core.utils import (
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
 )
-from megatron.training import get_args, get_timers
+from megatron.training import get_args, get_timers, get_tokenizer
 from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 from torch import Tensor
 
 from ..config import GroveTransformerConfig
+from .token_ids import check_tokens, vocabulary_size
 
 # A loss this many times the largest seen is a spike, as in Megatron's pretrain_gpt.py.
 _SPIKE = 10
@@ -202,6 +203,7 @@ def _batch(
     batch: dict[str, Tensor | None] = {}
     if tp_rank == 0:
         loaded = next(data)
+        check_tokens(loaded, vocabulary_size(get_tokenizer()), args)
         batch = {
             name: loaded[name].cuda(non_blocking=True) if loaded.get(name) is not None else None
             for name in _FIELDS

@@ -288,7 +288,11 @@ def _pipeline(args: Namespace, _: int) -> Iterator[str]:
         yield f"{given[0]} and {' and '.join(given[1:])} say the same; give one of them"
         return
     if letters is not None:
-        chunks = PipelineParallelLayerLayout.get_num_stages_from_str(letters)
+        try:
+            chunks = PipelineParallelLayerLayout.get_num_stages_from_str(letters)
+        except (AssertionError, ValueError) as error:
+            yield f"{given[0]} cannot be read: {error}; correct it"
+            return
         if chunks % stages:
             yield (
                 f"{given[0]} has {chunks} stages, not a multiple of --pipeline-model-parallel-size "

@@ -103,12 +103,14 @@ RULES = {
     "training": AROUND_THE_MODEL,
     # Imported by the command line before anything is decided.
     "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
+    "training/tokenizer_files": Rule(in_functions={"huggingface_hub"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.
     "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
     "benchmarks/shape": Rule(inside={"benchmarks"}),
     "arguments": AROUND_THE_MODEL,
+    "unparsed": Rule(),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
     "pretrain": AROUND_THE_MODEL,
