@@ -132,7 +132,7 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
     resumes = not (args.finetune or args.no_load_optim)
     imported = getattr(checkpoint_args, IMPORTED, False)
     saved = not (imported or getattr(checkpoint_args, "no_save_optim", False))
-    distributed = checkpoint_args.use_distributed_optimizer
+    distributed = getattr(checkpoint_args, "use_distributed_optimizer", False)
     if not (is_grove(args) and resumes and saved):
         return []
     if args.use_distributed_optimizer != distributed:

@@ -36,6 +36,8 @@ _STYLE = {
     "legend.fontsize": 9,
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
+    # A name with dollars in it is a name, no formula.
+    "text.parse_math": False,
 }
 
 

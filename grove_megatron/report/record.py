@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite, nan
 from pathlib import Path
@@ -206,7 +206,7 @@ def read_record(file: Path, run_id: str | None = None) -> Record:
     for number, line in enumerate(lines, 1):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # What a kill left; whoever writes after it begins a run, see below.
             torn = torn or number
             continue
@@ -286,18 +286,76 @@ def _found(histories: Sequence[_History], intervals: Sequence[Interval]) -> list
 
 def _run(line: dict[str, Any], file: Path, number: int) -> Run:
     if line["format"] != FORMAT:
-        raise ValueError(_damaged(file, number, f"has format ({line['format']}), not {FORMAT}"))
+        shown = f"has format ({_brief(line['format'])}), not {FORMAT}"
+        raise ValueError(_damaged(file, number, shown))
     if line.get("version") != VERSION:
         raise ValueError(
-            f"record ({file}) has version ({line.get('version')}), this package reads ({VERSION}); "
-            "use the version of grove_megatron that wrote it"
+            f"record ({file}) has version ({_brief(line.get('version'))}), this package reads "
+            f"({VERSION}); use the version of grove_megatron that wrote it"
         )
     try:
         given = {f.name: line[f.name] for f in fields(Run)}
     except KeyError as error:
         raise ValueError(_damaged(file, number, f"lacks {error}")) from None
+    try:
+        _check(given, _OF_A_RUN)
+    except ValueError as error:
+        raise ValueError(_damaged(file, number, f"is no run: {error}")) from None
     given |= {name: tuple(given[name]) for name in ("layers", "parameters")}
     return Run(**given)
+
+
+# A record may be somebody else's: what is drawn and printed is what its name says, or refused.
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < _LAST_SECOND  # type: ignore[operator]
+
+
+def _is_list_of(kind: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value))
+
+
+# The year 9999, as far as calendars go.
+_LAST_SECOND = 253402300800
+_OF_A_RUN: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("id", "dispatcher"), _is_text),
+    **dict.fromkeys(("resumed", "experts", "groups", "topk"), _is_count),
+    **dict.fromkeys(("ranks", "world_size", "row_bytes"), _is_count),
+    "started": _is_time,
+    "layers": _is_list_of(_is_text),
+    "drops": lambda value: isinstance(value, bool),
+    "parameters": _is_list_of(_is_count),
+    "settings": _is_table,
+}
+_OF_AN_INTERVAL: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("iteration", "iterations"), _is_count),
+    "time": _is_time,
+    "losses": _is_table,
+}
+
+
+def _check(line: dict[str, Any], kinds: dict[str, Callable[[object], bool]]) -> None:
+    for name, fits in kinds.items():
+        if not fits(line[name]):
+            raise ValueError(f"{name} ({_brief(line[name])}) is not what it should be")
+
+
+def _brief(value: object) -> str:
+    """Of any JSON value the beginning, without what a terminal would act upon."""
+    return json.dumps(value).strip('"')[:60]
 
 
 def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
@@ -311,6 +369,7 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
         "bias": (layers, run.experts),
     }
     try:
+        _check(line, _OF_AN_INTERVAL)
         arrays: dict[str, Any] = {
             name: decode(line[name]) for name in shapes if name != "bias" or name in line
         }

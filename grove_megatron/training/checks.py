@@ -26,6 +26,7 @@ from .late_rules import late_problems
 from .machine import folder_problems
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
+from .saved_arguments import saved_arguments
 from .saving import saving_problems
 from .token_ids import vocabulary_problems
 from .tokenizer_files import tokenizer_file_problems
@@ -127,6 +128,8 @@ def restore_from_checkpoint(args: Namespace) -> list[str]:
         # Before Megatron reads it and ends the process without a word.
         if problem := checkpoint_folder_problem(args, load_arg):
             raise ValueError(problem)
+        # Megatron runs what is in it.
+        saved_arguments(args, load_arg)
         # The namespace alone comes back where there is no such checkpoint.
         loaded = load_args_from_checkpoint(args, load_arg=load_arg)
         if isinstance(loaded, tuple):

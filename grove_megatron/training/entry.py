@@ -33,6 +33,7 @@ from .preflight import announce
 from .refuse import refuse
 from .reporting import announce_flops
 from .same_flags import refuse_differences
+from .saved_arguments import saved_arguments
 from .token_ids import CheckedLoader, vocabulary_size
 
 
@@ -85,6 +86,10 @@ def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if problem := checkpoint_folder_problem(args, load_arg):
             refuse([problem])
+        try:
+            saved_arguments(args, load_arg)
+        except ValueError as error:
+            refuse([str(error)])
         loaded = original(args, load_arg, *rest, **named)
         if isinstance(loaded, tuple) and (problems := restore_grove_arguments(*loaded)):
             refuse(problems)

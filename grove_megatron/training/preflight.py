@@ -1,15 +1,11 @@
 """Everything that would go wrong later, found before a process group or a model exists."""
 
-import contextlib
-import copy
 import importlib
-import io
 import os
 import sys
 from argparse import Namespace
 
 import torch
-from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import (
     LAYER_SPEC,
@@ -30,6 +26,7 @@ from .idle_flags import idle_flags
 from .installed import look, optimizer_problems, package_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
+from .saved_arguments import foreign_problems, saved_arguments
 from .saving import replaced_run
 
 
@@ -111,16 +108,21 @@ def _checkpoint_problems(args: Namespace) -> list[str]:
         if problem := checkpoint_folder_problem(args, load_arg):
             problems.append(problem)
             continue
-        # Reads the checkpoint's common part; fills in a copy of the flags, and says so at length.
-        with contextlib.redirect_stdout(io.StringIO()):
-            loaded = load_args_from_checkpoint(copy.copy(args), load_arg=load_arg)
-        if isinstance(loaded, tuple):
-            if not args.use_checkpoint_args:
-                # With it, the settings are those of the checkpoint already.
-                problems += contradictions(args, loaded[1])
-            if load_arg == "load":
-                problems += optimizer_layout_problems(args, loaded[1])
-    return problems
+        saved = None
+        try:
+            saved = saved_arguments(args, load_arg)
+        except ValueError as error:
+            problems.append(str(error))
+        problems += foreign_problems(args, load_arg)
+        if saved is None:
+            continue
+        if not args.use_checkpoint_args:
+            # With it, the settings are those of the checkpoint already.
+            problems += contradictions(args, saved)
+        if load_arg == "load":
+            problems += optimizer_layout_problems(args, saved)
+    # The arguments are one of the objects that are looked at, and one folder can be both.
+    return list(dict.fromkeys(problems))
 
 
 def _kernel_problems(args: Namespace, device: str) -> list[str]:

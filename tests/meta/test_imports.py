@@ -38,6 +38,7 @@ TORCH_KERNELS = (
 # A part is a folder of grove_megatron or a module; a module goes before its folder.
 RULES = {
     "__init__": Rule(),
+    "printable": Rule(),
     "functional": Rule(inside={"functional", "kernels"}, outside={"torch"}),
     # Only the modules that hold Triton kernels, which are imported where they can run.
     "kernels": Rule(inside={"kernels"}, outside={"torch", "triton"}),
@@ -54,7 +55,7 @@ RULES = {
     "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),
     "layer_count": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "checkpoint/commands": Rule(
-        inside={"checkpoint"},
+        inside={"checkpoint", "printable"},
         outside={"typer"},
         in_functions={"torch", "rich", "grove_megatron"},
     ),

@@ -12,6 +12,8 @@ from grove_megatron.report.arrays import decode, encode
 from grove_megatron.report.record import FILE, Interval, Run, Writer, find_record, read_record
 from tests.unit.report.intervals import RUN, interval
 
+# A megabyte of zeros.
+BOMB = encode(np.zeros(2**20, np.int64))[2]
 AGAIN = replace(RUN, id="b", resumed=10)
 
 
@@ -56,7 +58,10 @@ def test_an_array_comes_back_from_the_narrowest_type(array: np.ndarray, dtype: s
 
 @pytest.mark.parametrize(
     "encoded",
-    [None, ["u1", [1]], ["u1", [1], "?"], ["u1", [1], "AAAA"], ["u3", [1], encode(np.ones(1))[2]]],
+    [
+        *(None, ["u1", [-1], BOMB], ["u1", [2**40], BOMB], ["u1", [9], BOMB], [[1], [1], BOMB]),
+        *(["u1", [1]], ["u1", [1], "?"], ["u1", [1], "AAAA"], ["u3", [1], encode(np.ones(1))[2]]),
+    ],
 )
 def test_what_is_no_array_is_refused(encoded: object) -> None:
     with pytest.raises(ValueError, match="array"):
@@ -78,6 +83,52 @@ def test_a_loss_that_is_not_a_number_is_kept_as_one(tmp_path: Path) -> None:
     file = written(tmp_path, interval(losses={"lm loss": math.nan}))
     assert "NaN" not in file.read_text()
     assert math.isnan(read_record(file).intervals[0].losses["lm loss"])
+
+
+MARKUP = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, MARKUP) for name in ("resumed", "experts", "groups", "started", "settings")),
+        *((name, 1.5) for name in ("topk", "ranks", "layers", "parameters", "drops", "id")),
+        *((name, True) for name in ("experts", "started", "dispatcher")),
+        ("id", "a\x1b]0;title\x07"),
+        ("layers", ["a\nb"]),
+        ("layers", MARKUP),
+        ("started", 1e300),
+        ("parameters", [1, 2, MARKUP]),
+    ],
+)
+def test_a_run_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    file = written(tmp_path, interval())
+    first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | {name: value}), *rest, ""]))
+    with pytest.raises(ValueError, match=rf"line \(1\) is no run: {name} \(") as refused:
+        read_record(file)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iteration", MARKUP),
+        ("iterations", -1),
+        ("time", "now"),
+        ("losses", [1]),
+        ("losses", {"a\x1b[31m": 1.0}),
+        ("losses", {"lm loss": MARKUP}),
+    ],
+)
+def test_an_interval_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    file = written(tmp_path, interval())
+    first, second = file.read_text().splitlines()
+    changed = json.dumps(json.loads(second) | {name: value})
+    file.write_text("\n".join([first, changed, ""]))
+    with pytest.raises(ValueError, match=r"line \(2\) is not an interval: ") as refused:
+        read_record(file)
+    assert str(refused.value).isprintable()
 
 
 def test_the_first_line_says_what_the_file_is(tmp_path: Path) -> None:

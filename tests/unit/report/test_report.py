@@ -233,3 +233,18 @@ def test_without_matplotlib_it_says_how_to_install_it(
     result = grove_report(recorded(tmp_path, RUN, number=1))
     assert result.exit_code == 2
     assert "pip install 'grove-megatron[report]'" in result.output
+
+
+def test_names_with_markup_are_text(tmp_path: Path) -> None:
+    odd = '<script>"$\\frac{&$'
+    run = replace(RUN, id=odd, dispatcher=odd, layers=(odd, f"{odd} 2"), settings={odd: odd})
+    writer = Writer(tmp_path)
+    for name in (run.id, "last"):
+        writer.run(replace(run, id=name))
+        for one in a_training(replace(run, id=name), 2, 40):
+            writer.interval(replace(one, losses={odd: 1.0}))
+    result = grove_report(tmp_path)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;&quot;$\\frac{&amp;$" in page
