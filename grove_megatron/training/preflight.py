@@ -24,7 +24,7 @@ from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import checkpoint_folder_problem
 from .cpu_arguments import cpu_problems
-from .installed import look, package_problems
+from .installed import look, package_problems, writer_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
 
@@ -43,6 +43,7 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     problems += _checkpoint_problems(args)
     if not elsewhere:
         problems += _kernel_problems(args, device)
+        problems += writer_problems(args) if is_grove(args) else []
     problems += _node_problems(args)
     if device == "cpu":
         problems += cpu_problems(args)
@@ -63,7 +64,9 @@ def notices(args: Namespace) -> list[str]:
     """What is right and may still not be what the user wants, one line each."""
     found = [optimizer_format_notice(args), _dispatcher_notice(args), _record_notice(args)]
     ignored = megatron_notices(args) if is_grove(args) else ()
-    return [*(notice for notice in found if notice is not None), *ignored]
+    # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
+    unwritten = writer_problems(args)
+    return [*(notice for notice in found if notice is not None), *unwritten, *ignored]
 
 
 def _dispatcher_notice(args: Namespace) -> str | None:
