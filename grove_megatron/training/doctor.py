@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, report_errors, select_layer, yaml_problems
+from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
 from ..runtime import cuda_is_here
 from . import gpt
@@ -25,6 +26,7 @@ from .installed import look, uses
 from .preflight import notices
 from .rules import smallest_world_size
 from .sizes import sizes_of
+from .vocabulary import read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Diagnosis:
         problems: why it would not run, one line each.
         notices: what computes it, and what may not be what was meant, one line each; empty beside
             problems.
-        plan: what it will do, to be read; empty beside problems.
+        plan: what it will do, to be read; empty beside problems other than too little memory.
         numbers: the same as numbers, see planner/report.py.
     """
 
@@ -56,6 +58,7 @@ def diagnose(
     *,
     per_node: int | None = None,
     own_script: bool = False,
+    gpu_memory: float | None = None,
 ) -> Diagnosis:
     """Everything that is checked at start, without a process group or a model.
 
@@ -65,6 +68,7 @@ def diagnose(
         device: ``cpu`` or ``cuda``, what it is to run on.
         per_node: processes of a node; None: what the launcher says, if there is one.
         own_script: do they go to a script under grove_megatron.run, not to grove_megatron.pretrain?
+        gpu_memory: GiB of a GPU that every rank has to fit into; None: whatever it needs.
     """
     if problems := yaml_problems(flags):
         return Diagnosis(world_size or 1, device, problems)
@@ -99,11 +103,18 @@ def diagnose(
         noted += uses(args, look(), device)
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")
+    vocabulary = read_vocabulary(args)
     try:
-        sizes = sizes_of(args, size)
+        sizes = sizes_of(args, size, vocabulary)
     except ValueError as error:
         return Diagnosis(size, device, [], noted, [f"no plan: {error}"])
-    return Diagnosis(size, device, [], noted, plan_lines(sizes), plan(sizes))
+    tokens_of = "--padded-vocab-size" if args.padded_vocab_size else str(vocabulary)
+    lines, numbers = plan_lines(sizes, tokens_of, gpu_memory), plan(sizes)
+    if gpu_memory is not None:
+        found = fit(sizes, gpu_memory)
+        numbers["fits_gpu_memory"] = found.fits
+        problems = [] if found.fits else [found.problem]
+    return Diagnosis(size, device, problems, noted, lines, numbers)
 
 
 @contextmanager

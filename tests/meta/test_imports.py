@@ -101,6 +101,10 @@ RULES = {
     # In processes that wait for one another: little, and nothing that could wait itself.
     "failure": Rule(inside={"failure", "checkpoint.layout"}, in_functions={"torch"}),
     "training": AROUND_THE_MODEL,
+    # Asks what Hugging Face keeps on this machine.
+    "training/vocabulary": Rule(
+        inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"huggingface_hub"}
+    ),
     # Imported by the command line before anything is decided.
     "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
     "runtime": AROUND_THE_MODEL,
