@@ -28,6 +28,8 @@ FINGERPRINTS: dict[str, str] = {
     "theoretical-weights": "source:3b373c1b70eaa4a1",
     "theoretical-activations": "source:bc2fd8c5ebf31fa5",
     "theoretical-activations-otherwise": "source:a1428184ecb403bd",
+    "evaluation-losses": "source:a8be7269bc278373",
+    "evaluation-set": "source:699dfbe69cf22ec4",
     "cuda-is-available": "signature:()",
     "cuda-is-initialized": "signature:()",
     "cuda-device-count": "signature:()",
