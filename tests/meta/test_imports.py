@@ -91,7 +91,9 @@ RULES = {
         f"report/{module}": Rule(
             inside={"report", "planner.traffic"}, outside={"numpy", "matplotlib"}
         )
-        for module in ("draw", "flow_figures", "load_figures", "shown")
+        for module in (
+            *("compare", "draw", "flow_figures", "load_figures", "loss_figures", "shown"),
+        )
     },
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
