@@ -20,7 +20,7 @@ img { width: 100%; height: auto; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ddd;
          vertical-align: top; }
-td.number { text-align: right; } td.number, td.name { white-space: nowrap; }
+.number { text-align: right; } td.number, td.name { white-space: nowrap; }
 td.value { overflow-wrap: anywhere; min-width: 12ch; }
 code { font-size: .92em; }
 @media print {
@@ -59,9 +59,13 @@ def origin(text: str, name: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already, see :func:`cell`."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    lines = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    """A table of cells that are HTML already, see :func:`cell`; one row at least."""
+    every = list(rows)
+    # A heading stands where the cells below it do.
+    kinds = [' class="number"' if 'class="number"' in of else "" for of in every[0]]
+    heads = zip(header, kinds, strict=True)
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in heads)
+    lines = "\n".join(f"<tr>{''.join(row)}</tr>" for row in every)
     return f'<div class="table"><table>\n<tr>{head}</tr>\n{lines}\n</table></div>'
 
 

@@ -28,7 +28,8 @@ def load_over_time(shown: Shown, width: float = draw.WIDTH) -> Drawn:
         mesh = draw.load_map(axes, x, y, counts_IE.T, over=0)
         axes.set_title(f"layer {layers[index]}", fontsize=9, fontweight="normal")
         draw.few_ticks(axes)
-    fig.supxlabel("iteration", fontsize=10)
+    # Above the key of the colours.
+    fig.supxlabel("iteration", fontsize=10, y=0.38 / fig.get_figheight())
     fig.supylabel("expert", fontsize=10)
     draw.load_bar(fig, mesh, cax=beside)
     read = (

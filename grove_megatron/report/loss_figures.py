@@ -1,5 +1,7 @@
 """Figures of losses and of speed."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -10,11 +12,14 @@ from .view import View, tokens_per_second
 
 _MAIN = "lm loss"
 _COEFFICIENTS = {
-    "load_balancing_loss": "moe-aux-loss-coeff",
-    "seq_load_balancing_loss": "moe-aux-loss-coeff",
-    "global_load_balancing_loss": "moe-aux-loss-coeff",
     "z_loss": "moe-z-loss-coeff",
     "group_load_balancing_loss": "grove-group-aux-loss-coeff",
+}
+# These share a flag, which has as many coefficients as there are types.
+_BALANCING = {
+    "load_balancing_loss": "aux_loss",
+    "seq_load_balancing_loss": "seq_aux_loss",
+    "global_load_balancing_loss": "global_aux_loss",
 }
 _SETS = (draw.ORANGE, draw.GREEN, draw.GRAY)
 
@@ -51,15 +56,22 @@ def loss(view: View) -> Drawn:
     return Drawn("loss", title, read, fig)
 
 
-def coefficient(view: View, name: str) -> str | None:
-    """What a loss is multiplied by where it is added to the language model's; None: not known."""
-    value = view.last.run.settings.get(_COEFFICIENTS.get(name, ""))
-    return None if value is None else str(value).strip("[]")
-
-
 def _coefficient(view: View, name: str) -> str:
-    found = coefficient(view, name)
-    return "" if found is None else f", coefficient {found}"
+    """What a loss is multiplied by where it is added to the language model's, if that is known."""
+    settings = view.last.run.settings
+    value = settings.get(_COEFFICIENTS.get(name, ""))
+    if name in _BALANCING:
+        types = _listed(settings.get("moe-router-load-balancing-type"))
+        each = _listed(settings.get("moe-aux-loss-coeff"))
+        value = dict(zip(types, each, strict=False)).get(_BALANCING[name])
+    return "" if value is None else f", coefficient {value}"
+
+
+def _listed(setting: Any) -> list[str]:
+    """The values of a flag that has one or several, as they were written: ``['a', 'b']``."""
+    if setting is None:
+        return []
+    return [word.strip(" '\"") for word in str(setting).strip("[]").split(",")]
 
 
 def _evaluated(axes: Axes, view: View, name: str) -> None:

@@ -296,6 +296,36 @@ def test_a_page_says_what_it_is_of(tmp_path: Path) -> None:
     assert drawn["speed"].figure.axes[0].get_lines()[0].get_ydata()[1:].tolist() == [10, 10]
 
 
+@pytest.mark.parametrize(
+    ("types", "coefficients", "expected"),
+    [
+        ("aux_loss", 0.01, ["0.01", "", ""]),
+        ("['aux_loss', 'global_aux_loss']", "[0.01, 0.002]", ["0.01", "0.002", "0.5"]),
+        ("sinkhorn", None, ["", "", ""]),
+    ],
+)
+def test_losses_have_their_coefficients(types: str, coefficients: Any, expected: list[str]) -> None:
+    names = ["load_balancing_loss", "global_load_balancing_loss", "group_load_balancing_loss"]
+    settings = {"moe-router-load-balancing-type": types}
+    if coefficients is not None:
+        settings["moe-aux-loss-coeff"] = coefficients
+    if expected[2]:
+        settings["grove-group-aux-loss-coeff"] = 0.5
+    run = replace(RUN, settings=settings)
+    losses = {"lm loss": 3.0} | dict.fromkeys(names, 1.0)
+    drawn = by_name([interval(run=run, losses=losses)])["loss"]
+    titles = dict(
+        axes.get_title("left").partition(", coefficient ")[::2] for axes in drawn.figure.axes
+    )
+    assert [titles[name] for name in names] == expected
+
+
+def test_a_job_is_called_as_w_and_b_calls_it(tmp_path: Path) -> None:
+    assert View.of(recorded(tmp_path / "folder", RUN, number=1)).name == "folder"
+    named = replace(RUN, settings={"wandb-exp-name": "seven"})
+    assert View.of(recorded(tmp_path / "other", named, number=1)).name == "seven"
+
+
 def test_two_jobs_are_drawn_side_by_side(tmp_path: Path) -> None:
     recorded(tmp_path / "one", RUN, number=2)
     other = replace(RUN, experts=16, ranks=4, settings=RUN.settings | {"lr": 0.5, "seed": 7})
