@@ -32,6 +32,7 @@ setup(
         "te": ["transformer-engine[pytorch]"],
         "hf": ["transformers>=5"],
         "report": ["matplotlib"],
+        "tensorboard": ["tensorboard"],
         "dev": [
             "pytest",
             "pytest-timeout",
@@ -39,6 +40,7 @@ setup(
             "einops",
             "hypothesis",
             "matplotlib",
+            "tensorboard",
             "ruff",
             "mypy",
             "pre-commit",

@@ -33,6 +33,8 @@ FINGERPRINTS: dict[str, str] = {
     "engine-for-configuration": "source:95220642e70bf2f5",
     "flashinfer": "source:3bf484fc1dcfccad",
     "dsa-kernels": "source:46e3d6d1de125a3b",
+    "evaluation-losses": "source:a8be7269bc278373",
+    "evaluation-set": "source:699dfbe69cf22ec4",
     "cuda-is-available": "signature:()",
     "cuda-is-initialized": "signature:()",
     "cuda-device-count": "signature:()",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, yaml_problems
+from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
 from ..unparsed import report_errors
 from .checks import (
@@ -29,6 +30,7 @@ from .installed import look, uses
 from .preflight import notices
 from .rules import smallest_world_size
 from .sizes import sizes_of
+from .vocabulary import read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Diagnosis:
         problems: why it would not run, one line each.
         notices: what computes it, and what may not be what was meant, one line each; empty beside
             problems.
-        plan: what it will do, to be read; empty beside problems.
+        plan: what it will do, to be read; empty beside problems other than too little memory.
         numbers: the same as numbers, see planner/report.py.
     """
 
@@ -60,6 +62,7 @@ def diagnose(
     *,
     per_node: int | None = None,
     own_script: bool = False,
+    gpu_memory: float | None = None,
 ) -> Diagnosis:
     """Everything that is checked at start, without a process group or a model.
 
@@ -69,6 +72,7 @@ def diagnose(
         device: ``cpu`` or ``cuda``, what it is to run on.
         per_node: processes of a node; None: what the launcher says, if there is one.
         own_script: do they go to a script under grove_megatron.run, not to grove_megatron.pretrain?
+        gpu_memory: GiB of a GPU that every rank has to fit into; None: whatever it needs.
     """
     if problems := yaml_problems(flags):
         return Diagnosis(world_size or 1, device, problems)
@@ -78,7 +82,13 @@ def diagnose(
     except _NotParsed as error:
         return Diagnosis(world_size or 1, device, error.problems)
     return examine(
-        args, world_size, device, problems=problems, per_node=per_node, own_script=own_script
+        args,
+        world_size,
+        device,
+        problems=problems,
+        per_node=per_node,
+        own_script=own_script,
+        gpu_memory=gpu_memory,
     )
 
 
@@ -90,6 +100,7 @@ def examine(
     problems: Sequence[str] = (),
     per_node: int | None = None,
     own_script: bool = False,
+    gpu_memory: float | None = None,
 ) -> Diagnosis:
     """The same of a command line that is parsed already.
 
@@ -119,11 +130,18 @@ def examine(
         noted += lines_of(uses, args, look(), device)
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")
+    vocabulary = read_vocabulary(args)
     try:
-        sizes = sizes_of(args, size)
-        return Diagnosis(size, device, [], noted, plan_lines(sizes), plan(sizes))
+        sizes = sizes_of(args, size, vocabulary)
+        tokens_of = "--padded-vocab-size" if args.padded_vocab_size else str(vocabulary)
+        lines, numbers = plan_lines(sizes, tokens_of, gpu_memory), plan(sizes)
     except Exception as error:
         return Diagnosis(size, device, [], noted, [f"no plan: {error}"])
+    if gpu_memory is not None:
+        found = fit(sizes, gpu_memory)
+        numbers["fits_gpu_memory"] = found.fits
+        problems = [] if found.fits else [found.problem]
+    return Diagnosis(size, device, problems, noted, lines, numbers)
 
 
 @contextmanager

@@ -109,6 +109,25 @@ def optimizer_problems(args: Namespace) -> list[str]:
     ]
 
 
+_WRITERS = {
+    # Megatron warns on the last rank alone, and writes nothing (global_vars.py:225 @ 0.19.2).
+    "tensorboard_dir": ("tensorboard", "grove-megatron[tensorboard]"),
+    # Imported by the last rank, after the process group is made (global_vars.py:238).
+    "wandb_project": ("wandb", "wandb"),
+}
+"""Flag of a log, the module that writes it, and where that comes from."""
+
+
+def writer_problems(args: Namespace) -> list[str]:
+    """Logs that are asked for and that nothing on this machine can write, one line each."""
+    return [
+        f"--{name.replace('_', '-')} ({value}) needs {module} (not installed here), which writes "
+        f"it; pip install '{requirement}', or remove it"
+        for name, (module, requirement) in _WRITERS.items()
+        if (value := getattr(args, name)) and importlib.util.find_spec(module) is None
+    ]
+
+
 @dataclass(frozen=True)
 class _Rule:
     """A default or a flag of Megatron that needs a package.

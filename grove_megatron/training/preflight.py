@@ -23,7 +23,7 @@ from .cpu_arguments import cpu_problems
 from .disk import disk_notice
 from .guarded import lines_of
 from .idle_flags import idle_flags
-from .installed import look, optimizer_problems, package_problems
+from .installed import look, optimizer_problems, package_problems, writer_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
 from .saved_arguments import foreign_problems, saved_arguments
@@ -45,6 +45,7 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     if not elsewhere:
         problems += _kernel_problems(args, device)
         problems += optimizer_problems(args)
+        problems += writer_problems(args) if is_grove(args) else []
     problems += _node_problems(args)
     if device == "cpu":
         problems += cpu_problems(args)
@@ -72,7 +73,9 @@ def notices(args: Namespace) -> list[str]:
         disk_notice(args, getattr(args, "world_size", None)),
     ]
     ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
-    return [*(notice for notice in found if notice is not None), *ignored]
+    # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
+    unwritten = writer_problems(args)
+    return [*(notice for notice in found if notice is not None), *unwritten, *ignored]
 
 
 def _dispatcher_notice(args: Namespace) -> str | None:

@@ -15,12 +15,16 @@ from .refuse import refuse
 
 
 @contextmanager
-def started() -> Iterator[None]:
-    """Refuse an installation or machine that cannot work, else run the block under the runtime."""
+def started(*, say: bool = True) -> Iterator[None]:
+    """Refuse an installation or machine that cannot work, else run the block under the runtime.
+
+    Args:
+        say: which runtime it is.
+    """
     # Asking about CUDA imports torch, which environment_problems may find missing.
     if problems := environment_problems() or runtime_problems():
         refuse(problems)
-    with selected():
+    with selected(say=say):
         yield
 
 

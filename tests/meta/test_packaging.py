@@ -74,7 +74,7 @@ def test_name_python_and_command() -> None:
 
 
 def test_extras_are_those_the_documents_name() -> None:
-    assert sorted(metadata()["extras_require"]) == ["dev", "hf", "report", "te"]
+    assert sorted(metadata()["extras_require"]) == ["dev", "hf", "report", "te", "tensorboard"]
     assert metadata()["extras_require"]["te"] == ["transformer-engine[pytorch]"]
     named = re.findall(r"'?\.\[(\w+)\]|grove-megatron\[(\w+)\]", read("CONTRIBUTING.md"))
     assert {a or b for a, b in named} <= set(metadata()["extras_require"])

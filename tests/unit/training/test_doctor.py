@@ -288,12 +288,52 @@ def test_megatron_s_default_dispatcher_is_noted_where_it_costs() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a tokenizer on another machine")
-def test_what_the_planner_cannot_know_is_said() -> None:
-    flags = SOUND.replace("NullTokenizer --vocab-size 96", "GPT2BPETokenizer")
+def test_without_a_vocabulary_all_but_the_embedding_is_planned() -> None:
+    flags = SOUND.replace(
+        "NullTokenizer --vocab-size 96", "HuggingFaceTokenizer --tokenizer-model some/where"
+    )
     found = diagnose(flags.split(), 1, "cuda")
     assert found.problems == []
-    (line,) = found.plan
-    assert line.startswith("no plan: --vocab-size (None) is not known before the tokenizer is read")
+    text = " ".join(" ".join(found.plan).split())
+    assert "vocabulary not known: --tokenizer-model (some/where), which is not on this" in text
+    assert " beside embedding and output layer: " in text
+    assert "embedding and logits are not counted" in text
+    whole = diagnose(SOUND.split(), 1, "cpu").numbers
+    assert (found.numbers["vocabulary_rows"], whole["vocabulary_rows"]) == (None, 128)
+    embedding = 128 * 32
+    assert whole["params_total"] - found.numbers["params_total"] == embedding
+
+
+def test_a_plan_counts_the_tokens_of_the_job_s_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({f"t{n}": n for n in range(300)}))
+    words = SOUND.replace("NullTokenizer", "GPT2BPETokenizer")
+    found = diagnose([*words.split(), "--vocab-file", str(tmp_path / "vocab.json")], 1, "cpu")
+    assert found.problems == []
+    # --vocab-size (96) is not what the job will take.
+    assert found.numbers["vocabulary_rows"] == 384
+    assert any(line.startswith("vocabulary  384 rows: 300 tokens (") for line in found.plan)
+
+
+def test_a_job_is_judged_by_the_memory_of_its_gpus() -> None:
+    plan = doctor(f"--gpu-memory 80 {SOUND}")
+    assert plan.exit_code == 0
+    assert "verdict     fits: a rank needs 0.00 of 80 GiB with the margin; the" in plan.stdout
+    small = doctor(f"--json --gpu-memory 1e-5 {SOUND}")
+    assert small.exit_code == 2
+    found = json.loads(small.stdout)
+    (problem,) = found["problems"]
+    assert problem.startswith("--gpu-memory (1e-05 GiB) is below what a rank needs (0.00")
+    assert any(line.startswith("verdict     does not fit: ") for line in found["plan"])
+    assert found["numbers"]["fits_gpu_memory"] is False
+
+
+def test_only_the_job_s_device_is_named() -> None:
+    """The command itself may run on a machine without one."""
+    result = doctor(f"--device cuda --world-size 4 {SOUND} {EP4} --bf16 --swiglu")
+    assert "runtime CPU" not in result.output
+    assert result.stdout.splitlines()[0] == (
+        "grove_megatron: no problem found, 4 processes on cuda"
+    )
 
 
 @pytest.mark.parametrize(
@@ -343,6 +383,8 @@ def test_flags_of_a_checkpoint_that_is_not_there_cannot_be_known(tmp_path: Path)
     [
         ("--device tpu", "--device (tpu) is not one of cpu, cuda"),
         ("--world-size 0", "--world-size (0) is below 1"),
+        ("--gpu-memory 0", "--gpu-memory (0) is not above 0"),
+        ("--gpu-memory nan", "--gpu-memory (nan) is not above 0"),
     ],
 )
 def test_its_own_options_are_checked(words: str, line: str) -> None:

@@ -1,11 +1,12 @@
 import argparse
+import importlib.util
 
 import pytest
 
 from grove_megatron import runtime
 from grove_megatron.arguments import IMPORTED, LAYER_SPEC, optimizer_layout_problems, select_layer
 from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
-from grove_megatron.training.preflight import announce, preflight
+from grove_megatron.training.preflight import announce, notices, preflight
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 OURS = "--spec grove_megatron.layer_spec grove_layer_spec"
@@ -310,3 +311,45 @@ class TestNotice:
     @pytest.mark.parametrize("flags", [f"{GROVE} --grove-metrics-interval 0", RECORDS, ""])
     def test_where_a_record_is_kept_or_none_is_wanted_nothing_is_said(self, shown, flags):
         assert shown(flags) == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "module", "extra"),
+    [
+        ("--tensorboard-dir board", "tensorboard", "grove-megatron[tensorboard]"),
+        ("--wandb-project mine", "wandb", "wandb"),
+    ],
+)
+class TestLogsThatNothingHereCanWrite:
+    @pytest.fixture(autouse=True)
+    def without(self, monkeypatch, module):
+        found = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == module else found(name)
+        )
+
+    def test_they_are_refused(self, parse, flags, module, extra):
+        flag, value = flags.split()
+        assert preflight(parse(f"{GROVE} {flags}")) == [
+            f"{flag} ({value}) needs {module} (not installed here), which writes it; pip install "
+            f"'{extra}', or remove it"
+        ]
+
+    def test_megatrons_own_run_goes_on_with_a_line(self, parse, capsys, flags, module, extra):
+        args = parse(flags)
+        assert preflight(args) == []
+        announce(args)
+        assert f"grove_megatron: {flags.split()[0]} (" in capsys.readouterr().err
+
+    def test_a_job_for_elsewhere_is_told(self, parse, monkeypatch, flags, module, extra):
+        monkeypatch.setattr("grove_megatron.training.preflight.cuda_is_here", lambda: False)
+        args = parse(f"{GROVE} {flags}")
+        assert preflight(args, "cuda") == []
+        assert any(f"needs {module} (not installed here)" in line for line in notices(args))
+
+
+def test_logs_that_can_be_written_are_no_problem(parse):
+    """The environment of the tests has both."""
+    args = parse(f"{GROVE} --tensorboard-dir board --wandb-project mine")
+    assert preflight(args) == []
+    assert not [line for line in notices(args) if "not installed" in line]
