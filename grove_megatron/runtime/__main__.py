@@ -33,11 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         for patch in patches.patches:
             trouble = problem(patch)
             if options.fingerprints:
-                print(_table_row(patch))
+                if patch.fingerprint is not None:
+                    print(_table_row(patch))
                 continue
             problems += trouble is not None
-            print(f"  {patch.name:<34} {patch.target}\n      why: {patch.reason}")
-            print(f"      for: {patch.requires}  {patch.fingerprint}")
+            places = ", ".join((patch.target, *patch.also))
+            print(f"  {patch.name:<34} {places}\n      why: {patch.reason}")
+            print(f"      for: {patch.requires}  {patch.fingerprint or 'whatever it is'}")
             print(f"      now: {trouble or 'fits'}")
     if problems:
         print(f"{problems} patches do not fit; the runtime refuses to start.", file=sys.stderr)
