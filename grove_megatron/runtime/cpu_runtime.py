@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -102,7 +103,19 @@ def _has(home: Any, name: str, original: Any) -> bool:
 
 def _stand_in(path: str) -> Patch:
     replacement, reason = STAND_INS[path]
-    return _torch_cuda(path, reason, _always(replacement))
+    return _torch_cuda(path, reason, _always(_own(replacement)))
+
+
+def _own(replacement: Any) -> Any:
+    """A function of its own for every name: torch's compiler keeps its rules by object."""
+    if not isinstance(replacement, FunctionType):
+        return replacement
+    return FunctionType(
+        replacement.__code__,
+        replacement.__globals__,
+        replacement.__name__,
+        replacement.__defaults__,
+    )
 
 
 def _is_there(path: str) -> bool:

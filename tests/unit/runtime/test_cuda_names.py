@@ -113,6 +113,28 @@ def test_torch_itself_cannot_start_cuda():
         torch.cuda.FloatTensor(2)
 
 
+def test_no_two_names_share_a_function():
+    """The rules of torch's compiler are by object; where two differ, its profiler fails."""
+    inside = [
+        getattr(module(parent), name)
+        for parent, _, name in (path.rpartition(".") for path in STAND_INS)
+    ]
+    functions = [value for value in inside if inspect.isfunction(value)]
+    assert len({id(function) for function in functions}) == len(functions)
+
+
+def test_a_profiler_traces_steps(tmp_path):
+    schedule = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)
+    trace = tmp_path / "trace.json"
+    with torch.profiler.profile(
+        schedule=schedule, on_trace_ready=lambda done: done.export_chrome_trace(str(trace))
+    ) as profiler:
+        for _ in range(3):
+            torch.ones(3).sum()
+            profiler.step()
+    assert "aten::sum" in trace.read_text()
+
+
 def test_both_generators_are_one_and_take_one_seed():
     torch.cuda.manual_seed_all(7)
     assert torch.initial_seed() == 7
