@@ -175,11 +175,16 @@ def fingerprint(original: Any) -> str:
     if not inspect.isroutine(function):
         return f"value:{type(function).__name__}"
     if (getattr(function, "__module__", None) or "").split(".")[0] == "megatron":
-        return "source:" + hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+        return source_fingerprint(inspect.getsource(function))
     try:
         return f"signature:({', '.join(inspect.signature(function).parameters)})"
     except ValueError:
         return f"builtin:{function.__name__}"
+
+
+def source_fingerprint(source: str) -> str:
+    """Of a function, from the first decorator to the last line of its body."""
+    return "source:" + hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def problem(
