@@ -4,6 +4,13 @@ PY := .venv/bin/python
 # One thread a rank: several ranks share the cores of a small machine.
 export OMP_NUM_THREADS ?= 1
 
+# Tests run in this many processes; a job of 2 or 4 ranks is one test.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
+# Of another processor: none of its wide instructions, and MKL's oldest arithmetic.
+PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
+NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
+
 .PHONY: install pretrain test test-all test-gpu lint format
 
 install: .venv/.installed
@@ -15,10 +22,11 @@ pretrain: install  ## train a small Grove model on real text and show what happe
 	$(PY) examples/pretrain_text.py
 
 test: install  ## what every change has to pass: under 15 minutes on 2 cores
-	$(PY) -m pytest -q -m "not long" --ignore tests/gpu
+	$(PYTEST) -m "not long" --ignore tests/gpu
 
 test-all: install  ## the whole matrix on CPU: under 50 minutes on 2 cores
-	$(PY) -m pytest -q --ignore tests/gpu
+	$(PLAIN_CPU) $(PYTEST) -m "not long" $(NUMERIC)
+	$(PYTEST) --ignore tests/gpu
 
 test-gpu: install  ## needs CUDA; each test skips with a reason without
 	$(PY) -m pytest -q tests/gpu

@@ -39,6 +39,7 @@ setup(
         "dev": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "einops",
             "hypothesis",
             "matplotlib",

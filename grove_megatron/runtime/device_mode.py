@@ -70,9 +70,11 @@ class CudaMeansCpu(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs) if kwargs else {}
+        func = _REPLACED.get(func, func)
+        if not kwargs:  # most calls; there are thousands in an iteration
+            return func(*args)
         if names_accelerator(kwargs.get("device")):
-            kwargs["device"] = _CPU
+            kwargs = {**kwargs, "device": _CPU}
         if kwargs.get("pin_memory"):
-            kwargs["pin_memory"] = False
-        return _REPLACED.get(func, func)(*args, **kwargs)
+            kwargs = {**kwargs, "pin_memory": False}
+        return func(*args, **kwargs)
