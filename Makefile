@@ -1,6 +1,7 @@
 # make pretrain and make test are all a newcomer needs; both install first.
 
 PY := .venv/bin/python
+LATEST := .venv-latest/bin/python
 # One thread a rank: several ranks share the cores of a small machine.
 export OMP_NUM_THREADS ?= 1
 
@@ -11,7 +12,7 @@ PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
 
-.PHONY: install pretrain test test-all test-gpu lint format
+.PHONY: install pretrain test test-all test-latest test-gpu lint format
 
 install: .venv/.installed
 
@@ -27,6 +28,14 @@ test: install  ## what every change has to pass: under 15 minutes on 2 cores
 test-all: install  ## the whole matrix on CPU: under 50 minutes on 2 cores
 	$(PLAIN_CPU) $(PYTEST) -m "not long" $(NUMERIC)
 	$(PYTEST) --ignore tests/gpu
+
+# Of another Python: make test-latest PYTHON=python3.13. Writes README's table, then fails if a
+# test did.
+test-latest:  ## make test with the newest versions that pip finds, in .venv-latest
+	.ci/install latest
+	$(subst $(PY),$(LATEST),$(PYTEST)) -m "not long" --ignore tests/gpu \
+	    --junitxml runs/latest.xml; status=$$?; \
+	    $(LATEST) tests/meta/versions.py runs/latest.xml && exit $$status
 
 test-gpu: install  ## needs CUDA; each test skips with a reason without
 	$(PY) -m pytest -q tests/gpu

@@ -1,10 +1,14 @@
 """Packaging of grove_megatron."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# Refuses another Python in words. Of python_requires pip speaks after everything it needs itself,
+# and then of hundreds of versions of megatron-core.
+runpy.run_path(str(HERE / "grove_megatron" / "__init__.py"))
 
 setup(
     name="grove-megatron",

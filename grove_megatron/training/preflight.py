@@ -48,7 +48,9 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
         problems += writer_problems(args) if is_grove(args) else []
     problems += _node_problems(args)
     if device == "cpu":
-        problems += cpu_problems(args)
+        # What is refused beside groups on any device has been said, with its own reason.
+        said = {line.partition(")")[0] for line in problems}
+        problems += [p for p in cpu_problems(args) if p.partition(")")[0] not in said]
     elif cuda_is_here() and is_grove(args):
         # Of another machine than the job's, what is installed says nothing.
         problems += package_problems(args, look())

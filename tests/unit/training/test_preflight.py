@@ -119,6 +119,14 @@ class TestOnTheCpuRuntime:
             ("fp8", "e4m3", "--fp8-format (e4m3)"),
             ("nccl_ub", True, "--use-nccl-ub (True)"),
             ("async_save", True, "--async-save (True)"),
+            ("record_memory_history", True, "--record-memory-history (True)"),
+            ("log_energy", True, "--log-energy (True)"),
+            ("gpu_sniff_test_interval", 5, "--gpu-sniff-test-interval (5)"),
+            ("profile", True, "--profile (True)"),
+            ("optimizer_cuda_graph", True, "--optimizer-cuda-graph (True)"),
+            ("te_rng_tracker", True, "--te-rng-tracker (True)"),
+            ("cross_entropy_fusion_impl", "te", "--cross-entropy-fusion-impl (te)"),
+            ("high_priority_stream_groups", ["ep"], "--high-priority-stream-groups (['ep'])"),
         ],
     )
     def test_what_needs_a_gpu_is_refused(self, parse, name, value, line):
@@ -126,6 +134,22 @@ class TestOnTheCpuRuntime:
         setattr(args, name, value)
         (problem,) = preflight(args)
         assert problem.startswith(f"{line} on the CPU runtime ")
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            "--profile --use-pytorch-profiler",
+            "--log-device-memory-used --log-memory-interval 1",
+            "--log-straggler --nvtx-ranges",
+        ],
+    )
+    def test_what_a_cpu_can_measure_is_not_refused(self, parse, flags):
+        assert preflight(self.with_cpu_defaults(parse(f"{GROVE} {flags}"))) == []
+
+    def test_what_groups_refuse_on_any_device_is_said_once(self, parse):
+        args = self.with_cpu_defaults(parse(f"{GROVE} --moe-token-dispatcher-type flex"))
+        problems = preflight(args)
+        assert len([p for p in problems if p.startswith("--moe-token-dispatcher-type")]) == 1
 
     def test_every_refused_flag_is_one_of_megatrons(self, megatron_flags):
         named = {_FLAG.get(name, f"--{name.replace('_', '-')}") for name, *_ in _REFUSED}
