@@ -10,8 +10,9 @@ import sys
 def main() -> None:
     """Check the installation, choose the runtime, train."""
     from .failure.watch import watched
-    from .training.start import started
+    from .training.start import alone, started
 
+    alone()
     with started(), watched():
         from .training.launch import pretrain
 

@@ -14,13 +14,14 @@ def main() -> None:
     """Run ``sys.argv[1]`` as ``__main__`` with the rest of the command line."""
     from .failure.watch import watched
     from .training.refuse import refuse
-    from .training.start import started
+    from .training.start import alone, started
 
     if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
         given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
         usage = "torchrun -m grove_megatron.run path/to/script.py ..."
         refuse([f"script ({given}) is not a file; {usage}"])
     del sys.argv[0]
+    alone()
     with started(), watched():
         from .training.entry import ENTRY
         from .training.reporting import REPORTING

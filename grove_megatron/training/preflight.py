@@ -18,12 +18,16 @@ from ..config import grove_problems, is_grove
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active, cuda_is_here
-from .checkpoint_folder import checkpoint_folder_problem
+from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
 from .cpu_arguments import cpu_problems
-from .installed import look, package_problems
+from .disk import disk_notice
+from .guarded import lines_of
+from .idle_flags import idle_flags
+from .installed import look, optimizer_problems, package_problems, writer_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
-from .saved_arguments import LOADED, foreign_problems, saved_arguments
+from .saved_arguments import foreign_problems, saved_arguments
+from .saving import replaced_run
 
 
 def preflight(args: Namespace, device: str | None = None) -> list[str]:
@@ -40,9 +44,13 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     problems += _checkpoint_problems(args)
     if not elsewhere:
         problems += _kernel_problems(args, device)
+        problems += optimizer_problems(args)
+        problems += writer_problems(args) if is_grove(args) else []
     problems += _node_problems(args)
     if device == "cpu":
-        problems += cpu_problems(args)
+        # What is refused beside groups on any device has been said, with its own reason.
+        said = {line.partition(")")[0] for line in problems}
+        problems += [p for p in cpu_problems(args) if p.partition(")")[0] not in said]
     elif cuda_is_here() and is_grove(args):
         # Of another machine than the job's, what is installed says nothing.
         problems += package_problems(args, look())
@@ -52,15 +60,24 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
 def announce(args: Namespace) -> None:
     """Say on rank 0 what a run without problems should know before it starts."""
     if os.environ.get("RANK", "0") == "0":
-        for notice in notices(args):
+        for notice in lines_of(notices, args):
             print(f"grove_megatron: {notice}", file=sys.stderr, flush=True)
 
 
 def notices(args: Namespace) -> list[str]:
     """What is right and may still not be what the user wants, one line each."""
-    found = [optimizer_format_notice(args), _dispatcher_notice(args), _record_notice(args)]
-    ignored = megatron_notices(args) if is_grove(args) else ()
-    return [*(notice for notice in found if notice is not None), *ignored]
+    found = [
+        optimizer_format_notice(args),
+        _dispatcher_notice(args),
+        _record_notice(args),
+        begins_at_random(args),
+        replaced_run(args),
+        disk_notice(args, getattr(args, "world_size", None)),
+    ]
+    ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
+    # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
+    unwritten = writer_problems(args)
+    return [*(notice for notice in found if notice is not None), *unwritten, *ignored]
 
 
 def _dispatcher_notice(args: Namespace) -> str | None:
@@ -90,7 +107,9 @@ def _record_notice(args: Namespace) -> str | None:
 def _checkpoint_problems(args: Namespace) -> list[str]:
     """Compare the Grove settings with those of the checkpoints the run would load."""
     problems: list[str] = []
-    for load_arg in LOADED:
+    if args.non_persistent_ckpt_type == "local":
+        return problems  # known to a manager that there is once the job runs
+    for load_arg in read_at_start(args):
         if problem := checkpoint_folder_problem(args, load_arg):
             problems.append(problem)
             continue

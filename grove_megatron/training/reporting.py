@@ -18,6 +18,7 @@ from ..planner.flops import adjugate_flops
 from ..planner.traffic import expected_distinct
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
+from . import evaluations
 from .sizes import is_gated, moe_pattern, sizes_of
 
 _measured: float | None = None
@@ -138,8 +139,9 @@ _MEMORY = "megatron.training.theoretical_memory_usage"
 
 REPORTING = PatchSet(
     "reporting",
-    "what Megatron's FLOPs and memory figures lack for a Grove model (CUDA machines too)",
+    "what Megatron's FLOPs, memory figures and hooks lack for a Grove model (CUDA machines too)",
     [
+        *evaluations.PATCHES,
         megatron_patch(
             name="flops",
             target="megatron.training.training:num_floating_point_operations",

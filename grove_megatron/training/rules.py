@@ -249,16 +249,6 @@ def _batch(args: Namespace, world_size: int) -> Iterator[str]:
     if batch is None or world_size % parallel or args.step_batch_size_schedule is not None:
         return
     unit = micro * (world_size // parallel)
-    if args.rampup_batch_size:
-        start, step, *_ = (int(number) for number in args.rampup_batch_size)
-        fits = args.decrease_batch_size_if_needed or not (start % unit or step % unit)
-        if step < 1 or (batch - start) % step or not fits:
-            yield (
-                f"--rampup-batch-size ({start} {step} ...) does not go to --global-batch-size "
-                f"({batch}) in steps of --micro-batch-size x data-parallel size ({unit}); use "
-                "multiples of that"
-            )
-        return
     if batch % unit and not args.decrease_batch_size_if_needed:
         yield (
             f"--global-batch-size ({batch}) is not a multiple of --micro-batch-size ({micro}) x "
@@ -298,7 +288,11 @@ def _pipeline(args: Namespace, _: int) -> Iterator[str]:
         yield f"{given[0]} and {' and '.join(given[1:])} say the same; give one of them"
         return
     if letters is not None:
-        chunks = PipelineParallelLayerLayout.get_num_stages_from_str(letters)
+        try:
+            chunks = PipelineParallelLayerLayout.get_num_stages_from_str(letters)
+        except (AssertionError, ValueError) as error:
+            yield f"{given[0]} cannot be read: {error}; correct it"
+            return
         if chunks % stages:
             yield (
                 f"{given[0]} has {chunks} stages, not a multiple of --pipeline-model-parallel-size "

@@ -17,9 +17,6 @@ from ..checkpoint.layout import COMPLETE, INDEX, RELEASE, TRACKER
 from ..checkpoint.pickles import ON_PURPOSE, NotData, is_trusted, read_objects, unknown_names, why
 from ..checkpoint.torch_dist import COMMON, TorchDistReader
 
-LOADED = ("load", "pretrained_checkpoint")
-"""The arguments that name what a run loads."""
-
 _NON_PERSISTENT = "non_persistent"
 # Of an iteration; Python refuses to read thousands of them.
 _MOST_DIGITS = 18
@@ -30,7 +27,7 @@ def saved_arguments(args: Namespace, load_arg: str) -> Namespace | None:
 
     Args:
         args: Megatron's namespace.
-        load_arg: one of :data:`LOADED`.
+        load_arg: ``load`` or ``pretrained_checkpoint``.
 
     Raises:
         ValueError: they cannot be read, or loading them could run code.

@@ -92,7 +92,9 @@ RULES = {
         f"report/{module}": Rule(
             inside={"report", "planner.traffic"}, outside={"numpy", "matplotlib"}
         )
-        for module in ("draw", "flow_figures", "load_figures", "shown")
+        for module in (
+            *("compare", "draw", "flow_figures", "load_figures", "loss_figures", "shown"),
+        )
     },
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
@@ -102,14 +104,20 @@ RULES = {
     # In processes that wait for one another: little, and nothing that could wait itself.
     "failure": Rule(inside={"failure", "checkpoint.layout"}, in_functions={"torch"}),
     "training": AROUND_THE_MODEL,
+    # Asks what Hugging Face keeps on this machine.
+    "training/vocabulary": Rule(
+        inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"huggingface_hub"}
+    ),
     # Imported by the command line before anything is decided.
     "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
+    "training/tokenizer_files": Rule(in_functions={"huggingface_hub"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.
     "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
     "benchmarks/shape": Rule(inside={"benchmarks"}),
     "arguments": AROUND_THE_MODEL,
+    "unparsed": Rule(),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
     "pretrain": AROUND_THE_MODEL,
