@@ -395,6 +395,12 @@ _OF_AN_INTERVAL: dict[str, Callable[[object], bool]] = {
     "time": _is_time,
     "losses": _is_table,
 }
+_OF_AN_EVALUATION: dict[str, Callable[[object], bool]] = {
+    "iteration": _is_count,
+    "of": _is_text,
+    **dict.fromkeys(("time", "seconds"), _is_time),
+    "losses": _is_table,
+}
 
 
 def _check(line: dict[str, Any], kinds: dict[str, Callable[[object], bool]]) -> None:
@@ -436,14 +442,9 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
 
 def _evaluation(line: Any, run: Run, file: Path, number: int) -> Evaluation:
     try:
-        return Evaluation(
-            run=run,
-            iteration=int(line["iteration"]),
-            of=str(line["of"]),
-            time=float(line["time"]),
-            seconds=float(line["seconds"]),
-            losses=_losses(line),
-        )
+        _check(line, _OF_AN_EVALUATION)
+        plain = {name: line[name] for name in _OF_AN_EVALUATION if name != "losses"}
+        return Evaluation(run=run, **plain, losses=_losses(line))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(_damaged(file, number, f"is not an evaluation: {error}")) from None
 

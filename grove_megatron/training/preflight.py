@@ -107,10 +107,11 @@ def _record_notice(args: Namespace) -> str | None:
 def _checkpoint_problems(args: Namespace) -> list[str]:
     """Compare the Grove settings with those of the checkpoints the run would load."""
     problems: list[str] = []
-    if args.non_persistent_ckpt_type == "local":
-        return problems  # known to a manager that there is once the job runs
+    # Local ones are known to a manager that there is once the job runs, and loaded in place of
+    # these; but it may know of none.
+    local = args.non_persistent_ckpt_type == "local"
     for load_arg in read_at_start(args):
-        if problem := checkpoint_folder_problem(args, load_arg):
+        if not local and (problem := checkpoint_folder_problem(args, load_arg)):
             problems.append(problem)
             continue
         saved = None
@@ -119,7 +120,7 @@ def _checkpoint_problems(args: Namespace) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
         problems += foreign_problems(args, load_arg)
-        if saved is None:
+        if saved is None or local:
             continue
         if not args.use_checkpoint_args:
             # With it, the settings are those of the checkpoint already.

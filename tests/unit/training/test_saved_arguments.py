@@ -16,13 +16,14 @@ from grove_megatron.checkpoint.torch_dist import COMMON, RecordWriter, write_met
 from grove_megatron.training.checks import restore_from_checkpoint
 from grove_megatron.training.doctor import diagnose
 from grove_megatron.training.preflight import preflight
-from grove_megatron.training.saved_arguments import LOADED, saved_arguments
+from grove_megatron.training.saved_arguments import saved_arguments
 
 from ..planted import KINDS, Planted
 from .command_lines import parsed
 from .test_rules import SOUND
 
 TRACKER = "latest_checkpointed_iteration.txt"
+LOADED = ("load", "pretrained_checkpoint")
 Write = Callable[[Path, object, object], None]
 
 
@@ -150,6 +151,19 @@ def test_a_checkpoint_beside_the_last_one_is_looked_at_too(folder: Path, marker:
     found = [line for line in preflight(args) if TRUST in line]
     assert len(found) == 2
     assert all(str(beside) in line for line in found)
+    assert not marker.exists()
+
+
+def test_a_checkpoint_that_local_ones_may_not_replace_is_looked_at(
+    folder: Path, marker: Path
+) -> None:
+    more = "--non-persistent-ckpt-type local --non-persistent-local-ckpt-dir somewhere"
+    torch_dist(folder, ARGS, KINDS["a command"](marker))
+    (problem,) = (line for line in preflight(load(folder, more=more)) if TRUST in line)
+    assert "rng_state/shard_0_1 is not to be loaded" in problem
+    (folder / ".metadata").write_bytes(pickle.dumps(KINDS["a command"](marker)))
+    (problem,) = (line for line in preflight(load(folder, more=more)) if TRUST in line)
+    assert ".metadata is not read" in problem
     assert not marker.exists()
 
 
