@@ -111,7 +111,11 @@ def _sent_for(intervals: Sequence[Interval]) -> str:
     ranks: dict[str, list[str]] = {}
     for run in by_layout(intervals).values():
         ranks.setdefault(run.dispatcher, []).append(str(run.ranks))
-    ways = [_HOW.get(way, f"by {way}").format(ranks=", then ".join(n)) for way, n in ranks.items()]
+    # A name that is none of these is somebody else's text, and no format.
+    ways = [
+        _HOW[way].format(ranks=", then ".join(n)) if way in _HOW else f"by {way}"
+        for way, n in ranks.items()
+    ]
     return f": {'; otherwise '.join(ways)}. "
 
 
