@@ -40,6 +40,8 @@ _STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "legend.fontsize": 10,
+    # Names of folders, runs and losses are text, whatever is in them.
+    "text.parse_math": False,
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
     # A name with dollars in it is a name, no formula.

@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, yaml_problems
@@ -130,18 +130,24 @@ def examine(
         noted += lines_of(uses, args, look(), device)
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")
-    vocabulary = read_vocabulary(args)
     try:
-        sizes = sizes_of(args, size, vocabulary)
-        tokens_of = "--padded-vocab-size" if args.padded_vocab_size else str(vocabulary)
-        lines, numbers = plan_lines(sizes, tokens_of, gpu_memory), plan(sizes)
+        return _planned(Diagnosis(size, device, [], noted), args, gpu_memory)
     except Exception as error:
         return Diagnosis(size, device, [], noted, [f"no plan: {error}"])
+
+
+def _planned(sound: Diagnosis, args: Namespace, gpu_memory: float | None) -> Diagnosis:
+    """With what the job will do, and whether it fits into its GPUs."""
+    vocabulary = read_vocabulary(args)
+    tokens_of = "--padded-vocab-size" if args.padded_vocab_size else str(vocabulary)
+    sizes = sizes_of(args, sound.world_size, vocabulary)
+    lines, numbers = plan_lines(sizes, tokens_of, gpu_memory), plan(sizes)
+    problems = []
     if gpu_memory is not None:
         found = fit(sizes, gpu_memory)
         numbers["fits_gpu_memory"] = found.fits
         problems = [] if found.fits else [found.problem]
-    return Diagnosis(size, device, problems, noted, lines, numbers)
+    return replace(sound, problems=problems, plan=lines, numbers=numbers)
 
 
 @contextmanager

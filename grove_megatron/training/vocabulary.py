@@ -92,16 +92,16 @@ def _of_model(args: Namespace, kind: str) -> Vocabulary:
 
 def _place(model: str) -> Path | None:
     """A tokenizer's file or folder; of a name on Hugging Face, what is kept of it here."""
-    if Path(model).exists():
-        return Path(model)
     try:
+        if Path(model).exists():
+            return Path(model)
         from huggingface_hub import try_to_load_from_cache
 
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if isinstance(kept := try_to_load_from_cache(model, name), str):
                 return Path(kept).parent
-    except (ImportError, ValueError):
-        # Not installed, or no name that Hugging Face could have.
+    except (ImportError, OSError, ValueError):
+        # Not installed, or no name that a disk or Hugging Face could have.
         pass
     return None
 

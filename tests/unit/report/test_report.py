@@ -326,6 +326,24 @@ def test_a_job_is_called_as_w_and_b_calls_it(tmp_path: Path) -> None:
     assert View.of(recorded(tmp_path / "other", named, number=1)).name == "seven"
 
 
+def test_names_are_text_whatever_is_in_them(tmp_path: Path) -> None:
+    odd = "<b>$\\frac$ & 'c'"
+    run = replace(RUN, layers=(odd, "2"), settings={"wandb-exp-name": odd, odd: odd})
+    writer = Writer(tmp_path / "grove_metrics")
+    writer.run(run)
+    for number in (1, 2):
+        writer.interval(
+            interval(run=run, iteration=10 * number, time=number, losses={"lm loss": 3.0, odd: 1.0})
+        )
+    for places in ([tmp_path], [tmp_path, tmp_path]):
+        result = grove_report(*places)
+        assert result.exit_code == 0, result.output
+    for page in (tmp_path / "grove_metrics").glob("*.html"):
+        text = page.read_text()
+        assert "<b>$" not in text
+        assert "&lt;b&gt;$\\frac$ &amp; &#x27;c&#x27;" in text
+
+
 def test_two_jobs_are_drawn_side_by_side(tmp_path: Path) -> None:
     recorded(tmp_path / "one", RUN, number=2)
     other = replace(RUN, experts=16, ranks=4, settings=RUN.settings | {"lr": 0.5, "seed": 7})

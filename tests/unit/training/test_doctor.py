@@ -287,7 +287,7 @@ def test_megatron_s_default_dispatcher_is_noted_where_it_costs() -> None:
     assert "4 a token and layer, one to every rank" in result.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a tokenizer on another machine")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a job on another machine")
 def test_without_a_vocabulary_all_but_the_embedding_is_planned() -> None:
     flags = SOUND.replace(
         "NullTokenizer --vocab-size 96", "HuggingFaceTokenizer --tokenizer-model some/where"
@@ -298,16 +298,17 @@ def test_without_a_vocabulary_all_but_the_embedding_is_planned() -> None:
     assert "vocabulary not known: --tokenizer-model (some/where), which is not on this" in text
     assert " beside embedding and output layer: " in text
     assert "embedding and logits are not counted" in text
-    whole = diagnose(SOUND.split(), 1, "cpu").numbers
+    whole = diagnose(SOUND.split(), 1, "cuda").numbers
     assert (found.numbers["vocabulary_rows"], whole["vocabulary_rows"]) == (None, 128)
     embedding = 128 * 32
     assert whole["params_total"] - found.numbers["params_total"] == embedding
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a job on another machine")
 def test_a_plan_counts_the_tokens_of_the_job_s_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({f"t{n}": n for n in range(300)}))
     words = SOUND.replace("NullTokenizer", "GPT2BPETokenizer")
-    found = diagnose([*words.split(), "--vocab-file", str(tmp_path / "vocab.json")], 1, "cpu")
+    found = diagnose([*words.split(), "--vocab-file", str(tmp_path / "vocab.json")], 1, "cuda")
     assert found.problems == []
     # --vocab-size (96) is not what the job will take.
     assert found.numbers["vocabulary_rows"] == 384

@@ -95,6 +95,10 @@ def test_tokens_that_flags_or_megatron_decide(tmp_path: Path) -> None:
     [
         ({"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "some/where"}, "is not on"),
         ({"tokenizer_type": "Llama2Tokenizer", "tokenizer_model": "/no/such"}, "is not on this"),
+        (
+            {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "name" * 999},
+            "which is not on this machine",
+        ),
         ({"tokenizer_type": "SFTTokenizer"}, "--tokenizer-type (SFTTokenizer) without --tok"),
         ({"tokenizer_type": "GPT2BPETokenizer", "vocab_file": "/no/such"}, "cannot be read here"),
     ],
