@@ -44,8 +44,6 @@ _STYLE = {
     "text.parse_math": False,
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
-    # A name with dollars in it is a name, no formula.
-    "text.parse_math": False,
 }
 
 
