@@ -370,11 +370,8 @@ class TestOnACommandLine:
     @pytest.mark.usefixtures("no_gpu")
     def test_it_is_listed_beside_the_others(self, parse):
         problems = preflight(parse(f"{self.TRITON} --optimizer muon --moe-router-fusion"))
-        assert [line.partition(" (")[0] for line in problems] == [
-            "--moe-router-fusion",
-            "--grove-kernel",
-            "--grove-kernel",
-        ]
+        named = [line.partition(" (")[0] for line in problems]
+        assert named[:3] == ["--moe-router-fusion", "--grove-kernel", "--grove-kernel"]
 
 
 @pytest.fixture(scope="module")
