@@ -75,25 +75,26 @@ AREA = Area(
         ),
         Refused(
             setting="use_rope_scaling",
-            flags="--use-rope-scaling",
+            flags="--position-embedding-type learned_absolute --use-rope-scaling",
             reason=_ROTARY,
             when=lambda v, s: v and not _is_rope(s),
         ),
         Refused(
             setting="rotary_base",
-            flags="--rotary-base 1000000",
+            flags="--position-embedding-type learned_absolute --rotary-base 1000000",
             reason=_ROTARY,
             when=lambda v, s: v != 10000 and not _is_rotary(s),
         ),
         Refused(
             setting="rotary_percent",
-            flags="--rotary-percent 0.5",
+            flags="--position-embedding-type learned_absolute --rotary-percent 0.5",
             reason=_ROTARY,
             when=lambda v, s: v != 1.0 and not _is_rotary(s),
         ),
         Refused(
             setting="rotary_seq_len_interpolation_factor",
-            flags="--rotary-seq-len-interpolation-factor 2",
+            flags="--position-embedding-type learned_absolute "
+            "--rotary-seq-len-interpolation-factor 2",
             reason=_ROTARY,
             when=lambda v, s: not _is_rotary(s),
         ),

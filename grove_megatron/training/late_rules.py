@@ -21,8 +21,9 @@ def late_problems(args: Namespace, world_size: int) -> list[str]:
         args: parsed, not yet validated, without basic problems.
         world_size: processes of the job.
     """
-    rules = (_numbers, _steps, _rate, _data, _evaluation, _documents, _files, _profile, _skipped)
-    return [line for rule in rules for line in rule(args, world_size)]
+    run = (_numbers, _groups, _steps, _rate, _data, _evaluation, _documents)
+    rest = (_files, _saves, _profile, _skipped)
+    return [line for rule in (*run, *rest) for line in rule(args, world_size)]
 
 
 # The least that is possible; below, the modulo or the division by an interval ends the job, or the
@@ -57,6 +58,39 @@ def _numbers(args: Namespace, _: int) -> Iterator[str]:
     for name in _AT_MOST_1:
         if getattr(args, name) > 1:
             yield f"{_flag(name)} ({getattr(args, name)}) is above 1; give a fraction"
+
+
+def _groups(args: Namespace, world_size: int) -> Iterator[str]:
+    """What is asserted when process groups and buffers are made."""
+    stages, tensor = args.pipeline_model_parallel_size, args.tensor_model_parallel_size
+    expert_tensor = args.expert_tensor_parallel_size or tensor
+    dense = world_size // (tensor * stages)
+    expert = world_size // (expert_tensor * args.expert_model_parallel_size * stages)
+    if args.use_tp_pp_dp_mapping and stages > 1 and dense // args.context_parallel_size != expert:
+        yield (
+            f"--use-tp-pp-dp-mapping (True) with --pipeline-model-parallel-size ({stages}) wants "
+            f"as many copies of experts ({expert}) as of the rest "
+            f"({dense // args.context_parallel_size}); remove it"
+        )
+    copies = args.num_distributed_optimizer_instances
+    flag = f"--num-distributed-optimizer-instances ({copies})"
+    if copies > 1 and not args.use_distributed_optimizer:
+        yield f"{flag} needs --use-distributed-optimizer (False); add it, or remove the instances"
+    if copies > 1 and (dense % copies or expert % copies):
+        yield (
+            f"{flag} does not divide the copies of the model ({dense}) and of experts ({expert}); "
+            "use a number that does"
+        )
+    sharp = args.sharp_enabled_group
+    if sharp and not args.use_sharp:
+        yield f"--sharp-enabled-group ({sharp}) needs --use-sharp (False); add it"
+    elif sharp == "dp_replica" and copies == 1:
+        yield f"--sharp-enabled-group (dp_replica) needs {flag} above 1; use dp"
+    if args.calculate_per_token_loss and args.ddp_average_in_collective:
+        yield (
+            "--calculate-per-token-loss (True) excludes --ddp-average-in-collective (True); remove "
+            "one of them"
+        )
 
 
 def _steps(args: Namespace, world_size: int) -> Iterator[str]:
@@ -311,6 +345,18 @@ def _files(args: Namespace, _: int) -> Iterator[str]:
         yield f"--non-persistent-save-interval ({every}) needs --save (None); give the folder"
     if args.enable_ft_package and args.save is None:
         yield "--enable-ft-package (True) needs --save (None) for its state; give the folder"
+
+
+def _saves(args: Namespace, _: int) -> Iterator[str]:
+    """Found at the first save."""
+    if args.async_save and args.ckpt_format == "torch":
+        yield "--async-save (True) excludes --ckpt-format (torch); use torch_dist"
+    local = args.non_persistent_ckpt_type == "local" and args.use_distributed_optimizer
+    if local and args.dist_ckpt_optim_fully_reshardable:
+        yield (
+            "--non-persistent-ckpt-type (local) excludes --dist-ckpt-optim-fully-reshardable "
+            "(True); use global"
+        )
 
 
 def _profile(args: Namespace, _: int) -> Iterator[str]:
