@@ -109,7 +109,7 @@ def _nothing_in(flag: str, folder: str) -> str:
 
 def _holds_nothing(folder: str) -> str:
     path = Path(folder)
-    if not os.path.exists(path):
+    if not os.path.isdir(path):
         return "is not there; correct the path"
     if any(path.glob("*.safetensors")):
         return "is a model in Hugging Face format; make a checkpoint of it with grove import"
@@ -139,6 +139,8 @@ def _is_same(one: str, other: str | None) -> bool:
 def _without_tracker(folder: Path, load_arg: str) -> str | None:
     """Megatron starts such a run from the beginning: from random weights."""
     flag = f"--{load_arg.replace('_', '-')} ({folder})"
+    if not os.path.isdir(folder):
+        return None  # said by nothing_to_load, or the folder of a run that begins
     if os.path.isfile(folder / COMPLETE) or any(folder.glob("mp_rank_0*")):
         return f"{flag} is one checkpoint, not the folder of a run; give {folder.parent}"
     if os.path.isfile(folder / RELEASE / COMPLETE):
@@ -150,6 +152,8 @@ def _without_tracker(folder: Path, load_arg: str) -> str | None:
 
 def _is_whole(checkpoint: Path, ckpt_format: str) -> bool:
     """Has Megatron written the last file of this checkpoint?"""
+    if not os.path.isdir(checkpoint):
+        return False
     if os.path.isfile(checkpoint / COMPLETE) or any(checkpoint.glob("mp_rank_0*")):
         return True
     return ckpt_format != "torch_dist" and os.path.isfile(checkpoint / INDEX)
@@ -168,5 +172,7 @@ def _way_out(folder: Path, step: int | None = None) -> str:
 
 def _complete(folder: Path) -> list[int]:
     """The iterations of complete checkpoints."""
+    if not os.path.isdir(folder):
+        return []
     names = [path.parent.name.removeprefix("iter_") for path in folder.glob(f"iter_*/{COMPLETE}")]
     return [int(name) for name in names if name.isdecimal()]

@@ -33,7 +33,7 @@ def basic_problems(args: Namespace) -> list[str]:
     Args:
         args: parsed, not yet validated.
     """
-    return [*_missing(args), *_below_1(args)]
+    return [*_missing(args), *_below_1(args), *_beyond_any(args)]
 
 
 def megatron_problems(args: Namespace, world_size: int) -> list[str]:
@@ -125,6 +125,22 @@ def _below_1(args: Namespace) -> Iterator[str]:
         if isinstance(value, int) and value < 1:
             flag = _SPELLED.get(name, name.replace("_", "-"))
             yield f"--{flag} ({value}) is below 1; use 1 or more"
+
+
+# More than any model or machine has; what is counted one by one would take days.
+_MOST = {
+    **dict.fromkeys(("num_layers", "encoder_num_layers", "mtp_num_layers"), 10**5),
+    **dict.fromkeys(("num_experts", "moe_router_topk", "grove_num_groups"), 10**6),
+    **dict.fromkeys((name for name in _POSITIVE if name.endswith("_parallel_size")), 10**6),
+    **dict.fromkeys(("num_virtual_stages_per_pipeline_rank", "recompute_num_layers"), 10**5),
+}
+
+
+def _beyond_any(args: Namespace) -> Iterator[str]:
+    for name, most in _MOST.items():
+        value = getattr(args, name, None)
+        if isinstance(value, int) and value > most:
+            yield f"--{name.replace('_', '-')} ({value}) is above {most}; correct it"
 
 
 # Flags whose name is not that of the setting.

@@ -392,3 +392,35 @@ def test_its_own_options_are_checked(words: str, line: str) -> None:
     result = doctor(f"{words} {SOUND}")
     assert result.exit_code == 2
     assert line in result.stderr
+
+
+ON_A_MACHINE = (
+    "--save /proc/there/run --save-interval 5 --load missing --finetune "
+    "--tokenizer-type HuggingFaceTokenizer --tokenizer-model /missing"
+)
+
+
+def test_files_and_folders_are_looked_at_with_all_else() -> None:
+    found = diagnose(f"{SOUND} {ON_A_MACHINE} --min-lr 1".split(), 1, "cpu")
+    assert [line.partition(" (")[0] for line in found.problems] == [
+        "--min-lr",
+        "--finetune",
+        "--save",
+        "--tokenizer-model",
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a job for another machine")
+def test_files_and_folders_of_another_machine_are_noted_alone() -> None:
+    found = diagnose(f"{SOUND} {ON_A_MACHINE}".split(), 1, "cuda")
+    assert found.problems == []
+    noted = [line for line in found.notices if line.startswith("on this machine: ")]
+    assert [line.split()[3] for line in noted] == ["--finetune", "--save", "--tokenizer-model"]
+
+
+@pytest.mark.parametrize("nodes", ["two", "1:x", ""])
+def test_a_number_of_nodes_that_is_none_is_refused(nodes: str) -> None:
+    job = ["torchrun", f"--nnodes={nodes}", "-m", "grove_megatron.pretrain", *SOUND.split()]
+    result = CliRunner().invoke(app, ["doctor", *job])
+    assert result.exit_code == 2
+    assert f"--nnodes ({nodes}) is not a number or two" in result.stderr

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import io
 import os
-from argparse import Action, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterator
 from functools import cache
 
@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grove_megatron.arguments import add_grove_arguments
 from grove_megatron.runtime import cpu
 from grove_megatron.training.checks import as_launched
+from grove_megatron.training.cpu_arguments import set_cpu_defaults
 from grove_megatron.training.doctor import diagnose, examine
 from grove_megatron.training.guarded import FAILED, lines_of
 
-from ..conftest import parser
 from .test_rules import SOUND
 
 ODD = {
@@ -26,6 +27,15 @@ ODD = {
     float: ("nan", "inf", "-1", "0", "1e308"),
 }
 ODD_TEXTS = ("", "x", "\0", "nan", "1,2", "[", "0", "é" * 300, "/proc/x/y")
+
+
+@cache
+def parser() -> ArgumentParser:
+    """As for a job on the CPU."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    megatrons = add_megatron_arguments(ArgumentParser(allow_abbrev=False))
+    return set_cpu_defaults(add_grove_arguments(megatrons))
 
 
 @cache
@@ -58,15 +68,17 @@ def with_odd_values(*flags: tuple[Action, tuple[str, ...]]) -> Namespace | None:
     return args
 
 
-def is_answered(args: Namespace | None) -> None:
+def is_answered(args: Namespace | None) -> list[str]:
+    """The problems."""
     if args is None:
-        return
+        return []
     with contextlib.redirect_stdout(io.StringIO()):
         found = examine(args, None, "cpu")
     said = [*found.problems, *found.notices, *found.plan]
     # A check that fails is caught, and is still one that has to be mended.
     assert said
     assert [line for line in said if FAILED in line] == []
+    return found.problems
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +88,10 @@ def _in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     os.chdir(tmp_path_factory.mktemp("odd"))
     try:
         with cpu():
+            # Or nothing would get as far as Megatron's checks and the plan, or no further on.
+            assert is_answered(with_odd_values()) == []
             yield
+            assert is_answered(with_odd_values()) == []
     finally:
         os.chdir(before)
         torch.use_deterministic_algorithms(False)
