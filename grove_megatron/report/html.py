@@ -12,7 +12,8 @@ _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
        max-width: 1240px; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
 h1 { margin-bottom: 0; overflow-wrap: anywhere; } h2 { margin: 2.5rem 0 .3rem; }
-p { max-width: 80ch; margin: .3rem 0 .8rem; } .where { color: #555; } .date { white-space: nowrap; }
+p { max-width: 80ch; margin: .3rem 0 .8rem; } .where { color: #555; }
+.whole { white-space: nowrap; }
 img { width: 100%; height: auto; }
 .table { overflow-x: auto; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; align-items: start; }
@@ -53,7 +54,7 @@ def section(title: str, html: str, name: str = "", kind: str = "") -> str:
 def origin(text: str, name: str = "") -> str:
     """A paragraph that says what a page is of; no line breaks inside its dates."""
     dated = re.sub(
-        r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", r'<span class="date">\g<0></span>', escape(text)
+        r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", r'<span class="whole">\g<0></span>', escape(text)
     )
     return f'<p class="where">{f"<b>{escape(name)}</b>: " if name else ""}{dated}</p>'
 
@@ -74,6 +75,15 @@ def cell(text: object, kind: str = "", *, code: bool = False) -> str:
     said = escape(str(text))
     given = f' class="{kind}"' if kind else ""
     return f"<td{given}>{f'<code>{said}</code>' if code else said}</td>"
+
+
+def listed(items: Iterable[str]) -> str:
+    """A cell of several texts, with line breaks between them and, if they are short, not inside."""
+    spans = [
+        f'<span class="whole">{escape(item)}</span>' if len(item) < 60 else escape(item)
+        for item in items
+    ]
+    return f'<td class="value">{", ".join(spans)}</td>'
 
 
 def shown(number: float | None) -> str:

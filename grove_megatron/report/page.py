@@ -11,7 +11,7 @@ import numpy as np
 
 from ..planner.traffic import expected_distinct
 from .expected import uniform_rows
-from .html import cell, document, origin, section, shown, shown_setting, table
+from .html import cell, document, listed, origin, section, shown, shown_setting, table
 from .measures import MEANINGS, TOTALS, Idle, mean, per_layer, totals
 from .record import Interval
 from .series import first_iteration, span
@@ -165,17 +165,17 @@ def _processes(view: View) -> Iterable[str]:
     found = processes(view.intervals)
     rows: list[list[str]] = []
     for process in found:
-        changed = ", ".join(
+        changed = [
             f"{name} {shown_setting(then)} → {shown_setting(now)}"
             for name, (then, now) in process.changed.items()
-        )
+        ]
         rows.append(
             [
                 cell(process.run.id, "name", code=True),
                 cell(when(process.run.started), "name"),
                 cell(process.iterations, "number"),
                 cell(f"EP {process.run.ranks} of {process.run.world_size}", "name"),
-                cell(changed or ("nothing" if rows else ""), "value"),
+                listed(changed or ["nothing"] * bool(rows)),
             ]
         )
     if len(found) > 1:
