@@ -22,6 +22,11 @@ AREA = Area(
             flags="--moe-pad-experts-for-cuda-graph-inference",
             reason="would count padding as tokens of an adjugate; remove it",
         ),
+        Refused(
+            setting="inference_rng_tracker",
+            flags="--inference-rng-tracker",
+            reason="begins the experts of all ranks with the same weights; remove it",
+        ),
         Ignored(
             "--flash-decode --nccl-all-reduce-for-prefill --inference-fuse-tp-communication "
             "--inference-disable-triton-nvls-kernels --inference-grouped-gemm-backend "

@@ -11,8 +11,10 @@ from typer.testing import CliRunner, Result
 
 from grove_megatron.cli import app
 from grove_megatron.runtime import cpu
+from grove_megatron.training.checks import config_problems
 from grove_megatron.training.doctor import diagnose
 
+from .command_lines import parsed, validated
 from .test_rules import SOUND
 
 TORCHRUN = "torchrun --nnodes 2 --nproc-per-node 4"
@@ -234,16 +236,20 @@ def test_what_cannot_be_parsed_is_listed_with_all_other_problems() -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("--checkpoint-activations", "--checkpoint-activations (True) is an older name at which"),
-        ("--hybrid-override-pattern M*", "--hybrid-override-pattern (M*) makes Megatron take"),
-        # Known once Megatron has made the new flag of it.
-        ("--enable-cuda-graph", "--cuda-graph-impl (local) cannot capture a dispatch"),
+        ("--checkpoint-activations", "--checkpoint-activations (True) is an older name at"),
+        ("--hybrid-override-pattern M*", "--hybrid-override-pattern (M*) makes Megatron"),
+        ("--enable-cuda-graph", "--enable-cuda-graph (True) on the CPU runtime needs a GPU"),
     ],
 )
 def test_older_names_are_refused_as_what_they_mean(flags: str, line: str) -> None:
     (problem,) = diagnose([*SOUND.split(), *flags.split()], 1, "cpu").problems
     assert problem.startswith(line)
     assert "(Megatron, " not in problem
+
+
+def test_what_megatron_makes_of_an_older_name_is_looked_at_too() -> None:
+    (problem,) = config_problems(validated(parsed("--enable-cuda-graph")))
+    assert problem.startswith("--cuda-graph-impl (local) cannot capture a dispatch")
 
 
 def test_where_megatron_leaves_the_doctor_stays(monkeypatch: pytest.MonkeyPatch) -> None:
