@@ -1,6 +1,6 @@
 """The ``entry`` patches: what ``grove_megatron.run`` rebinds for a foreign entry script.
 
-Such a script parses Megatron's flags and builds its configuration itself; these five names are
+Such a script parses Megatron's flags and builds its configuration itself; these names are
 where the plugin's flags, checks, configuration class and builder come in. ``pretrain`` needs none
 of them: it calls Megatron's hooks.
 """
@@ -17,6 +17,7 @@ from ..arguments import (
     yaml_problems,
 )
 from ..config import GroveTransformerConfig
+from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..runtime.fingerprints import megatron_patch
@@ -69,6 +70,19 @@ def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_args_from_checkpoint
 
 
+def _initialize_distributed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def initialize_distributed(
+        get_embedding_ranks: Any, get_position_embedding_ranks: Any, store: Any, **named: Any
+    ) -> Any:
+        if store is None:
+            from megatron.training import get_args
+
+            store = group_store(get_args())
+        return original(get_embedding_ranks, get_position_embedding_ranks, store, **named)
+
+    return initialize_distributed
+
+
 ENTRY = PatchSet(
     "entry",
     "what grove_megatron.run rebinds for a foreign entry script (CUDA machines too)",
@@ -90,6 +104,12 @@ ENTRY = PatchSet(
             target="megatron.training.checkpointing:load_args_from_checkpoint",
             reason="--use-checkpoint-args restores a fixed list of flags without ours",
             make=_load_args,
+        ),
+        megatron_patch(
+            name="store-of-attempt",
+            target="megatron.training.initialize:_initialize_distributed",
+            reason="the script passes pretrain() no store; torchrun keeps its own over restarts",
+            make=_initialize_distributed,
         ),
         megatron_patch(
             name="config-class",

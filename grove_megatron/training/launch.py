@@ -11,6 +11,7 @@ from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
 
 from ..arguments import add_grove_arguments, report_errors, select_layer, yaml_problems
+from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from . import gpt
@@ -49,6 +50,7 @@ def pretrain() -> None:
             ModelType.encoder_or_decoder,
             gpt.forward_step,
             get_embedding_ranks=gpt.embedding_ranks,
+            store=group_store(args),
         )
     print_summary(models, config.transformer)
 

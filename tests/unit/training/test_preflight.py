@@ -5,7 +5,7 @@ import pytest
 from grove_megatron import runtime
 from grove_megatron.arguments import IMPORTED, LAYER_SPEC, optimizer_layout_problems, select_layer
 from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
-from grove_megatron.training.preflight import announce, preflight
+from grove_megatron.training.preflight import announce, notices, preflight
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 OURS = "--spec grove_megatron.layer_spec grove_layer_spec"
@@ -310,3 +310,26 @@ class TestNotice:
     @pytest.mark.parametrize("flags", [f"{GROVE} --grove-metrics-interval 0", RECORDS, ""])
     def test_where_a_record_is_kept_or_none_is_wanted_nothing_is_said(self, shown, flags):
         assert shown(flags) == ""
+
+
+@pytest.mark.parametrize(
+    ("restarts", "flags", "said"),
+    [
+        ("1", "--save /a", "; give --load the same folder"),
+        ("3", "--save /a --load /b", " the same folder, and --pretrained-checkpoint /b"),
+        ("1", "--save /a --load /a/", None),
+        ("1", "", None),
+        ("0", "--save /a", None),
+    ],
+)
+def test_a_restart_that_would_begin_again_is_said(
+    restarts: str, flags: str, said: str | None, parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    found = [notice for notice in notices(parse(flags)) if "max-restarts" in notice]
+    if said is None:
+        assert found == []
+    else:
+        (notice,) = found
+        assert f"(torchrun --max-restarts {restarts}) does not go on from what is saved" in notice
+        assert notice.endswith(said)
