@@ -9,10 +9,10 @@ import sys
 
 def main() -> None:
     """Check the installation, choose the runtime, train."""
-    from .failure.watch import watched
+    from .failure.watch import interruptible, watched
     from .training.start import started
 
-    with started(), watched():
+    with interruptible(), started(), watched():
         from .training.launch import pretrain
 
         pretrain()

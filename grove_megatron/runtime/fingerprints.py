@@ -27,6 +27,7 @@ FINGERPRINTS: dict[str, str] = {
     "config-class": "class:megatron.core.transformer.transformer_config.TransformerConfig",
     "builder": "str:megatron.training.models.gpt.GPTModelBuilder",
     "flops": "source:f9ed9b380e17ebd3",
+    "arguments": "source:1930963d3725fcf5",
     "theoretical-weights": "source:3b373c1b70eaa4a1",
     "theoretical-activations": "source:bc2fd8c5ebf31fa5",
     "theoretical-activations-otherwise": "source:a1428184ecb403bd",

@@ -34,6 +34,10 @@ def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def _leave() -> None:
     sys.exit(7)
 
@@ -60,6 +64,7 @@ FAILURES: dict[str, Callable[[], None]] = {
     "kill_node": _kill_node,
     "raise": _raise,
     "terminate": _terminate,
+    "interrupt": _interrupt,
     "leave": _leave,
     "sleep": _stop_for_a_while,
 }
