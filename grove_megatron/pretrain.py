@@ -10,9 +10,10 @@ import sys
 def main() -> None:
     """Check the installation, choose the runtime, train."""
     from .failure.watch import interruptible, watched
+    from .training.one_job import writing_alone
     from .training.start import started
 
-    with interruptible(), started(), watched():
+    with interruptible(), started(), watched(), writing_alone():
         from .training.launch import pretrain
 
         pretrain()

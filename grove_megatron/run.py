@@ -13,6 +13,7 @@ import sys
 def main() -> None:
     """Run ``sys.argv[1]`` as ``__main__`` with the rest of the command line."""
     from .failure.watch import interruptible, watched
+    from .training.one_job import writing_alone
     from .training.refuse import refuse
     from .training.start import started
 
@@ -21,7 +22,7 @@ def main() -> None:
         usage = "torchrun -m grove_megatron.run path/to/script.py ..."
         refuse([f"script ({given}) is not a file; {usage}"])
     del sys.argv[0]
-    with interruptible(), started(), watched():
+    with interruptible(), started(), watched(), writing_alone():
         from .training.entry import ENTRY
         from .training.reporting import REPORTING
 

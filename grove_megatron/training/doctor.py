@@ -22,6 +22,7 @@ from .checks import (
 )
 from .cpu_arguments import set_cpu_defaults
 from .installed import look, uses
+from .one_job import folder_notices, folder_problems
 from .preflight import notices
 from .rules import smallest_world_size
 from .sizes import sizes_of
@@ -79,6 +80,7 @@ def diagnose(
             select_layer(args)
             problems += command_line_problems(args, size, device)
             problems += [] if own_script else gpt.entry_problems(args)
+            problems += folder_problems(args)
             if not problems:
                 problems = _megatrons(copy.deepcopy(args))
                 if device == "cuda" and not cuda_is_here():
@@ -94,7 +96,7 @@ def diagnose(
     # As Megatron's validation does.
     args.num_layers = args.num_layers or args.encoder_num_layers
     args.seq_length = args.seq_length or args.encoder_seq_length
-    noted = [*elsewhere, *notices(args)]
+    noted = [*elsewhere, *notices(args), *folder_notices(args)]
     if device == "cpu" or cuda_is_here():
         noted += uses(args, look(), device)
     else:

@@ -26,6 +26,7 @@ from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
 from .checks import command_line_problems
 from .cpu_arguments import set_cpu_defaults
+from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
 from .reporting import announce_flops
@@ -47,7 +48,8 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
         begin(args)
         refuse_differences(args)
         select_layer(args)
-        if problems := command_line_problems(args, args.world_size):
+        problems = command_line_problems(args, args.world_size)
+        if problems := problems + claim(args, problems):
             refuse(problems)
         announce(args)
         announce_flops(args)

@@ -24,6 +24,7 @@ from .checks import (
     restore_from_checkpoint,
 )
 from .cpu_arguments import set_cpu_defaults
+from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
 from .reporting import REPORTING, announce_flops
@@ -100,6 +101,8 @@ def parse_arguments(*, training: bool = False) -> Namespace:
         refuse([str(error)])
     select_layer(args)
     problems += command_line_problems(args, args.world_size) + gpt.entry_problems(args)
+    if training:
+        problems += claim(args, problems)
     if problems:
         refuse(problems)
     if training:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from grove_megatron.training.lock_beat import LOCK
 from tests.ranks import Job, Ranks
 
 from .failing_job import FAILED_AT, FOLLOW_SECONDS, SAID
@@ -157,6 +158,8 @@ def test_ctrl_c_ends_with_a_line(ranks: Ranks, tmp_path: Path) -> None:
         f"the same command with --load {save} goes on from it"
     ]
     assert "Traceback" not in job.log(0) + job.log(1)
+    # The next start is alone.
+    assert not (tmp_path / "save" / LOCK).exists()
 
 
 # ------------------------------------------------------------------- flags that ranks have alone
