@@ -1,10 +1,18 @@
 # make pretrain and make test are all a newcomer needs; both install first.
 
 PY := .venv/bin/python
+LATEST := .venv-latest/bin/python
 # One thread a rank: several ranks share the cores of a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install pretrain test test-all test-gpu lint format
+# Tests run in this many processes; a job of 2 or 4 ranks is one test.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
+# Of another processor: none of its wide instructions, and MKL's oldest arithmetic.
+PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
+NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
+
+.PHONY: install pretrain test test-all test-latest test-gpu lint format
 
 install: .venv/.installed
 
@@ -15,10 +23,19 @@ pretrain: install  ## train a small Grove model on real text and show what happe
 	$(PY) examples/pretrain_text.py
 
 test: install  ## what every change has to pass: under 15 minutes on 2 cores
-	$(PY) -m pytest -q -m "not long" --ignore tests/gpu
+	$(PYTEST) -m "not long" --ignore tests/gpu
 
 test-all: install  ## the whole matrix on CPU: under 50 minutes on 2 cores
-	$(PY) -m pytest -q --ignore tests/gpu
+	$(PLAIN_CPU) $(PYTEST) -m "not long" $(NUMERIC)
+	$(PYTEST) --ignore tests/gpu
+
+# Of another Python: make test-latest PYTHON=python3.13. Writes README's table, then fails if a
+# test did.
+test-latest:  ## make test with the newest versions that pip finds, in .venv-latest
+	.ci/install latest
+	$(subst $(PY),$(LATEST),$(PYTEST)) -m "not long" --ignore tests/gpu \
+	    --junitxml runs/latest.xml; status=$$?; \
+	    $(LATEST) tests/meta/versions.py runs/latest.xml && exit $$status
 
 test-gpu: install  ## needs CUDA; each test skips with a reason without
 	$(PY) -m pytest -q tests/gpu

@@ -1,10 +1,14 @@
 """Packaging of grove_megatron."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# Refuses another Python in words. Of python_requires pip speaks after everything it needs itself,
+# and then of hundreds of versions of megatron-core.
+runpy.run_path(str(HERE / "grove_megatron" / "__init__.py"))
 
 setup(
     name="grove-megatron",
@@ -32,12 +36,15 @@ setup(
         "te": ["transformer-engine[pytorch]"],
         "hf": ["transformers>=5"],
         "report": ["matplotlib"],
+        "tensorboard": ["tensorboard"],
         "dev": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "einops",
             "hypothesis",
             "matplotlib",
+            "tensorboard",
             "ruff",
             "mypy",
             "pre-commit",

@@ -2,10 +2,7 @@
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import NoReturn
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -28,34 +25,6 @@ def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
     factory.build_group(parser, title="grove")
     _repair_help(parser)
     return parser
-
-
-def report_errors(
-    parser: ArgumentParser, report: Callable[[Sequence[str]], NoReturn]
-) -> ArgumentParser:
-    """Have ``parser`` give its errors to ``report``, one line each, without 700 lines of usage.
-
-    Args:
-        parser: of Megatron, with all flags.
-        report: must not return.
-    """
-
-    def error(message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown == message:
-            report([f"{message}; see --help"])
-        words = unknown.split()
-        flags = [word for word in words if word.startswith("--")]
-        report([_unknown(flag.partition("=")[0], parser) for flag in flags] or [message])
-
-    parser.error = error  # type: ignore[method-assign]
-    return parser
-
-
-def _unknown(flag: str, parser: ArgumentParser) -> str:
-    near = get_close_matches(flag, parser._option_string_actions, n=1, cutoff=0.6)
-    fix = f"use {near[0]}, or remove it" if near else "remove it"
-    return f"{flag} is no flag of Megatron or grove_megatron; {fix}"
 
 
 def _repair_help(parser: ArgumentParser) -> None:
@@ -163,7 +132,7 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
     resumes = not (args.finetune or args.no_load_optim)
     imported = getattr(checkpoint_args, IMPORTED, False)
     saved = not (imported or getattr(checkpoint_args, "no_save_optim", False))
-    distributed = checkpoint_args.use_distributed_optimizer
+    distributed = getattr(checkpoint_args, "use_distributed_optimizer", False)
     if not (is_grove(args) and resumes and saved):
         return []
     if args.use_distributed_optimizer != distributed:
@@ -235,14 +204,23 @@ def _expert_modules(args: Namespace) -> str:
     return "TEGroupedMLP" if args.moe_grouped_gemm else "SequentialMLP of TransformerEngine"
 
 
-def yaml_problems(argv: list[str]) -> list[str]:
-    """``--yaml-cfg`` replaces the whole command line, our flags and all our checks included."""
+def yaml_problems(argv: list[str], *, own_script: bool = False) -> list[str]:
+    """``--yaml-cfg`` replaces the whole command line, our flags and all our checks included.
+
+    Args:
+        own_script: does a script under grove_megatron.run read it?
+    """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--yaml-cfg")
+    parser.add_argument("--yaml-cfg", nargs="?")
     options, rest = parser.parse_known_args(argv)
     grove = [flag for flag in rest if flag.startswith("--grove-")]
-    if options.yaml_cfg is None or not grove:
+    if options.yaml_cfg is None or (own_script and not grove):
         return []
+    if not grove:
+        return [
+            f"--yaml-cfg ({options.yaml_cfg}) is not read by grove_megatron.pretrain or grove "
+            "doctor; use flags, or grove_megatron.run with Megatron's own script"
+        ]
     return [
         f"--yaml-cfg ({options.yaml_cfg}) replaces the command line and with it {grove[0]} "
         f"({len(grove)} Grove flags given); use flags alone"

@@ -11,8 +11,9 @@ def main() -> None:
     """Check the installation, choose the runtime, train."""
     from .failure.watch import interruptible, watched
     from .training.one_job import writing_alone
-    from .training.start import started
+    from .training.start import alone, started
 
+    alone()
     with interruptible(), started(), watched(), writing_alone():
         from .training.launch import pretrain
 

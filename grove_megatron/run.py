@@ -15,13 +15,14 @@ def main() -> None:
     from .failure.watch import interruptible, watched
     from .training.one_job import writing_alone
     from .training.refuse import refuse
-    from .training.start import started
+    from .training.start import alone, started
 
     if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
         given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
         usage = "torchrun -m grove_megatron.run path/to/script.py ..."
         refuse([f"script ({given}) is not a file; {usage}"])
     del sys.argv[0]
+    alone()
     with interruptible(), started(), watched(), writing_alone():
         from .training.entry import ENTRY
         from .training.reporting import REPORTING

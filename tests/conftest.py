@@ -1,5 +1,7 @@
 """Fixtures that more than one kind of test uses."""
 
+import functools
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from grove_megatron.runtime.gpu_packages import hide_gpu_packages
 
         hide_gpu_packages()
+    # Every parser of Megatron's reads the sources of its configuration classes for their help.
+    inspect.getsource = functools.cache(inspect.getsource)
 
 
 @pytest.fixture(scope="session")

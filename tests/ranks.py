@@ -76,7 +76,7 @@ class Ranks:
         *args: Any,
         folder: Path,
         env: dict[str, str] | None = None,
-        timeout: float = 300,
+        timeout: float = 900,
     ) -> Job:
         """Call ``module:function`` with ``args`` on every rank; does not check exit codes."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,4 +102,4 @@ class Ranks:
     def close(self) -> None:
         assert self._zygote.stdin is not None
         self._zygote.stdin.close()
-        self._zygote.wait(timeout=30)
+        self._zygote.wait(timeout=120)

@@ -125,7 +125,10 @@ class CheckedReader:
         where = "" if name not in self._infos else f" in {self._infos[name].origin}"
         problems = []
         if own.dtype != tensor.dtype and _is_finite(own) and not _is_finite(tensor):
-            problems.append(f"{name}{where} has entries that are too large for {tensor.dtype}")
+            problems.append(
+                f"{name}{where} has entries that are too large for {tensor.dtype}; choose another "
+                f"--dtype, or --skip {name} writes zeros"
+            )
         elif not _is_finite(tensor):
             problems.append(
                 f"{name}{where} has entries that are not finite; --skip {name} writes zeros"

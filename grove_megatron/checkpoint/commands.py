@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..printable import printable
+
 if TYPE_CHECKING:
     from .convert import Options
     from .manifest import Manifest
@@ -58,7 +60,9 @@ def import_(
 
         options = _options(dtype, skip)
         made_by = {"command": "grove import", "hf": hf.resolve().name}
-        manifest = write_megatron(hf_source(hf), save, options, made_by)
+        source = hf_source(hf)
+        _notices(source)
+        manifest = write_megatron(source, save, options, made_by)
     _report(manifest, save, as_json)
 
 
@@ -184,6 +188,7 @@ def upcycle(
         else:
             assert hf is not None
             parent = hf_source(hf)
+        _notices(parent)
         child = parent
         if num_experts is not None:
             child = moe_child(child, num_experts, topk, granularity, seed)
@@ -193,6 +198,8 @@ def upcycle(
             child = grove_child(
                 child, group_size, adjugate_ffn_hidden_size, adjugate_scale, grouping, seed
             )
+        if save is not None and not write_grove_keys:
+            _notice_for_the_export(child)
         for destination in filter(None, (save_hf, save)):
             free_destination(destination)
         made_by = {"command": "grove upcycle"}
@@ -216,6 +223,25 @@ def upcycle(
     if as_json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(result), flush=True)
     raise typer.Exit(0 if result.get("passed", True) else 1)
+
+
+def _notices(source: "Source") -> None:
+    for line in source.notices:
+        _say(f"grove_megatron: {line}", to_stderr=True)
+
+
+def _notice_for_the_export(child: "Source") -> None:
+    """Weeks of training later, `grove export` would be the first to say so."""
+    from .hf_config import ignored_by_release
+
+    if ignored := ignored_by_release(child.architecture):
+        keys = ", ".join(line.partition(" is not ")[0] for line in ignored)
+        _say(
+            f"grove_megatron: {keys}: the released modeling code reads no such keys; `grove "
+            "export` of what is trained from this needs --write-grove-keys, and its reader code "
+            "that does",
+            to_stderr=True,
+        )
 
 
 def _group_size(num_experts: int, num_groups: int) -> int:
@@ -372,7 +398,7 @@ def _print_report(report: "Report", as_json: bool) -> None:
 def _say(text: str, *, to_stderr: bool) -> None:
     """On rank 0; beside JSON, stdout is for that."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+        print(printable(text), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def _options(dtype: str, skip: list[str]) -> "Options":

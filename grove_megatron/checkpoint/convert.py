@@ -22,6 +22,7 @@ from .hf_config import config_of, ignored_by_release
 from .hf_names import is_buffer
 from .manifest import NAME, Manifest, described
 from .megatron_args import megatron_flags
+from .side_files import is_carried
 from .sinks import GIB, HfSink, MegatronSink, Records, Sink
 from .source import HF_FILES, Source
 from .staging import Staging, free_destination
@@ -31,8 +32,6 @@ from .weights import ConversionError, Problem
 
 # The flags of the model, beside its weights.
 FLAGS_FILE = "megatron_flags.txt"
-
-_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -273,8 +272,7 @@ def _write_others(source: Path | None, config: dict[str, Any], folder: Path) -> 
     """Config, tokenizer, licence, modelling code: all but weights and what describes them."""
     folder.mkdir(exist_ok=True)
     for file in [] if source is None else sorted(source.iterdir()):
-        weights = file.name.endswith((*_WEIGHT_FILES, ".index.json")) or file.name == NAME
-        if file.is_file() and not weights:
+        if file.is_file() and file.name != NAME and is_carried(file.name):
             shutil.copyfile(file, folder / file.name)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")

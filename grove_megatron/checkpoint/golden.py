@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 GRAD_PREFIX = "grad."
+_RESULTS = frozenset({"input_ids", "labels", "logits", "loss"})
+
+
+def is_golden(name: str) -> bool:
+    """Can a golden file have a tensor of this name?"""
+    return name in _RESULTS or name.startswith(GRAD_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,19 @@ class Golden:
         """Raises ValueError that lists every tensor that is missing or unknown."""
         if not file.is_file():
             raise ValueError(f"--golden ({file}) is not a file")
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"--golden ({file}) is not a safetensors file: {error}") from error
         grads = {
             name.removeprefix(GRAD_PREFIX): tensors.pop(name)
             for name in sorted(tensors)
             if name.startswith(GRAD_PREFIX)
         }
-        wanted = {"input_ids", "labels", "logits", "loss"}
-        problems = [f"{name} is missing" for name in sorted(wanted - set(tensors))]
-        problems += [f"{name} is not known" for name in sorted(set(tensors) - wanted)]
+        problems = [f"{name} is missing" for name in sorted(_RESULTS - set(tensors))]
+        problems += [f"{name} is not known" for name in sorted(set(tensors) - _RESULTS)]
+        problems = problems or _wrong_shapes(tensors)
         if problems:
             raise ValueError(f"--golden ({file}): " + "; ".join(problems))
         return cls(grads=grads, **tensors)
@@ -63,6 +72,9 @@ class Golden:
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
+                # Neither code nor pickles that came with it.
+                trust_remote_code=False,
+                use_safetensors=True,
                 dtype=torch.float64,
                 attn_implementation="eager",
                 # The others have no fp64.
@@ -77,8 +89,28 @@ class Golden:
         ids, labels = torch.randint(0, model.config.vocab_size, (2, 2, 24), generator=generator)
         logits = model(ids).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return cls(ids, labels, logits.detach(), loss.detach(), _by_expert(model))
+
+
+def _wrong_shapes(tensors: dict[str, Tensor]) -> list[str]:
+    ids, logits = tensors["input_ids"], tensors["logits"]
+    wanted = {"labels": ids.shape, "logits": (*ids.shape, logits.size(-1) if logits.dim() else 0)}
+    problems = [
+        f"{name} has shape {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if tensors[name].shape != shape
+    ]
+    problems += [
+        f"{name} has dtype {tensors[name].dtype}, not torch.int64"
+        for name in ("input_ids", "labels")
+        if tensors[name].dtype != torch.int64
+    ]
+    if ids.dim() != 2:
+        problems.append(f"input_ids has shape {list(ids.shape)}, not [B, S]")
+    if tensors["loss"].numel() != 1:
+        problems.append(f"loss has {tensors['loss'].numel()} entries, not 1")
+    return problems
 
 
 def _by_expert(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,21 @@ RELEASED: dict[str, int | float] = {
 }
 
 
+DEQUANTISE = (
+    "dequantise them first (in transformers dequantize(), then save_pretrained), or take the "
+    "release that is not quantised"
+)
+
+
+_LONGEST = 80
+
+
+def brief(value: object) -> str:
+    """A value of a config in a message: one line, and no longer than that."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
 class Family(Enum):
     """A model class: its name in ``architectures``, and its ``model_type``."""
 
@@ -61,20 +76,29 @@ def refuse_all(where: str, problems: list[str]) -> NoReturn:
     raise ValueError("\n".join([f"{where}:", *(f"  {problem}" for problem in problems)]))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, flag: str = "--hf") -> dict[str, Any]:
     """Read ``config.json`` as it stands.
+
+    Args:
+        folder: of a model.
+        flag: that names it.
 
     Raises:
         ValueError: the file is missing, is not JSON, or is not a JSON object.
     """
     path = folder / "config.json"
+    if not path.is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{flag} ({folder}) is an adapter alone; merge it into its model first (in peft "
+            "merge_and_unload(), then save_pretrained)"
+        )
     if not path.is_file():
-        raise ValueError(f"--hf ({folder}) has no config.json; name a Hugging Face model folder")
+        raise ValueError(f"{flag} ({folder}) has no config.json; name a Hugging Face model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a JSON object but a {type(config).__name__}")
@@ -101,7 +125,9 @@ class _Keys:
         if value is None:
             return 0
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.problems.append(f"{key} ({value}) is not a whole number above 0; correct it")
+            self.problems.append(
+                f"{key} ({brief(value)}) is not a whole number above 0; correct it"
+            )
             return 0
         return value
 
@@ -113,7 +139,9 @@ class _Keys:
         fits = _is_number(value) and (value > 0 or (or_zero and value == 0))
         if not fits:
             least = "of 0 or more" if or_zero else "above 0"
-            self.problems.append(f"{key} ({value}) is not a finite number {least}; correct it")
+            self.problems.append(
+                f"{key} ({brief(value)}) is not a finite number {least}; correct it"
+            )
             return 0
         return value  # type: ignore[no-any-return]
 
@@ -122,7 +150,7 @@ class _Keys:
         if value is None:
             return default
         if not isinstance(value, bool):
-            self.problems.append(f"{key} ({value}) is not true or false; correct it")
+            self.problems.append(f"{key} ({brief(value)}) is not true or false; correct it")
             return False
         return value
 
@@ -132,7 +160,8 @@ class _Keys:
         # 0 == False, but it is not the same in a config.
         if not any(value == one and type(value) is type(one) for one in handled):
             self.problems.append(
-                f"{key} ({value}) is not {handled[0]}, the one value handled; use a model with it"
+                f"{key} ({brief(value)}) is not {handled[0]}, the one value handled; use a model "
+                "with it"
             )
 
     def _value(self, key: str, default: float | None) -> Any:
@@ -167,7 +196,7 @@ def config_family(config: dict[str, Any], where: str) -> Family:
     if names is None and config.get("model_type") is None:
         refuse_all(where, [f"architectures (absent) is needed; add one of {handled}"])
     key, value = ("architectures", names) if names else ("model_type", config["model_type"])
-    refuse_all(where, [f"{key} ({value}) is none of those handled; use one of {handled}"])
+    refuse_all(where, [f"{key} ({brief(value)}) is none of those handled; use one of {handled}"])
 
 
 def architecture_of(config: dict[str, Any], where: str) -> Architecture:
@@ -212,7 +241,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         architecture = _with_experts(architecture, keys, family)
     if family is Family.GROVE_MOE:
         architecture = _with_groups(architecture, keys)
-    _only_what_is_handled(keys)
+    _only_what_is_handled(keys, family)
     if keys.problems:
         refuse_all(where, keys.problems)
     return architecture
@@ -247,7 +276,7 @@ def _moe_layers(keys: _Keys, num_layers: int) -> tuple[bool, ...]:
         dense = []
     if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
         keys.problems.append(
-            f"mlp_only_layers ({dense}) is not a list of layer numbers; correct it"
+            f"mlp_only_layers ({brief(dense)}) is not a list of layer numbers; correct it"
         )
         dense = []
     if not step:
@@ -255,7 +284,7 @@ def _moe_layers(keys: _Keys, num_layers: int) -> tuple[bool, ...]:
     layers = tuple(i not in dense and (i + 1) % step == 0 for i in range(num_layers))
     if num_layers and not any(layers):
         keys.problems.append(
-            f"mlp_only_layers ({dense}) with decoder_sparse_step ({step}) leaves none of "
+            f"mlp_only_layers ({brief(dense)}) with decoder_sparse_step ({step}) leaves none of "
             f"num_hidden_layers ({num_layers}) with experts; use {Family.QWEN3.class_name}"
         )
     return layers
@@ -265,7 +294,7 @@ def _with_experts(architecture: Architecture, keys: _Keys, family: Family) -> Ar
     names = [n for n in ("num_experts", "num_local_experts") if keys.config.get(n) is not None]
     num_experts = keys.whole(names[0] if names else "num_experts")
     if len(names) == 2 and keys.config[names[0]] != keys.config[names[1]]:
-        shown = " differs from ".join(f"{name} ({keys.config[name]})" for name in names)
+        shown = " differs from ".join(f"{name} ({brief(keys.config[name])})" for name in names)
         keys.problems.append(f"{shown}; remove one of them")
     topk = keys.whole("num_experts_per_tok")
     if num_experts and topk > num_experts:
@@ -308,7 +337,9 @@ def _rotary_base(keys: _Keys) -> float:
         if rope is None:
             continue
         if not isinstance(rope, dict):
-            keys.problems.append(f"{name} ({rope}) is neither null nor an object; correct it")
+            keys.problems.append(
+                f"{name} ({brief(rope)}) is neither null nor an object; correct it"
+            )
             continue
         _only_default_rope(keys, name, rope)
         found[f"{name}.rope_theta"] = rope.get("rope_theta")
@@ -318,15 +349,15 @@ def _rotary_base(keys: _Keys) -> float:
         return 0
     (first, theta), *others = found.items()
     keys.problems += [
-        f"{first} ({theta}) differs from {name} ({other}); remove one of them"
+        f"{first} ({brief(theta)}) differs from {name} ({brief(other)}); remove one of them"
         for name, other in others
         if other != theta
     ]
     # Megatron's --rotary-base is a whole number.
     if not _is_number(theta) or theta < 1 or theta != int(theta):
         keys.problems.append(
-            f"{first} ({theta}) is not a whole number above 0, which Megatron needs; use a model "
-            "with one"
+            f"{first} ({brief(theta)}) is not a whole number above 0, which Megatron needs; use a "
+            "model with one"
         )
         return 0
     return theta  # type: ignore[no-any-return]
@@ -336,26 +367,62 @@ def _only_default_rope(keys: _Keys, name: str, rope: dict[str, Any]) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         keys.problems.append(
-            f"{name} ({rope}) is not of type default, the one handled; use a model with it"
+            f"{name} ({brief(rope)}) is not of type default, the one handled; use a model with it"
         )
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         keys.problems.append(
-            f"{name} ({rope}) has a partial_rotary_factor other than 1.0, the one handled; use a "
-            "model with it"
+            f"{name} ({brief(rope)}) has a partial_rotary_factor other than 1.0, the one "
+            "handled; use a model with it"
         )
 
 
-def _only_what_is_handled(keys: _Keys) -> None:
+def _only_what_is_handled(keys: _Keys, family: Family) -> None:
     keys.only("hidden_act", "silu")
     keys.only("attention_bias", False)
     keys.only("use_sliding_window", False)
     keys.only("partial_rotary_factor", None, 1, 1.0)
-    keys.only("quantization_config", None)
+    _not_quantised(keys)
+    _own_code(keys, family)
     kinds = keys.config.get("layer_types")
     if kinds is not None and any(kind != "full_attention" for kind in kinds):
         keys.problems.append(
-            f"layer_types ({kinds}) has others than full_attention, the one handled; use a model "
-            "with it"
+            f"layer_types ({brief(kinds)}) has others than full_attention, the one "
+            "handled; use a model with it"
+        )
+
+
+# Where a config says how its weights are quantised: transformers, compressed-tensors, MLX.
+_QUANTISATION = ("quantization_config", "compression_config", "quantization")
+
+
+def _not_quantised(keys: _Keys) -> None:
+    keys.problems += [
+        f"{key} ({_quantised_as(said)}) says that the weights are quantised; {DEQUANTISE}"
+        for key in _QUANTISATION
+        if (said := keys.config.get(key)) is not None
+    ]
+
+
+def _quantised_as(said: Any) -> str:
+    """The format in a few words: ``fp8 e4m3``, ``gptq 4 bits``."""
+    if not isinstance(said, dict):
+        return brief(said)
+    words = [said.get(key) for key in ("quant_method", "quant_algo", "fmt", "format")]
+    bits = [said.get(key) for key in ("bits", "w_bit", "weight_bits")]
+    bits += [n for n in (4, 8) if said.get(f"load_in_{n}bit")]
+    words += [f"{n} bits" for n in bits if n is not None]
+    return brief(" ".join(str(word) for word in words if word)) or "no format named"
+
+
+def _own_code(keys: _Keys, family: Family) -> None:
+    """Code beside the weights that computes something else than the family."""
+    named = keys.config.get("auto_map")
+    name = named.get("AutoModelForCausalLM") if isinstance(named, dict) else None
+    name = name[0] if isinstance(name, list) and name else name
+    if name is not None and not str(name).endswith(f".{family.class_name}"):
+        keys.problems.append(
+            f"auto_map ({brief(name)}) names code of its own, and not {family.class_name}; remove "
+            f"auto_map if the model is a {family.class_name}"
         )
 
 
@@ -502,8 +569,8 @@ def _check_like(architecture: Architecture, like: dict[str, Any], where: str) ->
     if theirs.ffn_hidden_size is None or architecture.ffn_hidden_size is None:
         ignored = ignored | {"intermediate_size"}
     problems = [
-        f"{_spelling(key, like)} ({said[key]}) is not the model's ({value}); give the config of "
-        "this model"
+        f"{_spelling(key, like)} ({brief(said[key])}) is not the model's ({brief(value)}); give "
+        "the config of this model"
         for key, value in wanted.items()
         if key not in ignored and said[key] != value
     ]
@@ -538,7 +605,7 @@ def ignored_by_release(architecture: Architecture) -> list[str]:
     """What the released GroveMoE code would compute otherwise: a line per key that it ignores."""
     return [
         f"{key} ({value}) is not {RELEASED[key]}, a literal of the released modeling code, which "
-        "reads no such key; run the model with code that does"
+        "reads no such key; --write-grove-keys writes it all the same, for code that does"
         for key, value in _grove_keys(architecture).items()
         if value != RELEASED[key]
     ]

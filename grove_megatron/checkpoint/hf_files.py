@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -90,6 +90,11 @@ class HfWeights:
             self._tensors[name] = _Stored(file, stored_name, part)
         return problems
 
+    @property
+    def files(self) -> list[Path]:
+        """Where the tensors are."""
+        return self._files
+
     def infos(self) -> Mapping[str, TensorInfo]:
         return {
             name: TensorInfo(stored.entry.shape, stored.entry.dtype, stored.origin)
@@ -149,6 +154,11 @@ def _parts(name: str, entry: Entry) -> list[tuple[str, Entry]]:
 def _single(folder: Path) -> Path:
     file = folder / SINGLE
     if not file.is_file():
+        if pickles := sorted(folder.glob("pytorch_model*.bin")):
+            raise ValueError(
+                f"--hf ({folder}) has its weights in {pickles[0].name}, a pickle, which is not "
+                "read; save them as safetensors (in transformers save_pretrained)"
+            )
         raise ValueError(f"--hf ({folder}) has neither {INDEX} nor {SINGLE}; name a model folder")
     return file
 
@@ -157,9 +167,17 @@ def _read_index(folder: Path) -> dict[str, Path]:
     file = folder / INDEX
     try:
         weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        outside = [shard for shard in weight_map.values() if not _is_below(shard)]
+        if outside:
+            raise ValueError(f"{outside[0]} is outside the folder")
         return {name: folder / shard for name, shard in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is not an index of shards: {error!r}") from error
+
+
+def _is_below(shard: str) -> bool:
+    path = PurePosixPath(shard)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _index_problems(

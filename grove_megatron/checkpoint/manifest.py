@@ -75,5 +75,5 @@ def read_checksums(folder: Path) -> dict[str, tuple[str, str]]:
     try:
         tensors = json.loads(file.read_text(encoding="utf-8"))["tensors"]
         return {name: (t["dtype"], t["sha256"]) for name, t in tensors.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); remove it to go without it") from error

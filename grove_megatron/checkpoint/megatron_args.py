@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .architecture import Architecture
-from .hf_config import refuse_all
+from .hf_config import brief, refuse_all
 
 # grove_megatron.arguments.LAYER_SPEC, which lives where Megatron is imported.
 GROVE_LAYER_SPEC = ["grove_megatron.layer_spec", "grove_layer_spec"]
@@ -108,7 +108,7 @@ class _Setting:
             return None
         flag = self.flag or f"--{self.name.replace('_', '-')}"
         handled = " or ".join(map(str, self.handled))
-        return f"{flag} ({value}) is not {handled}; {self.fix}"
+        return f"{flag} ({brief(value)}) is not {handled}; {self.fix}"
 
 
 _NOT_IN_HF = "no GroveMoE or Qwen3 model of Hugging Face has it, train without"
@@ -275,7 +275,8 @@ class _Sizes:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             flags = " or ".join(f"--{name.replace('_', '-')}" for name in names)
             self.problems.append(
-                f"{flags} ({value}) is not a whole number above 0; name a checkpoint that has it"
+                f"{flags} ({brief(value)}) is not a whole number above 0; name a "
+                "checkpoint that has it"
             )
             return 0
         return value
@@ -321,7 +322,7 @@ def _moe_layers(sizes: _Sizes, num_layers: int) -> tuple[bool, ...]:
     if len(pattern) != num_layers or not set(pattern) <= {0, 1} or 1 not in pattern:
         if num_layers:
             sizes.problems.append(
-                f"--moe-layer-freq ({sizes.args.moe_layer_freq}) does not say which of "
+                f"--moe-layer-freq ({brief(sizes.args.moe_layer_freq)}) does not say which of "
                 f"--num-layers ({num_layers}) are MoE layers, one or more; correct it"
             )
         return (True,) * num_layers

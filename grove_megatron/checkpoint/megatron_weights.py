@@ -1,11 +1,11 @@
 """The weights of a Megatron distributed checkpoint under Hugging Face names."""
 
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -42,13 +42,18 @@ def iteration_folder(load: Path, step: int | None = None) -> Path:
         try:
             latest = tracker.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--load ({load}) has no readable {TRACKER} ({error})") from error
+            raise ValueError(
+                f"--load ({load}) has no readable {TRACKER} ({error}); name an "
+                "iteration with --ckpt-step"
+            ) from error
         if latest != RELEASE and not latest.isdecimal():
             raise ValueError(f"{tracker} ({latest!r}) names no iteration; correct it")
         step = None if latest == RELEASE else int(latest)
     folder = load / (RELEASE if step is None else f"iter_{step:07d}")
     if not folder.is_dir():
-        raise ValueError(f"--load ({load}) has no {folder.name}; name an iteration that it has")
+        raise ValueError(
+            f"--load ({load}) has no {folder.name}; name an iteration that it has with --ckpt-step"
+        )
     return folder
 
 
@@ -101,8 +106,7 @@ class MegatronWeights:
                 )
                 continue
             problems += [
-                Problem(f"{line}; --skip {' --skip '.join(unit.names)} writes zeros", unit.names)
-                for line in self._reader.problems(key, unit.place)
+                Problem(line, unit.names) for line in self._reader.problems(key, unit.place)
             ]
         return [Problem(line, tuple(names_of[key])) for key, line in wrong.items()] + problems
 
@@ -155,13 +159,13 @@ def _fits(key: str, found: Shape, wanted: Shape) -> bool:
     return found == wanted
 
 
-def checkpoint_args(reader: TorchDistReader) -> Any:
-    """The arguments of the job that saved the checkpoint, a Namespace.
+def checkpoint_args(reader: TorchDistReader) -> Namespace:
+    """The arguments of the job that saved the checkpoint.
 
     Raises:
         ValueError: it has none.
     """
     args = reader.common().get("args")
-    if args is None:
+    if not isinstance(args, Namespace):
         raise ValueError(f"{reader.folder} has no arguments of the job that saved it")
     return args

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .durable import DurableFile
+from .hf_config import brief
 from .mapped import MappedFile
 from .transforms import Shape
 from .weights import DTYPES, ConversionError
@@ -106,7 +107,7 @@ def _entry(file: Path, name: str, value: Any, begin: int) -> Entry:
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise ValueError(f"{file}: {name} has a damaged header entry: {value}")
+        raise ValueError(f"{file}: {name} has a damaged header entry: {brief(value)}")
     if dtype not in _SIZES:
         raise ValueError(f"{file}: {name} has an unknown dtype ({dtype})")
     if _SIZES[dtype] * prod(shape) != end - start:

@@ -6,15 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
-from .hf_config import architecture_of, read_config
+from .hf_config import DEQUANTISE, architecture_of, brief, read_config
 from .hf_files import HfWeights
 from .hf_names import is_buffer
 from .manifest import read_checksums
 from .megatron_args import architecture_of_args
 from .megatron_weights import MegatronWeights, checkpoint_args, iteration_folder
+from .side_files import adapter_weights, side_problems, unread
 from .torch_dist import TorchDistReader
 from .units import hf_shapes
 from .weights import Problem, TensorInfo, Weights, mismatches
+
+# What GPTQ, AWQ, compressed-tensors, ModelOpt, bitsandbytes and FP8 releases have beside, or in
+# place of, a weight.
+_QUANTISED_PARTS = frozenset(
+    {
+        *("qweight", "qzeros", "scales", "g_idx", "SCB", "absmax", "quant_map", "quant_state"),
+        *("weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale", "weight_packed"),
+        *("weight_shape", "weight_zero_point", "weight_blocks", "weight_scales", "weight_absmax"),
+    }
+)
 
 # Beside the weights, a Megatron checkpoint keeps the rest of the Hugging Face folder here.
 HF_FILES = "hf"
@@ -32,6 +43,7 @@ class Source:
         hf_files: folder with the model's config, tokenizer and other files; None: there is none.
         config: the config in that folder.
         generated: see :class:`.manifest.Manifest`.
+        notices: what is right and may still not be what the user wants, one line each.
     """
 
     weights: Weights
@@ -41,14 +53,21 @@ class Source:
     hf_files: Path | None
     config: dict[str, Any] | None
     generated: dict[str, Any]
+    notices: tuple[str, ...] = ()
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return self.weights.infos()
 
-    def refusals(self, skip: frozenset[str] = frozenset()) -> list[str]:
-        """Everything that the headers show to be wrong, one line each, but for skipped tensors."""
-        lines = [problem.line for problem in self.problems if problem.remains(skip)]
-        return lines + mismatches(hf_shapes(self.architecture), self.infos(), skip)
+    def refusals(self, skip: frozenset[str] = frozenset(), *, can_skip: bool = True) -> list[str]:
+        """Everything that the headers show to be wrong, one line each, but for skipped tensors.
+
+        Args:
+            skip: names of tensors.
+            can_skip: has the command ``--skip``, which the lines are to name?
+        """
+        remaining = [problem for problem in self.problems if problem.remains(skip)]
+        lines = [problem.shown if can_skip else problem.line for problem in remaining]
+        return lines + mismatches(hf_shapes(self.architecture), self.infos(), skip, can_skip)
 
 
 def hf_source(folder: Path) -> Source:
@@ -60,6 +79,7 @@ def hf_source(folder: Path) -> Source:
     config = read_config(folder)
     architecture = architecture_of(config, str(folder / "config.json"))
     weights = HfWeights(folder)
+    _refuse_quantised(folder, weights)
     if architecture.is_grove and any(map(is_buffer, weights.infos())):
         # A buffer that the release's config says nothing about.
         architecture = replace(architecture, expert_bias=True)
@@ -67,7 +87,27 @@ def hf_source(folder: Path) -> Source:
         # Some folders of tied models have the one matrix twice.
         weights.drop_copy("lm_head.weight", of="model.embed_tokens.weight")
     checksums = read_checksums(folder)
-    return Source(weights, architecture, checksums, weights.problems, folder, config, {})
+    problems = weights.problems + list(map(Problem, side_problems(folder, weights.files)))
+    notices = _unread(folder)
+    return Source(weights, architecture, checksums, problems, folder, config, {}, notices)
+
+
+def _refuse_quantised(folder: Path, weights: HfWeights) -> None:
+    """In place of a line for every part of every such weight, and for every weight it is not."""
+    parts = [name for name in weights.infos() if name.rpartition(".")[2] in _QUANTISED_PARTS]
+    if parts:
+        raise ValueError(
+            f"{folder} has {len(parts)} tensors such as {parts[0]}, which are parts of quantised "
+            f"weights; {DEQUANTISE}"
+        )
+
+
+def _unread(folder: Path) -> tuple[str, ...]:
+    names = unread(folder)
+    if not names:
+        return ()
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (f"{folder} has {', '.join(names[:3])}{more}; safetensors alone are read",)
 
 
 def megatron_source(
@@ -89,8 +129,10 @@ def megatron_source(
     architecture = architecture_of_args(checkpoint_args(reader))
     if hf_files is None and (folder.parent / HF_FILES / "config.json").is_file():
         hf_files = folder.parent / HF_FILES
-    config = None if hf_files is None else read_config(hf_files)
+    config = None if hf_files is None else read_config(hf_files, "--hf-config")
     problems: list[Problem] = []
+    if hf_files is not None:
+        problems += map(Problem, adapter_weights(hf_files))
     if config is not None:
         said = architecture_of(config, f"{hf_files}/config.json")
         problems += map(Problem, _contradictions(said, architecture, hf_files, folder))
@@ -118,8 +160,8 @@ def _contradictions(
         padded = name == "vocab_size" and value <= own
         if value != own and not padded and name != "expert_bias":
             problems.append(
-                f"{name} ({value}) of {hf_files}/config.json differs from {name} ({own}) of the "
-                f"arguments in {folder}; if it was trained so on purpose, name with --hf-config a "
-                f"copy of {hf_files} that says {own}"
+                f"{name} ({brief(value)}) of {hf_files}/config.json differs from {name} "
+                f"({brief(own)}) of the arguments in {folder}; if it was trained so on purpose, "
+                f"name with --hf-config a copy of {hf_files} that says {brief(own)}"
             )
     return problems

@@ -13,8 +13,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO, Self, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -35,44 +34,51 @@ from torch.distributed.checkpoint.metadata import (
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from .durable import DurableFile, sync
+from .layout import COMPLETE, INDEX
 from .mapped import MappedFile
+from .pickles import (
+    ON_PURPOSE,
+    NotData,
+    admitted,
+    check_states,
+    is_trusted,
+    read_metadata,
+    read_objects,
+    unknown_names,
+    why,
+)
 from .transforms import Shape
 
 COMMON = "common_state/shard_0_1"
+# Of Megatron before 0.19, in place of that record.
+LEGACY_COMMON = "common.pt"
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 
 
 class TorchDistReader:
     """The tensors of one checkpoint directory, by key and region.
 
+    Nothing that came with it is run, whatever is in it.
+
+    Args:
+        folder: the directory.
+        megatrons: has it what Megatron's ``torch_dist`` adds? Without, it is what torch writes.
+
     Raises:
         ValueError: the directory is not such a checkpoint, or its metadata cannot be read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, megatrons: bool = True):
         self.folder = folder
-        try:
-            config = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-            backend = config["sharded_backend"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder} is not a complete Megatron distributed checkpoint: metadata.json "
-                f"cannot be read ({error}); name one that was saved with --ckpt-format torch_dist"
-            ) from error
-        if backend != FORMAT["sharded_backend"]:
-            raise ValueError(f"{folder} has format {backend}, not torch_dist")
-        try:
-            metadata = FileSystemReader(folder).read_metadata()
-        except Exception as error:  # a pickle can fail in any way
-            raise ValueError(
-                f"{folder / '.metadata'} cannot be read, so the checkpoint is not complete: {error}"
-            ) from error
+        if megatrons:
+            _check_format(folder)
+        metadata = read_metadata(folder / INDEX)
         self.tensors: dict[str, TensorStorageMetadata] = {
             key: value
             for key, value in metadata.state_dict_metadata.items()
             if isinstance(value, TensorStorageMetadata)
         }
-        self._records: Mapping[MetadataIndex, Any] = metadata.storage_data
+        self._records: Mapping[MetadataIndex, _StorageInfo] = metadata.storage_data
         self._open: dict[Path, MappedFile] = {}
         self._plain: dict[bytes, tuple[torch.dtype, Shape]] = {}
         self._chunks_at: dict[tuple[str, int], dict[Shape | None, list[ChunkStorageMetadata]]] = {}
@@ -182,12 +188,10 @@ class TorchDistReader:
         record = self._record(key, chunk)
         file = self.folder / record.relative_path
         try:
-            if file not in self._open:
-                self._open[file] = MappedFile(file)
-            loaded = self._loaded(self._open[file], record)
+            loaded = self._loaded(self._mapped(record), record)
         except Exception as error:  # a pickle can fail in any way
             raise ValueError(
-                f"{file}: {key} {list(chunk.offsets)} cannot be read: {error}"
+                f"{file}: {key} {list(chunk.offsets)} cannot be read: {why(error)}"
             ) from error
         if not isinstance(loaded, Tensor) or tuple(loaded.shape) != tuple(chunk.sizes):
             raise ValueError(
@@ -229,44 +233,110 @@ class TorchDistReader:
         """Everything that is not sharded: arguments, iteration, ...
 
         Objects of classes that ``torch.load`` does not know, such as Megatron's enums, become
-        :class:`Opaque`: no code of theirs runs or is imported.
+        :class:`.pickles.Opaque`: no code of theirs runs or is imported.
 
         Raises:
             ValueError: it cannot be read.
         """
-        try:
-            legacy = self.folder / "common.pt"  # Megatron before 0.19
-            if legacy.is_file():
-                state: dict[str, Any] = _load_objects(legacy.read_bytes())
-            else:
-                record = self._records.get(MetadataIndex(COMMON))
-                if record is None:
-                    raise ValueError("there is no such record")
-                file = MappedFile(self.folder / record.relative_path)
-                (state,) = _load_objects(bytes(file.window(record.offset, record.length)))
-        except Exception as error:  # a pickle can fail in any way
-            raise ValueError(
-                f"{self.folder}: {COMMON} (arguments and iteration) cannot be read: {error}"
-            ) from error
+        legacy = self.folder / LEGACY_COMMON
+        if legacy.is_file():
+            state = read_objects(legacy, str(legacy))
+        else:
+            state = self.saved_object(COMMON, f"{COMMON} (arguments and iteration)")
+            state = state[0] if isinstance(state, list) and state else state
+        if not isinstance(state, dict):
+            raise ValueError(f"{self.folder}: {COMMON} cannot be read: it is no table")
         return state
 
+    def saved_object(self, key: str, shown: str | None = None) -> Any:
+        """An entry that is no tensor, as :func:`.pickles.read_objects` reads it.
 
-class Opaque:
-    """Stands for an object whose class is not wanted; equal to nothing."""
+        Raises:
+            ValueError: it is not there or cannot be read; calls it ``shown``.
+        """
+        where = f"{self.folder}: {shown or key}"
+        record = self._records.get(MetadataIndex(key))
+        if record is None:
+            raise ValueError(f"{where} cannot be read: there is no such record")
+        try:
+            saved = self._bytes(record)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{where} cannot be read: {error}") from error
+        return read_objects(cast(BinaryIO, _Window(saved)), where)
 
-    def __init__(self, *args: object):
-        pass
+    def _bytes(self, record: _StorageInfo) -> memoryview:
+        return self._mapped(record).window(record.offset, record.length)
 
-    def __setstate__(self, state: object) -> None:
-        pass
+    def _mapped(self, record: _StorageInfo) -> MappedFile:
+        file = self.folder / record.relative_path
+        if file not in self._open:
+            self._open[file] = MappedFile(file)
+        return self._open[file]
+
+    def foreign_objects(self, keys: Iterable[str] | None = None) -> list[str]:
+        """Objects that Megatron must not load, one line each; none where the user trusts them.
+
+        Megatron unpickles them without limits. Whatever the classes of its own that it admits in
+        ``torch.load`` can express has no code in it.
+
+        Args:
+            keys: to look at; None: all that there are.
+        """
+        return [] if is_trusted() else list(self._foreign_objects(keys))
+
+    def _foreign_objects(self, keys: Iterable[str] | None) -> Iterator[str]:
+        from megatron.core.safe_globals import SAFE_GLOBALS, SafeUnpickler
+
+        in_states = SafeUnpickler._SAFE_CLASSES
+
+        wanted = None if keys is None else set(keys)
+        harmless: set[bytes] = set()
+        with admitted([*SAFE_GLOBALS]):
+            legacy = self.folder / LEGACY_COMMON
+            if legacy.is_file() and (names := unknown_names(legacy)):
+                yield f"{legacy} is not to be loaded: {NotData(names)}, {ON_PURPOSE}"
+            for index, record in self._records.items():
+                # A tensor that is not one is refused by torch.
+                if index.fqn in self.tensors or (wanted is not None and index.fqn not in wanted):
+                    continue
+                is_state = "_extra_state" in index.fqn
+                problem = self._foreign(record, harmless, in_states if is_state else None)
+                if problem is not None:
+                    file = self.folder / record.relative_path
+                    yield f"{file}: {index.fqn} is not to be loaded: {problem}"
+
+    def _foreign(
+        self, record: _StorageInfo, harmless: set[bytes], in_states: Any | None
+    ) -> str | None:
+        """Why an object is none that Megatron saves, or None; there are thousands of the same."""
+        try:
+            saved = bytes(self._bytes(record))
+            if saved in harmless:
+                return None
+            if names := unknown_names(io.BytesIO(saved)):
+                raise NotData(names)
+            loaded = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+            if in_states is not None:
+                check_states(loaded, in_states)
+        except NotData as error:
+            return f"{error}, {ON_PURPOSE}"
+        except Exception as error:  # a pickle can fail in any way
+            return f"it cannot be read as data: {why(error)}"
+        harmless.add(saved)
+        return None
 
 
-def _load_objects(saved: bytes) -> Any:
-    """``torch.load`` of everything but objects of foreign classes."""
-    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(saved))
-    stand_ins: list[Any] = [(Opaque, name) for name in foreign if name != "argparse.Namespace"]
-    with torch.serialization.safe_globals([Namespace, *stand_ins]):
-        return torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+def _check_format(folder: Path) -> None:
+    try:
+        config = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        backend = config["sharded_backend"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} is not a complete Megatron distributed checkpoint: {COMPLETE} "
+            f"cannot be read ({error}); name one that was saved with --ckpt-format torch_dist"
+        ) from error
+    if backend != FORMAT["sharded_backend"]:
+        raise ValueError(f"{folder} has format {backend}, not torch_dist")
 
 
 def _stored(data: memoryview, member: zipfile.ZipInfo) -> memoryview:
@@ -452,9 +522,9 @@ def write_metadata(folder: Path, shapes: Mapping[str, Shape], records: Iterable[
         entries[key].chunks.append(chunk)
         places[MetadataIndex(key, chunk.offsets)] = info
     metadata = Metadata(state_dict_metadata=entries, storage_data=places)
-    with (folder / ".metadata").open("wb") as opened:
+    with (folder / INDEX).open("wb") as opened:
         pickle.dump(metadata, opened)
         sync(opened)
-    with (folder / "metadata.json").open("wb") as opened:
+    with (folder / COMPLETE).open("wb") as opened:
         opened.write(json.dumps(FORMAT).encode())
         sync(opened)

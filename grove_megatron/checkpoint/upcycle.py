@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .architecture import Architecture
+from .hf_config import brief
 from .hf_names import is_buffer
 from .source import Source
 from .transforms import Shape
@@ -421,7 +422,7 @@ def read_grouping(file: Path, architecture: Architecture) -> Grouping:
     if not isinstance(of_layer, dict):
         raise ValueError(f"--grouping ({file}) is neither a list of groups nor an object of layers")
     problems = [
-        f"--grouping ({file}) names a layer {layer!r}, which is no MoE layer; remove it"
+        f"--grouping ({file}) names a layer {brief(repr(layer))}, which is no MoE layer; remove it"
         for layer in sorted(of_layer.keys() - {str(i) for i in moe_layers})
     ]
     size = architecture.num_experts // architecture.num_groups
@@ -443,7 +444,7 @@ def _read_json(file: Path) -> object:
         keys = [key for key, _ in pairs]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             # Python would take the last.
-            raise ValueError(f"layers {twice} are there twice")
+            raise ValueError(f"layers {brief(twice)} are there twice")
         return dict(pairs)
 
     try:
@@ -457,9 +458,9 @@ def _wrong_groups(groups: object, num_experts: int, size: int) -> list[str]:
     if groups is None:
         return ["its groups (absent) are needed; add them"]
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
-        return [f"its groups ({groups}) are not a list of lists of experts"]
+        return [f"its groups ({brief(groups)}) are not a list of lists of experts"]
     problems = [
-        f"group {group} has {len(group)} experts, not --group-size ({size})"
+        f"group {brief(group)} has {len(group)} experts, not --group-size ({size})"
         for group in groups
         if len(group) != size
     ]
@@ -467,9 +468,11 @@ def _wrong_groups(groups: object, num_experts: int, size: int) -> list[str]:
     # True == 1 == 1.0, but only one of them is an expert's number.
     numbers = [e for e in experts if type(e) is int and 0 <= e < num_experts]
     if unknown := [e for e in experts if type(e) is not int or not 0 <= e < num_experts]:
-        problems.append(f"{unknown} are not experts; their numbers go from 0 to {num_experts - 1}")
+        problems.append(
+            f"{brief(unknown)} are not experts; their numbers go from 0 to {num_experts - 1}"
+        )
     if twice := sorted({e for e in numbers if numbers.count(e) > 1}):
-        problems.append(f"experts {twice} are there twice; each belongs in one group")
+        problems.append(f"experts {brief(twice)} are there twice; each belongs in one group")
     if missing := sorted(set(range(num_experts)) - set(numbers)):
-        problems.append(f"experts {missing} are in no group; each belongs in one")
+        problems.append(f"experts {brief(missing)} are in no group; each belongs in one")
     return problems

@@ -45,7 +45,7 @@ def compare(parent: Source, child: Source, extra_flags: list[str], seed: int) ->
     Raises:
         ValueError: tensors that are missing, unknown or wrong.
     """
-    if problems := child.refusals():
+    if problems := child.refusals(can_skip=False):
         raise ConversionError(problems)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, parent.architecture.vocab_size, (2, 32), generator=generator)

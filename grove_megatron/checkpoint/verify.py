@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .golden import Golden
+from .hf_config import brief
 from .hf_names import NameTable, is_buffer, rows
 from .local_names import LocalParameter, local_parameters
 from .megatron_weights import iteration_folder
 from .model_run import Load, ModelRun, load_checkpoint, load_weights
 from .source import Source, hf_source, megatron_source
+from .torch_dist import TorchDistReader
 from .transforms import Shape, Transform
 from .units import hf_shapes
 from .weights import ConversionError
@@ -92,12 +94,16 @@ def verify_megatron(
     # In the checkpoint, and loaded by no model without the bias.
     buffers = frozenset(name for name in source.infos() if is_buffer(name))
     _refuse_problems(source, buffers)
-    checkpoint = load_checkpoint(iteration_folder(load, step))
+    folder = iteration_folder(load, step)
+    # Megatron's loader runs what is in them.
+    if foreign := TorchDistReader(folder).foreign_objects():
+        raise ConversionError(foreign)
+    checkpoint = load_checkpoint(folder)
     return _verify(source, golden, extra_flags, checkpoint, str(golden_file))
 
 
 def _refuse_problems(source: Source, skip: frozenset[str]) -> None:
-    if problems := source.refusals(skip):
+    if problems := source.refusals(skip, can_skip=False):
         raise ConversionError(problems)
 
 
@@ -112,7 +118,13 @@ def _verify(
     shapes = hf_shapes(source.architecture)
     unknown = sorted(golden.grads.keys() - shapes.keys() - source.infos().keys())
     if unknown:
-        raise ValueError(f"--golden ({golden_name}) has gradients of unknown parameters: {unknown}")
+        raise ConversionError(
+            [
+                f"--golden ({golden_name}) has a gradient of {brief(name)}, which is no parameter "
+                "of the model; name the golden file of this one"
+                for name in unknown
+            ]
+        )
     run = ModelRun(source.architecture, golden.input_ids, extra_flags, load)
     logits, losses = run.logits(), run.losses_and_gradients(golden.labels)
     return _compare(

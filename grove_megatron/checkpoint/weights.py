@@ -14,6 +14,12 @@ from .transforms import Shape
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
+# More of them than this are no option that somebody types.
+_MOST_SKIPPED = 4
+# As many tensors of one wrong dtype are said in one line.
+_MOST_OF_A_DTYPE = 8
+
+
 class ConversionError(ValueError):
     """All that is wrong with weights or with the place to write them, one line each."""
 
@@ -33,6 +39,15 @@ class Problem:
 
     line: str
     tensors: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The line, with the option that does without the tensors."""
+        if not self.tensors:
+            return self.line
+        if len(self.tensors) > _MOST_SKIPPED:
+            return f"{self.line}; --skip of each of its {len(self.tensors)} tensors writes zeros"
+        return f"{self.line}; --skip {' --skip '.join(self.tensors)} does without"
 
     def remains(self, skip: frozenset[str]) -> bool:
         return not self.tensors or not skip.issuperset(self.tensors)
@@ -86,7 +101,10 @@ def identity_of(folder: Path, files: Iterable[Path]) -> dict[str, object]:
 
 
 def mismatches(
-    expected: Mapping[str, Shape], found: Mapping[str, TensorInfo], skip: frozenset[str]
+    expected: Mapping[str, Shape],
+    found: Mapping[str, TensorInfo],
+    skip: frozenset[str],
+    can_skip: bool = True,
 ) -> list[str]:
     """Missing, unexpected and wrong-shape tensors and dtypes nobody trains in, one line each.
 
@@ -94,28 +112,45 @@ def mismatches(
         expected: shapes of the model's tensors.
         found: what the source has.
         skip: names to say nothing about.
+        can_skip: has the command ``--skip``, which the lines are to name?
     """
     problems = []
+    of_dtype: dict[str, list[str]] = {}
     for name in sorted((expected.keys() | found.keys()) - skip):
+        option = f"--skip {name}" if can_skip else ""
         if name not in found:
-            problems.append(f"{name} (absent) is needed by the model; add it, or --skip {name}")
-        elif name not in expected:
-            where = found[name].origin
-            problems.append(f"{name} in {where} is not known to the model; --skip {name} drops it")
-        else:
-            problems += _wrong(name, expected[name], found[name])
-    return problems
+            lifted = f", or {option}" if option else ""
+            problems.append(f"{name} (absent) is needed by the model; add it{lifted}")
+            continue
+        where = f"{name} in {found[name].origin}"
+        if name not in expected:
+            lifted = f"{option} drops it" if option else "remove it"
+            problems.append(f"{where} is not known to the model; {lifted}")
+            continue
+        if found[name].shape != expected[name]:
+            lifted = f"; {option} writes zeros" if option else ""
+            problems.append(
+                f"{where} has shape {list(found[name].shape)}, not {list(expected[name])} as the "
+                f"config says{lifted}"
+            )
+        if found[name].dtype not in DTYPES:
+            of_dtype.setdefault(found[name].dtype, []).append(name)
+    return problems + [
+        line
+        for dtype, names in of_dtype.items()
+        for line in _wrong_dtype(dtype, names, found, can_skip)
+    ]
 
 
-def _wrong(name: str, shape: Shape, found: TensorInfo) -> list[str]:
-    problems = []
-    if found.shape != shape:
-        problems.append(
-            f"{name} in {found.origin} has shape {list(found.shape)}, not {list(shape)} as the "
-            "config says"
-        )
-    if found.dtype not in DTYPES:
-        problems.append(
-            f"{name} in {found.origin} has dtype {found.dtype}, not one of {', '.join(DTYPES)}"
-        )
-    return problems
+def _wrong_dtype(
+    dtype: str, names: list[str], found: Mapping[str, TensorInfo], can_skip: bool
+) -> list[str]:
+    handled = f"dtype {dtype}, not one of {', '.join(DTYPES)}"
+    if len(names) > _MOST_OF_A_DTYPE:
+        first = f"{names[0]} in {found[names[0]].origin}"
+        return [f"{first} and {len(names) - 1} other tensors have {handled}; convert them first"]
+    return [
+        f"{name} in {found[name].origin} has {handled}; convert it"
+        + (f", or --skip {name} writes zeros" if can_skip else "")
+        for name in names
+    ]

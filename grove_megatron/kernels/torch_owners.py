@@ -4,6 +4,7 @@ For devices where a slice would make the host wait for its bounds; the shapes ha
 that :func:`.torch_products.grouped_why_not` finds nothing against.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,7 +36,8 @@ def owners_weights(q: Tensor, x: Tensor, segments: SegmentsLike, transposed: boo
 def group_end(segments: SegmentsLike) -> Tensor:
     """[G] int32, the ends of the groups' owner pairs among the M.
 
-    Contiguous: on CUDA torch reads them through a bare pointer.
+    Of stride 1, which torch demands or, on CUDA, reads through a bare pointer. A copy: to
+    ``contiguous`` the end of a single group is that already, whatever its stride.
     """
     step = segments.experts_per_group
-    return segments.owner_end[step - 1 :: step].contiguous()
+    return segments.owner_end[step - 1 :: step].clone(memory_format=torch.contiguous_format)

@@ -10,7 +10,8 @@ class Model:
     Attributes:
         hidden_size, kv_channels: width of the model and of one attention head.
         num_attention_heads, num_query_groups: equal without grouped-query attention.
-        padded_vocab_size: rows of the embedding.
+        padded_vocab_size: rows of the embedding; 0 where they are not known, and what they would
+            take is left out.
         moe_pattern: of every decoder layer, has it experts?
         ffn_hidden_size: of the layers without.
         num_experts, moe_ffn_hidden_size, topk: routed experts of a layer; 0 in a dense model.

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from textwrap import wrap
 from typing import Any
 
+from .fit import fit
 from .flops import flops_per_token
 from .inputs import Layout, Model, Sizes
 from .memory import MARGIN, largest, stage_memory
@@ -28,6 +29,7 @@ def plan(sizes: Sizes) -> dict[str, Any]:
     stage = largest(memories)
     groups = groups_per_token(model)
     numbers: dict[str, Any] = {
+        "vocabulary_rows": model.padded_vocab_size or None,
         "params_total": total_parameters(model).total,
         "params_active": active_parameters(model, groups),
         "params_rank": [asdict(counts) for counts in rank_parameters(model, layout)],
@@ -47,8 +49,12 @@ def plan(sizes: Sizes) -> dict[str, Any]:
     return numbers
 
 
-def plan_lines(sizes: Sizes) -> list[str]:
+def plan_lines(sizes: Sizes, tokens_of: str = "", gpu_memory: float | None = None) -> list[str]:
     """What a launch will do, to be read: lines of at most 80 columns.
+
+    Args:
+        tokens_of: where the number of tokens is from, or why it is not known.
+        gpu_memory: GiB of a GPU, to be judged by; None: no verdict.
 
     Raises:
         ValueError: the sizes do not fit each other.
@@ -56,12 +62,14 @@ def plan_lines(sizes: Sizes) -> list[str]:
     numbers = plan(sizes)
     paragraphs = [
         ("model", _model(sizes.model)),
+        ("vocabulary", _vocabulary(sizes.model, tokens_of)),
         ("parameters", _parameters(sizes.model)),
         ("active", _active(sizes.model, numbers)),
         ("ranks", _ranks(sizes.layout)),
         *(("EP ranks", text) for text in _placement(sizes.model, sizes.layout)),
         ("rows sent", _rows(sizes, numbers)),
         ("memory", _memory(sizes, numbers)),
+        ("verdict", fit(sizes, gpu_memory).verdict if gpu_memory is not None else ""),
         ("FLOPs", _flops(sizes, numbers)),
     ]
     lines: list[str] = []
@@ -88,9 +96,20 @@ def _model(model: Model) -> str:
     return text
 
 
+def _vocabulary(model: Model, tokens_of: str) -> str:
+    if model.padded_vocab_size:
+        return f"{model.padded_vocab_size:,} rows: {tokens_of}" if tokens_of else ""
+    return (
+        f"not known: {tokens_of}. Embedding, output layer and logits are left out of all that "
+        "follows; --vocab-size plans with them"
+    )
+
+
 def _parameters(model: Model) -> str:
     counts = total_parameters(model)
     text = f"{counts.total:,}"
+    if not model.padded_vocab_size:
+        text += " beside embedding and output layer"
     if not counts.experts:
         return text
     text += f": {counts.dense:,} dense, {counts.experts:,} in experts"
@@ -166,6 +185,7 @@ def _memory(sizes: Sizes, numbers: dict[str, Any]) -> str:
     return (
         f"{counts.total:,} parameters on a rank{where}; estimated {unit}: {listed}; "
         f"{total / size:.2f} with a margin of {MARGIN:.0%}"
+        + ("" if sizes.model.padded_vocab_size else "; embedding and logits are not counted")
     )
 
 

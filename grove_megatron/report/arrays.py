@@ -3,12 +3,15 @@
 import base64
 import binascii
 import zlib
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+# Of an array of one interval; those of the largest models have some megabytes.
+_MOST_BYTES = 2**30
 _DTYPES = ("u1", "u2", "u4", "u8", "f4")
 
 
@@ -32,11 +35,16 @@ def decode(encoded: Any) -> Array:
     """
     try:
         dtype, shape, text = encoded
-        raw = zlib.decompress(base64.b64decode(text, validate=True))
-        known = dtype in _DTYPES
+        if dtype not in _DTYPES:
+            raise ValueError(f"its dtype is not one of {', '.join(_DTYPES)}")
+        size = np.dtype(dtype).itemsize * prod(map(int, shape))
+        if min(shape, default=0) < 0 or size > _MOST_BYTES:
+            raise ValueError("its shape is none of a record")
+        # No more than that, whatever the compressed bytes would become.
+        raw = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+        if len(raw) != size:
+            raise ValueError("it has not as many entries as its shape")
     except (TypeError, ValueError, binascii.Error, zlib.error) as error:
-        raise ValueError(f"array ({str(encoded)[:40]}) cannot be decoded: {error}") from None
-    if not known:
-        raise ValueError(f"array of dtype ({dtype}) is not one of ({', '.join(_DTYPES)})")
+        raise ValueError(f"array ({str(encoded)[:40]!r}) cannot be decoded: {error}") from None
     array = np.frombuffer(raw, f"<{dtype}").reshape(shape)
     return array.astype(np.float32 if dtype == "f4" else np.int64)

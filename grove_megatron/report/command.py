@@ -8,16 +8,21 @@ import typer
 
 
 def report(
-    run_dir: Annotated[
-        Path,
+    run_dirs: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="RUN_DIR",
-            help="Folder of --save or --grove-metrics-dir, while or after it runs.",
+            metavar="RUN_DIR [OTHER_RUN_DIR]",
+            help="Folder of --save or --grove-metrics-dir, while or after it runs; of two jobs, to "
+            "see them side by side.",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="By default report.html beside the record."),
+        typer.Option(
+            metavar="FILE.html",
+            help="By default report.html beside the record; of two jobs comparison.html beside the "
+            "first one's.",
+        ),
     ] = None,
     run: Annotated[
         str | None,
@@ -28,15 +33,16 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Draw what the experts of a job do: one HTML page, and PNGs beside it.
+    """Draw what the experts of a job do, or of two: one HTML page, and PNGs beside it.
 
     The page needs nothing else: loss; load of every expert and adjugate
     over time; balance and dead experts; groups per token; ranks; expert
-    bias; rows sent and routed pairs, two numbers: a token goes to a rank
-    once, however many of its experts are there. Exits 2 without a record.
+    bias; tokens per second; rows sent and routed pairs, two numbers: a
+    token goes to a rank once, however many of its experts are there.
+    Exits 2 without a record.
     """
     try:
-        files, found = _draw(run_dir, out, run)
+        files, found = _draw(run_dirs, out, run)
     except (ValueError, OSError) as error:
         typer.echo(f"grove_megatron: 1 problem, nothing was drawn:\n  1. {error}", err=True)
         raise typer.Exit(2) from None
@@ -45,9 +51,10 @@ def report(
     typer.echo(f"{files[0]}: the report; {len(files) - 1} figures beside it as PNG")
 
 
-def _draw(run_dir: Path, out: Path | None, run: str | None) -> tuple[list[Path], list[str]]:
-    """The files, and what the record holds beside what was drawn."""
-    from .record import find_record, read_record
+def _draw(places: list[Path], out: Path | None, run: str | None) -> tuple[list[Path], list[str]]:
+    """The files, and what the records hold beside what was drawn."""
+    from .record import find_record
+    from .view import View
 
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
@@ -55,15 +62,19 @@ def _draw(run_dir: Path, out: Path | None, run: str | None) -> tuple[list[Path],
         )
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out ({out}) does not end in (.html); name the page")
-    file = find_record(run_dir)
-    record = read_record(file, run)
-    from .figures import draw_all
-    from .page import write_report
-    from .series import of_one_model
+    if len(places) > 2:
+        raise ValueError(f"RUN_DIR ({len(places)} of them) is more than 2; name one job, or two")
+    if len(places) == 2 and run is not None:
+        raise ValueError(f"--run ({run}) is of one record, RUN_DIR are (2); name one job")
+    views = [View.of(place, run) for place in places]
+    beside = find_record(places[0]).parent
+    if len(views) == 2:
+        from .compare import write_comparison
 
-    intervals = of_one_model(record)
-    found = list(record.found)
-    if other := len(record.intervals) - len(intervals):
-        found.append(f"{other} intervals of a model of other sizes are left out")
-    out = out or file.with_name("report.html")
-    return write_report(intervals, draw_all(intervals), out, found), found
+        files = write_comparison(views, out or beside / "comparison.html")
+    else:
+        from .figures import draw_all
+        from .page import write_report
+
+        files = write_report(views[0], draw_all(views[0]), out or beside / "report.html")
+    return files, [line for view in views for line in view.found]

@@ -1,30 +1,36 @@
 """Drawing that several figures share: lines over iterations, heat maps, one style."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from .arrays import Array
-from .record import Interval
+from .record import Interval, Run
 from .series import edges, resumed, with_gaps
+from .view import by_layout, layout_changes
 
 WIDTH = 11.0
 """Of a figure, in inches."""
+HALF = 5.4
+"""Of one of two side by side."""
 DPI = 110
 
 BLUE, ORANGE, GREEN, GRAY = "#1f6fb4", "#e07b1a", "#2b8a3e", "#666666"
-NO_TOKEN = "#111111"
+NO_TOKEN, NOT_RECORDED, ABOVE, BELOW = "#000000", "#d0d0d0", "#f2a900", "#12a594"
+# Colours of a heat map: the word and the colour for what is above its end.
+_OVER = {"viridis": ("red", "#d62728"), "Reds": ("black", "#000000")}
 
 _STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
+    "font.size": 11,
+    "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.grid": True,
@@ -33,32 +39,36 @@ _STYLE = {
     "axes.spines.right": False,
     "grid.alpha": 0.3,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10,
+    # Names of folders, runs and losses are text, whatever is in them.
+    "text.parse_math": False,
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
 }
 
 
-def panels(rows: int, columns: int, height: float) -> tuple[Figure, Any, Axes]:
+def panels(
+    rows: int, columns: int, height: float, width: float = WIDTH
+) -> tuple[Figure, Any, Axes]:
     """Many small panels with the same axes, and beside them those of a colour bar.
 
     Margins are given in inches: the constrained layout takes seconds for as many panels.
     """
-    above, below, left, right, title = 0.3, 0.6, 0.75, 1.0, 0.35
+    above, below, left, right, title = 0.3, 0.9, 0.75, 1.0, 0.35
     total = above + below + rows * height + (rows - 1) * title
-    fig = Figure(figsize=(WIDTH, total))
+    fig = Figure(figsize=(width, total))
     grid = fig.add_gridspec(
         rows,
         columns,
-        left=left / WIDTH,
-        right=1 - right / WIDTH,
+        left=left / width,
+        right=1 - right / width,
         bottom=below / total,
         top=1 - above / total,
         wspace=0.12,
         hspace=title / height,
     )
     bar = min(6.0, total - above - below)
-    place = (1 - 0.8 / WIDTH, (total + below - above - bar) / 2 / total, 0.2 / WIDTH, bar / total)
+    place = (1 - 0.8 / width, (total + below - above - bar) / 2 / total, 0.2 / width, bar / total)
     return fig, grid.subplots(sharex=True, sharey=True, squeeze=False), fig.add_axes(place)
 
 
@@ -69,13 +79,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(height: float) -> Figure:
+def figure(height: float, width: float = WIDTH) -> Figure:
     """A figure that no window shows."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def over_iterations(axes: Axes, intervals: Sequence[Interval], label: str) -> None:
-    """Name the axes, and mark where another process went on."""
+    """Name the axes, and mark where another process went on, and with which other layout."""
     axes.set_xlabel("iteration")
     axes.set_ylabel(label)
     begin, *_, end = edges(intervals)
@@ -83,6 +93,39 @@ def over_iterations(axes: Axes, intervals: Sequence[Interval], label: str) -> No
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
     for iteration in resumed(intervals):
         axes.axvline(iteration, color=GRAY, linewidth=0.8, linestyle=":")
+    for iteration, change in layout_changes(intervals).items():
+        axes.annotate(
+            change,
+            (iteration, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=9,
+            color=GRAY,
+        )
+
+
+def reference(
+    axes: Axes, intervals: Sequence[Interval], expected: Callable[[Run], float], label: str
+) -> None:
+    """What is expected of every layout, as a dashed line over its own iterations."""
+    values = [expected(interval.run) for interval in intervals]
+    numbers = {name: expected(run) for name, run in by_layout(intervals).items()}
+    if len(set(numbers.values())) == 1:
+        shown = f"{values[0]:.2f}"
+    else:
+        shown = ", ".join(f"{number:.2f} ({name})" for name, number in numbers.items())
+    steps = with_gaps(intervals, np.array(values))
+    axes.stairs(
+        steps,
+        edges(intervals),
+        baseline=None,
+        color=GRAY,
+        linestyle="--",
+        linewidth=1.2,
+        label=f"{label}: {shown}",
+    )
 
 
 def band(
@@ -119,36 +162,64 @@ def layers_over_time(
     intervals: Sequence[Interval],
     values_IL: Array,
     label: str,
-    cmap: str = "viridis",
+    least: float,
+    colours: str = "viridis",
     integer: bool = False,
 ) -> None:
     """A heat map from 0, iterations to the right and layers upwards, with its colour bar.
 
     The colours end where the highest fiftieth of the values begins: the first iterations of a
-    training would otherwise take them all.
+    training would otherwise take them all. What is above has a colour of its own.
+
+    Args:
+        least: where the colours end at the least, so that little does not look like much.
     """
     values_LI = np.ma.masked_invalid(with_gaps(intervals, values_IL).T)
     layers = intervals[0].run.layers
     seen = values_LI.compressed()
-    top = float(np.quantile(seen, 0.98)) if seen.size else 0.0
-    top = top or float(seen.max(initial=0)) or 1.0
+    top = max(float(np.quantile(seen, 0.98)) if seen.size else 0.0, least)
+    highest = float(seen.max(initial=0))
+    word, over = _OVER[colours]
+    cmap = matplotlib.colormaps[colours].with_extremes(over=over)
     mesh = axes.pcolormesh(
         edges(intervals), np.arange(len(layers) + 1), values_LI, cmap=cmap, vmin=0, vmax=top
     )
+    axes.set_facecolor(NOT_RECORDED)
     axes.grid(False)
     axes.set_xlabel("iteration")
     name_layers(axes, layers)
-    extend = "max" if seen.max(initial=0) > top else "neither"
-    bar = axes.figure.colorbar(mesh, ax=axes, label=label, pad=0.02, extend=extend)
+    clipped = highest > top
+    if clipped:
+        label += f"\n({word}: above, up to {highest:.3g})"
+    bar = axes.figure.colorbar(
+        mesh, ax=axes, label=label, pad=0.02, extend="max" if clipped else "neither"
+    )
     if integer:
         bar.locator = MaxNLocator(integer=True)
         bar.update_ticks()
 
 
-def from_zero(axes: Axes) -> None:
-    """Have the axis of numbers begin at 0, with some room above the highest."""
+def from_zero(axes: Axes, least: float = 0.0) -> None:
+    """Have the axis of numbers begin at 0, with some room above the highest and at least there."""
     top = float(axes.dataLim.ymax)
-    axes.set_ylim(0, 1.12 * top if 0 < top < np.inf else 1)
+    axes.set_ylim(0, max(1.12 * top if 0 < top < np.inf else 1, least))
+
+
+def at_least(axes: Axes, low: float, high: float) -> None:
+    """Show at least this range, so that a little does not look like much, and all of the data."""
+    bottom, top = float(axes.dataLim.ymin), float(axes.dataLim.ymax)
+    if np.isfinite([bottom, top]).all():
+        low, high = min(low, bottom), max(high, top)
+    room = 0.05 * (high - low) or 1
+    axes.set_ylim(low - room, high + room)
+
+
+def around(axes: Axes, share: float) -> None:
+    """Show at least this share of the data's own size, up and down."""
+    bottom, top = float(axes.dataLim.ymin), float(axes.dataLim.ymax)
+    if np.isfinite([bottom, top]).all():
+        middle = (bottom + top) / 2
+        at_least(axes, middle - share * abs(middle), middle + share * abs(middle))
 
 
 def few_ticks(axes: Axes) -> None:
@@ -177,27 +248,52 @@ def name_layers(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_ylabel("layer")
 
 
-def relative_load(counts_LN: Array) -> Array:
-    """Of every row: counts over their mean, for :func:`load_colours`; masked if all are zero."""
-    counts = counts_LN.astype(float)
-    mean_L1 = counts.mean(1, keepdims=True)
-    relative = np.maximum(counts / np.where(mean_L1 == 0, 1, mean_L1), LEAST_LOAD)
-    relative[counts_LN == 0] = LEAST_LOAD / 2
-    return np.ma.masked_where(np.broadcast_to(mean_L1 == 0, counts.shape), relative)
+def load_map(axes: Axes, x: Array, y: Array, counts_NM: Array, over: int) -> Any:
+    """Counts over the mean of their layer, as a heat map with its own colours.
+
+    Args:
+        x, y: edges of the columns and rows.
+        counts_NM: one count for every row and column; a layer's are those along ``over``.
+        over: the axis; where all along it are 0 nothing was recorded.
+    """
+    counts = counts_NM.astype(float)
+    mean = counts.mean(over, keepdims=True)
+    nothing = np.broadcast_to(mean == 0, counts.shape)
+    relative = np.ma.masked_where(counts == 0, counts / np.where(mean == 0, 1, mean))
+    mesh = axes.pcolormesh(
+        x, y, relative, cmap=_LOAD, norm=LogNorm(vmin=LEAST_LOAD, vmax=MOST_LOAD), rasterized=True
+    )
+    without = np.ma.masked_where((counts > 0) | nothing, np.ones_like(counts))
+    axes.pcolormesh(x, y, without, cmap=ListedColormap([NO_TOKEN]), rasterized=True)
+    axes.set_facecolor(NOT_RECORDED)
+    axes.grid(False)
+    return mesh
 
 
 LEAST_LOAD, MOST_LOAD = 0.25, 4.0
-"""Ends of the colours; beyond them only no token at all looks different."""
+"""Ends of the colours of load over mean load."""
+
+# Blue and red end well before black, which is for no token at all.
+_LOAD = LinearSegmentedColormap.from_list(
+    "load", matplotlib.colormaps["RdBu_r"](np.linspace(0.1, 0.9, 256))
+).with_extremes(under=BELOW, over=ABOVE)
+LOAD_READ = (
+    "White: as many tokens as the mean of its layer; red: more, orange: more than 4 times as many; "
+    "blue: fewer, green: less than a quarter; black: not one token in that interval."
+)
 
 
-def load_colours() -> dict[str, Any]:
-    """Colours for load over mean load: white at 1, black where there was no token."""
-    colours = matplotlib.colormaps["RdBu_r"].with_extremes(under=NO_TOKEN, bad="#dddddd")
-    return {"cmap": colours, "norm": LogNorm(vmin=LEAST_LOAD, vmax=MOST_LOAD)}
-
-
-def load_bar(fig: Figure, mesh: Any, label: str, **where: Any) -> None:
-    """The colour bar of :func:`load_colours`."""
-    bar = fig.colorbar(mesh, label=label, extend="min", **where)
+def load_bar(fig: Figure, mesh: Any, **where: Any) -> None:
+    """The colour bar of :func:`load_map`, and what its other colours are."""
+    bar = fig.colorbar(mesh, label="load / mean of the layer", extend="both", **where)
     bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
     bar.minorticks_off()
+    others = {"above 4": ABOVE, "below 1/4": BELOW, "no token": NO_TOKEN}
+    others["not recorded"] = NOT_RECORDED
+    fig.legend(
+        handles=[Patch(color=colour, label=name) for name, colour in others.items()],
+        loc="outside lower right" if fig.get_layout_engine() else "lower right",
+        ncols=4,
+        handlelength=1,
+        handleheight=1,
+    )

@@ -1,18 +1,18 @@
 """Figures of what tokens cause: sharing of adjugates, traffic, work of ranks, the expert bias."""
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..planner.traffic import expected_distinct
+from ..planner.traffic import distinct_range, expected_distinct
 from . import draw
 from .arrays import Array
 from .expected import distribution, uniform_rows
 from .record import Interval
-from .series import edges, with_gaps
+from .series import edges, span, with_gaps
 from .shown import Drawn, Shown
+from .view import by_layout
 
 _UNITS = ((1e9, "billion "), (1e6, "million "), (1e3, "thousand "), (1, ""))
 
@@ -25,10 +25,10 @@ def sharing(shown: Shown) -> Drawn:
     (mean, over_time), (now, active) = fig.subplots(2, 2)
     draw.band(mean, shown.intervals, shown.measures["groups_per_token"], draw.BLUE, "measured")
     expected = expected_distinct(run.experts, run.topk, run.groups)
-    mean.axhline(
-        expected, color=draw.GRAY, linestyle="--", label=f"uniform routing: {expected:.2f}"
-    )
+    draw.reference(mean, shown.intervals, lambda _: expected, "uniform routing")
     draw.over_iterations(mean, shown.intervals, "distinct groups per token")
+    least, most = distinct_range(run.experts, run.topk, run.groups)
+    draw.at_least(mean, least, most)
     mean.set_title("groups per token, mean over layers and range")
     draw.legend(mean)
 
@@ -52,20 +52,20 @@ def sharing(shown: Shown) -> Drawn:
     draw.over_iterations(active, shown.intervals, f"{word}parameters per token")
     active.set_title("active parameters")
     active.ticklabel_format(axis="y", useOffset=False)
-    least = ceil(run.topk / (run.experts // run.groups))
+    draw.from_zero(active)
     read = (
         f"A token that chooses {run.topk} of {run.experts} experts meets between {least} and "
-        f"{min(run.topk, run.groups)} of the {run.groups} groups, and needs the adjugate of each "
+        f"{most} of the {run.groups} groups, and needs the adjugate of each "
         f"once. Uniformly random routing gives {expected:.2f}; below that, experts that are chosen "
         "together sit in one group, and adjugates cost less. Active parameters count the experts "
-        "and adjugates that an average token used."
+        f"and adjugates that an average token used, of {sum(run.parameters):,}."
     )
     return Drawn("sharing", "Sharing: groups per token", read, fig)
 
 
 def traffic(shown: Shown) -> Drawn:
     """Rows sent beside routed pairs, and bytes."""
-    run, intervals = shown.last.run, shown.intervals
+    intervals = shown.intervals
     fig = draw.figure(4.0)
     left, right = fig.subplots(1, 2)
     draw.band(left, intervals, shown.measures["pairs_per_token"], draw.GRAY, "routed pairs")
@@ -78,14 +78,7 @@ def traffic(shown: Shown) -> Drawn:
             draw.GREEN,
             "rows to nodes, before that",
         )
-    expected = uniform_rows(run)
-    left.axhline(
-        expected,
-        color=draw.BLUE,
-        linestyle="--",
-        linewidth=1,
-        label=f"rows of uniform routing: {expected:.2f}",
-    )
+    draw.reference(left, intervals, uniform_rows, "rows of uniform routing")
     draw.over_iterations(left, intervals, "per token and layer")
     draw.from_zero(left)
     left.set_title("pairs and rows, mean over layers and range")
@@ -95,49 +88,63 @@ def traffic(shown: Shown) -> Drawn:
     draw.over_iterations(right, intervals, "MiB per rank and iteration")
     draw.from_zero(right)
     right.set_title("hidden states that leave a rank")
-    if run.dispatcher == "allgather":
-        sent_for = (
-            f"sent: Megatron's all-gather brings every token to all {run.ranks} expert-parallel "
-            "rank(s), whatever it chose; --moe-token-dispatcher-type alltoall sends it once to "
-            "each rank it needs. "
-        )
-    else:
-        sent_for = (
-            f"sent for them: a token goes to each of the {run.ranks} expert-parallel rank(s) that "
-            "it needs once, however many of its experts are there; the row to the own rank counts "
-            "among them. Fewer rows than pairs means shared rows, not dropped tokens. Megatron's "
-            "own all-to-all sends a row for every pair. "
-        )
     read = (
         "Two numbers. Routed pairs (token, expert) are the work of the experts. Rows are what is "
-        f"{sent_for}Right: all rows that leave a rank, forth and back, forward and backward, those "
-        "between ranks of expert tensor parallelism included."
+        f"sent for them{_sent_for(intervals)}Right: all rows that leave a rank, forth and back, "
+        "forward and backward, those between ranks of expert tensor parallelism included."
     )
     return Drawn("traffic", "Traffic: rows and pairs", read, fig)
 
 
+_HOW = {
+    "alltoall": "a token goes to each of the {ranks} expert-parallel rank(s) that it needs once, "
+    "however many of its experts are there; the row to the own rank counts among them. Fewer rows "
+    "than pairs means shared rows, not dropped tokens. Megatron's own all-to-all sends a row for "
+    "every pair",
+    "allgather": "Megatron's all-gather brings every token to all {ranks} expert-parallel rank(s), "
+    "whatever it chose; --moe-token-dispatcher-type alltoall sends it once to each rank it needs",
+}
+
+
+def _sent_for(intervals: Sequence[Interval]) -> str:
+    """How rows are sent, of every layout there was."""
+    ranks: dict[str, list[str]] = {}
+    for run in by_layout(intervals).values():
+        ranks.setdefault(run.dispatcher, []).append(str(run.ranks))
+    # A name that is none of these is somebody else's text, and no format.
+    ways = [
+        _HOW[way].format(ranks=", then ".join(n)) if way in _HOW else f"by {way}"
+        for way, n in ranks.items()
+    ]
+    return f": {'; otherwise '.join(ways)}. "
+
+
 def ranks(shown: Shown) -> Drawn:
-    """How unequal the work of the expert-parallel ranks is."""
-    last, title = shown.last, "Expert-parallel ranks"
-    if last.run.ranks == 1:
+    """How unequal the work of the expert-parallel ranks is, where there were several."""
+    title = "Expert-parallel ranks"
+    several = [interval for interval in shown.intervals if interval.run.ranks > 1]
+    if not several:
         return Drawn("ranks", title, "One expert-parallel rank: it has all the work.", None)
+    last = several[-1]
+    alone = np.array([interval.run.ranks == 1 for interval in shown.intervals])
     fig = draw.figure(4.0)
     left, right = fig.subplots(1, 2)
     for name, colour, label in (
         ("rank_pairs_imbalance", draw.BLUE, "routed pairs: what a rank computes"),
         ("rank_rows_imbalance", draw.ORANGE, "rows: what a rank receives"),
     ):
-        draw.band(left, shown.intervals, shown.measures[name], colour, label)
+        values_IL = np.where(alone[:, None], np.nan, shown.measures[name])
+        draw.band(left, shown.intervals, values_IL, colour, label)
     draw.over_iterations(left, shown.intervals, "most / mean over ranks")
     # Where there is nothing its limits are not finite.
     top = float(left.dataLim.ymax)
-    left.set_ylim(1, max(1.02, 1 + 1.12 * (top - 1)) if top < np.inf else 2)
+    left.set_ylim(1, max(1.25, 1 + 1.12 * (top - 1)) if top < np.inf else 2)
     left.set_title("imbalance, mean over layers and range")
     draw.legend(left)
     pairs_LR = last.experts.reshape(len(last.run.layers), last.run.ranks, -1).sum(2)
     mean_L1 = np.maximum(pairs_LR.mean(1, keepdims=True), 1e-9)
     relative = pairs_LR / mean_L1
-    reach = max(0.05, float(np.abs(relative - 1).max()))
+    reach = max(0.25, float(np.abs(relative - 1).max()))
     mesh = right.pcolormesh(
         np.arange(last.run.ranks + 1),
         np.arange(len(last.run.layers) + 1),
@@ -151,13 +158,15 @@ def ranks(shown: Shown) -> Drawn:
     right.set_xticks(np.arange(last.run.ranks)[::step] + 0.5, np.arange(last.run.ranks)[::step])
     right.set_xlabel("expert-parallel rank")
     draw.name_layers(right, last.run.layers)
-    right.set_title("routed pairs in the last interval")
+    right.set_title(f"routed pairs in iterations {span(last)}, EP {last.run.ranks}")
     fig.colorbar(mesh, ax=right, label="pairs / mean of the layer", pad=0.02)
     read = (
         "The slowest rank sets the pace: at 1.10 the busiest rank has a tenth more than the mean, "
         "and the others wait. These are sums over an interval and over data-parallel replicas, so "
         "single steps are less equal than this; --grove-metrics-interval 1 shows them."
     )
+    if alone.any():
+        read += " One rank alone has all the work, and is not drawn."
     return Drawn("ranks", title, read, fig)
 
 
@@ -176,9 +185,12 @@ def bias(shown: Shown) -> Drawn:
         draw.band(left, shown.intervals, shown.measures[name], colour, label)
     left.axhline(0, color=draw.GRAY, linewidth=0.8)
     draw.over_iterations(left, shown.intervals, "bias added to the scores")
+    draw.at_least(left, -0.01, 0.01)
     left.set_title("mean over layers, and their range")
     draw.legend(left)
-    draw.layers_over_time(right, shown.intervals, shown.measures["bias_rms"], "RMS of the bias")
+    draw.layers_over_time(
+        right, shown.intervals, shown.measures["bias_rms"], "RMS of the bias", 0.01
+    )
     right.set_title("RMS, layer by layer")
     read = (
         "The bias moves selection towards experts with few tokens. It should rise, then level off; "

@@ -2,48 +2,38 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from math import isnan
+from math import nan
 from pathlib import Path
 
 import numpy as np
 
 from ..planner.traffic import expected_distinct
 from .expected import uniform_rows
+from .html import cell, document, origin, section, shown, shown_setting, table
 from .measures import MEANINGS, TOTALS, Idle, mean, per_layer, totals
 from .record import Interval
 from .series import first_iteration, span
 from .shown import Drawn
-
-_CSS = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 1240px; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
-h1 { margin-bottom: 0; } h2 { margin: 2.5rem 0 .3rem; }
-p { max-width: 80ch; margin: .3rem 0 .8rem; } .where { color: #555; }
-img { width: 100%; height: auto; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ddd;
-         vertical-align: top; }
-td.number { text-align: right; white-space: nowrap; }
-code { font-size: .92em; overflow-wrap: anywhere; }
-@media print { h2 { break-after: avoid; } img { break-inside: avoid; } }
-"""
+from .view import (
+    View,
+    by_layout,
+    layout_changes,
+    processes,
+    tokens_per_second,
+    validations,
+    when,
+)
 
 
-def write_report(
-    intervals: Sequence[Interval],
-    figures: Sequence[Drawn],
-    out: Path,
-    found: Sequence[str] = (),
-) -> list[Path]:
+def write_report(view: View, figures: Sequence[Drawn], out: Path) -> list[Path]:
     """Write the page, and beside it every figure as ``<page>-<figure>.png``.
 
     Args:
-        intervals: of one model.
-        figures: of them.
+        view: what it is of.
+        figures: of that.
         out: the page.
-        found: what the record holds beside them, to say on the page.
 
     Returns:
         the files, the page first.
@@ -51,19 +41,23 @@ def write_report(
     out.parent.mkdir(parents=True, exist_ok=True)
     files, sections = [out], []
     for drawn in figures:
-        image = ""
-        if drawn.figure is not None:
-            png = _png(drawn)
-            file = out.with_name(f"{out.stem}-{drawn.name}.png")
-            file.write_bytes(png)
-            files.append(file)
-            data = base64.b64encode(png).decode("ascii")
-            alt = escape(f"{drawn.title}. {drawn.read}", quote=True)
-            image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
-        heading = f'<h2 id="{drawn.name}">{escape(drawn.title)}</h2>'
-        sections.append(f"{heading}\n<p>{escape(drawn.read)}</p>\n{image}")
-    out.write_text(_page(intervals, sections, found), encoding="utf-8")
+        image, written = picture(drawn, out)
+        files += written
+        sections.append(section(drawn.title, f"<p>{escape(drawn.read)}</p>\n{image}", drawn.name))
+    out.write_text(_page(view, sections), encoding="utf-8")
     return files
+
+
+def picture(drawn: Drawn, out: Path, suffix: str = "") -> tuple[str, list[Path]]:
+    """An image inside the page, and its file beside it; both empty where nothing is drawn."""
+    if drawn.figure is None:
+        return "", []
+    png = _png(drawn)
+    file = out.with_name(f"{out.stem}-{drawn.name}{suffix}.png")
+    file.write_bytes(png)
+    data = base64.b64encode(png).decode("ascii")
+    alt = escape(f"{drawn.title}. {drawn.read}", quote=True)
+    return f'<img alt="{alt}" src="data:image/png;base64,{data}">', [file]
 
 
 def _png(drawn: Drawn) -> bytes:
@@ -77,80 +71,118 @@ def _png(drawn: Drawn) -> bytes:
     return target.getvalue()
 
 
-def _page(intervals: Sequence[Interval], sections: Sequence[str], found: Sequence[str]) -> str:
-    last = intervals[-1]
-    run = last.run
-    counted = sum(i.iterations for i in intervals)
-    where = (
-        f"Iterations {first_iteration(intervals[0])} to {last.iteration} ({counted} counted, in "
-        f"{len(intervals)} intervals); {len(run.layers)} MoE layers of {run.experts} experts in "
-        f"{run.groups} groups, top-{run.topk}; {run.ranks} expert-parallel of {run.world_size} "
-        "ranks."
-    )
-    body = "\n".join(
-        [
-            "<h1>What the experts do</h1>",
-            f'<p class="where">{escape(where)}</p>',
-            *(f'<p class="where">Also in this record: {escape(line)}.</p>' for line in found),
-            "<h2>At a glance</h2>",
-            f"<p>Means over layers, in iterations {span(intervals[0])} (first) and {span(last)} "
-            "(last); beside them what uniformly random routing of many tokens would give.</p>",
-            _glance(intervals),
-            *sections,
-            "<h2>Settings</h2>",
-            _settings(last),
-        ]
-    )
+def where(view: View) -> str:
+    """What a history is of, in a paragraph."""
+    last, intervals = view.last, view.intervals
+    run, counted = last.run, sum(i.iterations for i in intervals)
+    layouts = [f"{run.ranks} expert-parallel of {run.world_size} ranks"]
+    for iteration, change in layout_changes(intervals).items():
+        layouts.append(f"{change} after iteration {iteration}")
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>Grove MoE: what the experts do</title>\n<style>{_CSS}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f"Iterations {first_iteration(intervals[0])} to {last.iteration} ({counted} counted, in "
+        f"{len(intervals)} intervals); begun {when(intervals[0].run.started)}, last report "
+        f"{when(last.time)}; {len(run.layers)} MoE layers of {run.experts} experts in "
+        f"{run.groups} groups, top-{run.topk}; {'; '.join(layouts)}."
     )
 
 
-def _glance(intervals: Sequence[Interval]) -> str:
-    run = intervals[-1].run
-    shown = [_numbers(intervals[0]), _numbers(intervals[-1])]
+GLANCED = {
+    "loss": "lm loss of the training, nats per token",
+    "validation_loss": "the same of the validation set",
+    "tokens_per_second": "tokens of all ranks in a second, by the clock between two reports",
+    **MEANINGS,
+    **TOTALS,
+}
+"""What is shown at a glance."""
+
+
+def glance(view: View) -> tuple[dict[str, float], dict[str, float]]:
+    """Numbers of the first and the last interval, or first and last known, by name."""
+    first, last = (_numbers(view.intervals[n]) for n in (0, -1))
     idle = Idle()
-    for interval in intervals:
-        longest = float(idle.see(interval).max(initial=0))
-    shown[1]["longest_idle"] = longest
-    uniform = {
-        "max_vio": 0.0,
-        "groups_per_token": expected_distinct(run.experts, run.topk, run.groups),
-        "rows_per_token": uniform_rows(run),
-        "pairs_per_token": float(run.topk),
-        "rank_pairs_imbalance": 1.0,
-        "rank_rows_imbalance": 1.0,
-    }
+    for interval in view.intervals:
+        last["longest_idle"] = float(idle.see(interval).max(initial=0))
+    speeds = tokens_per_second(view)
+    for name, known in (
+        ("tokens_per_second", speeds[~np.isnan(speeds)].tolist()),
+        ("validation_loss", [e.losses["lm loss"] for e in validations(view)]),
+    ):
+        if known:
+            first[name], last[name] = known[0], known[-1]
+    return first, last
+
+
+def _page(view: View, sections: Sequence[str]) -> str:
+    read = (
+        f"<p>Means over layers, in iterations {span(view.intervals[0])} (first) and "
+        f"{span(view.last)} (last); beside them what uniformly random routing of many tokens would "
+        "give.</p>\n"
+    )
+    settings = (
+        [cell(name, "name", code=True), cell(value, "value", code=True)]
+        for name, value in view.last.run.settings.items()
+    )
+    return document(
+        f"{view.name}: what the experts do",
+        [
+            origin(where(view)),
+            *(origin(f"Also in this record: {line}.") for line in view.found),
+            section("At a glance", read + _glance(view), kind="tables"),
+            *sections,
+            *_processes(view),
+            section("Settings", table(["flag", "value"], settings), kind="tables"),
+        ],
+    )
+
+
+def _glance(view: View) -> str:
+    first, last = glance(view)
+    uniform = _uniform(view)
     rows = []
-    for name, meaning in (MEANINGS | TOTALS).items():
-        if name not in shown[1]:
-            continue
-        numbers = [numbers.get(name) for numbers in (*shown, uniform)]
-        cells = "".join(f'<td class="number">{_shown(n)}</td>' for n in numbers)
-        rows.append(f"<tr><td><code>{name}</code></td>{cells}<td>{escape(meaning)}</td></tr>")
-    header = "<tr><th>name</th><th>first</th><th>last</th><th>uniform</th><th>meaning</th></tr>"
-    return f"<table>\n{header}\n" + "\n".join(rows) + "\n</table>"
+    for name, meaning in GLANCED.items():
+        if name in last:
+            numbers = [shown(first.get(name)), shown(last[name]), uniform.get(name, "")]
+            cells = [cell(number, "number") for number in numbers]
+            rows.append([cell(name, "name", code=True), *cells, cell(meaning)])
+    return table(["name", "first", "last", "uniform", "meaning"], rows)
+
+
+def _uniform(view: View) -> dict[str, str]:
+    run = view.last.run
+    rows = [shown(uniform_rows(of)) for of in by_layout(view.intervals).values()]
+    return {
+        "max_vio": shown(0.0),
+        "groups_per_token": shown(expected_distinct(run.experts, run.topk, run.groups)),
+        "rows_per_token": " → ".join(rows),
+        "pairs_per_token": shown(float(run.topk)),
+        "rank_pairs_imbalance": shown(1.0),
+        "rank_rows_imbalance": shown(1.0),
+    }
+
+
+def _processes(view: View) -> Iterable[str]:
+    """What every process of the history was, where there were several."""
+    found = processes(view.intervals)
+    rows: list[list[str]] = []
+    for process in found:
+        changed = ", ".join(
+            f"{name} {shown_setting(then)} → {shown_setting(now)}"
+            for name, (then, now) in process.changed.items()
+        )
+        rows.append(
+            [
+                cell(process.run.id, "name", code=True),
+                cell(when(process.run.started), "name"),
+                cell(process.iterations, "number"),
+                cell(f"EP {process.run.ranks} of {process.run.world_size}", "name"),
+                cell(changed or ("nothing" if rows else ""), "value"),
+            ]
+        )
+    if len(found) > 1:
+        header = ["run", "begun", "iterations", "layout", "other than before"]
+        yield section("Processes", table(header, rows), kind="tables")
 
 
 def _numbers(interval: Interval) -> dict[str, float]:
     means = {name: mean(values) for name, values in per_layer(interval).items()}
-    return means | totals(interval)
-
-
-def _shown(number: float | None) -> str:
-    if number is None or isnan(number):
-        return ""
-    if float(number).is_integer() or abs(number) >= 1e4:
-        return f"{number:,.0f}"
-    return np.format_float_positional(number, precision=4, fractional=False, trim="-")
-
-
-def _settings(interval: Interval) -> str:
-    rows = "\n".join(
-        f"<tr><td><code>{escape(name)}</code></td><td><code>{escape(str(value))}</code></td></tr>"
-        for name, value in interval.run.settings.items()
-    )
-    return f"<table>\n<tr><th>flag</th><th>value</th></tr>\n{rows}\n</table>"
+    return means | totals(interval) | {"loss": interval.losses.get("lm loss", nan)}

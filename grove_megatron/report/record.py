@@ -2,7 +2,8 @@
 
 One JSON object a line. A process that trains writes a line that describes the run, with format,
 version and a name of its own, before the first interval it reports, and again after a line that it
-could not write; every interval repeats the name. What a kill leaves of a last line is ignored.
+could not write; every interval and every evaluation repeats the name. What a kill leaves of a last
+line is ignored.
 
 The history of a run is what was there when it began, up to the iteration it resumed from, and its
 own intervals: a run resumed from iteration 50 replaces what an abandoned one had of 51 and later.
@@ -16,7 +17,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite, nan
 from pathlib import Path
@@ -25,7 +26,9 @@ from typing import Any
 from .arrays import Array, decode, encode
 
 FORMAT = "grove_metrics"
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
+"""Version 1 has no evaluations."""
 FILE = "routing.jsonl"
 FOLDER = "grove_metrics"
 """Name of the record's folder inside ``--save``."""
@@ -105,6 +108,27 @@ class Interval:
     bias: Array | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One pass over a validation or test set.
+
+    Attributes:
+        run: what was evaluated.
+        iteration: after which one.
+        of: ``validation``, with several sets ``validation-NAME``, or ``test``.
+        time: seconds since the epoch, when it ended.
+        seconds: how long it took.
+        losses: means, by Megatron's names.
+    """
+
+    run: Run
+    iteration: int
+    of: str
+    time: float
+    seconds: float
+    losses: dict[str, float]
+
+
 ARRAYS = (
     *("sent_tokens", "rerun_tokens", "left_rows", "node_rows"),
     *("experts", "groups", "sharing", "rows"),
@@ -119,11 +143,13 @@ class Record:
         runs: all that the file holds, in the order they began.
         intervals: by iteration, of this run and of those it went on from.
         found: what else the file holds, one line each.
+        evaluations: of the runs that the intervals are of, in the order they were made.
     """
 
     runs: tuple[Run, ...]
     intervals: tuple[Interval, ...]
     found: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 class Writer:
@@ -144,12 +170,18 @@ class Writer:
         """Add an interval of a run that was begun."""
         line: dict[str, Any] = {"run": interval.run.id}
         line |= {name: getattr(interval, name) for name in ("iteration", "iterations", "time")}
-        # JSON has no numbers that are not finite.
-        line["losses"] = {k: v if isfinite(v) else None for k, v in interval.losses.items()}
+        line["losses"] = _finite(interval.losses)
         line |= {name: encode(getattr(interval, name)) for name in ARRAYS}
         if interval.bias is not None:
             line["bias"] = encode(interval.bias)
         self._append(line)
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Add an evaluation of a run that was begun."""
+        names = ("iteration", "of", "time", "seconds")
+        line: dict[str, Any] = {"run": evaluation.run.id}
+        line |= {name: getattr(evaluation, name) for name in names}
+        self._append(line | {"losses": _finite(evaluation.losses)})
 
     def _append(self, line: dict[str, Any]) -> None:
         text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
@@ -159,6 +191,15 @@ class Writer:
                 text = b"\n" + text
             if file.write(text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+
+
+def _finite(losses: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no numbers that are not finite."""
+    return {name: value if isfinite(value) else None for name, value in losses.items()}
+
+
+def _losses(line: Any) -> dict[str, float]:
+    return {k: nan if v is None else float(v) for k, v in line["losses"].items()}
 
 
 def _is_torn(file: Path) -> bool:
@@ -206,7 +247,7 @@ def read_record(file: Path, run_id: str | None = None) -> Record:
     for number, line in enumerate(lines, 1):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # What a kill left; whoever writes after it begins a run, see below.
             torn = torn or number
             continue
@@ -219,6 +260,9 @@ def read_record(file: Path, run_id: str | None = None) -> Record:
         history = histories.get(str(found.get("run"))) if isinstance(found, dict) else None
         if torn or history is None:
             raise ValueError(_damaged(file, torn or number, "is not a line of a record"))
+        if "of" in found:
+            history.evaluations.append(_evaluation(found, history.run, file, number))
+            continue
         history.own.append(_interval(found, history.run, file, number))
         # Another run has begun since, so two jobs write to this file.
         history.beside |= history is not next(reversed(histories.values()))
@@ -239,6 +283,9 @@ class _History:
         self.beside = False
         past = [] if before is None else before.intervals()
         self.past = [i for i in past if i.iteration <= run.resumed]
+        # Those of the past first.
+        made = [] if before is None else before.evaluations
+        self.evaluations: list[Evaluation] = [e for e in made if e.iteration <= run.resumed]
 
     def intervals(self) -> list[Interval]:
         return [*self.past, *self.own]
@@ -252,13 +299,15 @@ def _read(file: Path, histories: dict[str, _History], run_id: str | None) -> Rec
         )
     meant = every[::-1] if run_id is None else [histories[run_id]]
     # One that has begun and reported nothing, after nothing, leaves the view to the one before.
-    intervals = next((found for h in meant if (found := h.intervals())), [])
-    if not intervals:
+    shown = next((history for history in meant if history.intervals()), None)
+    if shown is None:
         raise ValueError(f"record ({file}) holds no interval (0); let the job report once")
+    intervals = shown.intervals()
     return Record(
         runs=tuple(h.run for h in every),
         intervals=tuple(intervals),
         found=tuple(_found(every, intervals)),
+        evaluations=tuple(shown.evaluations),
     )
 
 
@@ -286,18 +335,83 @@ def _found(histories: Sequence[_History], intervals: Sequence[Interval]) -> list
 
 def _run(line: dict[str, Any], file: Path, number: int) -> Run:
     if line["format"] != FORMAT:
-        raise ValueError(_damaged(file, number, f"has format ({line['format']}), not {FORMAT}"))
-    if line.get("version") != VERSION:
+        shown = f"has format ({_brief(line['format'])}), not {FORMAT}"
+        raise ValueError(_damaged(file, number, shown))
+    if line.get("version") not in _READ:
+        known = ", ".join(str(version) for version in _READ)
         raise ValueError(
-            f"record ({file}) has version ({line.get('version')}), this package reads ({VERSION}); "
-            "use the version of grove_megatron that wrote it"
+            f"record ({file}) has version ({_brief(line.get('version'))}), this package reads "
+            f"({known}); use the version of grove_megatron that wrote it"
         )
     try:
         given = {f.name: line[f.name] for f in fields(Run)}
     except KeyError as error:
         raise ValueError(_damaged(file, number, f"lacks {error}")) from None
+    try:
+        _check(given, _OF_A_RUN)
+    except ValueError as error:
+        raise ValueError(_damaged(file, number, f"is no run: {error}")) from None
     given |= {name: tuple(given[name]) for name in ("layers", "parameters")}
     return Run(**given)
+
+
+# A record may be somebody else's: what is drawn and printed is what its name says, or refused.
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < _LAST_SECOND  # type: ignore[operator]
+
+
+def _is_list_of(kind: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value))
+
+
+# The year 9999, as far as calendars go.
+_LAST_SECOND = 253402300800
+_OF_A_RUN: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("id", "dispatcher"), _is_text),
+    **dict.fromkeys(("resumed", "experts", "groups", "topk"), _is_count),
+    **dict.fromkeys(("ranks", "world_size", "row_bytes"), _is_count),
+    "started": _is_time,
+    "layers": _is_list_of(_is_text),
+    "drops": lambda value: isinstance(value, bool),
+    "parameters": _is_list_of(_is_count),
+    "settings": _is_table,
+}
+_OF_AN_INTERVAL: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("iteration", "iterations"), _is_count),
+    "time": _is_time,
+    "losses": _is_table,
+}
+_OF_AN_EVALUATION: dict[str, Callable[[object], bool]] = {
+    "iteration": _is_count,
+    "of": _is_text,
+    **dict.fromkeys(("time", "seconds"), _is_time),
+    "losses": _is_table,
+}
+
+
+def _check(line: dict[str, Any], kinds: dict[str, Callable[[object], bool]]) -> None:
+    for name, fits in kinds.items():
+        if not fits(line[name]):
+            raise ValueError(f"{name} ({_brief(line[name])}) is not what it should be")
+
+
+def _brief(value: object) -> str:
+    """Of any JSON value the beginning, without what a terminal would act upon."""
+    return json.dumps(value).strip('"')[:60]
 
 
 def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
@@ -311,11 +425,12 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
         "bias": (layers, run.experts),
     }
     try:
+        _check(line, _OF_AN_INTERVAL)
         arrays: dict[str, Any] = {
             name: decode(line[name]) for name in shapes if name != "bias" or name in line
         }
         plain = {name: line[name] for name in ("iteration", "iterations", "time")}
-        losses = {k: nan if v is None else float(v) for k, v in line["losses"].items()}
+        losses = _losses(line)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(_damaged(file, number, f"is not an interval: {error}")) from None
     for name, array in arrays.items():
@@ -323,6 +438,15 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
             shown = f"has {name} of shape {array.shape}, not {shapes[name]}"
             raise ValueError(_damaged(file, number, shown))
     return Interval(run=run, **plain, losses=losses, **arrays)
+
+
+def _evaluation(line: Any, run: Run, file: Path, number: int) -> Evaluation:
+    try:
+        _check(line, _OF_AN_EVALUATION)
+        plain = {name: line[name] for name in _OF_AN_EVALUATION if name != "losses"}
+        return Evaluation(run=run, **plain, losses=_losses(line))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(_damaged(file, number, f"is not an evaluation: {error}")) from None
 
 
 def _damaged(file: Path, number: int, what: str) -> str:

@@ -100,5 +100,10 @@ def first_iteration(interval: Interval) -> int:
 
 def span(interval: Interval) -> str:
     """The iterations it counts, as a reader writes them: 10, or 1-10."""
-    first = first_iteration(interval)
-    return str(first) if first == interval.iteration else f"{first}-{interval.iteration}"
+    return span_of([interval])
+
+
+def span_of(intervals: Sequence[Interval]) -> str:
+    """The same of several that follow each other."""
+    first, last = first_iteration(intervals[0]), intervals[-1].iteration
+    return str(first) if first == last else f"{first}-{last}"

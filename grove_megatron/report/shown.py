@@ -1,6 +1,5 @@
 """What figures are made of, and what they are made as."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ from .arrays import Array
 from .measures import per_layer, totals
 from .record import Interval
 from .series import binned
+from .view import View
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,25 @@ class Shown:
     """Intervals few enough to see, and their measures: [intervals, layers] each.
 
     Attributes:
-        every: the intervals of the record.
-        intervals: the same, neighbours summed where there are too many.
+        view: what the report is of.
+        intervals: its own, neighbours summed where there are too many.
         measures: of ``intervals``, see ``measures.per_layer``.
     """
 
-    every: Sequence[Interval]
+    view: View
     intervals: list[Interval]
     measures: dict[str, Array]
 
     @classmethod
-    def of(cls, every: Sequence[Interval]) -> "Shown":
+    def of(cls, view: View) -> "Shown":
         """Measure what will be shown."""
-        intervals = binned(every)
+        intervals = binned(view.intervals)
         found = [per_layer(interval) for interval in intervals]
         layers = len(intervals[0].run.layers)
         none = np.full(layers, np.nan)
         names = {name for one in found for name in one}
         measures = {n: np.stack([one.get(n, none) for one in found]) for n in names}
-        return cls(every, intervals, measures)
+        return cls(view, intervals, measures)
 
     @property
     def last(self) -> Interval:

@@ -20,10 +20,13 @@ def cpu() -> Iterator[None]:
 
 
 @contextmanager
-def selected() -> Iterator[None]:
+def selected(*, say: bool = True) -> Iterator[None]:
     """The runtime for this machine: CUDA if there is one, else the CPU; rank 0 says which.
 
     ``GROVE_RUNTIME=cpu`` forces the CPU. On CUDA only the ``wheel`` patches are applied.
+
+    Args:
+        say: False: rank 0 says nothing.
 
     Raises:
         ValueError: see :func:`runtime_problems`.
@@ -36,7 +39,7 @@ def selected() -> Iterator[None]:
         raise ValueError("; ".join(problems))
     forced = os.environ.get("GROVE_RUNTIME", "")
     use_cpu = forced == "cpu" or not torch.cuda.is_available()
-    if os.environ.get("RANK", "0") == "0":
+    if say and os.environ.get("RANK", "0") == "0":
         why = "GROVE_RUNTIME=cpu" if forced == "cpu" else "no CUDA device found"
         line = (
             f"CPU with gloo ({why})" if use_cpu else f"CUDA, {torch.cuda.device_count()} device(s)"

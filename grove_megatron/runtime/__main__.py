@@ -3,17 +3,20 @@
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
 from .registry import Patch, PatchSet, fingerprint, problem, resolve
+from .unpacked import trouble
 
 
 def patch_sets() -> list[PatchSet]:
+    from ..training.elsewhere import ELSEWHERE
     from ..training.entry import ENTRY
     from ..training.reporting import REPORTING
     from .cpu_runtime import CPU
     from .wheel import WHEEL
 
-    return [WHEEL, ENTRY, REPORTING, CPU]
+    return [WHEEL, ENTRY, REPORTING, ELSEWHERE, CPU]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +26,15 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="print the table of fingerprints.py for what is installed now",
     )
+    parser.add_argument(
+        "--tree",
+        type=Path,
+        metavar="FOLDER",
+        help="say which targets in Megatron an unpacked one still has, without importing it",
+    )
     options = parser.parse_args(argv)
+    if options.tree is not None:
+        return _look_at_tree(options.tree)
     # Megatron warns of missing optional packages while the targets are looked up.
     warnings.simplefilter("ignore")
     problems = 0
@@ -33,15 +44,27 @@ def main(argv: list[str] | None = None) -> int:
         for patch in patches.patches:
             trouble = problem(patch)
             if options.fingerprints:
-                print(_table_row(patch))
+                if patch.fingerprint is not None:
+                    print(_table_row(patch))
                 continue
             problems += trouble is not None
-            print(f"  {patch.name:<34} {patch.target}\n      why: {patch.reason}")
-            print(f"      for: {patch.requires}  {patch.fingerprint}")
+            places = ", ".join((patch.target, *patch.also))
+            print(f"  {patch.name:<34} {places}\n      why: {patch.reason}")
+            print(f"      for: {patch.requires}  {patch.fingerprint or 'whatever it is'}")
             print(f"      now: {trouble or 'fits'}")
     if problems:
         print(f"{problems} patches do not fit; the runtime refuses to start.", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _look_at_tree(tree: Path) -> int:
+    patches = [p for s in patch_sets() for p in s.patches if p.target.startswith("megatron.")]
+    troubles = [trouble(patch, tree) for patch in patches]
+    for patch, unfit in zip(patches, troubles, strict=True):
+        print(f"  {patch.name:<34} {unfit or 'fits'}")
+    fitting = troubles.count(None)
+    print(f"{fitting} of {len(patches)} patch targets in {tree} fit")
+    return int(fitting < len(patches))
 
 
 def _table_row(patch: Patch) -> str:

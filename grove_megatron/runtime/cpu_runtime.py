@@ -10,12 +10,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
 
 from . import cuda_stand_in as stand_in
-from .device_mode import CudaMeansCpu
+from .cuda_names import NEEDS_A_GPU, STAND_INS
+from .device_mode import CudaMeansCpu, names_accelerator
 from .fingerprints import megatron_patch, torch_patch
 from .gpu_packages import without_gpu_packages
 from .registry import Patch, PatchSet
@@ -69,68 +71,88 @@ def _run_backward(original: Callable[..., Any]) -> Any:
     return _engine_run_backward
 
 
-_STAND_INS: dict[str, tuple[Any, str]] = {
-    "is_available": (stand_in.is_available, "initialize_megatron asserts it"),
-    "is_initialized": (stand_in.is_initialized, "goes with is_available"),
-    "device_count": (stand_in.device_count, "0 silently skips model-parallel and RNG setup"),
-    "current_device": (stand_in.current_device, "device of nearly every buffer"),
-    "set_device": (stand_in.set_device, "initialize_megatron calls it"),
-    "device": (stand_in.device, "context manager around RNG state"),
-    "synchronize": (stand_in.synchronize, "timers, checkpointing, pipeline communication"),
-    "is_current_stream_capturing": (
-        stand_in.is_current_stream_capturing,
-        "asked by optimizers and CUDA graph code",
-    ),
-    "Stream": (stand_in.Stream, "DDP, dispatcher and checkpoint copy streams"),
-    "Event": (stand_in.Event, "DDP, dispatcher and schedule events"),
-    "current_stream": (stand_in.current_stream, "DDP, dispatcher and schedule streams"),
-    "default_stream": (stand_in.current_stream, "DDP streams"),
-    "stream": (stand_in.stream, "stream context of DDP and dispatcher"),
-    "set_stream": (stand_in.set_stream, "schedule streams"),
-    "manual_seed": (stand_in.manual_seed, "seeds of the RNG tracker"),
-    "manual_seed_all": (stand_in.manual_seed_all, "called by torch.manual_seed"),
-    "get_rng_state": (stand_in.get_rng_state, "RNG tracker, checkpoints, rerun state"),
-    "set_rng_state": (stand_in.set_rng_state, "RNG tracker, checkpoints, rerun state"),
-    "get_device_properties": (stand_in.get_device_properties, "argument validation"),
-    "get_device_capability": (stand_in.get_device_capability, "argument validation"),
-    "get_device_name": (stand_in.get_device_name, "logging"),
-    "empty_cache": (stand_in.empty_cache, "evaluation and checkpointing"),
-    "memory_allocated": (stand_in.no_memory, "memory report"),
-    "max_memory_allocated": (stand_in.no_memory, "memory report"),
-    "memory_reserved": (stand_in.no_memory, "memory report"),
-    "max_memory_reserved": (stand_in.no_memory, "memory report"),
-    "reset_peak_memory_stats": (stand_in.synchronize, "memory report"),
-    "memory_stats": (stand_in.memory_stats, "memory report"),
-    "mem_get_info": (stand_in.mem_get_info, "memory report"),
-}
+# Where torch keeps the same objects under the same names.
+_HOMES = (
+    torch.cuda.memory,
+    torch.cuda.random,
+    torch.cuda.streams,
+    torch.cuda.graphs,
+    torch.cuda.profiler,
+)
 
 
-def _torch_cuda(name: str) -> Patch:
-    replacement, reason = _STAND_INS[name]
+def _torch_cuda(
+    path: str, reason: str, make: Callable[[Any], Any], *, refuses: bool = False
+) -> Patch:
+    """A patch of ``path`` below torch.cuda, everywhere torch keeps the object."""
+    module, _, name = path.rpartition(".")
+    original = getattr(torch.cuda, path, None)
     return torch_patch(
-        name=f"cuda-{name.replace('_', '-')}",
-        target=f"torch.cuda:{name}",
+        name=f"cuda-{path.replace('.', '-').replace('_', '-')}",
+        target=f"torch.cuda{'.' if module else ''}{module}:{name}",
+        also=tuple(f"{home.__name__}:{name}" for home in _HOMES if _has(home, name, original)),
         reason=reason,
-        make=_always(replacement),
+        make=make,
+        refuses=refuses,
     )
+
+
+def _has(home: Any, name: str, original: Any) -> bool:
+    return original is not None and vars(home).get(name) is original
+
+
+def _stand_in(path: str) -> Patch:
+    replacement, reason = STAND_INS[path]
+    return _torch_cuda(path, reason, _always(_own(replacement)))
+
+
+def _own(replacement: Any) -> Any:
+    """A function of its own for every name: torch's compiler keeps its rules by object."""
+    if not isinstance(replacement, FunctionType):
+        return replacement
+    return FunctionType(
+        replacement.__code__,
+        replacement.__globals__,
+        replacement.__name__,
+        replacement.__defaults__,
+    )
+
+
+def _is_there(path: str) -> bool:
+    module, _, name = path.rpartition(".")
+    return hasattr(getattr(torch.cuda, module) if module else torch.cuda, name)
+
+
+def _refusal(path: str) -> Patch:
+    reason = "asks for what only a GPU has"
+    make = stand_in.refusing("CUDA" if path == "_lazy_init" else f"torch.cuda.{path}")
+    return _torch_cuda(path, reason, make, refuses=True)
+
+
+def _device_context(original: Any) -> Any:
+    def __init__(self: Any, device: Any) -> None:
+        original(self, "cpu" if names_accelerator(device) else device)
+
+    return __init__
 
 
 CPU = PatchSet(
     "cpu",
     "what megatron.training needs to run without CUDA",
     [
-        *[_torch_cuda(name) for name in _STAND_INS],
+        *[_stand_in(path) for path in STAND_INS],
+        *[_refusal(path) for path in NEEDS_A_GPU if _is_there(path)],
         torch_patch(
-            name="nvtx-push",
-            target="torch.cuda.nvtx:range_push",
-            reason="profiling ranges need the CUDA library",
-            make=_always(stand_in.nvtx_range_push),
+            name="generator",
+            target="torch:Generator",
+            reason="a TorchFunctionMode does not see it; a generator for CUDA is one of the CPU",
+            make=_always(stand_in.Generator),
         ),
         torch_patch(
-            name="nvtx-pop",
-            target="torch.cuda.nvtx:range_pop",
-            reason="profiling ranges need the CUDA library",
-            make=_always(stand_in.nvtx_range_pop),
+            name="default-device",
+            target="torch.utils._device:DeviceContext.__init__",
+            reason="torch.set_default_device and torch.device as a block come after our mode",
+            make=_device_context,
         ),
         torch_patch(
             name="record-stream",

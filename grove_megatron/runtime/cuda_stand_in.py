@@ -1,21 +1,26 @@
 """What ``torch.cuda`` answers while Megatron runs on a CPU.
 
 Streams and events exist and have always finished; as in CUDA, time between events that nobody
-recorded is an error. There is one device, number 0: this process's CPU. Memory questions are
-answered with zero.
+recorded is an error. There is one device, number 0: this process's CPU. Its generator of random
+numbers is the CPU's. Memory and sensors are answered with zero. What only a GPU has is an error
+that says so. ``cuda_names.py`` says which name is which.
 """
 
-import contextlib
 import threading
 import types
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import torch
+
+from .device_mode import names_accelerator
 
 
 class Event:
     """An event that completes at once. Misuse that CUDA reports is reported here too."""
+
+    device = torch.device("cpu")
+    cuda_event = event_id = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.recorded = False
@@ -42,10 +47,22 @@ class Stream:
     """A stream on which everything has already finished."""
 
     device = torch.device("cpu")
-    cuda_stream = 0
+    cuda_stream = native_handle = stream_id = device_index = device_type = priority = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+        self._entered: list[StreamContext] = []
+
+    def __enter__(self) -> "Stream":
+        self._entered.append(StreamContext(self))
+        self._entered[-1].__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.pop().__exit__()
+
+    @staticmethod
+    def is_capturing() -> bool:
+        return False
 
     @staticmethod
     def priority_range() -> tuple[int, int]:
@@ -83,24 +100,48 @@ def current_stream(device: Any = None) -> Stream:
     return _current.stream
 
 
-def set_stream(stream: Stream) -> None:
-    _current.stream = stream
-
-
-@contextlib.contextmanager
-def stream(stream: Stream | None) -> Iterator[None]:
-    before = _current.stream
+def set_stream(stream: Stream | None) -> None:
     if stream is not None:
         _current.stream = stream
-    try:
-        yield
-    finally:
-        _current.stream = before
 
 
-@contextlib.contextmanager
-def device(device: Any) -> Iterator[None]:
-    yield
+class StreamContext:
+    """A stream that is the current one within the block; None: the one that is."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        self.stream = stream
+        self._before: list[Stream] = []
+
+    def __enter__(self) -> None:
+        self._before.append(_current.stream)
+        if self.stream is not None:
+            _current.stream = self.stream
+
+    def __exit__(self, *error: object) -> None:
+        _current.stream = self._before.pop()
+
+
+def stream(stream: Stream | None) -> StreamContext:
+    return StreamContext(stream)
+
+
+class device:
+    """The device of the block: always the one there is. torch asks ``isinstance`` of it."""
+
+    idx = 0
+
+    def __init__(self, device: Any) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class device_of(device):
+    """The same, named by a tensor."""
 
 
 def get_device_properties(device: Any = None) -> types.SimpleNamespace:
@@ -121,17 +162,42 @@ def get_rng_state(device: Any = "cuda") -> torch.Tensor:
     return torch.get_rng_state()
 
 
+def get_rng_state_all() -> list[torch.Tensor]:
+    return [get_rng_state()]
+
+
 def set_rng_state(new_state: torch.Tensor, device: Any = "cuda") -> None:
     torch.set_rng_state(new_state)
 
 
+def set_rng_state_all(new_states: Iterable[torch.Tensor]) -> None:
+    for state in new_states:
+        set_rng_state(state)
+
+
 def manual_seed(seed: int) -> None:
+    # Also after torch.manual_seed, which has just given the same generator the same seed.
     torch.default_generator.manual_seed(seed)
 
 
-def manual_seed_all(seed: int) -> None:
-    # torch.manual_seed calls this right after it has seeded the CPU generator.
-    pass
+def seed() -> None:
+    torch.default_generator.seed()
+
+
+def initial_seed() -> int:
+    return torch.default_generator.initial_seed()
+
+
+class _TypeOfGenerator(type(torch._C.Generator)):  # type: ignore[misc]
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, torch._C.Generator)
+
+    def __call__(cls, device: Any = "cpu") -> torch._C.Generator:
+        return torch._C.Generator("cpu" if names_accelerator(device) else device)
+
+
+class Generator(torch._C.Generator, metaclass=_TypeOfGenerator):
+    """``torch.Generator``, which no TorchFunctionMode sees: one for CUDA is one of the CPU."""
 
 
 def is_available() -> bool:
@@ -151,24 +217,25 @@ def current_device() -> int:
     return 0
 
 
-def set_device(device: Any) -> None:
-    pass
-
-
-def synchronize(device: Any = None) -> None:
-    pass
+def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
+    return "no CUDA memory: this is the CPU runtime of grove_megatron"
 
 
 def is_current_stream_capturing() -> bool:
     return False
 
 
-def empty_cache() -> None:
-    pass
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """What there is nothing to do for."""
 
 
-def no_memory(*args: Any, **kwargs: Any) -> int:
+def zero(*args: Any, **kwargs: Any) -> int:
+    """What is not measured."""
     return 0
+
+
+def no_list(*args: Any, **kwargs: Any) -> list[Any]:
+    return []
 
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
@@ -182,14 +249,6 @@ class _NoStats(dict[str, int]):
 
 def memory_stats(device: Any = None) -> dict[str, int]:
     return _NoStats()
-
-
-def nvtx_range_push(msg: str) -> int:
-    return 0
-
-
-def nvtx_range_pop() -> int:
-    return 0
 
 
 def record_stream(tensor: torch.Tensor, stream: Stream) -> None:
@@ -207,3 +266,18 @@ def no_accelerator() -> bool:
 
 def no_accelerator_devices() -> int:
     return 0
+
+
+def refusing(name: str) -> Callable[[Any], Any]:
+    """``original -> replacement``, which says that ``name`` needs a GPU when it is called."""
+
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(f"{name} needs a GPU, and the CPU runtime of grove_megatron has none")
+
+    def make(original: Any) -> Any:
+        if not isinstance(original, type):
+            return refuse
+        # It stays a type: it is asked about with isinstance and written in annotations.
+        return type(original.__name__, (original,), {"__new__": refuse})
+
+    return make

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 _CPU = torch.device("cpu")
 
 
-def _names_accelerator(value: Any) -> bool:
+def names_accelerator(value: Any) -> bool:
     """Does ``value`` say "the GPU"? A bare index does: Megatron passes current_device()."""
     if isinstance(value, torch.device):
         return value.type == "cuda"
@@ -25,7 +25,7 @@ def _names_accelerator(value: Any) -> bool:
 
 def _to(*args: Any, **kwargs: Any) -> torch.Tensor:
     # Tensor.to takes the device as its first argument; an int there can only be a device.
-    if len(args) > 1 and _names_accelerator(args[1]):
+    if len(args) > 1 and names_accelerator(args[1]):
         args = (args[0], _CPU, *args[2:])
     return torch.Tensor.to(*args, **kwargs)
 
@@ -70,9 +70,11 @@ class CudaMeansCpu(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs) if kwargs else {}
-        if _names_accelerator(kwargs.get("device")):
-            kwargs["device"] = _CPU
+        func = _REPLACED.get(func, func)
+        if not kwargs:  # most calls; there are thousands in an iteration
+            return func(*args)
+        if names_accelerator(kwargs.get("device")):
+            kwargs = {**kwargs, "device": _CPU}
         if kwargs.get("pin_memory"):
-            kwargs["pin_memory"] = False
-        return _REPLACED.get(func, func)(*args, **kwargs)
+            kwargs = {**kwargs, "pin_memory": False}
+        return func(*args, **kwargs)

@@ -6,6 +6,7 @@ versions it was written for, and carries a fingerprint of what it replaces. Appl
 block puts the identical objects back. Nothing here knows about CUDA or Megatron.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -36,16 +37,19 @@ class Patch:
         target: ``"package.module:Attribute.path"``.
         reason: why the original cannot be used as it is.
         requires: distribution and version range, for example ``"megatron-core>=0.19,<0.20"``.
-        fingerprint: what :func:`fingerprint` gave for the original when the patch was written.
+        fingerprint: what :func:`fingerprint` gave for the original when the patch was written;
+            None: the replacement relies on nothing of it.
         make: ``original -> replacement``.
+        also: further targets, other names of the same object.
     """
 
     name: str
     target: str
     reason: str
     requires: str
-    fingerprint: str
+    fingerprint: str | None
     make: Callable[[Any], Any]
+    also: tuple[str, ...] = ()
 
 
 class PatchSet:
@@ -98,14 +102,9 @@ class PatchSet:
         try:
             for patch in self.patches:
                 owner, attribute = resolve(patch.target)
-                # The entry of the owner itself, not what getattr makes of it: a staticmethod
-                # has to come back as the same staticmethod object.
-                stored = vars(owner).get(attribute, _MISSING)
                 replacement = patch.make(getattr(owner, attribute))
-                if isinstance(stored, staticmethod):
-                    replacement = staticmethod(replacement)
-                setattr(owner, attribute, replacement)
-                undo.append((owner, attribute, stored))
+                for target in (patch.target, *patch.also):
+                    undo.append(_replace(target, replacement))
                 logger.debug("patched %s (%s): %s", patch.target, patch.name, patch.reason)
         except BaseException:
             for owner, attribute, original in reversed(undo):
@@ -115,7 +114,8 @@ class PatchSet:
 
     def check(self) -> None:
         """Raise :class:`PatchError` that lists every patch that does not fit."""
-        problems = [p for p in (problem(patch) for patch in self.patches) if p]
+        installed = functools.cache(_installed_version)  # reading one takes 20 ms
+        problems = [p for p in (problem(patch, installed) for patch in self.patches) if p]
         if problems:
             listing = "\n".join(f"  - {line}" for line in problems)
             raise PatchError(
@@ -125,6 +125,18 @@ class PatchSet:
                 "grove_megatron, compare the source with the replacement and record the new "
                 "fingerprint (python -m grove_megatron.runtime --fingerprints)."
             )
+
+
+def _replace(target: str, replacement: Any) -> tuple[Any, str, Any]:
+    """Put ``replacement`` there; what :func:`_put` needs to undo it."""
+    owner, attribute = resolve(target)
+    # The entry of the owner itself, not what getattr makes of it: a staticmethod has to come back
+    # as the same staticmethod object.
+    stored = vars(owner).get(attribute, _MISSING)
+    if isinstance(stored, staticmethod):
+        replacement = staticmethod(replacement)
+    setattr(owner, attribute, replacement)
+    return owner, attribute, stored
 
 
 def _put(owner: Any, attribute: str, original: Any) -> None:
@@ -163,17 +175,28 @@ def fingerprint(original: Any) -> str:
     if not inspect.isroutine(function):
         return f"value:{type(function).__name__}"
     if (getattr(function, "__module__", None) or "").split(".")[0] == "megatron":
-        return "source:" + hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+        return source_fingerprint(inspect.getsource(function))
     try:
         return f"signature:({', '.join(inspect.signature(function).parameters)})"
     except ValueError:
         return f"builtin:{function.__name__}"
 
 
-def problem(patch: Patch) -> str | None:
-    """Why ``patch`` cannot be applied here, as one line, or None."""
+def source_fingerprint(source: str) -> str:
+    """Of a function, from the first decorator to the last line of its body."""
+    return "source:" + hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def problem(
+    patch: Patch, installed_version: Callable[[str], str | None] | None = None
+) -> str | None:
+    """Why ``patch`` cannot be applied here, as one line, or None.
+
+    Args:
+        installed_version: of a distribution; None: ask what is installed.
+    """
     distribution, specifier = _split_requirement(patch.requires)
-    version = _installed_version(distribution)
+    version = (installed_version or _installed_version)(distribution)
     if version is None:
         return f"{patch.name}: {distribution} is not installed; it needs {patch.requires}"
     where = f"{patch.name}: target {patch.target}"
@@ -182,10 +205,12 @@ def problem(patch: Patch) -> str | None:
         return f"{where}: {installed}"
     try:
         owner, attribute = resolve(patch.target)
-        found = fingerprint(getattr(owner, attribute))
+        original = getattr(owner, attribute)
     except (ImportError, AttributeError) as error:
         return f"{where} is missing ({error}); {installed}"
-    if found != patch.fingerprint:
+    if patch.fingerprint is None:
+        return None
+    if (found := fingerprint(original)) != patch.fingerprint:
         return f"{where} has changed: {found} instead of {patch.fingerprint}; {installed}"
     return None
 

@@ -4,6 +4,8 @@ The tables here are what the checks at start refuse by, what the tests run, and 
 ``README.md`` is made of (``python -m grove_megatron.switches --write``).
 """
 
+from functools import cache
+
 from . import (
     balancing,
     checkpointing,
@@ -15,8 +17,9 @@ from . import (
     precision,
     recompute,
     router,
+    unread,
 )
-from .rows import Area, Ignored, Refused, Shown, Works
+from .rows import Area, Idle, Ignored, Refused, Shown, Works
 
 AREAS: tuple[Area, ...] = (
     router.AREA,
@@ -29,6 +32,7 @@ AREAS: tuple[Area, ...] = (
     optimizer.AREA,
     checkpointing.AREA,
     inference.AREA,
+    unread.AREA,
 )
 
 
@@ -83,6 +87,22 @@ def refused() -> list[Refused]:
     return [row for area in AREAS for row in area.rows if isinstance(row, Refused)]
 
 
+def idle() -> list[Idle]:
+    """All rows of what does nothing."""
+    return [row for area in AREAS for row in area.rows if isinstance(row, Idle)]
+
+
+@cache
+def named() -> frozenset[str]:
+    """Every switch that a row is about."""
+    return frozenset(
+        switch
+        for area in AREAS
+        for row in area.rows
+        for switch in ([row.switch] if isinstance(row, Refused) else row.switches)
+    )
+
+
 def refusals(settings: object) -> list[str]:
     """What a configuration or a command line asks for that is refused, one line each.
 
@@ -96,10 +116,13 @@ __all__ = [
     "AREAS",
     "OTHER_GROUPS",
     "Area",
+    "Idle",
     "Ignored",
     "Refused",
     "Shown",
     "Works",
+    "idle",
+    "named",
     "refusals",
     "refused",
     "shown_by",

@@ -43,8 +43,7 @@ AREA = Area(
             "--no-load-rng --dist-ckpt-strictness --ckpt-fully-parallel-load "
             "--use-mp-args-from-checkpoint-args --no-use-tokenizer-model-from-checkpoint-args "
             "--override-ckpt-iteration --auto-detect-ckpt-format --load-main-params-from-ckpt "
-            "--ckpt-fully-parallel-save --use-dist-ckpt --dist-ckpt-format --dist-ckpt-workers "
-            "--dist-ckpt-save-pre-mcore-014 --no-ckpt-load-validate-sharding-integrity "
+            "--dist-ckpt-workers --no-ckpt-load-validate-sharding-integrity "
             "--ckpt-fully-parallel-load-exchange-algo --ckpt-fully-parallel-save-process-group "
             "--ckpt-fully-parallel-load-process-group --no-stream-ckpt-dequant --verify-integrity "
             "--distrib-optim-fully-reshardable-mem-efficient --no-strict-fsdp-dtensor-load",
@@ -52,13 +51,12 @@ AREA = Area(
             "Megatron's, see tests/integration/test_reshard.py and test_refusals.py",
         ),
         Ignored(
-            "--async-save --async-strategy --use-persistent-ckpt-worker --async-ckpt-cpu-priority "
+            "--async-strategy --use-persistent-ckpt-worker --async-ckpt-cpu-priority "
             "--async-ckpt-io-priority --async-ckpt-use-cpu-shm",
             "when files are written; refused on the CPU runtime, where a write would be torn",
         ),
         Ignored(
-            "--non-persistent-save-interval --non-persistent-ckpt-type "
-            "--non-persistent-global-ckpt-dir --non-persistent-local-ckpt-dir "
+            "--non-persistent-save-interval --non-persistent-local-ckpt-dir "
             "--non-persistent-local-ckpt-algo --replication --replication-jump "
             "--replication-factor",
             "where copies of the same state go",

@@ -45,11 +45,6 @@ AREA = Area(
             flags="--group-query-attention --num-query-groups 2",
             compare="math",
         ),
-        Works(
-            name="residual",
-            flags="--apply-residual-connection-post-layernorm",
-            compare="math",
-        ),
         Works(name="mup", flags="--use-mup --mup-base-hidden-size 16", compare="math"),
         Works(
             name="clamped-activation",
@@ -141,15 +136,13 @@ AREA = Area(
         Ignored(
             "--moe-mlp-glu-interleave-size --moe-shared-expert-glu-interleave-size "
             "--moe-single-grouped-weight --moe-single-grouped-bias "
-            "--use-grouped-gemm-for-shared-expert --use-grouped-gemm-for-dense-mlp "
-            "--use-transformer-engine-op-fuser --use-te-activation-func "
-            "--use-fused-weighted-squared-relu --fused-residual-rmsnorm",
+            "--use-grouped-gemm-for-shared-expert --use-transformer-engine-op-fuser "
+            "--use-te-activation-func --use-fused-weighted-squared-relu --fused-residual-rmsnorm",
             "how TransformerEngine lays out and fuses matrices, experts' and adjugates' alike",
         ),
         Ignored(
             "--q-lora-rank --kv-lora-rank --qk-head-dim --qk-pos-emb-head-dim --v-head-dim "
-            "--rotary-scaling-factor --mscale --mscale-all-dim --cache-mla-latents "
-            "--mla-down-proj-fusion",
+            "--cache-mla-latents --mla-down-proj-fusion",
             "of --multi-latent-attention",
         ),
         Ignored(
@@ -163,47 +156,36 @@ AREA = Area(
             "of --experimental-attention-variant",
         ),
         Ignored(
-            "--is-hybrid-model "
-            "--mamba-state-dim --mamba-head-dim --mamba-num-groups --mamba-num-heads "
-            "--disable-mamba-mem-eff-path --mamba-training-ssm-states-dtype",
+            "--is-hybrid-model --mamba-state-dim --mamba-head-dim --mamba-num-groups "
+            "--mamba-num-heads --disable-mamba-mem-eff-path --mamba-training-ssm-states-dtype",
             "of hybrid models",
         ),
         Ignored(
             "--hidden-size --num-layers --num-attention-heads --ffn-hidden-size --kv-channels "
-            "--num-experts --moe-ffn-hidden-size --encoder-num-layers --decoder-num-layers "
-            "--max-position-embeddings --make-vocab-size-divisible-by "
-            "--untie-embeddings-and-output-weights",
+            "--num-experts --moe-ffn-hidden-size --encoder-num-layers --max-position-embeddings "
+            "--make-vocab-size-divisible-by --untie-embeddings-and-output-weights",
             "sizes: every test has some of them",
         ),
         Ignored(
-            "--attention-backend --flash-attention-version --softmax-type --window-size "
-            "--window-attn-skip-freq --add-qkv-bias --rotary-interleaved --qk-l2-norm --qk-clip "
+            "--softmax-type --window-size --add-qkv-bias --rotary-interleaved --qk-l2-norm "
             "--qk-clip-alpha --qk-clip-threshold --attention-output-gate "
             "--apply-query-key-layer-scaling --attention-softmax-in-fp32 --cp-comm-type "
-            "--use-kitchen-attention --kitchen-attention-backend --use-flash-attn "
-            "--no-masked-softmax-fusion --position-embedding-type "
-            "--yarn-original-max-position-embeddings --yarn-beta-fast --yarn-beta-slow "
-            "--yarn-correction-range-round-to-int --no-yarn-correction-range-round-to-int "
-            "--relative-attention-num-buckets --relative-attention-max-distance "
-            "--use-rotary-position-embeddings --rotary-base --rotary-percent "
-            "--rotary-seq-len-interpolation-factor --use-rope-scaling --rope-scaling-factor "
-            "--no-rope-freq --no-position-embedding --no-rope-fusion --rope-type --mrope-section "
-            "--attention-dropout --log-max-attention-logit",
+            "--use-kitchen-attention --kitchen-attention-backend --no-masked-softmax-fusion "
+            "--use-rotary-position-embeddings --no-rope-freq --no-position-embedding "
+            "--no-rope-fusion --rope-type --mrope-section --attention-dropout",
             "of the attention, which the layer does not meet",
         ),
         Ignored(
             "--norm-epsilon --normalization --apply-layernorm-1p --hidden-dropout "
             "--no-persist-layer-norm --no-bias-dropout-fusion --cross-entropy-loss-fusion "
-            "--cross-entropy-fusion-impl --init-method-std --embedding-init-method-std "
-            "--init-method-xavier-uniform --mup-width-mult --mup-embedding-mult --mup-output-mult "
-            "--mup-base-head-dim --mup-attn-scale-power --no-clone-scatter-output-in-embedding "
-            "--mlp-chunks-for-prefill --mlp-chunks-for-training --onnx-safe --bert-no-binary-head "
-            "--no-initialization --config-logger-dir",
+            "--init-method-std --embedding-init-method-std --no-clone-scatter-output-in-embedding "
+            "--mlp-chunks-for-prefill --mlp-chunks-for-training --no-initialization "
+            "--config-logger-dir",
             "around the layer, or the same for all matrices",
         ),
         Ignored(
-            "--swiglu --squared-relu --quick-geglu --openai-gelu --disable-bias-linear "
-            "--no-bias-gelu-fusion --no-bias-swiglu-fusion",
+            "--swiglu --squared-relu --quick-geglu --disable-bias-linear --no-bias-gelu-fusion "
+            "--no-bias-swiglu-fusion",
             "adjugates have the activation and the biases of the experts; with others than SwiGLU "
             "without biases --grove-kernel auto takes the expert modules of Megatron",
         ),

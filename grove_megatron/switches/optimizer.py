@@ -67,9 +67,7 @@ AREA = Area(
             "--muon-extra-scale-factor --muon-scalar-optimizer --lion-beta1 --lion-beta2 "
             "--no-weight-decay-cond-type --use-precision-aware-optimizer --main-grads-dtype "
             "--main-params-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer-cpu-offload "
-            "--optimizer-cuda-graph --optimizer-offload-fraction "
-            "--use-torch-optimizer-for-cpu-offload --overlap-cpu-optimizer-d2h-h2d "
-            "--no-pin-cpu-grads --no-pin-cpu-params --dump-param-to-param-group-map",
+            "--optimizer-cuda-graph --dump-param-to-param-group-map",
             "the same for every matrix, adjugates included: tests/multirank/test_layer.py shows "
             "that the optimizer takes them for experts",
         ),
@@ -78,14 +76,12 @@ AREA = Area(
             "--ddp-reduce-scatter-with-fp32-accumulation "
             "--ddp-param-name-patterns-for-fp32-local-accumulation "
             "--overlap-param-gather-with-optimizer-step --no-align-param-gather "
-            "--no-use-layer-wise-param-layout --no-gradient-reduce-div-fusion "
             "--no-gradient-accumulation-fusion --no-check-for-nan-in-loss-and-grad",
             "when and in what pieces buffers of all parameters are reduced",
         ),
         Ignored(
-            "--decoupled-lr --decoupled-min-lr",
+            "--decoupled-lr",
             "of the embedding and the output layer",
         ),
-        Ignored("--freeze-all-layers", "no parameter moves, and no expert bias either"),
     ),
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import AREAS, OTHER_GROUPS
-from .rows import Area, Ignored, Refused, Shown, Works
+from .rows import Area, Idle, Ignored, Refused, Shown, Works
 
 PAGE = Path(__file__).with_name("README.md")
 TESTS = "tests/integration/test_switches.py"
@@ -23,7 +23,8 @@ start, and what `{TESTS}` runs.
 within the tolerance. *Losses*: the losses are. *Math*: it computes something else; with the
 adjugates' scale at 0, what Megatron's own layer computes with the same switch. *Layout*: from the
 same weights, losses and gradient norms are those without the switch. `grove doctor` says all of
-this of one command line.
+this of one command line, and what depends on several options and their values
+(`grove_megatron/training/rules.py`, `grove_megatron/training/late_rules.py`).
 """
 
 
@@ -39,6 +40,7 @@ def _section(area: Area) -> str:
     shown = [row for row in area.rows if isinstance(row, Shown)]
     refused = [row for row in area.rows if isinstance(row, Refused)]
     ignored = [row for row in area.rows if isinstance(row, Ignored)]
+    idle = [row for row in area.rows if isinstance(row, Idle)]
     if works:
         lines += ["| Works | Checked | Notes |", "| --- | --- | --- |"]
         lines += [f"| `{row.flags}` | {_checked(row)} | {_notes(row)} |" for row in works]
@@ -51,13 +53,19 @@ def _section(area: Area) -> str:
         lines += ["| Refused | Why, and what instead |", "| --- | --- |"]
         lines += [f"| `{row.flags}` | `{row.switch}` {row.reason} |" for row in refused]
         lines.append("")
+    if idle:
+        lines += ["| Does nothing | When, or why |", "| --- | --- |"]
+        lines += [f"| {_named(row)} | {row.reason.strip(': ')} |" for row in idle]
+        lines.append("")
     if ignored:
         lines += ["| Without effect on the layer | Why |", "| --- | --- |"]
-        lines += [
-            f"| {' '.join(f'`{s}`' for s in row.switches)} | {row.reason} |" for row in ignored
-        ]
+        lines += [f"| {_code(row.switches)} | {row.reason} |" for row in ignored]
         lines.append("")
     return "\n".join(lines)
+
+
+def _named(row: Idle) -> str:
+    return f"all of {row.group}" if row.group else _code(row.switches)
 
 
 def _code(words: list[str]) -> str:

@@ -132,8 +132,8 @@ AREA = Area(
             ),
         ),
         Ignored(
-            "--micro-batch-size --global-batch-size --rampup-batch-size "
-            "--step-batch-size-schedule --decrease-batch-size-if-needed",
+            "--micro-batch-size --global-batch-size --step-batch-size-schedule "
+            "--decrease-batch-size-if-needed",
             "how many microbatches there are; what virtual stages need of them is checked at start",
         ),
         Ignored(
@@ -144,37 +144,28 @@ AREA = Area(
         Ignored(
             "--mtp-standalone --account-for-embedding-in-pipeline-split "
             "--account-for-loss-in-pipeline-split --pipeline-model-parallel-comm-backend "
-            "--use-ring-exchange-p2p --no-overlap-p2p-communication "
-            "--defer-embedding-wgrad-compute --wgrad-deferral-limit",
+            "--no-overlap-p2p-communication --defer-embedding-wgrad-compute "
+            "--wgrad-deferral-limit",
             "which stage has which layers, and what the pipeline sends between them",
         ),
         Ignored(
             "--tp-comm-overlap --no-tp-comm-bulk-wgrad --no-tp-comm-bulk-dgrad "
-            "--no-tp-comm-overlap-ag --no-tp-comm-overlap-rs --tp-comm-overlap-rs-dgrad "
-            "--no-tp-comm-split-ag --no-tp-comm-split-rs --tp-comm-bootstrap-backend "
-            "--tp-comm-overlap-cfg --symmetric-ar-type",
+            "--no-tp-comm-overlap-ag --no-tp-comm-overlap-rs --no-tp-comm-split-ag "
+            "--no-tp-comm-split-rs --tp-comm-bootstrap-backend --symmetric-ar-type",
             "how TransformerEngine overlaps the matrices of attention and dense layers",
         ),
         Ignored(
-            "--data-parallel-sharding-strategy --outer-dp-sharding-strategy --fsdp-double-buffer "
-            "--fsdp-manual-registration --enable-full-sharding-in-hsdp "
-            "--torch-fsdp2-no-reshard-after-forward --init-model-with-meta-device "
-            "--megatron-fsdp-main-params-dtype --megatron-fsdp-main-grads-dtype "
-            "--megatron-fsdp-grad-comm-dtype --megatron-fsdp-enable-fine-grained-param-gather "
-            "--megatron-fsdp-max-pool-double-buffer --fsdp-db-use-persist-buf-on-alloc-fail "
-            "--suggested-communication-unit-size --keep-fp8-transpose-cache "
-            "--create-all-gather-group",
+            "--fsdp-manual-registration --torch-fsdp2-no-reshard-after-forward "
+            "--init-model-with-meta-device --create-all-gather-group",
             "of the refused kinds of FSDP",
         ),
         Ignored(
-            "--distributed-backend --distributed-timeout-minutes --local-rank --lazy-mpu-init "
+            "--distributed-backend --distributed-timeout-minutes --local-rank "
             "--nccl-communicator-config-path --disable-gloo-process-groups --use-sharp "
             "--sharp-enabled-group --high-priority-stream-groups "
             "--distributed-timeout-seconds-after-init --flight-recorder-dump-path "
-            "--flight-recorder-trace-buffer-size --no-flight-recorder-dump-on-timeout "
-            "--flight-recorder-include-stack-trace --no-flight-recorder-include-only-active "
-            "--no-flight-recorder-extra-dump-on-exec --disable-jit-fuser --use-nccl-ub "
-            "--disable-symmetric-registration --model-parallel-size",
+            "--disable-jit-fuser --use-nccl-ub --disable-symmetric-registration "
+            "--model-parallel-size",
             "how processes find and talk to each other",
         ),
     ),

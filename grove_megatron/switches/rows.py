@@ -77,7 +77,8 @@ class Refused:
         value = getattr(settings, self.setting, None)
         if value is None or self.when is None or not self.when(value, settings):
             return None
-        return f"{self.switch} ({value}) {self.reason}"
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        return f"{self.switch} ({shown}) {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,29 @@ class Ignored:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """Switches that Megatron takes and does nothing with; said at start, not refused.
+
+    Args:
+        names: of the switches, blanks between.
+        reason: why, or without what; goes on after ``--flag (value) does nothing``.
+        when: beside these settings? By default always.
+        group: a group of Megatron's ``--help`` of which this holds for all.
+    """
+
+    names: str
+    reason: str
+    when: Callable[[Any], bool] = lambda settings: True
+    group: str = ""
+
+    @property
+    def switches(self) -> list[str]:
+        return self.names.split()
+
+
+@dataclass(frozen=True)
 class Area:
     """A part of the table with its heading."""
 
     title: str
-    rows: tuple[Works | Refused | Shown | Ignored, ...]
+    rows: tuple[Works | Refused | Shown | Ignored | Idle, ...]

@@ -4,10 +4,21 @@ Megatron answers a damaged tracker file with exit code 0, and takes a half-writt
 of another format.
 """
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
 from ..checkpoint.layout import COMPLETE, INDEX, RELEASE, TRACKER
+
+
+def read_at_start(args: Namespace) -> tuple[str, ...]:
+    """Names of the arguments whose checkpoint a run reads: Megatron takes one of the two.
+
+    ``--pretrained-checkpoint`` is for a run that has saved nothing yet.
+    """
+    if args.pretrained_checkpoint is None or _has_tracker(args, args.load):
+        return () if args.load is None else ("load",)
+    return ("pretrained_checkpoint",)
 
 
 def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:
@@ -18,27 +29,121 @@ def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:
     """
     if getattr(args, load_arg) is None or args.enable_msc:
         return None  # Megatron's storage client knows files that are not here
-    folder = Path(getattr(args, load_arg))
+    folder, step = Path(getattr(args, load_arg)), getattr(args, "ckpt_step", None)
     tracker = folder / TRACKER
-    if not tracker.is_file():
-        return None if args.ckpt_step else _without_tracker(folder, load_arg)
-    written = tracker.read_text(errors="replace").strip()
-    if written != RELEASE and not written.isdecimal():
+    if not os.path.isfile(tracker):
+        if not step:
+            return _without_tracker(folder, load_arg)
+        written = ""
+    elif (written := tracker.read_text(errors="replace").strip()) == RELEASE and step:
+        return (
+            f"--ckpt-step ({step}) is passed over by Megatron beside {tracker} ({RELEASE}); write "
+            f"{step} into that file, or leave the step out"
+        )
+    elif written != RELEASE and not written.isdecimal():
         return f"{tracker} ({written}) does not name an iteration; {_way_out(folder)}"
-    step = getattr(args, "ckpt_step", None)
     name = f"iter_{step or int(written):07d}" if step or written != RELEASE else written
     if args.non_persistent_ckpt_type is not None or _is_whole(folder / name, args.ckpt_format):
         return None
     who = f"--ckpt-step ({step})" if step else f"{tracker} ({written})"
-    return f"{who} names {folder / name}, which is not complete; {_way_out(folder)}"
+    return f"{who} names {folder / name}, which is not complete; {_way_out(folder, step)}"
+
+
+# What is asked of a checkpoint that is not there, and what would happen without a word.
+_NEEDS_ONE = {
+    "skip_train": "would evaluate random weights",
+    "finetune": "would train from random weights",
+    "use_checkpoint_args": "would take no flags from it",
+    "exit_on_missing_checkpoint": "would end with exit code 0 once the model is built",
+    "override_ckpt_iteration": "would begin at 0",
+    "ckpt_convert_format": "would convert nothing",
+    "load_main_params_from_ckpt": "would train from random weights",
+    "moe_use_upcycling": "would upcycle random weights",
+}
+# Of these a run that begins with the folder it is going to save to has none either.
+_OF_A_RESUMED_RUN = ("use_checkpoint_args", "override_ckpt_iteration")
+
+
+def nothing_to_load(args: Namespace) -> list[str]:
+    """Flags that name a checkpoint, or ask something of one, where there is none; one line each."""
+    names = read_at_start(args)
+    if any(_holds_one(args, name) for name in names) or args.enable_msc:
+        return []
+    if "pretrained_checkpoint" in names:
+        folder = args.pretrained_checkpoint
+        return [f"--pretrained-checkpoint ({folder}) {_holds_nothing(folder)}"]
+    needy = {name: why for name, why in _NEEDS_ONE.items() if getattr(args, name, None)}
+    begins = args.load is not None and _is_same(args.load, args.save)
+    for name in _OF_A_RESUMED_RUN if begins else ():
+        needy.pop(name, None)
+    if args.load is None:
+        # Of --skip-train there is a notice; the others are named elsewhere, or do nothing.
+        needy = {name: why for name, why in needy.items() if name == "finetune"}
+        if args.ckpt_step:
+            needy["ckpt_step"] = "would load nothing"
+    which = "--load (None) names none" if args.load is None else _nothing_in("--load", args.load)
+    return [
+        f"--{name.replace('_', '-')} ({getattr(args, name)}) needs a checkpoint and {why}: {which}"
+        for name, why in needy.items()
+    ]
+
+
+def begins_at_random(args: Namespace) -> str | None:
+    """That a run loads nothing although a flag says so, or evaluates what nobody trained; or None.
+
+    One that begins in the folder it will save to is as it should be.
+    """
+    if args.enable_msc or any(_holds_one(args, name) for name in read_at_start(args)):
+        return None
+    if args.load is None:
+        random = "--skip-train (True) without --load (None) evaluates random weights"
+        return random if args.skip_train else None
+    if _is_same(args.load, args.save):
+        return None
+    return f"the run begins with random weights: {_nothing_in('--load', args.load)}"
+
+
+def _nothing_in(flag: str, folder: str) -> str:
+    return f"{flag} ({folder}) {_holds_nothing(folder)}"
+
+
+def _holds_nothing(folder: str) -> str:
+    path = Path(folder)
+    if not os.path.isdir(path):
+        return "is not there; correct the path"
+    if any(path.glob("*.safetensors")):
+        return "is a model in Hugging Face format; make a checkpoint of it with grove import"
+    return f"holds no checkpoint (no {TRACKER}); correct the path"
+
+
+def _holds_one(args: Namespace, load_arg: str) -> bool:
+    """Would Megatron load something from there, be it damaged?"""
+    folder = getattr(args, load_arg)
+    if _has_tracker(args, folder) or "://" in folder:
+        return True
+    if load_arg != "load":
+        return False
+    kind = args.non_persistent_ckpt_type
+    other = args.non_persistent_global_ckpt_dir or f"{folder}/non_persistent"
+    return bool(args.ckpt_step or kind == "local" or (kind and _has_tracker(args, other)))
+
+
+def _has_tracker(args: Namespace, folder: str | None) -> bool:
+    return folder is not None and os.path.isfile(Path(folder) / TRACKER)
+
+
+def _is_same(one: str, other: str | None) -> bool:
+    return other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _without_tracker(folder: Path, load_arg: str) -> str | None:
     """Megatron starts such a run from the beginning: from random weights."""
     flag = f"--{load_arg.replace('_', '-')} ({folder})"
-    if (folder / COMPLETE).is_file():
+    if not os.path.isdir(folder):
+        return None  # said by nothing_to_load, or the folder of a run that begins
+    if os.path.isfile(folder / COMPLETE) or any(folder.glob("mp_rank_0*")):
         return f"{flag} is one checkpoint, not the folder of a run; give {folder.parent}"
-    if (folder / RELEASE / COMPLETE).is_file():
+    if os.path.isfile(folder / RELEASE / COMPLETE):
         return f"{flag} has {RELEASE} and no {TRACKER}; write {RELEASE} into {folder / TRACKER}"
     if len(_complete(folder)) > 1:
         return f"{flag} has checkpoints and no {TRACKER}; {_way_out(folder)}"
@@ -47,13 +152,18 @@ def _without_tracker(folder: Path, load_arg: str) -> str | None:
 
 def _is_whole(checkpoint: Path, ckpt_format: str) -> bool:
     """Has Megatron written the last file of this checkpoint?"""
-    if (checkpoint / COMPLETE).is_file() or any(checkpoint.glob("mp_rank_0*")):
+    if not os.path.isdir(checkpoint):
+        return False
+    if os.path.isfile(checkpoint / COMPLETE) or any(checkpoint.glob("mp_rank_0*")):
         return True
-    return ckpt_format != "torch_dist" and (checkpoint / INDEX).is_file()
+    return ckpt_format != "torch_dist" and os.path.isfile(checkpoint / INDEX)
 
 
-def _way_out(folder: Path) -> str:
+def _way_out(folder: Path, step: int | None = None) -> str:
     iterations = _complete(folder)
+    if step:
+        there = ", ".join(map(str, sorted(iterations)[-5:]))
+        return f"use one of {there}" if there else f"no checkpoint in {folder} is complete"
     if not iterations:
         return f"no checkpoint in {folder} is complete: remove that file to begin again"
     last = max(iterations)
@@ -62,5 +172,7 @@ def _way_out(folder: Path) -> str:
 
 def _complete(folder: Path) -> list[int]:
     """The iterations of complete checkpoints."""
+    if not os.path.isdir(folder):
+        return []
     names = [path.parent.name.removeprefix("iter_") for path in folder.glob(f"iter_*/{COMPLETE}")]
     return [int(name) for name in names if name.isdecimal()]

@@ -1,6 +1,7 @@
 """Everything that is checked of a command line before a process group exists."""
 
 import linecache
+import os
 import traceback
 from argparse import Namespace
 from pathlib import Path
@@ -8,17 +9,77 @@ from pathlib import Path
 from megatron.training.argument_utils import (
     core_transformer_config_from_args,
     gpt_config_from_args,
+    pretrain_cfg_container_from_args,
 )
 from megatron.training.checkpointing import load_args_from_checkpoint
 
-from ..arguments import restore_grove_arguments
+from ..arguments import restore_grove_arguments, select_layer
 from ..config import GroveTransformerConfig, grove_problems, is_grove
+from ..runtime import cuda_is_here
+from . import gpt
 from .builder import GroveGPTModelConfig
-from .checkpoint_folder import checkpoint_folder_problem
+from .checkpoint_folder import checkpoint_folder_problem, nothing_to_load, read_at_start
+from .data_files import data_file_problems
+from .disk import disk_problems
+from .guarded import lines_of
+from .late_rules import late_problems
+from .machine import folder_problems
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
+from .saved_arguments import saved_arguments
+from .saving import saving_problems
+from .token_ids import vocabulary_problems
+from .tokenizer_files import tokenizer_file_problems
 
 _PACKAGE = Path(__file__).parents[1]
+
+
+def as_launched(args: Namespace) -> None:
+    """What Megatron's ``parse_args`` adds to the flags, where it does not get as far."""
+    args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
+    args.rank = int(os.environ.get("RANK", "0"))
+    args.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_elsewhere(device: str | None) -> bool:
+    """Is a job for ``device`` one of another machine, of whose files nothing is known here?"""
+    return device == "cuda" and not cuda_is_here()
+
+
+def every_problem(
+    args: Namespace, world_size: int, device: str | None = None, *, own_script: bool = False
+) -> list[str]:
+    """All that is wrong with a parsed command line and the files it names, one line each.
+
+    ``args`` are filled in: with the flags of a checkpoint, and with what Grove flags select.
+
+    Args:
+        args, world_size, device: see :func:`command_line_problems`.
+        own_script: do they go to a script under grove_megatron.run, not to grove_megatron.pretrain?
+    """
+    try:
+        problems = restore_from_checkpoint(args)
+    except ValueError as error:
+        # Without the flags of the checkpoint no other check makes sense.
+        return [str(error)]
+    except Exception as error:
+        return [megatrons_refusal(error)]
+    select_layer(args)
+    problems += lines_of(command_line_problems, args, world_size, device)
+    problems += [] if own_script else lines_of(gpt.entry_problems, args)
+    return problems if is_elsewhere(device) else problems + machine_problems(args, world_size)
+
+
+def machine_problems(args: Namespace, world_size: int) -> list[str]:
+    """Files that are not there and folders that cannot be written on this machine, a line each.
+
+    Args:
+        args, world_size: see :func:`command_line_problems`.
+    """
+    checks = [nothing_to_load, folder_problems, data_file_problems, tokenizer_file_problems]
+    found = [line for check in checks for line in lines_of(check, args)]
+    sized = not lines_of(basic_problems, args)
+    return found + (lines_of(disk_problems, args, world_size) if sized else [])
 
 
 def command_line_problems(args: Namespace, world_size: int, device: str | None = None) -> list[str]:
@@ -35,7 +96,13 @@ def command_line_problems(args: Namespace, world_size: int, device: str | None =
         said = tuple(line.partition(")")[0] for line in problems)
         groves = grove_problems(args, num_experts=args.num_experts)
         return problems + [line for line in groves if not line.startswith(said)]
-    return preflight(args, device) + megatron_problems(args, world_size)
+    return [
+        *preflight(args, device),
+        *megatron_problems(args, world_size),
+        *late_problems(args, world_size),
+        *vocabulary_problems(args),
+        *saving_problems(args),
+    ]
 
 
 def restore_from_checkpoint(args: Namespace) -> list[str]:
@@ -57,10 +124,12 @@ def restore_from_checkpoint(args: Namespace) -> list[str]:
             "checkpoints cannot be read before training starts; give the flags"
         )
     problems = []
-    for load_arg in ("pretrained_checkpoint", "load"):
+    for load_arg in read_at_start(args):
         # Before Megatron reads it and ends the process without a word.
         if problem := checkpoint_folder_problem(args, load_arg):
             raise ValueError(problem)
+        # Megatron runs what is in it.
+        saved_arguments(args, load_arg)
         # The namespace alone comes back where there is no such checkpoint.
         loaded = load_args_from_checkpoint(args, load_arg=load_arg)
         if isinstance(loaded, tuple):
@@ -69,13 +138,13 @@ def restore_from_checkpoint(args: Namespace) -> list[str]:
 
 
 def config_problems(args: Namespace) -> list[str]:
-    """Build the configuration of a validated command line; why it cannot be, one line each.
+    """Build the configurations of a validated command line; why they cannot be, one line each.
 
     What Megatron has made of older names (--enable-cuda-graph is a --cuda-graph-impl) is looked at
     again here.
     """
     try:
-        model_config(args)
+        pretrain_cfg_container_from_args(args, model_config(args))
     except Exception as error:
         return [megatrons_refusal(error)]
     return []

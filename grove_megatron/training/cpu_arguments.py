@@ -71,6 +71,36 @@ _REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
         "when they return",
     ),
     ("logits_save_dir", bool, "needs --async-save; remove it"),
+    # Of these Megatron asserts some after the model is built, and leaves others out silently.
+    ("enable_cuda_graph", bool, "needs a GPU; remove it"),
+    ("external_cuda_graph", bool, "needs a GPU; remove it"),
+    ("optimizer_cuda_graph", bool, "needs a GPU; remove it"),
+    ("batch_invariant_mode", bool, "needs a GPU; remove it"),
+    ("symmetric_ar_type", bool, "needs a GPU; remove it"),
+    ("use_kitchen_attention", bool, "needs a GPU; remove it"),
+    ("moe_token_dispatcher_type", lambda v: v == "flex", "needs a GPU; use alltoall"),
+    ("moe_enable_deepep", bool, "needs a GPU; remove it"),
+    ("hybrid_context_parallel", bool, "needs TransformerEngine attention; remove it"),
+    ("use_te_activation_func", bool, "needs TransformerEngine; remove it"),
+    ("use_transformer_engine_op_fuser", bool, "needs TransformerEngine; remove it"),
+    ("fused_residual_rmsnorm", bool, "needs TransformerEngine; remove it"),
+    ("use_precision_aware_optimizer", bool, "needs TransformerEngine; remove it"),
+    ("te_rng_tracker", bool, "needs TransformerEngine; remove it"),
+    ("te_precision_config_file", bool, "needs TransformerEngine; remove it"),
+    ("cross_entropy_fusion_impl", lambda v: v == "te", "needs TransformerEngine; use native"),
+    ("high_priority_stream_groups", bool, "is of NCCL, which needs a GPU; remove it"),
+    ("nccl_communicator_config_path", bool, "is of NCCL, which needs a GPU; remove it"),
+    ("use_sharp", bool, "is of NCCL, which needs a GPU; remove it"),
+    ("sharp_enabled_group", bool, "is of NCCL, which needs a GPU; remove it"),
+    (
+        "pipeline_model_parallel_comm_backend",
+        bool,
+        "needs a GPU; remove it, --distributed-backend is used",
+    ),
+    ("use_ring_exchange_p2p", bool, "needs NVIDIA's build of torch; remove it"),
+    ("record_memory_history", bool, "records what happens to GPU memory; remove it"),
+    ("log_energy", bool, "reads the meter of a GPU; remove it"),
+    ("gpu_sniff_test_interval", bool, "measures a GPU; remove it"),
 ]
 
 
@@ -87,4 +117,9 @@ def cpu_problems(args: Namespace) -> list[str]:
             shown = value.name if isinstance(value, AttnBackend) else value
             flag = _FLAG.get(name, f"--{name.replace('_', '-')}")
             problems.append(f"{flag} ({shown}) on the CPU runtime {why}")
+    if getattr(args, "profile", False) and not args.use_pytorch_profiler:
+        problems.append(
+            "--profile (True) on the CPU runtime switches a profiler of CUDA on and off; add "
+            "--use-pytorch-profiler"
+        )
     return problems

@@ -1,31 +1,37 @@
 """``grove doctor``: would this command line run, and what would it do?"""
 
+import contextlib
 import copy
 import os
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from ..arguments import add_grove_arguments, report_errors, select_layer, yaml_problems
+from ..arguments import add_grove_arguments, yaml_problems
+from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
-from ..runtime import cuda_is_here
-from . import gpt
+from ..unparsed import report_errors
 from .checks import (
-    command_line_problems,
+    as_launched,
     config_problems,
+    every_problem,
+    is_elsewhere,
+    machine_problems,
     megatrons_refusal,
     restore_from_checkpoint,
 )
 from .cpu_arguments import set_cpu_defaults
+from .elsewhere import everything_is_there
+from .guarded import lines_of
 from .installed import look, uses
-from .one_job import folder_notices, folder_problems
+from .one_job import lock_notices, lock_problems
 from .preflight import notices
 from .rules import smallest_world_size
 from .sizes import sizes_of
+from .vocabulary import read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Diagnosis:
         problems: why it would not run, one line each.
         notices: what computes it, and what may not be what was meant, one line each; empty beside
             problems.
-        plan: what it will do, to be read; empty beside problems.
+        plan: what it will do, to be read; empty beside problems other than too little memory.
         numbers: the same as numbers, see planner/report.py.
     """
 
@@ -57,6 +63,7 @@ def diagnose(
     *,
     per_node: int | None = None,
     own_script: bool = False,
+    gpu_memory: float | None = None,
 ) -> Diagnosis:
     """Everything that is checked at start, without a process group or a model.
 
@@ -66,46 +73,83 @@ def diagnose(
         device: ``cpu`` or ``cuda``, what it is to run on.
         per_node: processes of a node; None: what the launcher says, if there is one.
         own_script: do they go to a script under grove_megatron.run, not to grove_megatron.pretrain?
+        gpu_memory: GiB of a GPU that every rank has to fit into; None: whatever it needs.
     """
     if problems := yaml_problems(flags):
         return Diagnosis(world_size or 1, device, problems)
-    size = world_size
-    elsewhere: list[str] = []
     try:
-        if size is None:
-            with _launched_as(1, per_node):
-                size = smallest_world_size(_parsed(flags, device)[0])
-        with _launched_as(size, per_node):
+        with _launched_as(world_size or 1, per_node):
             args, problems = _parsed(flags, device)
-            select_layer(args)
-            problems += command_line_problems(args, size, device)
-            problems += [] if own_script else gpt.entry_problems(args)
-            problems += folder_problems(args)
-            if not problems:
-                problems = _megatrons(copy.deepcopy(args))
-                if device == "cuda" and not cuda_is_here():
-                    elsewhere = [
-                        f"with what is installed here: {p}" for p in problems if _IS_INSTALLED(p)
-                    ]
-                    problems = [p for p in problems if not _IS_INSTALLED(p)]
     except _NotParsed as error:
-        problems = error.problems
-        size = size or 1
+        return Diagnosis(world_size or 1, device, error.problems)
+    return examine(
+        args,
+        world_size,
+        device,
+        problems=problems,
+        per_node=per_node,
+        own_script=own_script,
+        gpu_memory=gpu_memory,
+    )
+
+
+def examine(
+    args: Namespace,
+    world_size: int | None,
+    device: str,
+    *,
+    problems: Sequence[str] = (),
+    per_node: int | None = None,
+    own_script: bool = False,
+    gpu_memory: float | None = None,
+) -> Diagnosis:
+    """The same of a command line that is parsed already.
+
+    Args:
+        args: Megatron's namespace with the Grove flags, which is changed.
+        problems: of what could not be parsed.
+    """
+    size, elsewhere = world_size or _smallest_world_size(args), []
+    with _launched_as(size, per_node):
+        args.world_size = size
+        problems = [*problems, *every_problem(args, size, device, own_script=own_script)]
+        problems += [] if is_elsewhere(device) else lines_of(lock_problems, args)
+        if is_elsewhere(device):
+            elsewhere += [f"on this machine: {p}" for p in machine_problems(args, size)]
+        if not problems:
+            problems = _megatrons(copy.deepcopy(args))
+            if problems and is_elsewhere(device):
+                elsewhere += [f"with what is installed here: {line}" for line in problems]
+                with everything_is_there(copy.deepcopy(args)) as there:
+                    problems = _megatrons(there)
     if problems:
         return Diagnosis(size, device, problems)
     # As Megatron's validation does.
     args.num_layers = args.num_layers or args.encoder_num_layers
     args.seq_length = args.seq_length or args.encoder_seq_length
-    noted = [*elsewhere, *notices(args), *folder_notices(args)]
-    if device == "cpu" or cuda_is_here():
-        noted += uses(args, look(), device)
+    noted = [*elsewhere, *lines_of(notices, args)]
+    if not is_elsewhere(device):
+        noted += lines_of(lock_notices, args) + lines_of(uses, args, look(), device)
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")
     try:
-        sizes = sizes_of(args, size)
-    except ValueError as error:
+        return _planned(Diagnosis(size, device, [], noted), args, gpu_memory)
+    except Exception as error:
         return Diagnosis(size, device, [], noted, [f"no plan: {error}"])
-    return Diagnosis(size, device, [], noted, plan_lines(sizes), plan(sizes))
+
+
+def _planned(sound: Diagnosis, args: Namespace, gpu_memory: float | None) -> Diagnosis:
+    """With what the job will do, and whether it fits into its GPUs."""
+    vocabulary = read_vocabulary(args)
+    tokens_of = "--padded-vocab-size" if args.padded_vocab_size else str(vocabulary)
+    sizes = sizes_of(args, sound.world_size, vocabulary)
+    lines, numbers = plan_lines(sizes, tokens_of, gpu_memory), plan(sizes)
+    problems = []
+    if gpu_memory is not None:
+        found = fit(sizes, gpu_memory)
+        numbers["fits_gpu_memory"] = found.fits
+        problems = [] if found.fits else [found.problem]
+    return replace(sound, problems=problems, plan=lines, numbers=numbers)
 
 
 @contextmanager
@@ -123,7 +167,7 @@ def _launched_as(world_size: int, per_node: int | None) -> Iterator[None]:
 
 
 class _NotParsed(Exception):
-    """The flags of a job cannot be known.
+    """Some flags of a job cannot be known.
 
     Args:
         problems: why, one line each.
@@ -134,33 +178,45 @@ class _NotParsed(Exception):
         self.problems = [*problems]
 
 
-# What Megatron says of versions and packages holds for this machine, not for the job's.
-_IS_INSTALLED = re.compile(
-    r"transformer.?engine|\bTE\b|apex|install|version|import|cuda|nvidia|nvrx|triton", re.IGNORECASE
-).search
-
-
 def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[str]]:
-    """The namespace of a job and what --use-checkpoint-args found wrong, one line each."""
+    """The namespace of a job, and the words that could not be parsed into it, one line each."""
     from megatron.training.arguments import parse_args
+
+    sound: list[Namespace] = []
+
+    def keep(args: Namespace) -> Sequence[str]:
+        sound.append(args)
+        return ()
 
     def stop(problems: Sequence[str]) -> NoReturn:
         raise _NotParsed(problems)
 
     def add(parser: Any) -> Any:
-        parser = report_errors(add_grove_arguments(parser), stop)
+        parser = report_errors(add_grove_arguments(parser), stop, keep)
         return set_cpu_defaults(parser) if device == "cpu" else parser
 
     given = sys.argv
     try:
         sys.argv = ["grove_megatron.pretrain", *flags]
-        args: Namespace = parse_args(extra_args_provider=add)
+        return parse_args(extra_args_provider=add), []
+    except _NotParsed as error:
+        if not sound:
+            raise
+        as_launched(sound[0])
+        return sound[0], error.problems
+    except Exception as error:
+        raise _NotParsed([megatrons_refusal(error)]) from error
     finally:
         sys.argv = given
-    try:
-        return args, restore_from_checkpoint(args)
-    except ValueError as error:
-        raise _NotParsed([str(error)]) from error
+
+
+def _smallest_world_size(args: Namespace) -> int:
+    """The fewest processes that the flags need, those of a checkpoint among them."""
+    args = copy.deepcopy(args)
+    # What is wrong with it is said when it is read for good.
+    with contextlib.suppress(Exception):
+        restore_from_checkpoint(args)
+    return smallest_world_size(args)
 
 
 def _megatrons(args: Namespace) -> list[str]:

@@ -22,6 +22,14 @@ def doctor(
         str,
         typer.Option(help="cpu or cuda, what the job will run on; by default what is found here."),
     ] = "",
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="GiB of a GPU of the job: say whether a rank fits, and what takes most; exits 2 "
+            "if it does not.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object as the last line.")
     ] = False,
@@ -36,13 +44,16 @@ def doctor(
 
     if device not in ("", "cpu", "cuda"):
         refuse([f"--device ({device}) is not one of cpu, cuda; leave it out for what is here"])
+    if gpu_memory is not None and not gpu_memory > 0:
+        refuse([f"--gpu-memory ({gpu_memory:g}) is not above 0; use the GiB of one GPU"])
     job = _job(context.args)
     processes = job.processes if world_size is None else world_size
-    if processes is None and "WORLD_SIZE" in os.environ:
+    if processes is None and os.environ.get("WORLD_SIZE", "").isdecimal():
         processes = int(os.environ["WORLD_SIZE"])
     if processes is not None and processes < 1:
         refuse([f"--world-size ({processes}) is below 1; use the number of processes of the job"])
-    with started(), quiet():
+    # The runtime of this process is not that of the job.
+    with started(say=False), quiet():
         from ..runtime import cpu_is_active
         from .doctor import diagnose
 
@@ -52,6 +63,7 @@ def doctor(
             device or ("cpu" if cpu_is_active() else "cuda"),
             per_node=job.per_node,
             own_script=job.own_script,
+            gpu_memory=gpu_memory,
         )
     if os.environ.get("RANK", "0") != "0":
         raise typer.Exit(2 if found.problems else 0)
@@ -90,13 +102,17 @@ def _job(words: list[str]) -> _Job:
     if launcher is not None:
         from torch.distributed.run import get_args_parser
 
+        from .refuse import refuse
+
         launch = get_args_parser().parse_args(words[launcher + 1 :])
         here = str(launch.nproc_per_node)
         per_node = int(here) if here.isdecimal() else None
-        nodes = int(str(launch.nnodes).rpartition(":")[2])
+        nodes = str(launch.nnodes).rpartition(":")[2]
+        if not nodes.isdecimal():
+            refuse([f"--nnodes ({launch.nnodes}) is not a number or two, as 2 or 1:4; correct it"])
         return _Job(
             _after_script(launch.training_script, launch.training_script_args),
-            per_node and nodes * per_node,
+            per_node and int(nodes) * per_node,
             per_node,
             launch.training_script == "grove_megatron.run",
             f"--nproc-per-node ({here}) is known where the job runs; see --world-size"

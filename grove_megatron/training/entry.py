@@ -1,8 +1,8 @@
 """The ``entry`` patches: what ``grove_megatron.run`` rebinds for a foreign entry script.
 
-Such a script parses Megatron's flags and builds its configuration itself; these names are
-where the plugin's flags, checks, configuration class and builder come in. ``pretrain`` needs none
-of them: it calls Megatron's hooks.
+Such a script parses Megatron's flags, reads its batches and builds its configuration itself; these
+names are where the plugin's flags, checks, configuration class and builder come in. ``pretrain``
+needs none of them: it calls Megatron's hooks.
 """
 
 import sys
@@ -10,37 +10,48 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import Any
 
+from megatron.training import get_args, get_tokenizer
+from torch.utils.data import DataLoader
+
 from ..arguments import (
     add_grove_arguments,
     restore_grove_arguments,
     select_layer,
     yaml_problems,
 )
-from ..config import GroveTransformerConfig
+from ..config import GroveTransformerConfig, is_grove
 from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
+from ..unparsed import report_errors
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
-from .checks import command_line_problems
+from .checks import as_launched, command_line_problems, every_problem, machine_problems
 from .cpu_arguments import set_cpu_defaults
 from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
 from .reporting import announce_flops
 from .same_flags import refuse_differences
+from .saved_arguments import saved_arguments
+from .token_ids import CheckedLoader, vocabulary_size
 
 
 def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
     def add_megatron_arguments(parser: ArgumentParser) -> ArgumentParser:
-        if problems := yaml_problems(sys.argv[1:]):
+        if problems := yaml_problems(sys.argv[1:], own_script=True):
             refuse(problems)
-        parser = add_grove_arguments(original(parser))
+        parser = report_errors(add_grove_arguments(original(parser)), refuse, _other_problems)
         return set_cpu_defaults(parser) if cpu_is_active() else parser
 
     return add_megatron_arguments
+
+
+def _other_problems(args: Namespace) -> list[str]:
+    as_launched(args)
+    return every_problem(args, args.world_size, own_script=True) if is_grove(args) else []
 
 
 def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,6 +60,8 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
         refuse_differences(args)
         select_layer(args)
         problems = command_line_problems(args, args.world_size)
+        # Without Grove flags a script's files are what it makes of them.
+        problems += machine_problems(args, args.world_size) if is_grove(args) else []
         if problems := problems + claim(args, problems):
             refuse(problems)
         announce(args)
@@ -58,12 +71,27 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
     return validate_args
 
 
+def _data_loader(original: Callable[..., Any]) -> Callable[..., Any]:
+    def build_pretraining_data_loader(dataset: Any, consumed_samples: Any) -> Any:
+        loader, args = original(dataset, consumed_samples), get_args()
+        # A loader that the script brings (--dataloader-type external) gives what it likes.
+        if not (is_grove(args) and isinstance(loader, DataLoader)):
+            return loader
+        return CheckedLoader(loader, vocabulary_size(get_tokenizer()), args)
+
+    return build_pretraining_data_loader
+
+
 def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_args_from_checkpoint(
         args: Namespace, load_arg: str = "load", *rest: Any, **named: Any
     ) -> Any:
         if problem := checkpoint_folder_problem(args, load_arg):
             refuse([problem])
+        try:
+            saved_arguments(args, load_arg)
+        except ValueError as error:
+            refuse([str(error)])
         loaded = original(args, load_arg, *rest, **named)
         if isinstance(loaded, tuple) and (problems := restore_grove_arguments(*loaded)):
             refuse(problems)
@@ -112,6 +140,13 @@ ENTRY = PatchSet(
             target="megatron.training.initialize:_initialize_distributed",
             reason="the script passes pretrain() no store; torchrun keeps its own over restarts",
             make=_initialize_distributed,
+        ),
+        megatron_patch(
+            name="token-ids",
+            target="megatron.training.training:build_pretraining_data_loader",
+            reason="the script takes its batches from this loader and gives them to a GPU; ids "
+            "outside of the vocabulary have to be seen before, where nobody waits for one",
+            make=_data_loader,
         ),
         megatron_patch(
             name="config-class",

@@ -20,12 +20,13 @@ from megatron.core.utils import (
     get_batch_on_this_cp_rank,
     get_batch_on_this_tp_rank,
 )
-from megatron.training import get_args, get_timers
+from megatron.training import get_args, get_timers, get_tokenizer
 from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 from torch import Tensor
 
 from ..config import GroveTransformerConfig
+from .token_ids import check_tokens, vocabulary_size
 
 # A loss this many times the largest seen is a spike, as in Megatron's pretrain_gpt.py.
 _SPIKE = 10
@@ -58,15 +59,21 @@ def entry_problems(args: Namespace) -> list[str]:
         for name in _ELSEWHERE
         if (value := getattr(args, name, None))
     ]
+    if args.dataloader_type == "external":
+        problems.append(
+            "--dataloader-type (external) needs a script that brings its own data loaders, which "
+            "grove_megatron.pretrain does not; use single or cyclic"
+        )
     return [*problems, *_needed_to_train(args), *_data_problems(args)]
 
 
 def _needed_to_train(args: Namespace) -> Iterator[str]:
     """What Megatron's training loop reads without asking whether it is there."""
+    if args.train_iters is None and args.train_samples is None:
+        # With --skip-train too: it counts the samples that training would take.
+        yield "--train-iters (None) is needed; say how long to train"
     if args.skip_train:
         return
-    if args.train_iters is None and args.train_samples is None:
-        yield "--train-iters (None) is needed; say how long to train"
     if args.lr is None:
         yield "--lr (None) is needed; give the learning rate"
     if args.eval_interval is None and not args.full_validation:
@@ -185,8 +192,10 @@ def embedding_ranks(pp_ranks: list[int]) -> list[int]:
     return sorted(ranks)
 
 
-def _batch(data: Iterator[dict[str, Tensor]], vp_stage: int | None) -> dict[str, Tensor | None]:
-    """One microbatch on this rank's device: [B, S] tensors, None on inner stages."""
+def _batch(
+    data: Iterator[dict[str, Tensor]], vp_stage: int | None, micro_batch: int
+) -> dict[str, Tensor | None]:
+    """One microbatch of B samples on this rank's device: [B, S] tensors, None on inner stages."""
     if not _sees_tokens(vp_stage):
         return dict.fromkeys(_FIELDS)
     args = get_args()
@@ -194,6 +203,7 @@ def _batch(data: Iterator[dict[str, Tensor]], vp_stage: int | None) -> dict[str,
     batch: dict[str, Tensor | None] = {}
     if tp_rank == 0:
         loaded = next(data)
+        check_tokens(loaded, vocabulary_size(get_tokenizer()), args)
         batch = {
             name: loaded[name].cuda(non_blocking=True) if loaded.get(name) is not None else None
             for name in _FIELDS
@@ -207,7 +217,7 @@ def _batch(data: Iterator[dict[str, Tensor]], vp_stage: int | None) -> dict[str,
         broadcast_group=mpu.get_tensor_model_parallel_group(),
         cp_size=args.context_parallel_size,
         tp_rank=tp_rank,
-        micro_batch_size=args.micro_batch_size,
+        micro_batch_size=micro_batch,
         seq_length=args.seq_length,
         mtp_on_this_rank=_has_mtp(vp_stage),
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
@@ -256,7 +266,9 @@ def forward_step(
     """One microbatch through this stage; Megatron's schedules call it."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = _batch(data, get_attr_wrapped_model(model, "vp_stage"))
+    args = get_args()
+    samples = args.micro_batch_size if model.training else args.eval_micro_batch_size
+    batch = _batch(data, get_attr_wrapped_model(model, "vp_stage"), samples)
     timers("batch-generator").stop()
     loss_function = partial(loss, batch["loss_mask"], model=model)
     inputs = (batch["tokens"], batch["position_ids"], batch["attention_mask"])

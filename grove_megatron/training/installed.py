@@ -99,6 +99,35 @@ def package_problems(args: Namespace, found: Installed) -> list[str]:
     return problems
 
 
+def optimizer_problems(args: Namespace) -> list[str]:
+    """An optimizer that is not Megatron's, and not there; on a CPU too."""
+    if args.optimizer in ("adam", "sgd") or importlib.util.find_spec("emerging_optimizers"):
+        return []
+    return [
+        f"--optimizer ({args.optimizer}) needs the package emerging-optimizers (not installed); "
+        "install it, or use adam"
+    ]
+
+
+_WRITERS = {
+    # Megatron warns on the last rank alone, and writes nothing (global_vars.py:225 @ 0.19.2).
+    "tensorboard_dir": ("tensorboard", "grove-megatron[tensorboard]"),
+    # Imported by the last rank, after the process group is made (global_vars.py:238).
+    "wandb_project": ("wandb", "wandb"),
+}
+"""Flag of a log, the module that writes it, and where that comes from."""
+
+
+def writer_problems(args: Namespace) -> list[str]:
+    """Logs that are asked for and that nothing on this machine can write, one line each."""
+    return [
+        f"--{name.replace('_', '-')} ({value}) needs {module} (not installed here), which writes "
+        f"it; pip install '{requirement}', or remove it"
+        for name, (module, requirement) in _WRITERS.items()
+        if (value := getattr(args, name)) and importlib.util.find_spec(module) is None
+    ]
+
+
 @dataclass(frozen=True)
 class _Rule:
     """A default or a flag of Megatron that needs a package.

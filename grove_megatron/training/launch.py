@@ -6,23 +6,20 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from megatron.core.enums import ModelType
+from megatron.training import get_tokenizer
 from megatron.training import pretrain as megatron_pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
 from megatron.training.training import train
 
-from ..arguments import add_grove_arguments, report_errors, select_layer, yaml_problems
+from ..arguments import add_grove_arguments, yaml_problems
 from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
+from ..unparsed import report_errors
 from . import gpt
-from .checks import (
-    command_line_problems,
-    megatrons_refusal,
-    model_config,
-    restore_from_checkpoint,
-)
+from .checks import as_launched, every_problem, megatrons_refusal, model_config
 from .cpu_arguments import set_cpu_defaults
 from .one_job import claim
 from .preflight import announce
@@ -30,6 +27,7 @@ from .refuse import refuse
 from .reporting import REPORTING, announce_flops
 from .same_flags import refuse_differences
 from .summary import print_summary
+from .token_ids import tokenizer_problem
 
 
 def pretrain() -> None:
@@ -42,6 +40,7 @@ def _pretrain() -> None:
     args = parse_arguments(training=True)
     try:
         config = model_config(args)
+        container = pretrain_cfg_container_from_args(args, config)
     except Exception as error:
         refuse([megatrons_refusal(error)])
     models: list[Any] = []
@@ -53,7 +52,7 @@ def _pretrain() -> None:
     config.post_wrap_hooks.append(keep)
     try:
         megatron_pretrain(
-            pretrain_cfg_container_from_args(args, config),
+            container,
             gpt.datasets,
             ModelType.encoder_or_decoder,
             gpt.forward_step,
@@ -85,22 +84,13 @@ def parse_arguments(*, training: bool = False) -> Namespace:
     """
     if problems := yaml_problems(sys.argv[1:]):
         refuse(problems)
-    args = parse_args(extra_args_provider=_add_arguments)
-    if args.yaml_cfg is not None:
-        refuse(
-            [
-                f"--yaml-cfg ({args.yaml_cfg}) is not read by grove_megatron.pretrain; use flags, "
-                "or grove_megatron.run with Megatron's own script"
-            ]
-        )
+    try:
+        args = parse_args(extra_args_provider=_add_arguments)
+    except Exception as error:
+        refuse([megatrons_refusal(error)])
     begin(args)
     refuse_differences(args)
-    try:
-        problems = restore_from_checkpoint(args)
-    except ValueError as error:
-        refuse([str(error)])
-    select_layer(args)
-    problems += command_line_problems(args, args.world_size) + gpt.entry_problems(args)
+    problems = every_problem(args, args.world_size)
     if training:
         problems += claim(args, problems)
     if problems:
@@ -114,10 +104,26 @@ def parse_arguments(*, training: bool = False) -> Namespace:
         validate_args(args, defaults)
     except (Exception, SystemExit) as error:
         refuse([megatrons_refusal(error)])
-    set_global_variables(args)
+    begin_megatron(args)
     return args
 
 
+def begin_megatron(args: Namespace) -> None:
+    """Megatron's global state, with its tokenizer and its writers; refuse what they cannot do."""
+    try:
+        set_global_variables(args)
+    except Exception as error:
+        refuse([megatrons_refusal(error)])
+    if problem := tokenizer_problem(args, get_tokenizer()):
+        refuse([problem])
+
+
+def _other_problems(args: Namespace) -> list[str]:
+    """Of flags of which some could not be parsed."""
+    as_launched(args)
+    return every_problem(args, args.world_size)
+
+
 def _add_arguments(parser: ArgumentParser) -> ArgumentParser:
-    parser = report_errors(add_grove_arguments(parser), refuse)
+    parser = report_errors(add_grove_arguments(parser), refuse, _other_problems)
     return set_cpu_defaults(parser) if cpu_is_active() else parser

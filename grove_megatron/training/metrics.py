@@ -24,7 +24,7 @@ from ..moe.counts import SCALARS, Columns, LayerCounts
 from ..moe.layer import GroveMoELayer
 from ..moe.router import GROUP_LOSS
 from ..report.measures import Idle
-from ..report.record import Interval, Run, Writer
+from ..report.record import Evaluation, Interval, Run, Writer
 from .idle_experts import IdleExperts
 from .interval_losses import IntervalLosses
 from .metrics_run import describe_run, record_folder
@@ -200,21 +200,31 @@ class RoutingTracker(MoEMetricsTracker):
         if tokens:
             set_measured_groups_per_token(met / tokens)
 
-    def _record(self, interval: Interval) -> None:
+    def evaluated(self, of: str, iteration: int, seconds: float, losses: dict[str, float]) -> None:
+        """Put an evaluation into the record, on the rank that writes it; see evaluations.py."""
+        # Nothing has been trained and counted with --skip-train.
+        if self._run is not None:
+            made = {"of": of, "iteration": iteration, "seconds": seconds, "losses": losses}
+            self._record(Evaluation(run=self._run, time=time.time(), **made))
+
+    def _record(self, made: Interval | Evaluation) -> None:
         if self._writer is None:
             return
         try:
             if not self._begun:
-                self._writer.run(interval.run)
+                self._writer.run(made.run)
                 self._begun = True
-            self._writer.interval(interval)
+            if isinstance(made, Interval):
+                self._writer.interval(made)
+            else:
+                self._writer.evaluation(made)
         except OSError as error:
             # The job is worth more than its metrics. What is torn now is ignored if a run follows.
             self._begun = False
             if not self._told:
                 print(
                     f"grove_megatron: the record of metrics in {self._writer.file.parent} cannot "
-                    f"be written at iteration {interval.iteration}: {error}; the job goes on, and "
+                    f"be written at iteration {made.iteration}: {error}; the job goes on, and "
                     "every further report tries again",
                     file=sys.stderr,
                     flush=True,

@@ -26,7 +26,7 @@ _SHOWN = (
     *("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
     *("context_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size"),
     *("bf16", "fp16", "use_distributed_optimizer", "overlap_moe_expert_parallel_comm"),
-    *("recompute_granularity", "recompute_modules"),
+    *("recompute_granularity", "recompute_modules", "wandb_exp_name"),
 )
 
 

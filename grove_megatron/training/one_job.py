@@ -49,14 +49,14 @@ def claim(args: Namespace, problems: list[str]) -> list[str]:
 
     def ask() -> list[str]:
         if problems or _locks is None:
-            return folder_problems(args)
+            return lock_problems(args)
         return _locks.take(folders, _say)
 
     found: list[str] = from_rank_0(ask, timedelta(minutes=args.distributed_timeout_minutes))
     return found
 
 
-def folder_problems(args: Namespace) -> list[str]:
+def lock_problems(args: Namespace) -> list[str]:
     """Folders that another job writes into by now, as far as can be said without waiting."""
     return [
         in_use(flag, folder, owner)
@@ -65,7 +65,7 @@ def folder_problems(args: Namespace) -> list[str]:
     ]
 
 
-def folder_notices(args: Namespace) -> list[str]:
+def lock_notices(args: Namespace) -> list[str]:
     """Locks of another machine, whose jobs may have ended, one line each."""
     return [
         f"{flag} ({folder}) has the lock of a job on another machine ({owner}); a second job is "

@@ -1,15 +1,11 @@
 """Everything that would go wrong later, found before a process group or a model exists."""
 
-import contextlib
-import copy
 import importlib
-import io
 import os
 import sys
 from argparse import Namespace
 
 import torch
-from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import (
     LAYER_SPEC,
@@ -22,11 +18,16 @@ from ..config import grove_problems, is_grove
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active, cuda_is_here
-from .checkpoint_folder import checkpoint_folder_problem
+from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
 from .cpu_arguments import cpu_problems
-from .installed import look, package_problems
+from .disk import disk_notice
+from .guarded import lines_of
+from .idle_flags import idle_flags
+from .installed import look, optimizer_problems, package_problems, writer_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
+from .saved_arguments import foreign_problems, saved_arguments
+from .saving import replaced_run
 
 
 def preflight(args: Namespace, device: str | None = None) -> list[str]:
@@ -43,9 +44,13 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     problems += _checkpoint_problems(args)
     if not elsewhere:
         problems += _kernel_problems(args, device)
+        problems += optimizer_problems(args)
+        problems += writer_problems(args) if is_grove(args) else []
     problems += _node_problems(args)
     if device == "cpu":
-        problems += cpu_problems(args)
+        # What is refused beside groups on any device has been said, with its own reason.
+        said = {line.partition(")")[0] for line in problems}
+        problems += [p for p in cpu_problems(args) if p.partition(")")[0] not in said]
     elif cuda_is_here() and is_grove(args):
         # Of another machine than the job's, what is installed says nothing.
         problems += package_problems(args, look())
@@ -55,7 +60,7 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
 def announce(args: Namespace) -> None:
     """Say on rank 0 what a run without problems should know before it starts."""
     if os.environ.get("RANK", "0") == "0":
-        for notice in notices(args):
+        for notice in lines_of(notices, args):
             print(f"grove_megatron: {notice}", file=sys.stderr, flush=True)
 
 
@@ -66,9 +71,14 @@ def notices(args: Namespace) -> list[str]:
         _dispatcher_notice(args),
         _record_notice(args),
         _restart_notice(args),
+        begins_at_random(args),
+        replaced_run(args),
+        disk_notice(args, getattr(args, "world_size", None)),
     ]
-    ignored = megatron_notices(args) if is_grove(args) else ()
-    return [*(notice for notice in found if notice is not None), *ignored]
+    ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
+    # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
+    unwritten = writer_problems(args)
+    return [*(notice for notice in found if notice is not None), *unwritten, *ignored]
 
 
 def _dispatcher_notice(args: Namespace) -> str | None:
@@ -114,20 +124,28 @@ def _restart_notice(args: Namespace) -> str | None:
 def _checkpoint_problems(args: Namespace) -> list[str]:
     """Compare the Grove settings with those of the checkpoints the run would load."""
     problems: list[str] = []
-    for load_arg in ("load", "pretrained_checkpoint"):
-        if problem := checkpoint_folder_problem(args, load_arg):
+    # Local ones are known to a manager that there is once the job runs, and loaded in place of
+    # these; but it may know of none.
+    local = args.non_persistent_ckpt_type == "local"
+    for load_arg in read_at_start(args):
+        if not local and (problem := checkpoint_folder_problem(args, load_arg)):
             problems.append(problem)
             continue
-        # Reads the checkpoint's common part; fills in a copy of the flags, and says so at length.
-        with contextlib.redirect_stdout(io.StringIO()):
-            loaded = load_args_from_checkpoint(copy.copy(args), load_arg=load_arg)
-        if isinstance(loaded, tuple):
-            if not args.use_checkpoint_args:
-                # With it, the settings are those of the checkpoint already.
-                problems += contradictions(args, loaded[1])
-            if load_arg == "load":
-                problems += optimizer_layout_problems(args, loaded[1])
-    return problems
+        saved = None
+        try:
+            saved = saved_arguments(args, load_arg)
+        except ValueError as error:
+            problems.append(str(error))
+        problems += foreign_problems(args, load_arg)
+        if saved is None or local:
+            continue
+        if not args.use_checkpoint_args:
+            # With it, the settings are those of the checkpoint already.
+            problems += contradictions(args, saved)
+        if load_arg == "load":
+            problems += optimizer_layout_problems(args, saved)
+    # The arguments are one of the objects that are looked at, and one folder can be both.
+    return list(dict.fromkeys(problems))
 
 
 def _kernel_problems(args: Namespace, device: str) -> list[str]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 from ..failure.job_store import has_store, job_store, key, world
+from ..printable import printable
 
 REFUSED_EXIT_CODE = 2
 # Ranks of one job start some seconds apart.
@@ -32,7 +33,7 @@ def refuse(problems: Sequence[str]) -> NoReturn:
 
 
 def _print(problems: Sequence[str], where: str) -> None:
-    lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
+    lines = "\n".join(f"  {i}. {printable(line)}" for i, line in enumerate(problems, 1))
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     print(f"\ngrove_megatron: {where}{count}, nothing was started:\n{lines}", file=sys.stderr)
     sys.stderr.flush()

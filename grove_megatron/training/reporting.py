@@ -20,6 +20,7 @@ from ..planner.flops import adjugate_flops
 from ..planner.traffic import expected_distinct
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
+from . import evaluations
 from .sizes import is_gated, moe_pattern, sizes_of
 
 _measured: float | None = None
@@ -172,8 +173,9 @@ _MEMORY = "megatron.training.theoretical_memory_usage"
 
 REPORTING = PatchSet(
     "reporting",
-    "what Megatron prints of a Grove model: FLOPs, memory, arguments (CUDA machines too)",
+    "what Megatron prints of a Grove model, and hooks that it lacks (CUDA machines too)",
     [
+        *evaluations.PATCHES,
         megatron_patch(
             name="flops",
             target="megatron.training.training:num_floating_point_operations",

@@ -33,7 +33,7 @@ def basic_problems(args: Namespace) -> list[str]:
     Args:
         args: parsed, not yet validated.
     """
-    return [*_missing(args), *_below_1(args)]
+    return [*_missing(args), *_below_1(args), *_beyond_any(args)]
 
 
 def megatron_problems(args: Namespace, world_size: int) -> list[str]:
@@ -125,6 +125,22 @@ def _below_1(args: Namespace) -> Iterator[str]:
         if isinstance(value, int) and value < 1:
             flag = _SPELLED.get(name, name.replace("_", "-"))
             yield f"--{flag} ({value}) is below 1; use 1 or more"
+
+
+# More than any model or machine has; what is counted one by one would take days.
+_MOST = {
+    **dict.fromkeys(("num_layers", "encoder_num_layers", "mtp_num_layers"), 10**5),
+    **dict.fromkeys(("num_experts", "moe_router_topk", "grove_num_groups"), 10**6),
+    **dict.fromkeys((name for name in _POSITIVE if name.endswith("_parallel_size")), 10**6),
+    **dict.fromkeys(("num_virtual_stages_per_pipeline_rank", "recompute_num_layers"), 10**5),
+}
+
+
+def _beyond_any(args: Namespace) -> Iterator[str]:
+    for name, most in _MOST.items():
+        value = getattr(args, name, None)
+        if isinstance(value, int) and value > most:
+            yield f"--{name.replace('_', '-')} ({value}) is above {most}; correct it"
 
 
 # Flags whose name is not that of the setting.
@@ -249,16 +265,6 @@ def _batch(args: Namespace, world_size: int) -> Iterator[str]:
     if batch is None or world_size % parallel or args.step_batch_size_schedule is not None:
         return
     unit = micro * (world_size // parallel)
-    if args.rampup_batch_size:
-        start, step, *_ = (int(number) for number in args.rampup_batch_size)
-        fits = args.decrease_batch_size_if_needed or not (start % unit or step % unit)
-        if step < 1 or (batch - start) % step or not fits:
-            yield (
-                f"--rampup-batch-size ({start} {step} ...) does not go to --global-batch-size "
-                f"({batch}) in steps of --micro-batch-size x data-parallel size ({unit}); use "
-                "multiples of that"
-            )
-        return
     if batch % unit and not args.decrease_batch_size_if_needed:
         yield (
             f"--global-batch-size ({batch}) is not a multiple of --micro-batch-size ({micro}) x "
@@ -298,7 +304,11 @@ def _pipeline(args: Namespace, _: int) -> Iterator[str]:
         yield f"{given[0]} and {' and '.join(given[1:])} say the same; give one of them"
         return
     if letters is not None:
-        chunks = PipelineParallelLayerLayout.get_num_stages_from_str(letters)
+        try:
+            chunks = PipelineParallelLayerLayout.get_num_stages_from_str(letters)
+        except (AssertionError, ValueError) as error:
+            yield f"{given[0]} cannot be read: {error}; correct it"
+            return
         if chunks % stages:
             yield (
                 f"{given[0]} has {chunks} stages, not a multiple of --pipeline-model-parallel-size "

@@ -10,6 +10,7 @@ import torch
 from ..config import is_grove
 from ..planner.inputs import Layout, Model, Precision, Sizes, Training
 from ..planner.pipeline import chunks_in_letters
+from .vocabulary import Vocabulary
 
 # Bytes of the optimizer's state for every parameter, beside its copy of the weights.
 _MOMENTS = {"lion": 4, "sgd": 4}
@@ -28,12 +29,15 @@ _UNKNOWN: dict[str, Any] = {
 }
 
 
-def sizes_of(args: Namespace, world_size: int | None = None) -> Sizes:
+def sizes_of(
+    args: Namespace, world_size: int | None = None, vocabulary: Vocabulary | None = None
+) -> Sizes:
     """What the planner asks of a job.
 
     Args:
         args: Megatron's namespace with the Grove flags, before or after its validation.
         world_size: ranks of the job; None for those of ``args``.
+        vocabulary: its tokens; None for ``--vocab-size``. ``--padded-vocab-size`` overrules both.
 
     Raises:
         ValueError: a setting that the planner does not know, or sizes that do not fit.
@@ -52,8 +56,9 @@ def sizes_of(args: Namespace, world_size: int | None = None) -> Sizes:
             f"{', '.join(unknown)} is not known to the planner, whose numbers would be wrong; "
             "remove it to plan without"
         )
+    tokens = args.vocab_size if vocabulary is None else vocabulary.tokens
     layout = _layout(args, world_size)
-    return Sizes(model=_model(args), layout=layout, training=_training(args, layout))
+    return Sizes(model=_model(args, tokens), layout=layout, training=_training(args, layout))
 
 
 def _weight_shards(args: Namespace) -> dict[str, int]:
@@ -65,7 +70,7 @@ def _weight_shards(args: Namespace) -> dict[str, int]:
     }
 
 
-def _model(args: Namespace) -> Model:
+def _model(args: Namespace, tokens: int | None) -> Model:
     experts = args.num_experts or 0
     pattern = moe_pattern(args) if experts else (False,) * args.num_layers
     depths = args.mtp_num_layers or 0
@@ -77,7 +82,7 @@ def _model(args: Namespace) -> Model:
         kv_channels=args.kv_channels or args.hidden_size // args.num_attention_heads,
         num_attention_heads=args.num_attention_heads,
         num_query_groups=_query_groups(args),
-        padded_vocab_size=_padded_vocab_size(args),
+        padded_vocab_size=_padded_vocab_size(args, tokens),
         moe_pattern=pattern,
         ffn_hidden_size=width,
         num_experts=experts,
@@ -134,16 +139,11 @@ def _learned_positions(args: Namespace) -> int:
     return int(args.max_position_embeddings)
 
 
-def _padded_vocab_size(args: Namespace) -> int:
+def _padded_vocab_size(args: Namespace, tokens: int | None) -> int:
     if args.padded_vocab_size is not None:
         return int(args.padded_vocab_size)
-    if args.vocab_size is None:
-        raise ValueError(
-            "--vocab-size (None) is not known before the tokenizer is read, and the embedding has "
-            "a row for every token; give --vocab-size or --padded-vocab-size"
-        )
     multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
-    return int(math.ceil(args.vocab_size / multiple) * multiple)
+    return int(math.ceil((tokens or 0) / multiple) * multiple)
 
 
 def _layout(args: Namespace, world_size: int | None) -> Layout:

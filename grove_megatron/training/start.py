@@ -15,28 +15,51 @@ from .refuse import refuse
 
 
 @contextmanager
-def started() -> Iterator[None]:
-    """Refuse an installation or machine that cannot work, else run the block under the runtime."""
+def started(*, say: bool = True) -> Iterator[None]:
+    """Refuse an installation or machine that cannot work, else run the block under the runtime.
+
+    Args:
+        say: which runtime it is.
+    """
     # Asking about CUDA imports torch, which environment_problems may find missing.
     if problems := environment_problems() or runtime_problems():
         refuse(problems)
-    with selected():
+    with selected(say=say):
         yield
 
 
+# What other launchers say of a process's job, which Megatron does not read.
+_LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
 def alone() -> None:
-    """Outside torchrun: a job of one process."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ |= {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+    """Outside torchrun: a job of one process.
+
+    Started several times by another launcher, each process would train a model of its own, into the
+    same folder: that is refused.
+    """
+    if "RANK" in os.environ:
+        return
+    for name in _LAUNCHERS:
+        if os.environ.get(name, "1") not in ("", "1"):
+            refuse(
+                [
+                    f"RANK (unset) is needed beside {name} ({os.environ[name]}); start the job "
+                    "with torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and "
+                    "MASTER_PORT of every process"
+                ]
+            )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 @contextmanager

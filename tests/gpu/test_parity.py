@@ -7,7 +7,7 @@ import torch
 
 from tests.gpu.flags import ENGINE, GROUPED_ENGINE, LOCAL
 from tests.integration.flags import MODEL
-from tests.integration.switch_runs import FIVE, Runner, assert_losses, gradients
+from tests.integration.switch_runs import THREE, Runner, assert_losses, gradients
 from tests.ranks import Job, Ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("transformer_engine")]
@@ -25,7 +25,7 @@ def runner(gpu_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Runner
 
 def trained(runner: Runner, dtype: str, implementation: list[str]) -> Job:
     """Five steps from a checkpoint of the local implementation."""
-    model = [*MODEL, *FIVE, *(["--bf16"] if dtype == "bf16" else [])]
+    model = [*MODEL, *THREE, *(["--bf16"] if dtype == "bf16" else [])]
     save = ["--train-iters", "1", "--save", "{tmp}/start", "--save-interval", "1"]
     start = runner(1, [*model, *LOCAL, *save, "--no-save-optim", "--no-save-rng"]).folder / "start"
     load = ["--load", str(start), "--finetune", "--no-load-optim", "--no-load-rng"]

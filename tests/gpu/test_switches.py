@@ -15,8 +15,8 @@ from grove_megatron.switches import Works, works
 from tests.gpu.flags import ENGINE, LOCAL
 from tests.integration.flags import MODEL, PLAIN_MODEL
 from tests.integration.switch_runs import (
-    FIVE,
     SCALE_0,
+    THREE,
     Runner,
     assert_gradients,
     assert_losses,
@@ -59,7 +59,7 @@ class Prepared:
             self.ranks = 1
         self.flags = row.flags.split()
         self.base = ENGINE if row.needs in ("te", "mxfp8") else LOCAL
-        self.layout = [*self.base, *FIVE, *shlex.split(layout)]
+        self.layout = [*self.base, *THREE, *shlex.split(layout)]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 SIZE = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 32 "
-    "--max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 8 --train-iters 10 "
+    "--max-position-embeddings 32 --micro-batch-size 1 --global-batch-size 4 --train-iters 10 "
     "--lr 1e-2 --swiglu --normalization RMSNorm --disable-bias-linear "
     "--position-embedding-type rope --untie-embeddings-and-output-weights "
     "--attention-dropout 0 --hidden-dropout 0 --init-method-std 0.1"

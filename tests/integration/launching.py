@@ -26,7 +26,7 @@ class Finished:
     output: str
 
 
-def launch(command: list[str], *, timeout: float = 300, **environment: str) -> Finished:
+def launch(command: list[str], *, timeout: float = 900, **environment: str) -> Finished:
     """Run ``command``; on a timeout end it with its children and raise ``TimeoutExpired``.
 
     Args:
@@ -56,7 +56,7 @@ def launch(command: list[str], *, timeout: float = 300, **environment: str) -> F
         # torchrun gives its ranks sessions of their own: only itself can end them, so ask first.
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.communicate(timeout=40)
+            process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -114,7 +114,7 @@ def two_nodes(
             if node.poll() is None:
                 # It ends its ranks.
                 node.terminate()
-                node.wait(timeout=40)
+                node.wait(timeout=120)
 
 
 def tiny_model() -> list[str]:

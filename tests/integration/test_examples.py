@@ -64,7 +64,7 @@ def test_an_agent_that_fails_ends_the_other(tmp_path: Path, failing: int) -> Non
     run_dir = tmp_path / "run"
     done = launch(
         [str(EXAMPLES / "02_two_nodes_loopback.sh"), "--data-cache-path", str(tmp_path)],
-        timeout=100,
+        timeout=600,
         PYTHON=str(python),
         REAL_PYTHON=sys.executable,
         RUN_DIR=str(run_dir),
@@ -126,6 +126,6 @@ def test_from_a_command_line_that_cannot_run_to_a_report(tmp_path: Path) -> None
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
 @pytest.mark.parametrize("te", ["0", "1"])
 def test_single_gpu_example_refuses_without_a_gpu(te: str) -> None:
-    done = launch([str(EXAMPLES / "03_single_gpu.sh")], timeout=60, TE=te)
+    done = launch([str(EXAMPLES / "03_single_gpu.sh")], timeout=600, TE=te)
     assert done.code == 2
     assert "needs a CUDA GPU" in done.output

@@ -177,6 +177,23 @@ def test_losses_are_the_means_of_the_iterations(train: Run) -> None:
     assert 3 * (printed[1] + printed[2]) == pytest.approx(total, rel=1e-6)
 
 
+def test_evaluations_are_those_that_are_printed(train: Run) -> None:
+    record, _, job = train(2, EVALUATING)
+    printed = [
+        float(line.split("value: ")[1].split()[0])
+        for line in job.log(1).splitlines()
+        if "validation loss at iteration" in line
+    ]
+    # While it trains, and both sets at its end.
+    assert [(e.iteration, e.of) for e in record.evaluations] == [
+        *((3, "validation"), (6, "validation")),
+        *((6, "validation"), (6, "test")),
+    ]
+    made = [e.losses["lm loss"] for e in record.evaluations]
+    assert made == pytest.approx(printed, rel=1e-6)
+    assert all(e.seconds > 0 for e in record.evaluations)
+
+
 def test_tensorboard_gets_what_the_record_has(train: Run) -> None:
     record, (other, last), _ = train(2, EVALUATING)
     assert other["board"] == {}
@@ -236,8 +253,8 @@ def test_a_report_is_drawn_from_a_run(train: Run, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(job.folder / "metrics"), "--out", str(page)])
     assert result.exit_code == 0, result.output
     text = page.read_text()
-    assert Counter(text.split())["<img"] == len(list(page.parent.glob("*.png"))) == 7
-    assert "<td><code>grove-num-groups</code></td><td><code>4</code></td>" in text
+    assert Counter(text.split())["<img"] == len(list(page.parent.glob("*.png"))) == 8
+    assert '<code>grove-num-groups</code></td><td class="value"><code>4</code></td>' in text
 
 
 @pytest.mark.long

@@ -32,7 +32,7 @@ def _patched(folder: Path) -> Path:
     info = Path("megatron", "core", "package_info.py")
     shutil.copy(CLONE / info, clone / info)
     shutil.copy(CLONE / "pretrain_gpt.py", clone)
-    done = launch([sys.executable, str(APPLY), "apply", str(clone)], timeout=60)
+    done = launch([sys.executable, str(APPLY), "apply", str(clone)], timeout=600)
     assert done.code == 0, done.output
     script = _scripts(folder / "patched")
     shutil.copy(clone / "pretrain_gpt.py", script)

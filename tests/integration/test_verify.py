@@ -228,11 +228,11 @@ def test_the_plain_torch_model_is_the_authors(golden_folder: Path) -> None:
     config["small_experts_weight"] = 0.05  # a literal in their code
     weights = load_file(golden_folder / "model.safetensors")
     golden = load_file(golden_folder / "golden.safetensors")
-    model = tiny_grove.TinyGrove(config, weights, inner=torch.float32)
+    model = tiny_grove.TinyGrove(config, weights)
     ours = model.golden(golden["input_ids"], golden["labels"])
     for name, expected in golden.items():
-        # Gradients are fp32 in the file, logits and loss fp64.
-        tolerance = 1e-6 * float(expected.abs().max()) if name.startswith("grad.") else 1e-12
+        # Theirs is fp32 inside norms and softmaxes: a few of its roundings (1.2e-7), nothing more.
+        tolerance = 1e-6 * float(expected.abs().max())
         torch.testing.assert_close(ours[name], expected, rtol=0, atol=tolerance)
 
 

@@ -38,6 +38,7 @@ TORCH_KERNELS = (
 # A part is a folder of grove_megatron or a module; a module goes before its folder.
 RULES = {
     "__init__": Rule(),
+    "printable": Rule(),
     "functional": Rule(inside={"functional", "kernels"}, outside={"torch"}),
     # Only the modules that hold Triton kernels, which are imported where they can run.
     "kernels": Rule(inside={"kernels"}, outside={"torch", "triton"}),
@@ -54,7 +55,7 @@ RULES = {
     "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),
     "layer_count": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "checkpoint/commands": Rule(
-        inside={"checkpoint"},
+        inside={"checkpoint", "printable"},
         outside={"typer"},
         in_functions={"torch", "rich", "grove_megatron"},
     ),
@@ -91,7 +92,9 @@ RULES = {
         f"report/{module}": Rule(
             inside={"report", "planner.traffic"}, outside={"numpy", "matplotlib"}
         )
-        for module in ("draw", "flow_figures", "load_figures", "shown")
+        for module in (
+            *("compare", "draw", "flow_figures", "load_figures", "loss_figures", "shown"),
+        )
     },
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
@@ -101,14 +104,20 @@ RULES = {
     # In processes that wait for one another: little, and nothing that could wait itself.
     "failure": Rule(inside={"failure", "checkpoint.layout"}, in_functions={"torch"}),
     "training": AROUND_THE_MODEL,
+    # Asks what Hugging Face keeps on this machine.
+    "training/vocabulary": Rule(
+        inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"huggingface_hub"}
+    ),
     # Imported by the command line before anything is decided.
     "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
+    "training/tokenizer_files": Rule(in_functions={"huggingface_hub"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.
     "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
     "benchmarks/shape": Rule(inside={"benchmarks"}),
     "arguments": AROUND_THE_MODEL,
+    "unparsed": Rule(),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
     "pretrain": AROUND_THE_MODEL,

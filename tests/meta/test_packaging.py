@@ -1,7 +1,9 @@
 """setup.py says what the documents say. Read, not run: standard library only."""
 
 import ast
+import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,36 @@ def test_name_python_and_command() -> None:
     assert "def main()" in read("grove_megatron/cli.py")
 
 
+def test_another_python_is_refused_by_pip_and_by_every_import() -> None:
+    """Both run the same few lines, which need nothing that is not in Python."""
+    source = read("grove_megatron/__init__.py")
+    needed = metadata()["python_requires"]
+    assert f"({needed})" in source
+    assert 'runpy.run_path(str(HERE / "grove_megatron" / "__init__.py"))' in read("setup.py")
+    of = {(3, 11, 7): False, (3, 12, 0): True, (3, 13, 9): True, (3, 14, 0): False}
+    for version, fits in of.items():
+        message = refused(source, version)
+        assert (message is None) == fits
+        if message is not None:
+            assert message.startswith(f"Python ({'.'.join(map(str, version))}) is not in the range")
+            assert "megatron-core" in message
+
+
+def refused(source: str, version: tuple[int, ...]) -> str | None:
+    """What the lines say to a Python of this version."""
+    real = sys.version_info, platform.python_version
+    try:
+        sys.version_info, platform.python_version = version, lambda: ".".join(map(str, version))
+        exec(source, {})
+    except ImportError as error:
+        return str(error)
+    finally:
+        sys.version_info, platform.python_version = real
+    return None
+
+
 def test_extras_are_those_the_documents_name() -> None:
-    assert sorted(metadata()["extras_require"]) == ["dev", "hf", "report", "te"]
+    assert sorted(metadata()["extras_require"]) == ["dev", "hf", "report", "te", "tensorboard"]
     assert metadata()["extras_require"]["te"] == ["transformer-engine[pytorch]"]
     named = re.findall(r"'?\.\[(\w+)\]|grove-megatron\[(\w+)\]", read("CONTRIBUTING.md"))
     assert {a or b for a, b in named} <= set(metadata()["extras_require"])

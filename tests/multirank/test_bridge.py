@@ -69,7 +69,7 @@ def converted(layout: str, model: Path, ranks: Ranks, folder: Path) -> list[dict
     paths = (str(folder), str(SOURCE), str(model))
     sizes = LAYOUTS[layout]
     job = ranks.run(
-        ranks_of(sizes), f"{CASES}:there_and_back", *paths, sizes, folder=folder, timeout=120
+        ranks_of(sizes), f"{CASES}:there_and_back", *paths, sizes, folder=folder, timeout=600
     )
     return job.check().results()
 

@@ -1,6 +1,8 @@
+import copy
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 from hypothesis import settings
@@ -17,16 +19,25 @@ MODEL = (
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 
 
-@pytest.fixture
-def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Namespace]:
-    """Megatron's own parser with the Grove flags: a small MoE plus the given flags."""
-    from megatron.training.arguments import parse_args
+@cache
+def parser() -> ArgumentParser:
+    """Megatron's with the Grove flags. Half a second; every command line of a run shares it."""
+    from megatron.training.arguments import add_megatron_arguments
 
     from grove_megatron.arguments import add_grove_arguments
 
+    return add_grove_arguments(add_megatron_arguments(ArgumentParser(allow_abbrev=False)))
+
+
+@pytest.fixture
+def parse() -> Callable[[str], Namespace]:
+    """As Megatron parses a small MoE plus the given flags."""
+    from grove_megatron.training.checks import as_launched
+
     def parse(flags: str = GROVE) -> Namespace:
-        monkeypatch.setattr("sys.argv", ["pretrain", *MODEL.split(), *flags.split()])
-        return parse_args(extra_args_provider=add_grove_arguments)
+        args = copy.deepcopy(parser().parse_args([*MODEL.split(), *flags.split()]))
+        as_launched(args)
+        return args
 
     return parse
 

@@ -206,4 +206,6 @@ def test_every_setting_is_one_of_the_weights_or_known_not_to_be() -> None:
 def test_a_yaml_file_beside_grove_flags_is_refused(given: list[str]) -> None:
     (problem,) = yaml_problems([*given, "--grove-num-groups", "4"])
     assert problem.startswith("--yaml-cfg (a.yaml) replaces the command line")
-    assert yaml_problems(given) == yaml_problems(["--grove-num-groups", "4"]) == []
+    assert yaml_problems(given, own_script=True) == yaml_problems(["--grove-num-groups", "4"]) == []
+    (problem,) = yaml_problems(given)
+    assert " is not read by grove_megatron.pretrain or grove doctor; " in problem

@@ -12,8 +12,10 @@ from grove_megatron.config import grove_problems
 from grove_megatron.switches import (
     AREAS,
     OTHER_GROUPS,
+    Idle,
     Ignored,
     Refused,
+    named,
     refused,
     shown_by,
     works,
@@ -43,31 +45,20 @@ def parse() -> Callable[[str], argparse.Namespace]:
     return lambda flags: parser.parse_args([*MODEL.split(), *flags.split()])
 
 
-def listed() -> list[str]:
-    """Every switch that a row is about."""
-    return [
-        switch
-        for area in AREAS
-        for row in area.rows
-        for switch in ([row.switch] if isinstance(row, Refused) else row.switches)
-    ]
-
-
 def test_every_switch_of_the_table_is_one_of_megatrons(megatron: argparse.ArgumentParser) -> None:
     known = {flag for action in megatron._actions for flag in action.option_strings}
-    assert set(listed()) <= known
+    assert named() <= known
 
 
 def test_every_option_of_megatron_has_a_row_or_is_in_another_group(
     megatron: argparse.ArgumentParser,
 ) -> None:
-    in_table = set(listed())
     missing = [
         action.option_strings
         for group in megatron._action_groups
         if group.title not in OTHER_GROUPS
         for action in group._group_actions
-        if not in_table & {*action.option_strings} and "--help" not in action.option_strings
+        if not named() & {*action.option_strings} and "--help" not in action.option_strings
     ]
     assert missing == []
     assert OTHER_GROUPS.keys() <= {group.title for group in megatron._action_groups}
@@ -79,14 +70,11 @@ def test_rows_that_are_run_have_names_of_their_own() -> None:
 
 
 def test_a_switch_without_effect_is_not_refused_as_well() -> None:
-    ignored = {
-        switch
-        for area in AREAS
-        for row in area.rows
-        if isinstance(row, Ignored)
-        for switch in row.switches
-    }
-    assert not ignored & {row.switch for row in refused()}
+    def of(kind: type[Ignored] | type[Idle]) -> set[str]:
+        rows = [row for area in AREAS for row in area.rows if isinstance(row, kind)]
+        return {switch for row in rows for switch in row.switches}
+
+    assert not of(Ignored) & ({row.switch for row in refused()} | of(Idle))
 
 
 @pytest.mark.parametrize("row", refused(), ids=lambda row: row.flags)

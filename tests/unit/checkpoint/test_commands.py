@@ -117,3 +117,29 @@ def test_a_number_of_groups_that_does_not_divide_is_refused(parent: Path) -> Non
     number = str(GROVE.num_experts - 1)
     (problem,) = refused("upcycle", "--hf", str(parent), "--check", "--grove-num-groups", number)
     assert problem.startswith(f"--grove-num-groups ({number}) does not divide the experts")
+
+
+def test_settings_that_the_release_does_not_read_are_said_at_once(
+    parent: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "megatron"
+    sizes = ["--group-size", "3", "--adjugate-ffn-hidden-size", "8"]
+    done = CliRunner().invoke(app, ["upcycle", "--hf", str(parent), "--save", str(made), *sizes])
+    assert done.exit_code == 0, done.output
+    said = "num_experts_per_group (3), parallel_expert_intermediate_size (8): the released modeling"
+    assert said in done.stderr
+    assert "`grove export` of what is trained from this needs --write-grove-keys" in done.stderr
+    back = ["export", "--load", str(made), "--hf", str(tmp_path / "hf")]
+    for problem in refused(*back):
+        assert problem.endswith("--write-grove-keys writes it all the same, for code that does")
+    done = CliRunner().invoke(app, [*back, "--write-grove-keys"])
+    assert done.exit_code == 0, done.output
+    assert "--write-grove-keys" not in done.stderr
+
+
+def test_settings_of_the_release_need_no_word(parent: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["upcycle", "--hf", str(parent), "--save", str(tmp_path / "megatron")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "--write-grove-keys" not in done.stderr

@@ -305,6 +305,57 @@ def test_a_needed_key_that_is_absent_is_named_alone(key: str) -> None:
     assert problems_of(without(QWEN3_30B, key)) == [f"{key} (absent) is needed; add it"]
 
 
+@pytest.mark.parametrize(
+    ("key", "said", "shown"),
+    [
+        ("quantization_config", {"bits": 8}, "8 bits"),
+        ("quantization_config", {"quant_method": "fp8", "fmt": "e4m3"}, "fp8 e4m3"),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4, "desc_act": 1}, "gptq 4 bits"),
+        ("quantization_config", {"quant_method": "awq", "w_bit": 4}, "awq 4 bits"),
+        (
+            "quantization_config",
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": None},
+            "bitsandbytes 4 bits",
+        ),
+        (
+            "quantization_config",
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {"group_0": {"targets": ["Linear"] * 200}},
+            },
+            "compressed-tensors pack-quantized",
+        ),
+        ("quantization_config", {"quant_algo": "NVFP4", "producer": {}}, "NVFP4"),
+        ("quantization_config", {"modules_to_not_convert": ["x"] * 500}, "no format named"),
+        ("quantization_config", {}, "no format named"),
+        ("quantization_config", "int8", "int8"),
+        ("compression_config", {"format": "float-quantized"}, "float-quantized"),
+        ("quantization", {"group_size": 64, "bits": 4}, "4 bits"),
+    ],
+)
+def test_quantised_weights_are_one_line_with_the_way_out(key: str, said: Any, shown: str) -> None:
+    assert problems_of(QWEN3_30B | {key: said}) == [
+        f"{key} ({shown}) says that the weights are quantised; dequantise them first (in "
+        "transformers dequantize(), then save_pretrained), or take the release that is not "
+        "quantised"
+    ]
+
+
+@pytest.mark.parametrize("key", ["hidden_act", "layer_types", "rope_scaling", "hidden_size"])
+@pytest.mark.parametrize("said", [["a\nb"] * 500, {"type": ["b"] * 500}])
+def test_a_refusal_is_one_line_whatever_the_value(key: str, said: Any) -> None:
+    (problem,) = problems_of(QWEN3_30B | {key: said})
+    assert problem.startswith(f"{key} (")
+    assert len(problem) < 250
+
+
+@pytest.mark.parametrize("named", ["m.Qwen3MoeForCausalLM", ["m.Qwen3MoeForCausalLM", None]])
+def test_code_of_the_same_class_is_not_refused(named: Any) -> None:
+    said = {"AutoModelForCausalLM": named, "AutoConfig": "m.C"}
+    assert architecture_of(QWEN3_30B | {"auto_map": said}, "model") == QWEN3_MOE
+
+
 def test_a_dense_layer_needs_its_width() -> None:
     config = without(QWEN3_30B, "intermediate_size")
     assert architecture_of(config, "model") == QWEN3_MOE
@@ -328,7 +379,8 @@ def test_a_dense_layer_needs_its_width() -> None:
         ({"attention_bias": 0}, "attention_bias (0) is not False"),
         ({"use_sliding_window": True}, "use_sliding_window (True) is not False"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor (0.5) is not None"),
-        ({"quantization_config": {"bits": 8}}, "quantization_config ({'bits': 8}) is not None"),
+        ({"hidden_act": {"a": [0] * 999}}, "hidden_act ({'a': [0, 0, 0, 0, 0, 0, 0, 0, 0"),
+        ({"auto_map": {"AutoModelForCausalLM": "m.Other"}}, "auto_map (m.Other) names code of its"),
         ({"layer_types": ["sliding_attention"]}, "layer_types (['sliding_attention']) has others"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling ({'type': 'yarn'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters ({'rope_type': 'yarn'"),

@@ -21,10 +21,10 @@ from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
+from grove_megatron.checkpoint.pickles import Opaque
 from grove_megatron.checkpoint.torch_dist import (
     COMMON,
     FORMAT,
-    Opaque,
     Record,
     RecordWriter,
     TorchDistReader,

@@ -171,9 +171,12 @@ def test_products_with_weights_are_each_other_s_transpose(hidden, width, adjugat
     torch.testing.assert_close((dwide * wide).sum() + (dnarrow * narrow).sum(), expected)
 
 
-def test_the_ends_of_groups_are_contiguous_as_cuda_reads_them():
+@pytest.mark.parametrize(
+    ("experts_per_group", "expected"), [(1, [1, 3, 6, 10]), (2, [3, 10]), (4, [10])]
+)
+def test_the_ends_of_groups_have_the_stride_that_torch_demands(experts_per_group, expected):
     owner_end = torch.tensor([1, 3, 6, 10], dtype=torch.int32)
-    segments = SimpleNamespace(owner_end=owner_end, experts_per_group=2)
+    segments = SimpleNamespace(owner_end=owner_end, experts_per_group=experts_per_group)
     ends = group_end(segments)
-    assert ends.tolist() == [3, 10]
-    assert ends.is_contiguous()
+    assert ends.tolist() == expected
+    assert ends.stride() == (1,)

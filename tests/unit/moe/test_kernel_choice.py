@@ -81,12 +81,6 @@ WIDTHS = {"moe_ffn_hidden_size": 24, "grove_adjugate_ffn_hidden_size": 8}
 # Rows, other widths, and why Triton's kernels cannot work on them on a Hopper.
 REFUSED = [
     (Rows(dtype=torch.float64), {}, "dtype (float64) is not one of bfloat16, float16, float32"),
-    (Rows(shape=(3, 12)), {}, "hidden_size (12) is not a multiple of 8"),
-    (
-        Rows(),
-        {"moe_ffn_hidden_size": 20},
-        "moe_ffn_hidden_size (20) is not a multiple of 8",
-    ),
     (
         Rows(),
         {"grove_adjugate_ffn_hidden_size": 4},
@@ -99,20 +93,19 @@ REFUSED = [
 
 @pytest.mark.usefixtures("hopper")
 class TestOnCuda:
-    @pytest.mark.parametrize("kernel", ["auto", "triton"])
     @pytest.mark.parametrize("dtype", triton_support.DTYPES, ids=str)
-    def test_triton_s_are_taken_without_a_word(self, kernel, dtype, caplog):
-        kernels = choose_kernels(asking(kernel), Rows(dtype=dtype), **WIDTHS)
-        assert kernels is triton_kernels()
+    def test_triton_s_are_taken_without_a_word(self, dtype, caplog):
+        for kernel in ("auto", "triton"):
+            kernels = choose_kernels(asking(kernel), Rows(dtype=dtype), **WIDTHS)
+            assert kernels is triton_kernels()
         assert caplog.text == ""
 
     def test_a_configuration_that_knows_no_choice_gets_them(self):
         assert choose_kernels(SimpleNamespace(), Rows(), **WIDTHS) is triton_kernels()
 
     @pytest.mark.parametrize("kernel", ["grouped", "megatron"])
-    @pytest.mark.parametrize("rows", [Rows(), Rows(dtype=torch.float64), Rows(shape=(0, 16))])
-    def test_who_asks_for_others_gets_torch_s_without_a_word(self, kernel, rows, caplog):
-        assert choose_kernels(asking(kernel), rows, **WIDTHS) is TORCH
+    def test_who_asks_for_others_gets_torch_s_without_a_word(self, kernel, caplog):
+        assert choose_kernels(asking(kernel), Rows(), **WIDTHS) is TORCH
         assert caplog.text == ""
 
     @pytest.mark.parametrize(("rows", "widths", "why"), REFUSED)
@@ -130,11 +123,9 @@ class TestOnCuda:
             choose_kernels(asking("triton"), rows, **(WIDTHS | widths))
         assert caplog.text == ""
 
-    @pytest.mark.parametrize("kernel", ["auto", "triton"])
-    def test_a_rank_without_a_token_is_no_mistake(self, kernel, caplog):
-        for hidden in (16, 16, 32):
-            rows = Rows(shape=(0, hidden))
-            assert choose_kernels(asking(kernel), rows, **WIDTHS) is TORCH
+    def test_a_rank_without_a_token_is_no_mistake(self, caplog):
+        for kernel in ("auto", "triton"):
+            assert choose_kernels(asking(kernel), Rows(shape=(0, 16)), **WIDTHS) is TORCH
         assert messages(caplog) == [
             "grove_megatron: torch kernels instead of Triton's: no rows to work on"
         ]
@@ -156,12 +147,9 @@ class TestOnCuda:
 
 
 class TestOnACpu:
-    @pytest.mark.parametrize("kernel", ["auto", "grouped", "megatron"])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("shape", [(3, 16), (3, 7), (0, 16)])
-    def test_torch_s_are_taken_without_a_word(self, kernel, dtype, shape, caplog):
-        rows = torch.zeros(shape, dtype=dtype)
-        assert choose_kernels(asking(kernel), rows, moe_ffn_hidden_size=5) is TORCH
+    def test_torch_s_are_taken_without_a_word(self, shape, caplog):
+        assert choose_kernels(asking("auto"), torch.zeros(shape), moe_ffn_hidden_size=5) is TORCH
         assert caplog.text == ""
 
     def test_triton_s_are_refused_by_the_name_of_the_flag(self, no_gpu):
@@ -189,7 +177,7 @@ class TestLogOnce:
             log_once(message)
         assert messages(caplog) == ["one", "two"]
 
-    @pytest.mark.parametrize(("rank", "said"), [("0", ["word"]), ("1", []), ("7", [])])
+    @pytest.mark.parametrize(("rank", "said"), [("0", ["word"]), ("1", [])])
     def test_the_first_rank_speaks_for_all(self, rank, said, monkeypatch, caplog):
         monkeypatch.setenv("RANK", rank)
         log_once("word")
@@ -217,22 +205,12 @@ class TestExpertsOfAConfiguration:
         assert takes_grouped_experts(config) is grouped
         assert caplog.text == ""
 
-    @pytest.mark.parametrize("settings", [{"activation_func": F.gelu}, {"add_bias_linear": True}])
-    def test_megatron_s_own_are_taken_without_a_word_where_they_are_asked_for(
-        self, settings, caplog
-    ):
-        config = grove_config(**GROVE, **settings, grove_kernel="megatron")
-        assert not takes_grouped_experts(config)
-        assert caplog.text == ""
-
-    @pytest.mark.parametrize("kernel", ["grouped", "triton"])
     @pytest.mark.parametrize(
         ("name", "value"),
         [("activation_func", F.gelu), ("gated_linear_unit", False), ("add_bias_linear", True)],
     )
-    def test_what_grouped_experts_do_not_compute_is_refused_beside_their_name(
-        self, kernel, name, value
-    ):
+    def test_what_grouped_experts_do_not_compute_is_refused_beside_their_name(self, name, value):
+        kernel = "grouped"
         message = (
             f"--grove-kernel ({kernel}) cannot run: grouped experts compute SwiGLU without biases, "
             f"not {name} ({value}); use auto"
@@ -258,51 +236,36 @@ class TestExpertsOfAConfiguration:
 
 
 class TestOnACommandLine:
+    """The rule itself is in test_config.py and test_triton_support.py; here: that it is asked."""
+
     def problems(self, parse, flags: str) -> list[str]:
         args = parse(f"{FLAGS} --transformer-impl local {flags}")
         return grove_problems(args, num_experts=args.num_experts)
 
-    @pytest.mark.parametrize("kernel", ["grouped", "triton"])
     @pytest.mark.parametrize("optimizer", MATRIX_OPTIMIZERS)
     def test_stacked_matrices_are_refused_beside_an_optimizer_of_single_ones(
-        self, parse, kernel, optimizer
+        self, parse, optimizer
     ):
-        flags = f"--grove-kernel {kernel} --optimizer {optimizer}"
-        assert self.problems(parse, flags) == [
-            f"--grove-kernel ({kernel}) stacks the experts' matrices, which --optimizer "
+        assert self.problems(parse, f"--grove-kernel grouped --optimizer {optimizer}") == [
+            "--grove-kernel (grouped) stacks the experts' matrices, which --optimizer "
             f"({optimizer}) needs one by one; use --grove-kernel megatron"
         ]
-
-    @pytest.mark.parametrize("kernel", ["auto", "megatron", "grouped", "triton"])
-    def test_they_are_fine_beside_adam(self, parse, kernel):
-        assert self.problems(parse, f"--grove-kernel {kernel} --optimizer adam") == []
+        assert self.problems(parse, "--grove-kernel grouped --optimizer adam") == []
 
     @pytest.mark.parametrize(
-        ("given", "optimizer", "chosen"),
+        ("flags", "chosen"),
         [
-            *(("auto", optimizer, "megatron") for optimizer in MATRIX_OPTIMIZERS),
-            ("auto", "adam", "auto"),
-            ("auto", "sgd", "auto"),
-            ("megatron", "muon", "megatron"),
+            *((f"{FLAGS} --optimizer {optimizer}", "megatron") for optimizer in MATRIX_OPTIMIZERS),
+            (f"{FLAGS} --optimizer adam", "auto"),
             # What was asked for is refused, not replaced.
-            ("grouped", "muon", "grouped"),
-            ("triton", "soap", "triton"),
+            (f"{FLAGS} --grove-kernel triton --optimizer soap", "triton"),
+            ("--optimizer muon", "auto"),
         ],
     )
-    def test_auto_means_megatron_s_experts_to_such_an_optimizer(
-        self, parse, given, optimizer, chosen
-    ):
-        args = parse(f"{FLAGS} --grove-kernel {given} --optimizer {optimizer}")
+    def test_auto_means_megatron_s_experts_to_such_an_optimizer(self, parse, flags, chosen):
+        args = parse(flags)
         select_layer(args)
         assert args.grove_kernel == chosen
-        settings = grove_config(**GROVE, grove_kernel=args.grove_kernel)
-        assert takes_grouped_experts(settings) is (chosen != "megatron")
-
-    def test_without_groups_nothing_is_chosen(self, parse):
-        args = parse("--optimizer muon")
-        select_layer(args)
-        assert args.grove_kernel == "auto"
-        assert args.spec is None
 
     # Without what the local implementation needs Apex for.
     TRITON = (
@@ -311,15 +274,11 @@ class TestOnACommandLine:
     )
 
     @pytest.mark.usefixtures("no_gpu")
-    def test_before_the_start_a_missing_gpu_is_named(self, parse):
-        assert preflight(parse(self.TRITON)) == [
-            "--grove-kernel (triton) cannot run: no CUDA device; use auto"
-        ]
-
-    @pytest.mark.usefixtures("no_gpu")
-    @pytest.mark.parametrize("flags", ["", FLAGS, f"{FLAGS} --grove-kernel grouped"])
-    def test_it_is_asked_for_only_by_who_names_triton(self, parse, flags):
-        assert preflight(parse(f"{flags} --transformer-impl local --hidden-size 12")) == []
+    def test_before_the_start_a_missing_gpu_is_named_beside_other_problems(self, parse):
+        problems = preflight(parse(f"{self.TRITON} --moe-router-fusion"))
+        assert problems[0].startswith("--moe-router-fusion (")
+        assert problems[1:] == ["--grove-kernel (triton) cannot run: no CUDA device; use auto"]
+        assert preflight(parse(f"{FLAGS} --transformer-impl local --hidden-size 12")) == []
 
     @pytest.mark.usefixtures("hopper")
     @pytest.mark.parametrize(
@@ -327,54 +286,24 @@ class TestOnACommandLine:
         [
             ("--hidden-size 12", "--hidden-size (12)"),
             ("--ffn-hidden-size 20", "--moe-ffn-hidden-size (20)"),
-            ("--ffn-hidden-size 16 --moe-ffn-hidden-size 20", "--moe-ffn-hidden-size (20)"),
             ("--grove-adjugate-ffn-hidden-size 4", "--grove-adjugate-ffn-hidden-size (4)"),
+            # What is left of a width on a rank.
+            ("--ffn-hidden-size 24 --tensor-model-parallel-size 2", "--moe-ffn-hidden-size (12)"),
+            ("--ffn-hidden-size 24 --expert-tensor-parallel-size 2", "--moe-ffn-hidden-size (12)"),
         ],
     )
     def test_a_width_is_named_by_its_flag(self, parse, flags, width):
-        assert preflight(parse(f"{self.TRITON} {flags}")) == [
+        wide = "--grove-adjugate-ffn-hidden-size 16 --ffn-hidden-size 16"
+        assert preflight(parse(f"{self.TRITON} {wide}")) == []
+        assert preflight(parse(f"{self.TRITON} {wide} {flags}")) == [
             f"--grove-kernel (triton) cannot run: {width} is not a multiple of 8; use auto"
         ]
-
-    @pytest.mark.usefixtures("hopper")
-    @pytest.mark.parametrize(
-        ("flags", "named"),
-        [
-            ("--moe-ffn-hidden-size 24", "--moe-ffn-hidden-size"),
-            (
-                "--moe-ffn-hidden-size 16 --grove-adjugate-ffn-hidden-size 24",
-                "--grove-adjugate-ffn-hidden-size",
-            ),
-        ],
-    )
-    @pytest.mark.parametrize("split", ["tensor-model", "expert-tensor"])
-    def test_what_is_left_of_a_width_on_a_rank_counts(self, parse, flags, named, split):
-        whole = f"{self.TRITON} --grove-adjugate-ffn-hidden-size 16 {flags}"
-        assert preflight(parse(whole)) == []
-        (problem,) = preflight(parse(f"{whole} --{split}-parallel-size 2"))
-        assert f"{named} (" in problem
-        assert "is not a multiple of 8; use auto" in problem
-
-    @pytest.mark.usefixtures("hopper")
-    @pytest.mark.parametrize("dtype", ["", "--bf16", "--fp16"])
-    @pytest.mark.parametrize("flags", ["", "--moe-ffn-hidden-size 24 --hidden-size 64"])
-    def test_what_can_run_has_no_problems(self, parse, dtype, flags):
-        assert preflight(parse(f"{self.TRITON} {dtype} {flags}")) == []
 
     @pytest.mark.usefixtures("hopper")
     def test_the_cpu_runtime_beside_a_gpu_has_none(self, parse):
         with runtime.cpu():
             problems = preflight(parse(self.TRITON))
         assert "--grove-kernel (triton) cannot run: no CUDA device; use auto" in problems
-
-    @pytest.mark.usefixtures("no_gpu")
-    def test_it_is_listed_beside_the_others(self, parse):
-        problems = preflight(parse(f"{self.TRITON} --optimizer muon --moe-router-fusion"))
-        assert [line.partition(" (")[0] for line in problems] == [
-            "--moe-router-fusion",
-            "--grove-kernel",
-            "--grove-kernel",
-        ]
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,7 @@ def a_training(run: Run, number: int, tokens: int, every: int = 10) -> Iterator[
             experts=experts,
             iteration=every * (index + 1),
             iterations=every,
+            time=2.0 + index,
             bias=bias,
             losses={"lm loss": 2 + 3 / (index + 1), "load_balancing_loss": 1.0},
         )

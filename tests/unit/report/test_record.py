@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 
 from grove_megatron.report.arrays import decode, encode
-from grove_megatron.report.record import FILE, Interval, Run, Writer, find_record, read_record
+from grove_megatron.report.record import (
+    FILE,
+    Evaluation,
+    Interval,
+    Run,
+    Writer,
+    find_record,
+    read_record,
+)
 from tests.unit.report.intervals import RUN, interval
 
+# A megabyte of zeros.
+BOMB = encode(np.zeros(2**20, np.int64))[2]
 AGAIN = replace(RUN, id="b", resumed=10)
 
 
@@ -56,7 +66,10 @@ def test_an_array_comes_back_from_the_narrowest_type(array: np.ndarray, dtype: s
 
 @pytest.mark.parametrize(
     "encoded",
-    [None, ["u1", [1]], ["u1", [1], "?"], ["u1", [1], "AAAA"], ["u3", [1], encode(np.ones(1))[2]]],
+    [
+        *(None, ["u1", [-1], BOMB], ["u1", [2**40], BOMB], ["u1", [9], BOMB], [[1], [1], BOMB]),
+        *(["u1", [1]], ["u1", [1], "?"], ["u1", [1], "AAAA"], ["u3", [1], encode(np.ones(1))[2]]),
+    ],
 )
 def test_what_is_no_array_is_refused(encoded: object) -> None:
     with pytest.raises(ValueError, match="array"):
@@ -80,9 +93,55 @@ def test_a_loss_that_is_not_a_number_is_kept_as_one(tmp_path: Path) -> None:
     assert math.isnan(read_record(file).intervals[0].losses["lm loss"])
 
 
+MARKUP = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, MARKUP) for name in ("resumed", "experts", "groups", "started", "settings")),
+        *((name, 1.5) for name in ("topk", "ranks", "layers", "parameters", "drops", "id")),
+        *((name, True) for name in ("experts", "started", "dispatcher")),
+        ("id", "a\x1b]0;title\x07"),
+        ("layers", ["a\nb"]),
+        ("layers", MARKUP),
+        ("started", 1e300),
+        ("parameters", [1, 2, MARKUP]),
+    ],
+)
+def test_a_run_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    file = written(tmp_path, interval())
+    first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | {name: value}), *rest, ""]))
+    with pytest.raises(ValueError, match=rf"line \(1\) is no run: {name} \(") as refused:
+        read_record(file)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iteration", MARKUP),
+        ("iterations", -1),
+        ("time", "now"),
+        ("losses", [1]),
+        ("losses", {"a\x1b[31m": 1.0}),
+        ("losses", {"lm loss": MARKUP}),
+    ],
+)
+def test_an_interval_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    file = written(tmp_path, interval())
+    first, second = file.read_text().splitlines()
+    changed = json.dumps(json.loads(second) | {name: value})
+    file.write_text("\n".join([first, changed, ""]))
+    with pytest.raises(ValueError, match=r"line \(2\) is not an interval: ") as refused:
+        read_record(file)
+    assert str(refused.value).isprintable()
+
+
 def test_the_first_line_says_what_the_file_is(tmp_path: Path) -> None:
     first = json.loads(written(tmp_path, interval()).read_text().splitlines()[0])
-    assert (first["format"], first["version"]) == ("grove_metrics", 1)
+    assert (first["format"], first["version"]) == ("grove_metrics", 2)
 
 
 @pytest.mark.parametrize("left", [1, 20, -1])
@@ -203,8 +262,8 @@ def test_damage_is_named_with_its_line(tmp_path: Path) -> None:
 def test_another_format_or_version_is_named(tmp_path: Path) -> None:
     file = written(tmp_path, interval())
     text = file.read_text()
-    file.write_text(text.replace('"version":1', '"version":2'))
-    with pytest.raises(ValueError, match=r"has version \(2\), this package reads \(1\)"):
+    file.write_text(text.replace('"version":2', '"version":3'))
+    with pytest.raises(ValueError, match=r"has version \(3\), this package reads \(1, 2\)"):
         read_record(file)
     file.write_text(text.replace("grove_metrics", "else"))
     with pytest.raises(ValueError, match=r"line \(1\) has format \(else\), not grove_metrics"):
@@ -212,6 +271,42 @@ def test_another_format_or_version_is_named(tmp_path: Path) -> None:
     file.write_text("no JSON\n")
     with pytest.raises(ValueError, match=r"line \(1\) is not a line of a record"):
         read_record(file)
+
+
+def test_a_record_of_the_first_version_is_read(tmp_path: Path) -> None:
+    file = written(tmp_path, interval(), interval(iteration=20))
+    file.write_text(file.read_text().replace('"version":2', '"version":1'))
+    # A newer package went on with it.
+    record = read_record(written(tmp_path, interval(iteration=30), run=replace(AGAIN, resumed=20)))
+    assert [i.iteration for i in record.intervals] == [10, 20, 30]
+    assert record.evaluations == ()
+
+
+def test_evaluations_come_back_with_the_history_they_are_of(tmp_path: Path) -> None:
+    def evaluation(run: Run, iteration: int, loss: float) -> Evaluation:
+        made = {"of": "validation", "time": 2.0, "seconds": 0.5, "losses": {"lm loss": loss}}
+        return Evaluation(run=run, iteration=iteration, **made)
+
+    writer = Writer(tmp_path)
+    writer.run(RUN)
+    for iteration in (10, 20):
+        writer.interval(interval(iteration=iteration))
+        writer.evaluation(evaluation(RUN, iteration, math.nan if iteration == 10 else 2.0))
+    writer.run(AGAIN)
+    writer.interval(interval(iteration=20, run=AGAIN))
+    writer.evaluation(evaluation(AGAIN, 20, 1.0))
+    assert "NaN" not in writer.file.read_text()
+    found = read_record(writer.file).evaluations
+    assert [(e.run.id, e.iteration, e.of, e.seconds) for e in found] == [
+        ("a", 10, "validation", 0.5),
+        ("b", 20, "validation", 0.5),
+    ]
+    assert math.isnan(found[0].losses["lm loss"])
+    assert [e.losses["lm loss"] for e in read_record(writer.file, "a").evaluations][1:] == [2.0]
+    text = writer.file.read_text().replace('"seconds":0.5', '"seconds":"long"', 1)
+    writer.file.write_text(text)
+    with pytest.raises(ValueError, match=r"line \(3\) is not an evaluation: seconds \(long\)"):
+        read_record(writer.file)
 
 
 def test_a_record_without_intervals_is_named(tmp_path: Path) -> None:

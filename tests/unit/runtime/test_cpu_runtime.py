@@ -20,9 +20,9 @@ MISSING = object()
 def stored() -> dict[str, object]:
     """What every owner holds under the name of a patch, descriptors included."""
     held = {}
-    for patch in CPU_AND_WHEEL:
-        owner, attribute = resolve(patch.target)
-        held[patch.target] = vars(owner).get(attribute, MISSING)
+    for target in (t for patch in CPU_AND_WHEEL for t in (patch.target, *patch.also)):
+        owner, attribute = resolve(target)
+        held[target] = vars(owner).get(attribute, MISSING)
     return held
 
 
@@ -279,7 +279,8 @@ class TestInventory:
         assert main([]) == 0
         out = capsys.readouterr().out
         for patch in CPU_AND_WHEEL:
-            assert f"{patch.name:<34} {patch.target}\n      why: {patch.reason}" in out
+            places = ", ".join((patch.target, *patch.also))
+            assert f"{patch.name:<34} {places}\n      why: {patch.reason}" in out
 
     def test_it_exits_1_and_says_what_does_not_fit(self, monkeypatch, capsys):
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device, why: None)
@@ -292,7 +293,8 @@ class TestInventory:
         assert main(["--fingerprints"]) == 0
         out = capsys.readouterr().out
         for patch in CPU_AND_WHEEL:
-            assert f'"{patch.name}": "{patch.fingerprint}",' in out
+            row = f'"{patch.name}": "{patch.fingerprint}",'
+            assert (row in out) == (patch.fingerprint is not None)
 
 
 def run_python(code: str, environment: dict[str, str]) -> str:

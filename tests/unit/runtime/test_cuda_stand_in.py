@@ -58,10 +58,28 @@ class TestStreams:
         with cuda_stand_in.stream(current), cuda_stand_in.stream(None):
             assert cuda_stand_in.current_stream() is current
 
+    def test_a_stream_is_a_block_of_its_own(self):
+        outer, inner = cuda_stand_in.Stream(), cuda_stand_in.Stream()
+        with outer, inner:
+            with outer:
+                assert cuda_stand_in.current_stream() is outer
+            assert cuda_stand_in.current_stream() is inner
+        assert cuda_stand_in.current_stream() is cuda_stand_in.DEFAULT_STREAM
+
+    def test_a_context_can_be_entered_again(self):
+        side = cuda_stand_in.Stream()
+        context = cuda_stand_in.StreamContext(side)
+        with context, context:
+            assert cuda_stand_in.current_stream() is side
+        with context:
+            assert cuda_stand_in.current_stream() is side
+        assert cuda_stand_in.current_stream() is cuda_stand_in.DEFAULT_STREAM
+
     def test_a_stream_can_be_set(self):
         new = cuda_stand_in.Stream()
         with cuda_stand_in.stream(cuda_stand_in.Stream()):
             cuda_stand_in.set_stream(new)
+            cuda_stand_in.set_stream(None)
             assert cuda_stand_in.current_stream() is new
         assert cuda_stand_in.current_stream() is cuda_stand_in.DEFAULT_STREAM
 
@@ -112,12 +130,30 @@ class TestRandomNumbers:
         cuda_stand_in.manual_seed(6)
         assert not torch.equal(torch.rand(3), first)
 
-    def test_seeding_all_devices_leaves_the_seed_that_torch_has_just_set(self):
-        torch.manual_seed(5)
+    def test_the_seed_can_be_read_and_be_a_random_one(self):
+        cuda_stand_in.manual_seed(5)
+        assert cuda_stand_in.initial_seed() == 5
+        cuda_stand_in.seed()
+        assert cuda_stand_in.initial_seed() == torch.initial_seed() != 5
+
+    def test_states_of_all_devices_are_that_of_the_one(self):
+        states = cuda_stand_in.get_rng_state_all()
         first = torch.rand(3)
-        torch.manual_seed(5)
-        cuda_stand_in.manual_seed_all(7)
+        cuda_stand_in.set_rng_state_all(states)
         assert torch.equal(torch.rand(3), first)
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:0", 0, torch.device("cuda", 0), "cpu"])
+    def test_a_generator_is_one_of_the_cpu(self, device):
+        generator = cuda_stand_in.Generator(device=device)
+        assert type(generator) is torch._C.Generator
+        assert generator.device.type == "cpu"
+        assert isinstance(generator, cuda_stand_in.Generator)
+        first = torch.rand(2, generator=generator.manual_seed(3))
+        assert torch.equal(torch.rand(2, generator=generator.manual_seed(3)), first)
+
+    def test_every_generator_is_one_and_nothing_else_is(self):
+        assert isinstance(torch.default_generator, cuda_stand_in.Generator)
+        assert not isinstance(5, cuda_stand_in.Generator)
 
 
 def test_there_is_one_device_and_it_is_number_zero():
@@ -126,8 +162,8 @@ def test_there_is_one_device_and_it_is_number_zero():
     assert cuda_stand_in.device_count() == 1
     assert cuda_stand_in.current_device() == 0
     assert type(cuda_stand_in.current_device()) is int
-    with cuda_stand_in.device(0):
-        cuda_stand_in.set_device(0)
+    with cuda_stand_in.device(0) as nothing:
+        assert nothing is None
 
 
 def test_no_accelerator_is_reported_to_torch():
@@ -143,14 +179,26 @@ def test_capability_and_properties_agree():
 
 
 def test_memory_is_zero_whatever_is_asked():
-    assert cuda_stand_in.no_memory(device=0) == 0
+    assert cuda_stand_in.zero(device=0) == 0
     assert cuda_stand_in.mem_get_info() == (0, 0)
     assert cuda_stand_in.memory_stats()["allocated_bytes.all.peak"] == 0
     assert cuda_stand_in.memory_stats(0)["anything"] == 0
+    assert "no CUDA memory" in cuda_stand_in.memory_summary(0, abbreviated=True)
 
 
-def test_profiling_and_capturing_answer():
-    assert cuda_stand_in.nvtx_range_push("step") == cuda_stand_in.nvtx_range_pop() == 0
-    assert not cuda_stand_in.is_current_stream_capturing()
-    cuda_stand_in.synchronize(0)
-    cuda_stand_in.empty_cache()
+class TestRefusing:
+    def test_a_function_says_what_needs_a_gpu(self):
+        refuse = cuda_stand_in.refusing("torch.cuda.cudart")(torch.cuda.cudart)
+        with pytest.raises(RuntimeError, match=r"torch\.cuda\.cudart needs a GPU, and the CPU run"):
+            refuse()
+
+    def test_a_type_stays_one(self):
+        class Pool:
+            size = 3
+
+        refusing = cuda_stand_in.refusing("Pool")(Pool)
+        assert issubclass(refusing, Pool)
+        assert refusing.size == 3
+        assert (refusing | None).__args__[0] is refusing
+        with pytest.raises(RuntimeError, match="Pool needs a GPU"):
+            refusing(1, of="any")

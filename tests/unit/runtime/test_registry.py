@@ -88,6 +88,21 @@ def test_patching_an_inherited_method_leaves_the_parent_alone(shapes):
     assert shapes.Shape().inherited() == "base"
 
 
+def test_other_names_of_the_same_object_are_replaced_and_put_back_too(shapes):
+    shapes.surface = original = shapes.area
+    with patches(patch("shapes:area", also=("shapes:surface",))).applied():
+        assert shapes.surface is shapes.area is not original
+    assert shapes.surface is shapes.area is original
+
+
+def test_a_replacement_that_relies_on_nothing_needs_a_target_and_no_fingerprint(shapes):
+    with patches(patch("shapes:area", fingerprint=None)).applied():
+        assert shapes.area() == "new"
+    members = patches(patch("shapes:volume", fingerprint=None))
+    with pytest.raises(PatchError, match="shapes:volume is missing"), members.applied():
+        pass
+
+
 def test_an_exception_in_the_block_undoes_too(shapes):
     original = shapes.area
     with pytest.raises(KeyError), patches(patch("shapes:area")).applied():

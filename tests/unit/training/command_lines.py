@@ -1,13 +1,11 @@
 """Arguments of small models for the CPU, parsed, and as Megatron makes them before training."""
 
-import argparse
 import copy
 from argparse import Namespace
-from functools import cache
 
 from grove_megatron.runtime import cpu
 
-from ..conftest import GROVE, MODEL
+from ..conftest import GROVE, MODEL, parser
 
 _CPU = (
     "--transformer-impl local --attention-backend unfused --no-gradient-accumulation-fusion "
@@ -17,20 +15,10 @@ _CPU = (
 )
 
 
-@cache
-def _parser() -> argparse.ArgumentParser:
-    # Half a second; every command line of a test run shares it.
-    from megatron.training.arguments import add_megatron_arguments
-
-    from grove_megatron.arguments import add_grove_arguments
-
-    return add_grove_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
-
-
 def parsed(flags: str = "", *, ranks: int = 1, plain: bool = False) -> Namespace:
     """A small MoE of ``ranks`` processes with the given flags; ``plain`` leaves the groups out."""
     words = f"{MODEL} {_CPU} {'' if plain else GROVE} {flags}".split()
-    args = copy.deepcopy(_parser().parse_args(words))
+    args = copy.deepcopy(parser().parse_args(words))
     args.rank, args.world_size = 0, ranks
     return args
 

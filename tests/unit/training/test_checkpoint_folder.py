@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from grove_megatron.training.checkpoint_folder import checkpoint_folder_problem
+from grove_megatron.training.checkpoint_folder import (
+    begins_at_random,
+    checkpoint_folder_problem,
+    nothing_to_load,
+    read_at_start,
+)
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -101,6 +106,113 @@ def test_checkpoints_without_a_tracker_are_not_passed_over(problem, tmp_path):
     complete(tmp_path, 10, 20)
     assert problem().startswith(f"--load ({tmp_path}) has checkpoints and no {TRACKER}; write 20")
     assert problem(flags="--ckpt-step 10") is None
+    assert problem(flags="--ckpt-step 999") == (
+        f"--ckpt-step (999) names {tmp_path / 'iter_0000999'}, which is not complete; use one of "
+        "10, 20"
+    )
+
+
+def test_a_step_of_a_folder_that_is_not_there_is_named(parse, tmp_path):
+    folder = tmp_path / "typo"
+    found = checkpoint_folder_problem(parse(f"--load {folder} --ckpt-step 999"), "load")
+    assert found == (
+        f"--ckpt-step (999) names {folder / 'iter_0000999'}, which is not complete; no checkpoint "
+        f"in {folder} is complete"
+    )
+
+
+def test_megatron_takes_the_release_whatever_the_step(problem, tmp_path):
+    complete(tmp_path, 10)
+    assert problem("release", "--ckpt-step 10").startswith(
+        f"--ckpt-step (10) is passed over by Megatron beside {tmp_path / TRACKER} (release); write"
+    )
+
+
+def test_what_a_run_begins_with_is_not_asked_for_once_it_has_saved(parse, tmp_path):
+    run, start = tmp_path / "run", tmp_path / "start"
+    both = parse(f"--load {run} --save {run} --pretrained-checkpoint {start}")
+    assert read_at_start(both) == ("pretrained_checkpoint",)
+    assert nothing_to_load(both) == [
+        f"--pretrained-checkpoint ({start}) is not there; correct the path"
+    ]
+    run.mkdir()
+    (run / TRACKER).write_text("10")
+    assert read_at_start(both) == ("load",)
+    assert nothing_to_load(both) == []
+    assert read_at_start(parse("")) == ()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--skip-train",
+        "--finetune",
+        "--exit-on-missing-checkpoint",
+        "--use-checkpoint-args",
+        "--override-ckpt-iteration 5",
+        "--load-main-params-from-ckpt",
+        "--ckpt-convert-format torch",
+    ],
+)
+def test_what_needs_a_checkpoint_is_refused_without(parse, tmp_path, flag):
+    folder = tmp_path / "typo"
+    name, *value = flag.split()
+    (problem,) = nothing_to_load(parse(f"{flag} --load {folder}"))
+    assert problem.startswith(
+        f"{name} ({value[0] if value else True}) needs a checkpoint and would"
+    )
+    assert problem.endswith(f": --load ({folder}) is not there; correct the path")
+    (tmp_path / TRACKER).write_text("10")
+    assert nothing_to_load(parse(f"{flag} --load {tmp_path}")) == []
+
+
+def test_a_folder_of_something_else_is_said_to_be(parse, tmp_path):
+    (problem,) = nothing_to_load(parse(f"--finetune --load {tmp_path}"))
+    assert problem.endswith(f"holds no checkpoint (no {TRACKER}); correct the path")
+    (tmp_path / "model.safetensors").write_text("")
+    (problem,) = nothing_to_load(parse(f"--pretrained-checkpoint {tmp_path}"))
+    assert problem.endswith(
+        "is a model in Hugging Face format; make a checkpoint of it with grove import"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--finetune", "--ckpt-step 5"])
+def test_without_a_folder_nothing_is_loaded(parse, flag):
+    (problem,) = nothing_to_load(parse(flag))
+    assert problem.endswith(": --load (None) names none")
+
+
+def test_a_run_that_loads_nothing_is_told_unless_it_begins(parse, tmp_path):
+    typo = tmp_path / "typo"
+    notice = begins_at_random(parse(f"--load {typo} --save {tmp_path}"))
+    assert notice == (
+        f"the run begins with random weights: --load ({typo}) is not there; correct the path"
+    )
+    # Its first start, and one after which there are flags to take from a checkpoint.
+    begins = f"--load {typo} --save {tmp_path}/./typo"
+    assert begins_at_random(parse(begins)) is None
+    assert nothing_to_load(parse(f"{begins} --use-checkpoint-args")) == []
+    assert nothing_to_load(parse(f"{begins} --skip-train")) != []
+    assert begins_at_random(parse("--skip-train")).startswith("--skip-train (True) without --load")
+    assert begins_at_random(parse("")) is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--non-persistent-ckpt-type local",
+        "--non-persistent-ckpt-type global",
+        "--non-persistent-ckpt-type global --non-persistent-global-ckpt-dir {0}/other",
+        "--load msc://bucket/run",
+    ],
+)
+def test_checkpoints_in_other_places_are_found(parse, tmp_path, flags):
+    for folder in ("run/non_persistent", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / TRACKER).write_text("10")
+    args = parse(f"--skip-train --load {tmp_path / 'run'} {flags.format(tmp_path)}")
+    assert nothing_to_load(args) == []
+    assert begins_at_random(args) is None
 
 
 def test_a_release_without_a_tracker_is_not_passed_over(problem, tmp_path):

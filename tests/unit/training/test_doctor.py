@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from grove_megatron.cli import app
+from grove_megatron.runtime import cpu
 from grove_megatron.training.doctor import diagnose
 from grove_megatron.training.folder_lock import FolderLocks
 
@@ -143,15 +144,90 @@ def test_a_job_for_gpus_elsewhere_is_not_judged_by_what_is_installed_here(flags:
     assert any("there is no CUDA here" in notice for notice in found["notices"])
 
 
-def test_a_flag_that_there_is_not_is_one_line_with_the_nearest() -> None:
-    result = doctor(f"--json {SOUND} --moe-router-topkk 2 --grove-num-group=3 --zzzzzz")
+PLAIN = SOUND.partition(" --grove-num-groups")[0]
+GPUS = "--transformer-impl transformer_engine --swiglu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        # In the words of Megatron each sounds like something that is missing here.
+        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl te", "Transformer Engine cross"),
+        ("--position-embedding-type relative --transformer-impl local", "Local transformer impl"),
+        (
+            "--delay-wgrad-compute --transformer-impl local --bf16 --expert-model-parallel-size 4 "
+            "--overlap-moe-expert-parallel-comm",
+            "Delaying wgrad compute is only",
+        ),
+        ("--fp8-format hybrid --fp8-recipe custom", "fp8_quantizer_factory must be provided"),
+        ("--fp8-param-gather --fp8-format hybrid", "--fp8-param-gather only supported"),
+        ("--fp4-format e2m1 --fp8-format hybrid", "--fp4-format and --fp8-format cannot"),
+        ("--ckpt-format fsdp_dtensor", "--ckpt-format fsdp_dtensor is only tested"),
+        ("--non-persistent-ckpt-type local", "Tried to use local checkpointing without"),
+        ("--fine-grained-activation-offloading --transformer-impl local", "Fine-grained activat"),
+        ("--exp-avg-dtype bf16", "exp_avg_dtype can only be fp32 when not using"),
+        ("--use-precision-aware-optimizer --bf16", "only supported with distributed optimizer"),
+        # Behind what is missing here.
+        ("--qk-clip --weight-decay-incr-style linear", "args.start_weight_decay is not None"),
+        ("--qk-clip --qk-clip-alpha 2", "--qk-clip-alpha must be between"),
+        ("--fp4-format e2m1 --use-precision-aware-optimizer --fp16 --bf16", "not args.bf16"),
+    ],
+)
+def test_what_holds_whatever_is_installed_is_a_problem(flags: str, said: str) -> None:
+    with cpu():
+        found = diagnose(f"{PLAIN} {GPUS} {flags}".split(), 4, "cuda")
+    (problem,) = found.problems
+    assert said in problem
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--qk-clip", "--qk-clip is only supported with TE >= 2.9.0"),
+        ("--log-max-attention-logit", "only supported with TE >= 2.9.0"),
+        ("--fp4-format e2m1", "--fp4-format requires Transformer Engine >="),
+        ("--fp8-format hybrid", "Only transformer-engine>=1.7.0 supports MoE FP8"),
+        ("--position-embedding-type rope", "apply_rope_fusion is not available"),
+        ("--moe-permute-fusion", "fused permutation is not available"),
+        (
+            "--non-persistent-ckpt-type local --non-persistent-local-ckpt-dir x",
+            "nvidia_resiliency_ext is required",
+        ),
+        (
+            "--use-megatron-fsdp --ckpt-format fsdp_dtensor --use-distributed-optimizer",
+            "FSDP requires CUDA_DEVICE_MAX_CONNECTIONS",
+        ),
+        ("--overlap-dispatch-backward-with-experts-wgrad", "TE version >= 2.3.0 is required"),
+        (
+            "--use-precision-aware-optimizer --use-distributed-optimizer --bf16",
+            "requires FusedAdam from TransformerEngine",
+        ),
+    ],
+)
+def test_what_depends_on_what_is_installed_is_a_note(flags: str, said: str) -> None:
+    before = dict(os.environ)
+    with cpu():
+        found = diagnose(f"{PLAIN} {GPUS} {flags}".split(), 4, "cuda")
+    assert found.problems == []
+    (note,) = [notice for notice in found.notices if "installed here" in notice]
+    assert note.startswith("with what is installed here: ")
+    assert said in note
+    assert dict(os.environ) == before
+    assert "nvidia_resiliency_ext" not in sys.modules
+
+
+def test_what_cannot_be_parsed_is_listed_with_all_other_problems() -> None:
+    wrong = "--zzzzzz --lr fast --optimizer adm --min-lr 1 --grove-num-groups 3"
+    result = doctor(f"--json {SOUND} {wrong}")
     assert result.exit_code == 2
-    assert json.loads(result.stdout)["problems"] == [
-        "--moe-router-topkk is no flag of Megatron or grove_megatron; use --moe-router-topk, or "
-        "remove it",
-        "--grove-num-group is no flag of Megatron or grove_megatron; use --grove-num-groups, or "
-        "remove it",
-        "--zzzzzz is no flag of Megatron or grove_megatron; remove it",
+    assert [line.partition(";")[0] for line in json.loads(result.stdout)["problems"]] == [
+        "--zzzzzz is no flag of Megatron or grove_megatron",
+        "--lr (fast) is not a number",
+        "--optimizer (adm) is not one of adam, sgd, muon, dist_muon, lion, soap, adaptive_muon",
+        "--grove-num-groups (3) does not divide --num-experts (8)",
+        "--min-lr (1.0) is above --lr (0.001)",
     ]
     assert "usage:" not in result.stderr
 
@@ -212,12 +288,54 @@ def test_megatron_s_default_dispatcher_is_noted_where_it_costs() -> None:
     assert "4 a token and layer, one to every rank" in result.stdout
 
 
-def test_what_the_planner_cannot_know_is_said() -> None:
-    flags = SOUND.replace("NullTokenizer --vocab-size 96", "GPT2BPETokenizer")
-    found = diagnose(flags.split(), 1, "cpu")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a job on another machine")
+def test_without_a_vocabulary_all_but_the_embedding_is_planned() -> None:
+    flags = SOUND.replace(
+        "NullTokenizer --vocab-size 96", "HuggingFaceTokenizer --tokenizer-model some/where"
+    )
+    found = diagnose(flags.split(), 1, "cuda")
     assert found.problems == []
-    (line,) = found.plan
-    assert line.startswith("no plan: --vocab-size (None) is not known before the tokenizer is read")
+    text = " ".join(" ".join(found.plan).split())
+    assert "vocabulary not known: --tokenizer-model (some/where), which is not on this" in text
+    assert " beside embedding and output layer: " in text
+    assert "embedding and logits are not counted" in text
+    whole = diagnose(SOUND.split(), 1, "cuda").numbers
+    assert (found.numbers["vocabulary_rows"], whole["vocabulary_rows"]) == (None, 128)
+    embedding = 128 * 32
+    assert whole["params_total"] - found.numbers["params_total"] == embedding
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a job on another machine")
+def test_a_plan_counts_the_tokens_of_the_job_s_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({f"t{n}": n for n in range(300)}))
+    words = SOUND.replace("NullTokenizer", "GPT2BPETokenizer")
+    found = diagnose([*words.split(), "--vocab-file", str(tmp_path / "vocab.json")], 1, "cuda")
+    assert found.problems == []
+    # --vocab-size (96) is not what the job will take.
+    assert found.numbers["vocabulary_rows"] == 384
+    assert any(line.startswith("vocabulary  384 rows: 300 tokens (") for line in found.plan)
+
+
+def test_a_job_is_judged_by_the_memory_of_its_gpus() -> None:
+    plan = doctor(f"--gpu-memory 80 {SOUND}")
+    assert plan.exit_code == 0
+    assert "verdict     fits: a rank needs 0.00 of 80 GiB with the margin; the" in plan.stdout
+    small = doctor(f"--json --gpu-memory 1e-5 {SOUND}")
+    assert small.exit_code == 2
+    found = json.loads(small.stdout)
+    (problem,) = found["problems"]
+    assert problem.startswith("--gpu-memory (1e-05 GiB) is below what a rank needs (0.00")
+    assert any(line.startswith("verdict     does not fit: ") for line in found["plan"])
+    assert found["numbers"]["fits_gpu_memory"] is False
+
+
+def test_only_the_job_s_device_is_named() -> None:
+    """The command itself may run on a machine without one."""
+    result = doctor(f"--device cuda --world-size 4 {SOUND} {EP4} --bf16 --swiglu")
+    assert "runtime CPU" not in result.output
+    assert result.stdout.splitlines()[0] == (
+        "grove_megatron: no problem found, 4 processes on cuda"
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,9 +397,43 @@ def test_flags_of_a_checkpoint_that_is_not_there_cannot_be_known(tmp_path: Path)
     [
         ("--device tpu", "--device (tpu) is not one of cpu, cuda"),
         ("--world-size 0", "--world-size (0) is below 1"),
+        ("--gpu-memory 0", "--gpu-memory (0) is not above 0"),
+        ("--gpu-memory nan", "--gpu-memory (nan) is not above 0"),
     ],
 )
 def test_its_own_options_are_checked(words: str, line: str) -> None:
     result = doctor(f"{words} {SOUND}")
     assert result.exit_code == 2
     assert line in result.stderr
+
+
+ON_A_MACHINE = (
+    "--save /proc/there/run --save-interval 5 --load missing --finetune "
+    "--tokenizer-type HuggingFaceTokenizer --tokenizer-model /missing"
+)
+
+
+def test_files_and_folders_are_looked_at_with_all_else() -> None:
+    found = diagnose(f"{SOUND} {ON_A_MACHINE} --min-lr 1".split(), 1, "cpu")
+    assert [line.partition(" (")[0] for line in found.problems] == [
+        "--min-lr",
+        "--finetune",
+        "--save",
+        "--tokenizer-model",
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a job for another machine")
+def test_files_and_folders_of_another_machine_are_noted_alone() -> None:
+    found = diagnose(f"{SOUND} {ON_A_MACHINE}".split(), 1, "cuda")
+    assert found.problems == []
+    noted = [line for line in found.notices if line.startswith("on this machine: ")]
+    assert [line.split()[3] for line in noted] == ["--finetune", "--save", "--tokenizer-model"]
+
+
+@pytest.mark.parametrize("nodes", ["two", "1:x", ""])
+def test_a_number_of_nodes_that_is_none_is_refused(nodes: str) -> None:
+    job = ["torchrun", f"--nnodes={nodes}", "-m", "grove_megatron.pretrain", *SOUND.split()]
+    result = CliRunner().invoke(app, ["doctor", *job])
+    assert result.exit_code == 2
+    assert f"--nnodes ({nodes}) is not a number or two" in result.stderr

@@ -92,15 +92,15 @@ def test_beside_other_problems_nothing_is_made(lock: Path, tmp_path: Path) -> No
         (problem,) = one_job.claim(args, ["another problem"])
         assert problem.startswith(f"--save ({lock}) is written to by another job ")
         assert not (tmp_path / "metrics").exists()
-    assert one_job.folder_problems(args) == [problem]
-    assert one_job.folder_notices(args) == []
+    assert one_job.lock_problems(args) == [problem]
+    assert one_job.lock_notices(args) == []
 
 
 def test_what_is_on_another_machine_is_a_notice(tmp_path: Path, other: folder_lock.Owner) -> None:
     (tmp_path / LOCK).write_text(json.dumps(asdict(replace(other, machine="m2", host="h2"))))
     started = time.monotonic()
-    (notice,) = one_job.folder_notices(job(save=str(tmp_path)))
+    (notice,) = one_job.lock_notices(job(save=str(tmp_path)))
     assert notice.startswith(f"--save ({tmp_path}) has the lock of a job on another machine (")
     assert " on h2, since " in notice
-    assert one_job.folder_problems(job(save=str(tmp_path))) == []
+    assert one_job.lock_problems(job(save=str(tmp_path))) == []
     assert time.monotonic() - started < folder_lock.GONE_SECONDS

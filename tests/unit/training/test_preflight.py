@@ -1,4 +1,5 @@
 import argparse
+import importlib.util
 
 import pytest
 
@@ -118,6 +119,14 @@ class TestOnTheCpuRuntime:
             ("fp8", "e4m3", "--fp8-format (e4m3)"),
             ("nccl_ub", True, "--use-nccl-ub (True)"),
             ("async_save", True, "--async-save (True)"),
+            ("record_memory_history", True, "--record-memory-history (True)"),
+            ("log_energy", True, "--log-energy (True)"),
+            ("gpu_sniff_test_interval", 5, "--gpu-sniff-test-interval (5)"),
+            ("profile", True, "--profile (True)"),
+            ("optimizer_cuda_graph", True, "--optimizer-cuda-graph (True)"),
+            ("te_rng_tracker", True, "--te-rng-tracker (True)"),
+            ("cross_entropy_fusion_impl", "te", "--cross-entropy-fusion-impl (te)"),
+            ("high_priority_stream_groups", ["ep"], "--high-priority-stream-groups (['ep'])"),
         ],
     )
     def test_what_needs_a_gpu_is_refused(self, parse, name, value, line):
@@ -125,6 +134,22 @@ class TestOnTheCpuRuntime:
         setattr(args, name, value)
         (problem,) = preflight(args)
         assert problem.startswith(f"{line} on the CPU runtime ")
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            "--profile --use-pytorch-profiler",
+            "--log-device-memory-used --log-memory-interval 1",
+            "--log-straggler --nvtx-ranges",
+        ],
+    )
+    def test_what_a_cpu_can_measure_is_not_refused(self, parse, flags):
+        assert preflight(self.with_cpu_defaults(parse(f"{GROVE} {flags}"))) == []
+
+    def test_what_groups_refuse_on_any_device_is_said_once(self, parse):
+        args = self.with_cpu_defaults(parse(f"{GROVE} --moe-token-dispatcher-type flex"))
+        problems = preflight(args)
+        assert len([p for p in problems if p.startswith("--moe-token-dispatcher-type")]) == 1
 
     def test_every_refused_flag_is_one_of_megatrons(self, megatron_flags):
         named = {_FLAG.get(name, f"--{name.replace('_', '-')}") for name, *_ in _REFUSED}
@@ -333,3 +358,45 @@ def test_a_restart_that_would_begin_again_is_said(
         (notice,) = found
         assert f"(torchrun --max-restarts {restarts}) does not go on from what is saved" in notice
         assert notice.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "module", "extra"),
+    [
+        ("--tensorboard-dir board", "tensorboard", "grove-megatron[tensorboard]"),
+        ("--wandb-project mine", "wandb", "wandb"),
+    ],
+)
+class TestLogsThatNothingHereCanWrite:
+    @pytest.fixture(autouse=True)
+    def without(self, monkeypatch, module):
+        found = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == module else found(name)
+        )
+
+    def test_they_are_refused(self, parse, flags, module, extra):
+        flag, value = flags.split()
+        assert preflight(parse(f"{GROVE} {flags}")) == [
+            f"{flag} ({value}) needs {module} (not installed here), which writes it; pip install "
+            f"'{extra}', or remove it"
+        ]
+
+    def test_megatrons_own_run_goes_on_with_a_line(self, parse, capsys, flags, module, extra):
+        args = parse(flags)
+        assert preflight(args) == []
+        announce(args)
+        assert f"grove_megatron: {flags.split()[0]} (" in capsys.readouterr().err
+
+    def test_a_job_for_elsewhere_is_told(self, parse, monkeypatch, flags, module, extra):
+        monkeypatch.setattr("grove_megatron.training.preflight.cuda_is_here", lambda: False)
+        args = parse(f"{GROVE} {flags}")
+        assert preflight(args, "cuda") == []
+        assert any(f"needs {module} (not installed here)" in line for line in notices(args))
+
+
+def test_logs_that_can_be_written_are_no_problem(parse):
+    """The environment of the tests has both."""
+    args = parse(f"{GROVE} --tensorboard-dir board --wandb-project mine")
+    assert preflight(args) == []
+    assert not [line for line in notices(args) if "not installed" in line]

@@ -118,12 +118,7 @@ BROKEN: list[tuple[str, int, str, str]] = [
     ("--global-batch-size 0", 1, "--global-batch-size (0) is below 1", "use 1"),
     ("--num-attention-heads 0", 1, "--num-attention-heads (0) is below 1", "use 1"),
     ("--moe-layer-freq 0", 1, "--moe-layer-freq (0) is below 1", "use 1"),
-    (
-        "--rampup-batch-size 3 3 100",
-        1,
-        "--rampup-batch-size (3 3 ...) does not go to --global-batch-size (8)",
-        "use multiples",
-    ),
+    ("--rampup-batch-size 2 2 8", 1, "--rampup-batch-size (2 2 8) is not", "--train-sam"),
     (
         f"{PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 7",
         2,
@@ -367,7 +362,6 @@ RIGHT: list[tuple[str, int]] = [
     (f"{PP2} --decoder-first-pipeline-num-layers 1", 2),
     (f"{PP2} --decoder-first-pipeline-num-layers 1 --decoder-last-pipeline-num-layers 3", 2),
     ("--decrease-batch-size-if-needed --global-batch-size 7 --eval-global-batch-size 4", 2),
-    ("--rampup-batch-size 2 2 100", 2),
     ("--tensor-model-parallel-size 2 --skip-train", 2),
     ("--skip-train --train-samples 100", 1),
     ("--moe-router-num-groups 4", 1),

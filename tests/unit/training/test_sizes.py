@@ -6,6 +6,7 @@ import torch
 
 from grove_megatron.planner.inputs import Layout, Precision
 from grove_megatron.training.sizes import sizes_of
+from grove_megatron.training.vocabulary import Vocabulary
 
 from .command_lines import parsed, validated
 
@@ -147,13 +148,13 @@ def test_what_the_planner_does_not_know_is_named(flags, named):
         sizes_of(parsed(flags))
 
 
-def test_a_vocabulary_that_only_the_tokenizer_knows_is_asked_for():
+def test_a_vocabulary_that_only_the_tokenizer_knows_is_left_out_or_given():
     args = parsed()
     args.vocab_size = None
-    with pytest.raises(ValueError, match=r"--vocab-size \(None\) is not known before"):
-        sizes_of(args)
-    args.padded_vocab_size = 256
-    assert sizes_of(args).model.padded_vocab_size == 256
+    assert sizes_of(args).model.padded_vocab_size == 0
+    assert sizes_of(args, vocabulary=Vocabulary(300, "")).model.padded_vocab_size == 384
+    args.padded_vocab_size = 500
+    assert sizes_of(args, vocabulary=Vocabulary(300, "")).model.padded_vocab_size == 500
 
 
 def test_one_pass_is_where_the_layer_uses_grouped_experts():

@@ -1,0 +1,117 @@
+"""Settings of saving with which Megatron dies, or deletes what it should keep, in a later save."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoint.layout import RELEASE, TRACKER
+
+
+def saving_problems(args: Namespace) -> list[str]:
+    """One line each.
+
+    Args:
+        args: Megatron's namespace, parsed.
+    """
+    if args.save is None or args.skip_train:
+        return []
+    problems = [*_retained(args), *_formats(args)]
+    if args.non_persistent_save_interval or args.non_persistent_ckpt_type == "global":
+        problems += _non_persistent(args)
+    return problems
+
+
+def _retained(args: Namespace) -> Iterator[str]:
+    """Megatron reads the iteration before from the tracker, once the data are written
+    (checkpointing.py:1010 @ 0.19.2)."""
+    kept = args.save_retain_interval
+    if kept is None:
+        return
+    written = _tracker(args.save)
+    if written == RELEASE:
+        yield (
+            f"--save-retain-interval ({kept}) cannot count from the {RELEASE} that --save "
+            f"({args.save}) holds; save to another folder and give this one as "
+            "--pretrained-checkpoint"
+        )
+    elif written is not None and not written.isdecimal():
+        yield (
+            f"--save-retain-interval ({kept}) cannot count from {Path(args.save) / TRACKER} "
+            f"({written}), which is not an iteration; correct it, or save to another folder"
+        )
+    if args.non_persistent_save_interval:
+        yield (
+            f"--save-retain-interval ({kept}) excludes --non-persistent-save-interval "
+            f"({args.non_persistent_save_interval}): Megatron would delete checkpoints in --save "
+            "by the iterations of the other; leave one out"
+        )
+
+
+def _formats(args: Namespace) -> Iterator[str]:
+    if args.ckpt_format == "torch" and args.async_save:
+        yield "--async-save (True) cannot write --ckpt-format (torch); use torch_dist"
+
+
+def _non_persistent(args: Namespace) -> Iterator[str]:
+    every, kind = args.non_persistent_save_interval, args.non_persistent_ckpt_type
+    if kind is None:
+        yield (
+            f"--non-persistent-save-interval ({every}) needs --non-persistent-ckpt-type (None); "
+            "use global"
+        )
+    if kind == "in_memory":
+        yield f"--non-persistent-ckpt-type ({kind}) is not there in Megatron; use global"
+    if kind == "global":
+        yield from _global(args)
+    if kind == "local" and args.dist_ckpt_optim_fully_reshardable:
+        yield (
+            f"--non-persistent-ckpt-type ({kind}) excludes --dist-ckpt-optim-fully-reshardable "
+            "(True); use global"
+        )
+
+
+def _global(args: Namespace) -> Iterator[str]:
+    kind, own = args.non_persistent_ckpt_type, args.non_persistent_global_ckpt_dir
+    if args.ckpt_format == "torch":
+        yield f"--non-persistent-ckpt-type ({kind}) excludes --ckpt-format (torch); use torch_dist"
+    if own is None:
+        return
+    # All but the last checkpoint in it and below it is deleted.
+    for name in ("save", "load", "pretrained_checkpoint"):
+        folder = getattr(args, name)
+        if folder and Path(folder).resolve().is_relative_to(Path(own).resolve()):
+            yield (
+                f"--non-persistent-global-ckpt-dir ({own}) holds --{name.replace('_', '-')} "
+                f"({folder}), and all but the last checkpoint in it is deleted; use a folder of "
+                "its own"
+            )
+            return
+    for path in Path(own).rglob("iter_*"):
+        if not path.name.removeprefix("iter_").isdecimal():
+            yield (
+                f"--non-persistent-global-ckpt-dir ({own}) holds {path}, which is not a checkpoint "
+                "of Megatron's; use a folder of its own"
+            )
+            return
+
+
+def replaced_run(args: Namespace) -> str | None:
+    """That this run goes on from elsewhere and writes over another's tracker, or None."""
+    if args.save is None or args.skip_train or args.enable_msc:
+        return None
+    written = _tracker(args.save)
+    if not (written or "").isdecimal():
+        return None
+    if args.load is not None and Path(args.load).resolve() == Path(args.save).resolve():
+        return None
+    return (
+        f"--save ({args.save}) holds a run up to iteration {written} and --load ({args.load}) is "
+        "not that folder: this run does not go on from it, and writes into it"
+    )
+
+
+def _tracker(folder: str) -> str | None:
+    try:
+        return (Path(folder) / TRACKER).read_text(errors="replace").strip()
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,139 @@
+"""Flags that do nothing are said to, and every one that nothing reads is in the table."""
+
+import argparse
+import re
+from argparse import Action
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from grove_megatron.switches import Idle, idle, refused
+from grove_megatron.training.idle_flags import _megatrons, _options, idle_flags
+
+from .command_lines import parsed
+
+ROWS = [pytest.param(row, id=row.names or row.group) for row in idle()]
+# Where a row is about a use beside others.
+BESIDE = {
+    "--lr-wsd-decay-samples": "--lr-decay-style WSD",
+    "--lr-wsd-decay-iters": "--train-samples 8 --lr-decay-style WSD",
+    "--start-eval-at-iter": "--eval-iters 0",
+}
+# What no other option of Megatron reads, and is asked of by name, or is of its validation alone.
+KNOWN = {
+    # Made into another setting by Megatron's validation.
+    *("encoder_num_layers", "use_rotary_position_embeddings", "recompute_activations"),
+    *("grad_reduce_in_bf16", "encoder_seq_length", "no_weight_decay_cond_type"),
+    "cuda_graph_scope_deprecated",
+    *("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank"),
+    # Refused by it.
+    *("batch_size", "warmup", "model_parallel_size", "checkpoint_activations"),
+    # Read by this package: training/gpt.py and its refusals.
+    *("data_cache_path", "per_dataset_sequences_path", "mock_data", "check_for_spiky_loss"),
+    *("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap", "fim_data", "help"),
+    *("fim_prefix_token", "fim_middle_token", "fim_suffix_token", "fim_pad_token"),
+    *("fim_eod_token", "inprocess_restart", "use_checkpoint_args"),
+    # Copied by prefix into the optimizer.
+    *("muon_momentum", "muon_split_qkv", "muon_nesterov", "muon_fp32_matmul_prec"),
+    *("muon_coefficient_type", "muon_num_ns_steps", "muon_tp_mode", "muon_extra_scale_factor"),
+}
+
+
+def example(flag: str, action: Action, default: object) -> str:
+    """The flag with a value that is not the default."""
+    if action.nargs == 0:
+        return flag
+    if action.choices:
+        choice = next(c for c in action.choices if c != default)
+        return f"{flag} {getattr(choice, 'name', choice)}"
+    for value in ("7", "0.7", "[1,1]", "1,1", "SIGINT", "word"):
+        try:
+            made = action.type(value) if callable(action.type) else value
+        except (ValueError, TypeError, KeyError, argparse.ArgumentTypeError, SyntaxError):
+            continue
+        if made != default:
+            return f"{flag} {value}"
+    raise AssertionError(flag)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_does_nothing_is_said(row: Idle) -> None:
+    parser, defaults = _megatrons()
+    options = list(_options(row, parser))
+    assert options
+    beside = next((BESIDE[flag] for flag, _ in options if flag in BESIDE), "")
+    if len(options) > 1:
+        beside = ""
+    for flag, action in options:
+        words = example(flag, action, getattr(defaults, action.dest))
+        args = parsed(f"{beside} {words}")
+        if row.group and not row.when(args):
+            continue  # the one option that the others are of
+        lines = [line for line in idle_flags(args) if line.startswith(flag)]
+        assert any(line.endswith(f" does nothing{row.reason}") for line in lines), (words, lines)
+
+
+def test_a_sound_command_line_has_none() -> None:
+    assert list(idle_flags(parsed())) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--wandb-project p --wandb-exp-name e",
+        "--profile --profile-step-start 2",
+        "--exit-signal-handler --exit-signal SIGINT",
+        "--lr-decay-style WSD --lr-wsd-decay-iters 1",
+        "--mtp-num-layers 1 --mtp-detach-heads --position-embedding-type rope",
+        "--async-save --use-persistent-ckpt-worker",
+        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+        "--position-embedding-type yarn --mscale 2 --no-yarn-correction-range-round-to-int",
+    ],
+)
+def test_what_acts_is_not_said_to_do_nothing(flags: str) -> None:
+    assert list(idle_flags(parsed(flags))) == []
+
+
+@cache
+def words_of_megatron() -> frozenset[str]:
+    """Every attribute that Megatron asks an object for, and every string without blanks, but in
+    the two files that make and validate the flags."""
+    import megatron.training
+
+    root = Path(next(iter(megatron.training.__path__))).parent
+    words: set[str] = set()
+    for path in root.rglob("*.py"):
+        if path.name not in ("arguments.py", "yaml_arguments.py"):
+            source = path.read_text(encoding="utf-8")
+            words |= set(re.findall(r"\.(\w+)", source))
+            words |= set(re.findall(r"""["'](\w+)["']""", source))
+    return frozenset(words)
+
+
+def test_every_option_that_nothing_reads_is_in_the_table() -> None:
+    parser, _ = _megatrons()
+    in_table = {row.setting for row in refused()}
+    for row in idle():
+        in_table |= {action.dest for _, action in _options(row, parser)}
+    unread = {action.dest for action in parser._actions} - words_of_megatron()
+    assert unread - in_table - KNOWN == set()
+    assert {"rampup_batch_size", "openai_gelu", "use_flash_attn"} <= unread
+
+
+def test_megatron_ignores_the_flag_but_not_the_schedule_that_is_offered() -> None:
+    """What the refusal of --rampup-batch-size says to use acts, and what it refuses does not."""
+    from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
+
+    schedule = StepBatchsizeNumMicroBatchesCalculator(1, 1, False, 0, "0:2 64:8", 8)
+    sizes = []
+    for samples in (0, 7, 8, 100):
+        schedule.update(samples, consistency_check=True)
+        sizes.append(schedule.get_current_global_batch_size())
+    assert sizes == [2, 2, 8, 8]
+
+
+def test_the_line_has_flag_value_and_reason() -> None:
+    assert list(idle_flags(parsed("--use-flash-attn"))) == [
+        "--use-flash-attn (True) does nothing: an older name; --attention-backend flash asks for it"
+    ]

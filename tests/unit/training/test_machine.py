@@ -1,0 +1,116 @@
+"""Folders that cannot be written and disks that are too small, found before the job."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from grove_megatron.training.disk import checkpoint_bytes, disk_notice, disk_problems
+from grove_megatron.training.machine import _FILES, _FOLDERS, folder_problems, why_not_writable
+
+from .data import write_tokens
+
+SAVE = "--save {} --save-interval 10 --train-iters 100 --vocab-size 96"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file"
+
+
+def test_a_folder_that_is_there_or_can_be_made_is_writable(tmp_path):
+    for folder in (tmp_path, tmp_path / "a" / "b", Path("a")):
+        assert why_not_writable(folder) is None
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_why_a_folder_is_not_writable_is_said(tmp_path, file):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for folder, why in (
+        (file, f"{file} is not a folder"),
+        (file / "a" / "b", f"{file} is not a folder"),
+        (tmp_path / "link", f"a link to {tmp_path / 'gone'}, which is not there"),
+        (tmp_path / ("x" * 300), "ame too long"),
+        # Where root too may not write.
+        (Path("/proc/self/ckpt"), "No such file or directory"),
+    ):
+        assert why in (why_not_writable(folder) or "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    assert why_not_writable(tmp_path / "a") == "Permission denied"
+
+
+@pytest.mark.parametrize("name", [*_FOLDERS, *_FILES])
+def test_every_place_to_write_to_is_looked_at(parse, file, name):
+    args = parse()
+    setattr(args, name, str(file / "there"))
+    needed = {**_FOLDERS, **_FILES}[name]
+    if needed is not None:
+        assert [*folder_problems(args)] == []
+        setattr(args, needed, True)
+    (problem,) = folder_problems(args)
+    flag = f"--{name.replace('_', '-')}"
+    assert problem.startswith(
+        f"{flag} ({file / 'there'}) cannot be written: {file} is not a folder; use another f"
+    )
+
+
+def test_a_file_needs_its_folder(parse, tmp_path):
+    flag = "--result-rejected-tracker-filename"
+    assert [*folder_problems(parse(f"{flag} {tmp_path / 'rejected'}"))] == []
+    for path, why in (
+        (tmp_path / "a" / "b", f"{tmp_path / 'a'} is not there"),
+        (tmp_path, "it is"),
+    ):
+        (problem,) = folder_problems(parse(f"{flag} {path}"))
+        assert why in problem
+
+
+@pytest.mark.parametrize("flags", ["--save s3://bucket/run", "--save msc://bucket/run"])
+def test_an_object_store_is_left_to_its_client(parse, flags):
+    assert [*folder_problems(parse(flags))] == []
+
+
+def test_without_a_cache_path_the_index_goes_beside_the_data(parse, tmp_path):
+    prefix = write_tokens(tmp_path / "text")
+    assert [*folder_problems(parse(f"--data-path {prefix}"))] == []
+    prefix.write_text("a file of the prefix's name")
+    (problem,) = folder_problems(parse(f"--data-path {prefix}"))
+    assert problem.startswith(f"--data-cache-path (None) puts an index of samples into {prefix}/c")
+    assert [*folder_problems(parse(f"--data-path {prefix} --data-cache-path {tmp_path}"))] == []
+
+
+def test_a_checkpoint_has_the_size_that_megatron_writes(parse, tmp_path):
+    """Counted by hand: 2 bytes of weight and 12 of optimizer; 4 and 8 in fp32."""
+    fp32 = checkpoint_bytes(parse(SAVE.format(tmp_path)), 1)
+    bf16 = checkpoint_bytes(parse(SAVE.format(tmp_path) + " --bf16"), 1)
+    weights = checkpoint_bytes(parse(SAVE.format(tmp_path) + " --bf16 --no-save-optim"), 1)
+    assert (fp32, bf16) == (weights * 6, weights * 7)
+    assert checkpoint_bytes(parse("--save here"), 1) is None
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused(parse, tmp_path, monkeypatch):
+    # 2 experts' layers of 10^7 x 10^7 are more than any disk here.
+    large = f"{SAVE.format(tmp_path)} --hidden-size 10000000 --ffn-hidden-size 10000000"
+    (problem,) = disk_problems(parse(large), 1)
+    assert problem.startswith(f"--save ({tmp_path}) has ")
+    assert "GiB free and a checkpoint needs (" in problem
+    for without in ("--skip-train", "--save msc://there"):
+        assert [*disk_problems(parse(f"{large} {without}"), 1)] == []
+    # A file for each rank, of which this machine may have a few only.
+    assert len([*disk_problems(parse(f"{large} --ckpt-format torch"), 2)]) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert [*disk_problems(parse(f"{large} --ckpt-format torch"), 2)] == []
+    assert [*disk_problems(parse(SAVE.format(tmp_path)), 1)] == []
+
+
+def test_a_disk_without_room_for_all_checkpoints_is_noted(parse, tmp_path):
+    flags = f"{SAVE.format(tmp_path)} --save-interval 1 --train-iters {10**13}"
+    assert "keeps 10000000000000 until" in disk_notice(parse(flags), 1)
+    assert disk_notice(parse(SAVE.format(tmp_path)), 1) is None
+    retained = f"{flags} --save-retain-interval {10**13}"
+    assert disk_notice(parse(retained), 1) is None
