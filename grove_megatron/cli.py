@@ -1,9 +1,12 @@
 """The ``grove`` command. Each subcommand is a few lines here and a module of its own."""
 
+from typing import Annotated
+
 import typer
 
 from .benchmarks.commands import app as bench
 from .checkpoint import commands as weights
+from .compat import installed_version, megatron_version
 from .report.command import report
 from .training.doctor_command import doctor
 
@@ -21,8 +24,31 @@ app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("report")(report)
 
 
+def _print_versions(asked: bool) -> None:
+    if not asked:
+        return
+    versions = {
+        "grove-megatron": installed_version("grove-megatron"),
+        # A clone on PYTHONPATH goes before the wheel.
+        "megatron-core": megatron_version(),
+        "torch": installed_version("torch"),
+    }
+    print("\n".join(f"{name} {version or 'not installed'}" for name, version in versions.items()))
+    raise typer.Exit
+
+
 @app.callback()
-def _grove() -> None:
+def _grove(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="Print the versions of this package, Megatron and torch.",
+        ),
+    ] = False,
+) -> None:
     """Grove MoE for Megatron."""
 
 

@@ -85,6 +85,9 @@ class GroveTransformerConfig(TransformerConfig):
     message. off: Megatron's own behaviour; the other ranks wait in a collective until it times
     out."""
 
+    grove_print_arguments: Literal["changed", "all"] = "changed"
+    """Of Megatron's 800 arguments, print those that differ from its defaults, or all."""
+
     def __post_init__(self) -> None:
         scoring = self.grove_num_groups and self.grove_router_scoring
         if scoring == "grove" and self.moe_router_score_function == "softmax":
@@ -118,6 +121,7 @@ NOT_OF_THE_WEIGHTS = (
     "grove_metrics_interval",
     "grove_metrics_dir",
     "grove_failure_watch",
+    "grove_print_arguments",
 )
 """Settings that may differ between the run that wrote a checkpoint and one that reads it."""
 

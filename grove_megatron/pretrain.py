@@ -9,11 +9,12 @@ import sys
 
 def main() -> None:
     """Check the installation, choose the runtime, train."""
-    from .failure.watch import watched
+    from .failure.watch import interruptible, watched
+    from .training.one_job import writing_alone
     from .training.start import alone, started
 
     alone()
-    with started(), watched():
+    with interruptible(), started(), watched(), writing_alone():
         from .training.launch import pretrain
 
         pretrain()

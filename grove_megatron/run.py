@@ -12,7 +12,8 @@ import sys
 
 def main() -> None:
     """Run ``sys.argv[1]`` as ``__main__`` with the rest of the command line."""
-    from .failure.watch import watched
+    from .failure.watch import interruptible, watched
+    from .training.one_job import writing_alone
     from .training.refuse import refuse
     from .training.start import alone, started
 
@@ -22,7 +23,7 @@ def main() -> None:
         refuse([f"script ({given}) is not a file; {usage}"])
     del sys.argv[0]
     alone()
-    with started(), watched():
+    with interruptible(), started(), watched(), writing_alone():
         from .training.entry import ENTRY
         from .training.reporting import REPORTING
 

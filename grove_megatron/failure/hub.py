@@ -16,6 +16,7 @@ from .message import (
     EXIT,
     FAILED,
     FOLLOWED,
+    INTERRUPTED,
     LOST,
     REFUSED,
     SIGTERM,
@@ -29,6 +30,8 @@ from .message import (
 _AT_LEAST, _AT_MOST = 0.2, 2.0
 # A rank that is lost makes others abort: NCCL's own watch does it, after less than a second.
 _AT_MOST_LOST = 0.5
+# They go by themselves, with their own traceback or exit code.
+_LEAVING = (INTERRUPTED, EXIT, SIGTERM, REFUSED)
 FOLLOW_SECONDS = {EXIT: 20.0, REFUSED: 3.0}
 """How long ranks may go on when others have left with an exit code; a refusal has waited before."""
 
@@ -184,8 +187,7 @@ class Hub(threading.Thread):
         if said:
             self._report(said)
         first = cause(self._endings)
-        # They go by themselves, with their own traceback or exit code.
-        leaving = {e.rank for e in self._endings if e.kind in (EXIT, SIGTERM, REFUSED)}
+        leaving = {e.rank for e in self._endings if e.kind in _LEAVING}
         leaving |= {first.rank} if first.kind in (FAILED, FOLLOWED) else set()
         code = 2 if first.kind == REFUSED else 1
         others = [peer for peer in self._known() if peer.rank]

@@ -1,7 +1,11 @@
 """The key-value store of the job: what ranks can exchange before there is a process group."""
 
+import itertools
+import json
 import os
 import socket
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -21,11 +25,19 @@ def has_store() -> bool:
     return world()[1] > 1 and "MASTER_ADDR" in os.environ
 
 
-def job_store(timeout: timedelta) -> Any:
-    """That of the process group if there is one by now, else the launcher's or rank 0's own.
+def job_store(
+    timeout: timedelta, *, first: Mapping[str, str] | None = None, everybody: bool = True
+) -> Any:
+    """That of this attempt: no rank of an earlier one has written to it.
 
-    The latter lives in rank 0's process, which keeps it: the process group, made later at the same
-    address, then shares it, and nobody is connected to one that goes away.
+    It is a part of the process group's if there is one by now, else of the launcher's or rank 0's
+    own. The latter lives in rank 0's process, which keeps it: the process group, made later at the
+    same address, then shares it, and nobody is connected to one that goes away.
+
+    Args:
+        timeout: how long to wait for the other ranks.
+        first, everybody: see :func:`.attempt.store_of_attempt`; they matter where ranks meet for
+            the first time.
 
     Raises:
         torch.distributed.DistError: nobody answers within ``timeout``.
@@ -34,17 +46,55 @@ def job_store(timeout: timedelta) -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
     from torch.distributed.rendezvous import rendezvous
 
-    global _kept
-    if dist.is_initialized():
-        return _get_default_store()
+    from .attempt import store_of_attempt
+
+    global _launchers, _kept
     if _kept is None:
-        _kept, _, _ = next(rendezvous("env://", *world(), timeout=timeout))
+        if dist.is_initialized():
+            _launchers = _get_default_store()
+        elif _launchers is None:
+            _launchers, _, _ = next(rendezvous("env://", *world(), timeout=timeout))
+        _kept = store_of_attempt(_launchers, *world(), timeout, first=first, everybody=everybody)
     return _kept
 
 
+_launchers: Any = None
 _kept: Any = None
 
 
 def key(name: str) -> str:
-    """Of this attempt: torchrun keeps its store when it starts all ranks again."""
-    return f"grove_megatron/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+    """Apart from what others keep in the same store."""
+    return f"grove_megatron/{name}"
+
+
+def group_store(args: Namespace) -> Any:
+    """What the process group of this job is to be made with; None: what torch takes by itself.
+
+    NCCL's id and gloo's addresses are exchanged in it, and must not be those of an ended attempt.
+
+    Args:
+        args: Megatron's, parsed.
+    """
+    if args.fake_process_group or not has_store():
+        return None
+    return job_store(timedelta(minutes=args.distributed_timeout_minutes))
+
+
+def from_rank_0(make: Callable[[], Any], timeout: timedelta) -> Any:
+    """What ``make`` returns on rank 0, on every rank; every rank must call.
+
+    Args:
+        make: called on rank 0 alone; its result must be JSON.
+        timeout: how long to wait for rank 0.
+    """
+    if not has_store():
+        return make()
+    store, name = job_store(timeout), key(f"said/{next(_said)}")
+    if world()[0] == 0:
+        store.set(name, json.dumps(make()))
+    store.wait([name], timeout)
+    return json.loads(store.get(name))
+
+
+_said = itertools.count()
+"""A process may start several jobs one after the other, with the same ranks and the same store."""

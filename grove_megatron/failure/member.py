@@ -3,6 +3,7 @@
 import contextlib
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 from .job_store import node
 from .lines import Lines
-from .message import LOST, SIGTERM, Ending, Finding, message
+from .message import INTERRUPTED, LOST, SIGTERM, Ending, Finding, message
 from .termination import Termination
 
 _ANSWER_SECONDS = 30.0
@@ -34,6 +35,7 @@ class Member(threading.Thread):
         world_size: ranks of the job.
         main_host: that of rank 0.
         findings: what this rank has found; may wait for a device, so it gets a thread of its own.
+        saved: what to say of checkpoints when the job is asked to end.
         report: prints a message.
     """
 
@@ -46,16 +48,18 @@ class Member(threading.Thread):
         world_size: int,
         main_host: str,
         findings: Findings,
+        saved: Callable[[], str],
         report: Callable[[str], None],
     ) -> None:
         super().__init__(name="grove failure watch", daemon=True)
         self.lines = Lines(connection)
         self._rank, self._world_size, self._main_host = rank, world_size, main_host
-        self._findings, self._report = findings, report
+        self._findings, self._saved, self._report = findings, saved, report
         self._deputy = 1
         self._dismissed = threading.Event()
         self._leaving = self._alone = False
         self._terminated_at: float | None = None
+        self._code = 1
         self.termination = Termination()
         self.lines.send(token=token, rank=rank, host=socket.gethostname(), node=node())
 
@@ -96,11 +100,15 @@ class Member(threading.Thread):
             readable, _, _ = select.select(
                 [self.lines.connection, self.termination.reader], [], [], self._patience()
             )
-            if self.termination.reader in readable and self.termination.is_asked():
+            asked = self.termination.asked() if self.termination.reader in readable else None
+            # torchrun sends SIGTERM after Ctrl-C to what has not ended by then.
+            if asked is not None and self._terminated_at is None:
                 self._terminated_at = time.monotonic()
-                self.lines.send(kind=SIGTERM, text="", code=_SIGTERM_CODE)
+                self._code = 128 + asked  # what a shell makes of it
+                kind = INTERRUPTED if asked == signal.SIGINT else SIGTERM
+                self.lines.send(kind=kind, text=self._saved(), code=self._code)
             if self._terminated_at is not None and not self._patience():
-                end_process(_SIGTERM_CODE)
+                end_process(self._code)
             if self.lines.connection in readable:
                 heard = self.lines.receive()
                 if heard is None:
@@ -127,7 +135,7 @@ class Member(threading.Thread):
         elif "end" in said:
             end_process(said["end"])
         elif "leave" in said and self._terminated_at is not None:
-            end_process(_SIGTERM_CODE)
+            end_process(self._code)
         else:
             self._leaving = True
             self._alone = "bye" in said
@@ -154,18 +162,22 @@ class Member(threading.Thread):
         end_process(1)
 
 
-_SIGTERM_CODE = 128 + 15  # what a shell makes of it
+last_acts: list[Callable[[], None]] = []
+"""What :func:`end_process` does first, as no ``finally`` will be reached."""
 
 
 def end_process(code: int) -> None:
     """End this process whatever its main thread waits for; does not return."""
     # That thread may hold the locks of the streams.
-    flushing = threading.Thread(target=_flush, daemon=True)
-    flushing.start()
-    flushing.join(0.5)
+    finishing = threading.Thread(target=_finish, daemon=True)
+    finishing.start()
+    finishing.join(0.5)
     os._exit(code)
 
 
-def _flush() -> None:
+def _finish() -> None:
+    for act in last_acts:
+        with contextlib.suppress(Exception):
+            act()
     sys.stdout.flush()
     sys.stderr.flush()

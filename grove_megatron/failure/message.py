@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LOST, FAILED, FOLLOWED = "lost", "failed", "followed"
+INTERRUPTED, LOST, FAILED, FOLLOWED = "interrupted", "lost", "failed", "followed"
 EXIT, SIGTERM, REFUSED = "exit", "sigterm", "refused"
 """How a rank can end, what explains the others first: the rest follows from it.
 
-    lost      its connection closed without a word: killed, crashed, or its machine is gone
-    failed    an exception
-    followed  an exception that only tells that another rank has failed
-    exit      a code other than 0 and 2
-    sigterm   asked to end from outside
-    refused   exit code 2: it has said why before anything started
+    interrupted  Ctrl-C
+    lost         its connection closed without a word: killed, crashed, or its machine is gone
+    failed       an exception
+    followed     an exception that only tells that another rank has failed
+    exit         a code other than 0 and 2
+    sigterm      asked to end from outside
+    refused      exit code 2: it has said why before anything started
 """
-_FIRST = (LOST, FAILED, FOLLOWED, EXIT, SIGTERM, REFUSED)
+_FIRST = (INTERRUPTED, LOST, FAILED, FOLLOWED, EXIT, SIGTERM, REFUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Ending:
 
     Args:
         kind: one of the names above.
-        text: of an exception: type and message.
+        text: of an exception: type and message; of a rank that was asked to end: what is saved.
         code: of an exit.
     """
 
@@ -85,6 +86,9 @@ def _sentence(first: Ending, same: Sequence[Ending]) -> str:
     if first.kind in (FAILED, FOLLOWED):
         others = f" ({len(same) - 1} more failed too)" if len(same) > 1 else ""
         return f"rank {first.rank} ({first.host}) failed: {first.text}{others}"
+    saved = f"; {first.text}" if first.text else ""
+    if first.kind == INTERRUPTED:
+        return f"interrupted (Ctrl-C){saved}"
     was = "were" if len(same) > 1 else "was"
     if first.kind == LOST:
         which = f", rank {first.rank} first" if len(same) > 1 else ""
@@ -93,7 +97,7 @@ def _sentence(first: Ending, same: Sequence[Ending]) -> str:
             "longer reachable; all ranks end. See the log of that rank and the system log of its "
             "machine"
         )
-    return f"{_who(same)} {was} asked to end (SIGTERM); all ranks end"
+    return f"{_who(same)} {was} asked to end (SIGTERM); all ranks end{saved}"
 
 
 def _who(endings: Sequence[Ending]) -> str:

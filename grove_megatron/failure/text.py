@@ -1,5 +1,7 @@
 """An exception in a line, with what it does not say of itself."""
 
+import os
+import shlex
 import shutil
 import socket
 import traceback
@@ -31,6 +33,25 @@ def describe(error: BaseException, args: Namespace | None = None) -> str:
     if save is not None and saving:
         lines.append(f"  {_room(save)}")
     return "\n".join(lines)
+
+
+def what_goes_on(args: Namespace | None) -> str:
+    """What is saved of a run that is asked to end, and how to go on; "" if it does not save.
+
+    Args:
+        args: Megatron's, None before they are parsed.
+    """
+    save = getattr(args, "save", None)
+    if args is None or not save or args.skip_train:
+        return ""
+    try:
+        last = (Path(save) / TRACKER).read_text().strip()
+    except OSError:
+        return f"no checkpoint is complete in --save ({save}); the same command begins again"
+    load = args.load is not None and os.path.realpath(args.load) == os.path.realpath(save)
+    command = "the same command" if load else f"the same command with --load {shlex.quote(save)}"
+    which = f"iteration {last}" if last.isdecimal() else last
+    return f"the last complete checkpoint in --save ({save}) is {which}; {command} goes on from it"
 
 
 def _short(error: BaseException) -> str:

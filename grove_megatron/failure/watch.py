@@ -9,18 +9,20 @@ deputy does. It costs nothing while nothing happens.
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 from . import job_store
 from .hub import Hub
 from .member import Findings, Member
-from .message import EXIT, REFUSED, Ending, Finding, message
-from .text import describe, kind_of
+from .message import EXIT, INTERRUPTED, REFUSED, Ending, Finding, message
+from .text import describe, kind_of, what_goes_on
 
 _CONNECT_SECONDS = 20.0
 
@@ -56,11 +58,29 @@ def watched() -> Iterator[None]:
         if code:
             _end(REFUSED if code == 2 else EXIT, f"exit code {code}", code)
         raise
+    except KeyboardInterrupt:
+        _interrupted(what_goes_on(_watch.args))
     except BaseException as error:
         _end(kind_of(error), describe(error, _watch.args), 1)
         raise
     finally:
         _stop()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End the block with a line on Ctrl-C, not with a traceback of what it was about to import."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _interrupted("")
+
+
+def _interrupted(saved: str) -> NoReturn:
+    code = 128 + signal.SIGINT
+    if _watch.member is not None or job_store.world()[0] == 0:
+        _end(INTERRUPTED, saved, code)
+    raise SystemExit(code) from None
 
 
 def begin(args: Namespace) -> None:
@@ -98,6 +118,7 @@ def begin(args: Namespace) -> None:
         world_size=world_size,
         main_host=host,
         findings=_findings,
+        saved=lambda: what_goes_on(_watch.args),
         report=_report,
     )
     member.start()

@@ -4,13 +4,16 @@
 ``metadata.json``, which Megatron writes last, marks a complete one.
 """
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import IO, Any
 
 from ..checkpoint.layout import COMPLETE, INDEX, TRACKER
+from ..failure.orphans import end_with_parent
 
 
 def with_atomic_tracker(original: Any) -> Any:
@@ -60,3 +63,19 @@ def invalidate_before_save(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(sharded_state_dict, checkpoint_dir, *args, **named)
 
     return save
+
+
+def with_manager_that_ends(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The queue of the processes that write a checkpoint, whose own process ends with this one."""
+
+    def get_write_results_queue(mp_mode: str = "spawn") -> Any:
+        from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+        if filesystem_async._results_queue is None:
+            manager = SyncManager(ctx=multiprocessing.get_context(mp_mode))
+            manager.start(end_with_parent)
+            # The queue keeps its manager, as Megatron's does.
+            filesystem_async._results_queue = manager.Queue()
+        return original(mp_mode)
+
+    return get_write_results_queue

@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 
-from .checkpoint_files import invalidate_before_save, with_atomic_tracker
+from .checkpoint_files import (
+    invalidate_before_save,
+    with_atomic_tracker,
+    with_manager_that_ends,
+)
 from .fingerprints import megatron_patch
 from .optimizer_chain import load_into_chain
 from .registry import PatchSet
@@ -138,6 +142,14 @@ WHEEL = PatchSet(
             reason="leaves the mark of a complete checkpoint in a folder it writes over, so a "
             "half-written one passes for complete",
             make=invalidate_before_save,
+        ),
+        megatron_patch(
+            name="checkpoint-manager",
+            target="megatron.core.dist_checkpointing.strategies.filesystem_async:"
+            "get_write_results_queue",
+            reason="starts a process that outlives a rank that is killed, for ever, and holds the "
+            "output of the job open",
+            make=with_manager_that_ends,
         ),
     ],
 )

@@ -27,6 +27,7 @@ from .cpu_arguments import set_cpu_defaults
 from .elsewhere import everything_is_there
 from .guarded import lines_of
 from .installed import look, uses
+from .one_job import lock_notices, lock_problems
 from .preflight import notices
 from .rules import smallest_world_size
 from .sizes import sizes_of
@@ -112,6 +113,7 @@ def examine(
     with _launched_as(size, per_node):
         args.world_size = size
         problems = [*problems, *every_problem(args, size, device, own_script=own_script)]
+        problems += [] if is_elsewhere(device) else lines_of(lock_problems, args)
         if is_elsewhere(device):
             elsewhere += [f"on this machine: {p}" for p in machine_problems(args, size)]
         if not problems:
@@ -127,7 +129,7 @@ def examine(
     args.seq_length = args.seq_length or args.encoder_seq_length
     noted = [*elsewhere, *lines_of(notices, args)]
     if not is_elsewhere(device):
-        noted += lines_of(uses, args, look(), device)
+        noted += lines_of(lock_notices, args) + lines_of(uses, args, look(), device)
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")
     try:

@@ -20,6 +20,7 @@ from ..arguments import (
     yaml_problems,
 )
 from ..config import GroveTransformerConfig, is_grove
+from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..runtime.fingerprints import megatron_patch
@@ -29,6 +30,7 @@ from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
 from .checks import as_launched, command_line_problems, every_problem, machine_problems
 from .cpu_arguments import set_cpu_defaults
+from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
 from .reporting import announce_flops
@@ -60,7 +62,7 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
         problems = command_line_problems(args, args.world_size)
         # Without Grove flags a script's files are what it makes of them.
         problems += machine_problems(args, args.world_size) if is_grove(args) else []
-        if problems:
+        if problems := problems + claim(args, problems):
             refuse(problems)
         announce(args)
         announce_flops(args)
@@ -98,6 +100,19 @@ def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_args_from_checkpoint
 
 
+def _initialize_distributed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def initialize_distributed(
+        get_embedding_ranks: Any, get_position_embedding_ranks: Any, store: Any, **named: Any
+    ) -> Any:
+        if store is None:
+            from megatron.training import get_args
+
+            store = group_store(get_args())
+        return original(get_embedding_ranks, get_position_embedding_ranks, store, **named)
+
+    return initialize_distributed
+
+
 ENTRY = PatchSet(
     "entry",
     "what grove_megatron.run rebinds for a foreign entry script (CUDA machines too)",
@@ -119,6 +134,12 @@ ENTRY = PatchSet(
             target="megatron.training.checkpointing:load_args_from_checkpoint",
             reason="--use-checkpoint-args restores a fixed list of flags without ours",
             make=_load_args,
+        ),
+        megatron_patch(
+            name="store-of-attempt",
+            target="megatron.training.initialize:_initialize_distributed",
+            reason="the script passes pretrain() no store; torchrun keeps its own over restarts",
+            make=_initialize_distributed,
         ),
         megatron_patch(
             name="token-ids",

@@ -1,6 +1,7 @@
 """From the command line to Megatron's training loop, through Megatron's own hooks only."""
 
 import sys
+import traceback
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -10,14 +11,17 @@ from megatron.training import pretrain as megatron_pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
+from megatron.training.training import train
 
 from ..arguments import add_grove_arguments, yaml_problems
+from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..unparsed import report_errors
 from . import gpt
 from .checks import as_launched, every_problem, megatrons_refusal, model_config
 from .cpu_arguments import set_cpu_defaults
+from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
 from .reporting import REPORTING, announce_flops
@@ -28,7 +32,12 @@ from .token_ids import tokenizer_problem
 
 def pretrain() -> None:
     """Parse, check, build and train; what ``pretrain_gpt.py`` does in Megatron's repository."""
-    args = parse_arguments()
+    with REPORTING.applied():
+        _pretrain()
+
+
+def _pretrain() -> None:
+    args = parse_arguments(training=True)
     try:
         config = model_config(args)
         container = pretrain_cfg_container_from_args(args, config)
@@ -41,19 +50,38 @@ def pretrain() -> None:
         return built
 
     config.post_wrap_hooks.append(keep)
-    with REPORTING.applied():
+    try:
         megatron_pretrain(
             container,
             gpt.datasets,
             ModelType.encoder_or_decoder,
             gpt.forward_step,
             get_embedding_ranks=gpt.embedding_ranks,
+            store=group_store(args),
         )
+    except SystemExit as leaving:
+        if _all_leave(leaving):
+            print_summary(models, config.transformer)
+        raise
     print_summary(models, config.transformer)
 
 
-def parse_arguments() -> Namespace:
-    """Megatron's ``parse_and_validate_args`` with our flags, and our checks before its own."""
+def _all_leave(leaving: SystemExit) -> bool:
+    """Does Megatron's training loop end the process, after a barrier of all ranks?
+
+    So it does by --exit-interval, --exit-duration-in-mins and --exit-signal-handler.
+    """
+    last = traceback.extract_tb(leaving.__traceback__)[-1]
+    return last.name == train.__name__ and last.filename == train.__code__.co_filename
+
+
+def parse_arguments(*, training: bool = False) -> Namespace:
+    """Megatron's ``parse_and_validate_args`` with our flags, and our checks before its own.
+
+    Args:
+        training: will the model be trained? If so, what a training should know is said, and the
+            folders that it writes into are claimed.
+    """
     if problems := yaml_problems(sys.argv[1:]):
         refuse(problems)
     try:
@@ -62,10 +90,14 @@ def parse_arguments() -> Namespace:
         refuse([megatrons_refusal(error)])
     begin(args)
     refuse_differences(args)
-    if problems := every_problem(args, args.world_size):
+    problems = every_problem(args, args.world_size)
+    if training:
+        problems += claim(args, problems)
+    if problems:
         refuse(problems)
-    announce(args)
-    announce_flops(args)
+    if training:
+        announce(args)
+        announce_flops(args)
     # The default of Megatron's own script; validate_args warns of a default nobody needs.
     defaults = {} if args.tokenizer_type else {"tokenizer_type": "GPT2BPETokenizer"}
     try:

@@ -70,6 +70,7 @@ def notices(args: Namespace) -> list[str]:
         optimizer_format_notice(args),
         _dispatcher_notice(args),
         _record_notice(args),
+        _restart_notice(args),
         begins_at_random(args),
         replaced_run(args),
         disk_notice(args, getattr(args, "world_size", None)),
@@ -101,6 +102,22 @@ def _record_notice(args: Namespace) -> str | None:
         "no record of what the experts do is kept for `grove report`: --grove-metrics-dir (None) "
         f"and --save ({args.save}) name no folder for it; give --grove-metrics-dir, or "
         "--grove-metrics-interval 0 to count nothing"
+    )
+
+
+def _restart_notice(args: Namespace) -> str | None:
+    """torchrun will start the ranks again, with the same flags."""
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts == "0" or not args.save or args.skip_train:
+        return None
+    if args.load is not None and os.path.realpath(args.load) == os.path.realpath(args.save):
+        return None
+    fix = "give --load the same folder"
+    if args.load is not None:
+        fix += f", and --pretrained-checkpoint {args.load}"
+    return (
+        f"--load ({args.load}) is not --save ({args.save}), so a restart (torchrun --max-restarts "
+        f"{restarts}) does not go on from what is saved; {fix}"
     )
 
 

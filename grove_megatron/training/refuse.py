@@ -46,7 +46,8 @@ def _rank_0_refuses(rank: int, world_size: int) -> bool:
     timeout = timedelta(seconds=_WAIT_SECONDS)
     printed, heard = key("printed"), key("heard")
     try:
-        store = job_store(timeout)
+        # A rank that comes too late must not keep the others from hearing it.
+        store = job_store(timeout, first={printed: ""}, everybody=False)
         if rank == 0:
             store.set(printed, "")
             # The store may live in this process; it has to outlive the questions of the others.

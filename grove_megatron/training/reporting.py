@@ -1,5 +1,7 @@
 """The ``reporting`` patches: Megatron's own FLOPs and memory figures, adjugates included.
 
+Its list of arguments is cut down to those that were chosen.
+
 Megatron counts the routed experts, the shared ones and everything else of a Grove model; what it
 prints, writes to TensorBoard and keeps in checkpoints lacks the adjugates alone. For a run without
 groups the functions below return what Megatron's return.
@@ -8,11 +10,11 @@ groups the functions below return what Megatron's return.
 import copy
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..config import is_grove
+from ..config import grove_defaults, is_grove
 from ..planner.activations import adjugate_activations
 from ..planner.flops import adjugate_flops
 from ..planner.traffic import expected_distinct
@@ -135,11 +137,43 @@ def _in_flight(args: Namespace, num_microbatches: int | None) -> float:
     return 1.0 if num_microbatches is None else min(1.0, num_microbatches / stages)
 
 
+def _arguments(original: Callable[..., None]) -> Callable[..., None]:
+    def print_args(title: str, args: Namespace) -> None:
+        """Megatron's list without what nobody chose, which is 9 in 10 lines of it."""
+        from megatron.training.utils import is_rank0
+
+        if not is_grove(args) or args.grove_print_arguments == "all":
+            original(title, args)
+        elif is_rank0():
+            changed = changed_arguments(args)
+            original(title, Namespace(**changed))
+            print(
+                f"({len(changed)} of {len(vars(args))} arguments: those that differ from "
+                "Megatron's defaults; --grove-print-arguments all prints every one)",
+                flush=True,
+            )
+
+    return print_args
+
+
+def changed_arguments(args: Namespace) -> dict[str, Any]:
+    """Arguments that are not at Megatron's default, or for which it has none."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    defaults = vars(add_megatron_arguments(ArgumentParser(allow_abbrev=False)).parse_args([]))
+    defaults = grove_defaults() | defaults
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if name not in defaults or repr(value) != repr(defaults[name])
+    }
+
+
 _MEMORY = "megatron.training.theoretical_memory_usage"
 
 REPORTING = PatchSet(
     "reporting",
-    "what Megatron's FLOPs, memory figures and hooks lack for a Grove model (CUDA machines too)",
+    "what Megatron prints of a Grove model, and hooks that it lacks (CUDA machines too)",
     [
         *evaluations.PATCHES,
         megatron_patch(
@@ -147,6 +181,12 @@ REPORTING = PatchSet(
             target="megatron.training.training:num_floating_point_operations",
             reason="the training loop calls it by this name; it has no place for other experts",
             make=_flops,
+        ),
+        megatron_patch(
+            name="arguments",
+            target="megatron.training.arguments:_print_args",
+            reason="800 lines at every start, among which nobody finds the 50 that were chosen",
+            make=_arguments,
         ),
         megatron_patch(
             name="theoretical-weights",

@@ -12,6 +12,7 @@ FAILED_AT = "failed_at"
 """File with the time of the failure."""
 SAID = "rank 1 ran into a wall"
 CHILD_SECONDS = 60
+LATE_SECONDS = 4.0
 FOLLOW_SECONDS = 2.0
 """How long rank 0 waits here for others to leave with an exit code."""
 
@@ -31,6 +32,10 @@ def _raise() -> None:
 
 def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _leave() -> None:
@@ -59,6 +64,7 @@ FAILURES: dict[str, Callable[[], None]] = {
     "kill_node": _kill_node,
     "raise": _raise,
     "terminate": _terminate,
+    "interrupt": _interrupt,
     "leave": _leave,
     "sleep": _stop_for_a_while,
 }
@@ -92,7 +98,8 @@ def train_with_nan(folder: str, argv: list[str], rank: int, layer: int, iteratio
 def train(folder: str, argv: list[str], rank: int, iteration: int, how: str) -> None:
     """``grove_megatron.pretrain``, whose ``rank`` fails in the forward pass of ``iteration``.
 
-    The other ranks are, or come to be, in a collective with it.
+    The other ranks are, or come to be, in a collective with it. When the ranks are started again,
+    rank 0 comes after the others.
     """
     from grove_megatron import pretrain
     from grove_megatron.failure import hub
@@ -113,6 +120,8 @@ def train(folder: str, argv: list[str], rank: int, iteration: int, how: str) -> 
         return original(self, *args)
 
     GroveMoELayer.routed_experts_compute = routed_experts_compute  # type: ignore[method-assign]
+    if os.environ["RANK"] == "0" and (Path(folder) / FAILED_AT).exists():
+        time.sleep(LATE_SECONDS)
     sys.argv = ["pretrain", *argv]
     pretrain.main()
 

@@ -70,17 +70,29 @@ def torchrun(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def two_nodes(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two launchers on this machine, each with two of four CPU ranks; ended in the end."""
+def two_nodes(
+    *arguments: str, per_node: int = 2, restarts: int = 0
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two launchers on this machine, each with some CPU ranks; ended in the end.
+
+    Args:
+        arguments: what every rank runs.
+        per_node: ranks of a launcher.
+        restarts: with any, the launchers find each other by themselves, as an elastic job has it.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    meet = ["--nnodes", "2", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    size = ["--nnodes", "2", "--nproc-per-node", str(per_node)]
+    meet = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    if restarts:
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+        meet += ["--max-restarts", str(restarts)]
     nodes = [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "torch.distributed.run", *meet),
-                *("--master-port", str(port), "--node-rank", str(node), *arguments),
+                *(sys.executable, "-m", "torch.distributed.run", *size, *meet),
+                *("--node-rank", str(node), *arguments),
             ],
             env={
                 **os.environ,

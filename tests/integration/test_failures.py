@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from grove_megatron.training.lock_beat import LOCK
 from tests.ranks import Job, Ranks
 
 from .failing_job import FAILED_AT, FOLLOW_SECONDS, SAID
@@ -144,6 +145,21 @@ def test_a_rank_that_is_asked_to_end_ends_the_job(ranks: Ranks, tmp_path: Path) 
     assert seconds_to_end(tmp_path) < SECONDS
     assert job.codes == [1, 143]
     assert messages(job) == [f"rank 1 ({HOST}) was asked to end (SIGTERM); all ranks end"]
+
+
+def test_ctrl_c_ends_with_a_line(ranks: Ranks, tmp_path: Path) -> None:
+    """What is saved, how to go on, and no traceback of any rank."""
+    save = str(tmp_path / "save")
+    job = fail(ranks, tmp_path, 1, "interrupt", "--save", save, "--save-interval", "2")
+    assert seconds_to_end(tmp_path) < SECONDS
+    assert job.codes == [1, 130]
+    assert messages(job)[-1:] == [
+        f"interrupted (Ctrl-C); the last complete checkpoint in --save ({save}) is iteration 2; "
+        f"the same command with --load {save} goes on from it"
+    ]
+    assert "Traceback" not in job.log(0) + job.log(1)
+    # The next start is alone.
+    assert not (tmp_path / "save" / LOCK).exists()
 
 
 # ------------------------------------------------------------------- flags that ranks have alone

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from grove_megatron.training.folder_lock import FolderLocks
+from grove_megatron.training.lock_beat import LOCK
 from tests.ranks import Job, Ranks
 
 from .flags import MODEL
@@ -129,6 +131,20 @@ def test_all_problems_are_listed_once_and_last(program: list[str], tmp_path: Pat
     # After the list only torchrun speaks.
     assert all("torch" in line and "elastic" in line for line in lines[len(MANY) :][:1]), lines
     assert not save.exists()
+
+
+def test_a_second_job_in_one_folder_is_refused(ranks: Ranks, tmp_path: Path) -> None:
+    """The process that runs the tests, as the first; a problem of rank 0 that all ranks hear."""
+    save = tmp_path / "save"
+    first = FolderLocks()
+    assert first.take({"--save": save}, print) == []
+    argv = [*MODEL, *EP2, "--save", str(save), "--load", str(save), "--save-interval", "1"]
+    job = ranks.run(2, f"{RUN}:train", str(tmp_path), argv, folder=tmp_path)
+    assert job.codes == [2, 2], job.log()
+    problem = f"  1. --save ({save}) is written to by another job (process {os.getpid()} on "
+    assert f"grove_megatron: 1 problem, nothing was started:\n{problem}" in job.log(0)
+    assert os.listdir(save) == [LOCK]
+    first.release()
 
 
 def test_a_rank_that_fails_ends_the_job(tmp_path: Path) -> None:

@@ -317,6 +317,7 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_bias_rate_decay_iters": None,
         "grove_bias_rate_min": 0.0,
         "grove_group_aux_loss_coeff": 0.0,
+        "grove_print_arguments": "changed",
     }
 
 

@@ -39,6 +39,15 @@ LOST = (
             "ranks 0-1 (a) were asked to end (SIGTERM); all ranks end",
         ),
         (
+            [ending(1, "sigterm", "the last is 4"), ending(0, "sigterm", "the last is 4")],
+            "ranks 0-1 (a) were asked to end (SIGTERM); all ranks end; the last is 4",
+        ),
+        # Ctrl-C reaches whom it reaches, and the others find them gone.
+        (
+            [ending(2, "followed", "X"), ending(3, "lost"), ending(0, "interrupted", "nothing")],
+            "interrupted (Ctrl-C); nothing",
+        ),
+        (
             [ending(1, "exit", code=7)],
             "rank 1 (a) ended with exit code 7, and the other ranks did not follow",
         ),

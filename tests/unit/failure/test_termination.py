@@ -1,4 +1,4 @@
-"""SIGTERM, heard by a thread."""
+"""SIGTERM and Ctrl-C, heard by a thread."""
 
 import os
 import select
@@ -15,19 +15,22 @@ def _as_it_was() -> Iterator[None]:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     yield
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_heard(termination: Termination, number: signal.Signals = signal.SIGTERM) -> bool:
     os.kill(os.getpid(), number)
     readable, _, _ = select.select([termination.reader], [], [], 0.2)
-    return bool(readable) and termination.is_asked()
+    return bool(readable) and termination.asked() == number
 
 
-def test_it_is_heard_and_ends_nothing() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_is_heard_and_ends_nothing(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     termination = Termination()
-    assert is_heard(termination)
+    assert is_heard(termination, number)
     termination.undo()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
     assert signal.set_wakeup_fd(-1) == -1
 
 
@@ -53,5 +56,6 @@ def test_a_handler_of_somebody_else_is_respected() -> None:
     # And one that was there before.
     termination = Termination()
     assert not is_heard(termination)
+    assert is_heard(termination, signal.SIGINT)
     termination.undo()
     assert signal.getsignal(signal.SIGTERM) is theirs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grove_megatron.failure.text import describe, kind_of
+from grove_megatron.failure.text import describe, kind_of, what_goes_on
 
 
 class CheckpointException(Exception):
@@ -45,6 +45,31 @@ def test_an_error_while_saving_says_where_and_how_full(tmp_path: Path) -> None:
     assert "is not complete, the last complete one is 40. If" in said
     elsewhere = describe(error, Namespace(save=str(tmp_path / "gone")))
     assert " cannot be asked for its free bytes: " in elsewhere
+
+
+@pytest.mark.parametrize(
+    ("load", "tracker", "said"),
+    [
+        ("{}/", "40\n", "{last} iteration 40; the same command goes on from it"),
+        (None, "40", "{last} iteration 40; the same command with --load {save} goes on from it"),
+        ("x", "release", "{last} release; the same command with --load {save} goes on from it"),
+        ("{}", None, "no checkpoint is complete in --save ({save}); the same command begins again"),
+    ],
+)
+def test_what_goes_on_is_said(
+    load: str | None, tracker: str | None, said: str, tmp_path: Path
+) -> None:
+    save = str(tmp_path)
+    if tracker is not None:
+        (tmp_path / "latest_checkpointed_iteration.txt").write_text(tracker)
+    args = Namespace(save=save, load=load and load.format(save), skip_train=False)
+    last = f"the last complete checkpoint in --save ({save}) is"
+    assert what_goes_on(args) == said.format(last=last, save=save)
+
+
+def test_of_a_run_that_saves_nothing_there_is_nothing_to_say() -> None:
+    assert what_goes_on(None) == ""
+    assert what_goes_on(Namespace(save=None, load="x", skip_train=False)) == ""
 
 
 def test_other_errors_say_nothing_of_the_disk(tmp_path: Path) -> None:

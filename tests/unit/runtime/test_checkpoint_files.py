@@ -1,5 +1,7 @@
 """The file that names the checkpoint to resume from is old or new, never empty."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,37 @@ def test_everything_else_is_megatron_s(files, tracker: Path) -> None:
     assert other.read_text() == "here"
     assert files.os is maybe_msc.os
     assert files.path_isdir(tracker.parent)
+
+
+JOB = """
+import sys
+from grove_megatron.runtime.checkpoint_files import with_manager_that_ends
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+if __name__ == "__main__":
+    make = with_manager_that_ends(filesystem_async.get_write_results_queue)
+    queue = make()
+    assert queue is filesystem_async._results_queue is make()
+    queue.put(1)
+    assert queue.get() == 1
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_manager_of_a_killed_rank_ends(
+    tmp_path: Path, subprocess_environment: dict[str, str]
+) -> None:
+    (tmp_path / "job.py").write_text(JOB)
+    job = subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(tmp_path / "job.py")],
+        env=subprocess_environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    job.kill()
+    # The end of the output: nobody is left who could write to it.
+    job.communicate(timeout=120)

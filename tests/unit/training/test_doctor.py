@@ -13,6 +13,7 @@ from grove_megatron.cli import app
 from grove_megatron.runtime import cpu
 from grove_megatron.training.checks import config_problems
 from grove_megatron.training.doctor import diagnose
+from grove_megatron.training.folder_lock import FolderLocks
 
 from .command_lines import parsed, validated
 from .test_rules import SOUND
@@ -373,6 +374,18 @@ def test_what_fails_only_when_data_are_read_is_found(without: str, begin: str) -
     assert without in SOUND
     (line,) = diagnose(SOUND.replace(without, "").split(), 1, "cpu").problems
     assert line.startswith(begin)
+
+
+def test_a_folder_that_another_job_writes_into_is_a_problem(tmp_path: Path) -> None:
+    first = FolderLocks()
+    assert first.take({"--save": tmp_path}, print) == []
+    flags = [*SOUND.split(), "--save", str(tmp_path), "--save-interval", "5"]
+    (problem,) = diagnose(flags, None, "cpu").problems
+    assert problem.startswith(f"--save ({tmp_path}) is written to by another job (process ")
+    first.release()
+    assert diagnose(flags, None, "cpu").problems == []
+    # It has claimed nothing itself.
+    assert not any(tmp_path.iterdir())
 
 
 def test_flags_of_a_checkpoint_that_is_not_there_cannot_be_known(tmp_path: Path) -> None:

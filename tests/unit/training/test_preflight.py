@@ -338,6 +338,29 @@ class TestNotice:
 
 
 @pytest.mark.parametrize(
+    ("restarts", "flags", "said"),
+    [
+        ("1", "--save /a", "; give --load the same folder"),
+        ("3", "--save /a --load /b", " the same folder, and --pretrained-checkpoint /b"),
+        ("1", "--save /a --load /a/", None),
+        ("1", "", None),
+        ("0", "--save /a", None),
+    ],
+)
+def test_a_restart_that_would_begin_again_is_said(
+    restarts: str, flags: str, said: str | None, parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    found = [notice for notice in notices(parse(flags)) if "max-restarts" in notice]
+    if said is None:
+        assert found == []
+    else:
+        (notice,) = found
+        assert f"(torchrun --max-restarts {restarts}) does not go on from what is saved" in notice
+        assert notice.endswith(said)
+
+
+@pytest.mark.parametrize(
     ("flags", "module", "extra"),
     [
         ("--tensorboard-dir board", "tensorboard", "grove-megatron[tensorboard]"),

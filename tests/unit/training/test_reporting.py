@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from megatron.training import arguments, training
 from megatron.training import theoretical_memory_usage as theory
-from megatron.training import training
 
 from grove_megatron.planner.flops import flops_per_token
 from grove_megatron.planner.parameters import rank_parameters, total_parameters
@@ -232,6 +232,8 @@ class TestPlain:
     def test_megatrons_functions_get_the_very_arguments(self):
         args = job(plain=True)
         for patch in REPORTING.patches:
+            if patch.name == "arguments":
+                continue  # see TestArguments
             if patch.name.startswith("evaluation"):
                 continue  # of other functions; see test_evaluations.py
             seen = []
@@ -268,6 +270,41 @@ class TestPatches:
             training.num_floating_point_operations(args, 4)
             training.report_theoretical_memory(args, 1)
         assert vars(args) == before
+
+
+class TestArguments:
+    def printed(self, args: Namespace, capsys: Any) -> dict[str, str]:
+        """Names and values of the list."""
+        capsys.readouterr()
+        with REPORTING.applied():
+            arguments._print_args("arguments", args)
+        return dict(re.findall(r"^  (\w+) \.* (.*)$", capsys.readouterr().out, re.M))
+
+    def test_those_at_megatrons_default_are_left_out(self, capsys):
+        args = parsed("--seed 1235 --lr 0.5 --rotary-base 10000")
+        printed = self.printed(args, capsys)
+        assert {"seed": "1235", "lr": "0.5", "num_experts": "8"}.items() <= printed.items()
+        assert printed["grove_num_groups"] == "4"
+        # Given as it is anyway; not given; and a flag of this package that was not.
+        assert not {"rotary_base", "weight_decay", "grove_kernel"} & set(printed)
+        # What Megatron has no default for is somebody's.
+        args.data_parallel_size = 3
+        assert self.printed(args, capsys)["data_parallel_size"] == "3"
+        assert len(printed) < 60 < 700 < len(vars(args))
+
+    def test_the_way_to_the_whole_list_is_named(self, capsys):
+        args = parsed()
+        with REPORTING.applied():
+            arguments._print_args("arguments", args)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.endswith("; --grove-print-arguments all prints every one)")
+        assert f" of {len(vars(args))} arguments" in last
+        args = parsed("--grove-print-arguments all")
+        assert self.printed(args, capsys).keys() == vars(args).keys()
+
+    def test_of_a_plain_run_megatron_prints_what_it_prints(self, capsys):
+        args = parsed(plain=True)
+        assert self.printed(args, capsys).keys() == vars(args).keys()
 
 
 class TestAnnouncement:

@@ -1,0 +1,99 @@
+"""A job refuses to write where another still does: checkpoints, and the record of metrics."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from ..failure.job_store import from_rank_0
+from ..failure.member import last_acts
+from .folder_lock import FolderLocks, Owner, in_use, look
+
+_FLAGS = ("save", "non_persistent_global_ckpt_dir", "grove_metrics_dir")
+
+_locks: FolderLocks | None = None
+
+
+@contextmanager
+def writing_alone() -> Iterator[None]:
+    """What :func:`claim` has got is given back at the end of the block, whatever its way."""
+    global _locks
+    _locks = FolderLocks()
+    last_acts.append(_locks.release)
+    try:
+        yield
+    finally:
+        last_acts.remove(_locks.release)
+        _locks.release()
+        _locks = None
+
+
+def claim(args: Namespace, problems: list[str]) -> list[str]:
+    """Have this job alone write into its folders; every rank must call, and hears the same.
+
+    Nothing is created where the job will be refused anyway; that a folder is in use is said.
+
+    Args:
+        args: Megatron's, parsed.
+        problems: found before.
+
+    Returns:
+        Folders that another job writes into, one line each.
+    """
+    folders = _folders(args)
+    if not folders or args.fake_process_group or args.inprocess_restart:
+        return []
+
+    def ask() -> list[str]:
+        if problems or _locks is None:
+            return lock_problems(args)
+        return _locks.take(folders, _say)
+
+    found: list[str] = from_rank_0(ask, timedelta(minutes=args.distributed_timeout_minutes))
+    return found
+
+
+def lock_problems(args: Namespace) -> list[str]:
+    """Folders that another job writes into by now, as far as can be said without waiting."""
+    return [
+        in_use(flag, folder, owner)
+        for flag, folder, owner in _owned(args)
+        if owner.has_this_machine()
+    ]
+
+
+def lock_notices(args: Namespace) -> list[str]:
+    """Locks of another machine, whose jobs may have ended, one line each."""
+    return [
+        f"{flag} ({folder}) has the lock of a job on another machine ({owner}); a second job is "
+        "refused while that one lives"
+        for flag, folder, owner in _owned(args)
+        if not owner.has_this_machine()
+    ]
+
+
+def _owned(args: Namespace) -> Iterator[tuple[str, Path, Owner]]:
+    for flag, folder in _folders(args).items():
+        if owner := look(folder, _say, wait=False):
+            yield flag, folder, owner
+
+
+def _folders(args: Namespace) -> dict[str, Path]:
+    """By flag, every one once; what lies in an object store (msc://) has no place for a lock."""
+    found: dict[str, Path] = {}
+    for name in _FLAGS:
+        value = getattr(args, name, None)
+        # An evaluation writes nothing.
+        if not value or "://" in value or args.skip_train:
+            continue
+        folder = Path(value)
+        if os.path.realpath(folder) not in map(os.path.realpath, found.values()):
+            found[f"--{name.replace('_', '-')}"] = folder
+    return found
+
+
+def _say(line: str) -> None:
+    print(f"grove_megatron: {line}", file=sys.stderr, flush=True)
