@@ -7,6 +7,7 @@ here first, before Megatron opens a file.
 import contextlib
 import copy
 import io
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _folders(args: Namespace, load_arg: str) -> list[Path]:
     if args.non_persistent_ckpt_type == "global":
         beside = Path(args.non_persistent_global_ckpt_dir or folder / _NON_PERSISTENT)
         found.append(_iteration(beside, None))
-    there = [(number, path) for number, path in found if path.is_dir()]
+    there = [(number, path) for number, path in found if os.path.isdir(path)]
     # Of two of one iteration, the second.
     return [path for _, path in sorted(there, key=lambda one: one[0])]
 
@@ -85,7 +86,7 @@ def _iteration(folder: Path, step: int | None) -> tuple[int, Path]:
     """The number and the place that Megatron reads from a tracker."""
     try:
         written = (folder / TRACKER).read_text().strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):  # not text, or no name of a file
         written = ""
     is_number = written.isdecimal() and len(written) <= _MOST_DIGITS
     number = step or (int(written) if is_number else -1)

@@ -90,7 +90,8 @@ def test_a_checkpoint_has_the_size_that_megatron_writes(parse, tmp_path):
     bf16 = checkpoint_bytes(parse(SAVE.format(tmp_path) + " --bf16"), 1)
     weights = checkpoint_bytes(parse(SAVE.format(tmp_path) + " --bf16 --no-save-optim"), 1)
     assert (fp32, bf16) == (weights * 6, weights * 7)
-    assert checkpoint_bytes(parse("--save here"), 1) is None
+    # Of an unknown vocabulary all but the embedding, which is less.
+    assert 0 < checkpoint_bytes(parse("--save here"), 1) < fp32
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused(parse, tmp_path, monkeypatch):
