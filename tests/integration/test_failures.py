@@ -38,7 +38,8 @@ def messages(job: Job) -> list[str]:
     """What the plugin says at the end, over all ranks."""
     logs = "".join(job.log(rank) for rank in range(len(job.codes)))
     found = re.findall(r"^grove_megatron: (.*(?:\n  .*)*)", logs, re.MULTILINE)
-    return [said for said in found if not said.startswith(("runtime ", "FLOPs ", "no record "))]
+    at_start = ("runtime ", "FLOPs ", "no record ", "--save (")
+    return [said for said in found if not said.startswith(at_start)]
 
 
 def seconds_to_end(folder: Path) -> float:
