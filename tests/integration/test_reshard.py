@@ -1,6 +1,6 @@
 """A run goes on at another layout: with its weights, its moments and its step.
 
-One uninterrupted run of 20 iterations saves at 10. A run at another layout loads that, saves it
+One uninterrupted run of 10 iterations saves at 5. A run at another layout loads that, saves it
 again before its first step, and trains the other ten iterations.
 """
 
@@ -94,17 +94,17 @@ class Runs:
     done: dict[tuple[str, str], tuple[Results, Path]]
 
     def whole(self, optimizer: str, layout: str) -> tuple[Results, Path]:
-        """What 20 uninterrupted iterations recorded, and the checkpoints of 10 and 20."""
+        """What 10 uninterrupted iterations recorded, and the checkpoints of 5 and 10."""
         if (optimizer, layout) not in self.done:
             folder = self.factory.mktemp(f"{optimizer}-{layout}")
-            save = ["--save", str(folder / "saved"), "--save-interval", "10"]
+            save = ["--save", str(folder / "saved"), "--save-interval", "5"]
             job = self._run(optimizer, layout, "recorded_run:train", folder, save)
             self.done[optimizer, layout] = job, folder / "saved"
         return self.done[optimizer, layout]
 
     def resumed(self, optimizer: str, layout: str, load: Path, folder: Path) -> Results:
-        """The same from the checkpoint of iteration 10; ``folder`` gets it saved again."""
-        flags = ["--load", str(load), "--ckpt-step", "10"]
+        """The same from the checkpoint of iteration 5; ``folder`` gets it saved again."""
+        flags = ["--load", str(load), "--ckpt-step", "5"]
         again = str(folder / "again")
         return self._run(
             optimizer, layout, "resumed_run:train_and_show_first", folder, flags, again
@@ -114,7 +114,7 @@ class Runs:
         self, optimizer: str, layout: str, what: str, folder: Path, flags: list[str], *args: str
     ) -> Results:
         world_size, sizes = LAYOUTS[layout]
-        common = ["--train-iters", "20", "--lr-decay-iters", "20", *OPTIMIZERS[optimizer][0]]
+        common = ["--train-iters", "10", "--lr-decay-iters", "10", *OPTIMIZERS[optimizer][0]]
         argv = [*MODEL, *common, *sizes, *flags]
         target = f"tests.integration.{what}"
         job = self.ranks.run(world_size, target, str(folder), argv, *args, folder=folder)
@@ -140,14 +140,14 @@ def test_training_goes_on_at_another_layout(
     whole, saved = runs.whole(optimizer, saved_at)
     resumed = runs.resumed(optimizer, loaded_at, saved, tmp_path)
     # Weights, fp32 weights and moments, by the names of the parameters and their global places.
-    assert differences(saved / "iter_0000010", tmp_path / "again" / "iter_0000010") == []
-    assert_steps(tmp_path, len(resumed), 10.0)
+    assert differences(saved / "iter_0000005", tmp_path / "again" / "iter_0000005") == []
+    assert_steps(tmp_path, len(resumed), 5.0)
     assert_goes_on(whole, resumed, OPTIMIZERS[optimizer][1])
 
 
 def test_a_checkpoint_has_transformer_engine_s_keys(runs: Runs) -> None:
     _, saved = runs.whole("distributed", "one")
-    norms = {key for key in tensors(saved / "iter_0000010") if "norm" in key}
+    norms = {key for key in tensors(saved / "iter_0000005") if "norm" in key}
     layers = "decoder.layers."
     assert {key for key in norms if not key.startswith("optimizer.")} == {
         f"{layers}self_attention.linear_qkv.layer_norm_weight",
@@ -168,7 +168,7 @@ def test_states_in_memory_order_go_to_another_data_parallel_size(
 ) -> None:
     whole, saved = runs.whole("bucketed", saved_at)
     resumed = runs.resumed("bucketed", loaded_at, saved, tmp_path)
-    assert_steps(tmp_path, len(resumed), 10.0)
+    assert_steps(tmp_path, len(resumed), 5.0)
     # What lies between parameters in memory was never written, so tensors are not compared.
     assert_goes_on(whole, resumed, OPTIMIZERS["bucketed"][1])
 
@@ -200,20 +200,20 @@ def test_a_first_rank_without_experts_loses_no_step(
 ) -> None:
     whole, saved = runs.whole(optimizer, "late-pp2-ep2")
     resumed = runs.resumed(optimizer, "late-pp2-ep2", saved, tmp_path)
-    assert_steps(tmp_path, len(resumed), 10.0)
+    assert_steps(tmp_path, len(resumed), 5.0)
     for a, b in zip(whole, resumed, strict=True):
-        assert b["losses"] == a["losses"][10:]
-        assert b["grad_norms"] == a["grad_norms"][10:]
+        assert b["losses"] == a["losses"][5:]
+        assert b["grad_norms"] == a["grad_norms"][5:]
         assert b["parameters"] == a["parameters"]
 
 
 def assert_goes_on(whole: Results, resumed: Results, tolerance: float) -> None:
-    """Losses and gradient norms of the last ten iterations."""
-    expected = [step["lm loss"] for step in whole[-1]["losses"][10:]]
-    assert len(expected) == 10
+    """Losses and gradient norms of the last five iterations."""
+    expected = [step["lm loss"] for step in whole[-1]["losses"][5:]]
+    assert len(expected) == 5
     seen = [step["lm loss"] for step in resumed[-1]["losses"]]
     assert seen == pytest.approx(expected, rel=tolerance)
-    assert resumed[-1]["grad_norms"] == pytest.approx(whole[-1]["grad_norms"][10:], rel=tolerance)
+    assert resumed[-1]["grad_norms"] == pytest.approx(whole[-1]["grad_norms"][5:], rel=tolerance)
 
 
 def assert_steps(folder: Path, world_size: int, expected: float) -> None:

@@ -1,7 +1,8 @@
 import copy
 import os
+import signal
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
@@ -17,6 +18,15 @@ MODEL = (
     "--moe-token-dispatcher-type alltoall"
 )
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """What is refused ignores SIGTERM for the rest of its process; tests share theirs."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @cache

@@ -3,7 +3,6 @@
 import os
 import select
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,9 +10,7 @@ from grove_megatron.failure.termination import Termination
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    yield
+def _as_a_process_begins(_signals: None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
