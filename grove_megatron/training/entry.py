@@ -102,13 +102,17 @@ def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _initialize_distributed(original: Callable[..., Any]) -> Callable[..., Any]:
     def initialize_distributed(
-        get_embedding_ranks: Any, get_position_embedding_ranks: Any, store: Any, **named: Any
+        get_embedding_ranks: Any,
+        get_position_embedding_ranks: Any,
+        store: Any,
+        *rest: Any,
+        **named: Any,
     ) -> Any:
         if store is None:
             from megatron.training import get_args
 
             store = group_store(get_args())
-        return original(get_embedding_ranks, get_position_embedding_ranks, store, **named)
+        return original(get_embedding_ranks, get_position_embedding_ranks, store, *rest, **named)
 
     return initialize_distributed
 

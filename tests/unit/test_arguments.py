@@ -39,6 +39,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-metrics-interval": (None, None),
         "--grove-metrics-dir": (None, None),
         "--grove-failure-watch": ("on", ("on", "off")),
+        "--grove-print-arguments": ("changed", ("changed", "all")),
         "--grove-bias-update-rule": ("rms", ("rms", "sign")),
         "--grove-bias-rate-decay-style": (
             "constant",
