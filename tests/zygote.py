@@ -9,10 +9,11 @@ import importlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
+
+from tests.ports import free_port
 
 GRACE_SECONDS = 60.0
 
@@ -46,23 +47,18 @@ def _spare_the_ranks() -> None:
     import functools
     import inspect
 
-    from megatron.core.datasets.gpt_dataset import MockGPTLowLevelDataset
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.training.arguments import add_megatron_arguments
 
     # Every parser of Megatron's reads the sources of its configuration classes for their help.
     inspect.getsource = functools.cache(inspect.getsource)
     add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    # Of 100,000 mock documents every rank shuffles millions of samples, and trains on a hundred.
-    MockGPTLowLevelDataset.size = 1000
     # A save starts a process that holds a queue; spawned, it first imports Megatron.
     filesystem_async.get_write_results_queue.__defaults__ = ("fork",)
 
 
 def _run(job: dict) -> list[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     children = [_fork(job, rank, port) for rank in range(job["ranks"])]
     return _wait(children, job["timeout"])
 

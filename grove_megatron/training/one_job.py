@@ -1,5 +1,6 @@
 """A job refuses to write where another still does: checkpoints, and the record of metrics."""
 
+import contextlib
 import os
 import sys
 from argparse import Namespace
@@ -77,8 +78,10 @@ def lock_notices(args: Namespace) -> list[str]:
 
 def _owned(args: Namespace) -> Iterator[tuple[str, Path, Owner]]:
     for flag, folder in _folders(args).items():
-        if owner := look(folder, _say, wait=False):
-            yield flag, folder, owner
+        # What is wrong with a folder that cannot be looked into, machine.py says.
+        with contextlib.suppress(OSError):
+            if owner := look(folder, _say, wait=False):
+                yield flag, folder, owner
 
 
 def _folders(args: Namespace) -> dict[str, Path]:
@@ -86,8 +89,8 @@ def _folders(args: Namespace) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in _FLAGS:
         value = getattr(args, name, None)
-        # An evaluation writes nothing.
-        if not value or "://" in value or args.skip_train:
+        # An evaluation writes nothing; and nothing can be at a name with a zero in it.
+        if not value or "://" in value or "\0" in value or args.skip_train:
             continue
         folder = Path(value)
         if os.path.realpath(folder) not in map(os.path.realpath, found.values()):

@@ -3,13 +3,14 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -80,9 +81,7 @@ def two_nodes(
         per_node: ranks of a launcher.
         restarts: with any, the launchers find each other by themselves, as an elastic job has it.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     size = ["--nnodes", "2", "--nproc-per-node", str(per_node)]
     meet = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
     if restarts:

@@ -58,8 +58,11 @@ def run_stock(folder: str, argv: list[str]) -> None:
 
 
 def _record(folder: str, argv: list[str], main: Any) -> None:
+    from megatron.core.datasets.gpt_dataset import MockGPTLowLevelDataset
     from megatron.training import training
 
+    # Of 100,000 mock documents every rank shuffles millions of samples, and trains on a hundred.
+    MockGPTLowLevelDataset.size = 1000
     record: dict[str, Any] = {"losses": [], "grad_norms": [], "parameters": {}}
     original = training.train_step
     models: list[Any] = []

@@ -34,7 +34,7 @@ LAYOUTS: dict[str, tuple[int, list[str], set[str]]] = {
     "capacity": (2, [*EP2, "--moe-expert-capacity-factor", "1.0"], {"1", "2"}),
 }
 # 8 sequences of 32 tokens, 2 experts each.
-PAIRS = 8 * 32 * 2
+PAIRS = 4 * 32 * 2
 History = list[dict[str, dict[str, Any]]]
 
 

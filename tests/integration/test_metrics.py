@@ -136,7 +136,7 @@ def test_counts_are_those_of_the_routing(train: Run) -> None:
 
 def test_counts_add_up_and_evaluation_is_left_out(train: Run) -> None:
     record, results, _ = train(2, EVALUATING)
-    per_iteration = 8 * 32
+    per_iteration = 4 * 32
     for interval in record.intervals:
         tokens = per_iteration * interval.iterations
         assert interval.sent_tokens.tolist() == [tokens] * 2
@@ -340,7 +340,7 @@ def test_counts_are_those_of_the_routing_at(layout: str, train: Run) -> None:
         record, results, num_ranks, tensor_ranks=tensor_ranks, ranks_per_node=ranks_per_node
     )
     last = record.intervals[-1]
-    tokens = 2 * 8 * 32
+    tokens = 2 * 4 * 32
     depths = [2 if "without-moe" in layout and name == "mtp 1" else 1 for name in layers]
     assert last.sent_tokens.tolist() == [tokens * depth for depth in depths]
     assert (last.bias is not None) == ("bias" in layout)
