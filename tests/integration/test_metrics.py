@@ -391,7 +391,7 @@ def test_a_resumed_run_appends_and_supersedes(ranks: Ranks, tmp_path: Path) -> N
 def test_the_last_iterations_of_a_run_by_samples_are_recorded(ranks: Ranks, tmp_path: Path) -> None:
     argv = [*MODEL, "--log-interval", "3", "--grove-metrics-dir", str(tmp_path / "metrics")]
     place = argv.index("--train-iters")
-    argv[place : place + 2] = ["--train-samples", "40"]
+    argv[place : place + 2] = ["--train-samples", "20"]
     target = "tests.integration.recorded_run:train"
     ranks.run(1, target, str(tmp_path), argv, folder=tmp_path).check()
     record = read_record(tmp_path / "metrics" / "routing.jsonl")
