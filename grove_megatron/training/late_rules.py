@@ -22,7 +22,7 @@ def late_problems(args: Namespace, world_size: int) -> list[str]:
         world_size: processes of the job.
     """
     run = (_numbers, _groups, _steps, _rate, _data, _evaluation, _documents)
-    rest = (_files, _saves, _profile, _skipped)
+    rest = (_files, _profile, _skipped)
     return [line for rule in (*run, *rest) for line in rule(args, world_size)]
 
 
@@ -336,27 +336,10 @@ def _files(args: Namespace, _: int) -> Iterator[str]:
         if value is not None and args.save is None:
             yield f"{_flag(f'save_{what}_interval')} ({value}) needs --save (None); give the folder"
     every = args.non_persistent_save_interval
-    if every and args.non_persistent_ckpt_type is None:
-        yield (
-            f"--non-persistent-save-interval ({every}) needs --non-persistent-ckpt-type (None); "
-            "use global"
-        )
     if every and args.save is None:
         yield f"--non-persistent-save-interval ({every}) needs --save (None); give the folder"
     if args.enable_ft_package and args.save is None:
         yield "--enable-ft-package (True) needs --save (None) for its state; give the folder"
-
-
-def _saves(args: Namespace, _: int) -> Iterator[str]:
-    """Found at the first save."""
-    if args.async_save and args.ckpt_format == "torch":
-        yield "--async-save (True) excludes --ckpt-format (torch); use torch_dist"
-    local = args.non_persistent_ckpt_type == "local" and args.use_distributed_optimizer
-    if local and args.dist_ckpt_optim_fully_reshardable:
-        yield (
-            "--non-persistent-ckpt-type (local) excludes --dist-ckpt-optim-fully-reshardable "
-            "(True); use global"
-        )
 
 
 def _profile(args: Namespace, _: int) -> Iterator[str]:

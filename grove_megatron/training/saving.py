@@ -13,9 +13,10 @@ def saving_problems(args: Namespace) -> list[str]:
     Args:
         args: Megatron's namespace, parsed.
     """
+    problems = [*_formats(args)]
     if args.save is None or args.skip_train:
-        return []
-    problems = [*_retained(args), *_formats(args)]
+        return problems
+    problems += _retained(args)
     if args.non_persistent_save_interval or args.non_persistent_ckpt_type == "global":
         problems += _non_persistent(args)
     return problems
@@ -48,26 +49,29 @@ def _retained(args: Namespace) -> Iterator[str]:
 
 
 def _formats(args: Namespace) -> Iterator[str]:
-    if args.ckpt_format == "torch" and args.async_save:
-        yield "--async-save (True) cannot write --ckpt-format (torch); use torch_dist"
-
-
-def _non_persistent(args: Namespace) -> Iterator[str]:
+    """Kinds of checkpoints that do not go together, whatever is saved."""
     every, kind = args.non_persistent_save_interval, args.non_persistent_ckpt_type
-    if kind is None:
+    if args.ckpt_format == "torch" and args.async_save:
+        yield "--async-save (True) excludes --ckpt-format (torch); use torch_dist"
+    if every and kind is None:
         yield (
             f"--non-persistent-save-interval ({every}) needs --non-persistent-ckpt-type (None); "
             "use global"
         )
-    if kind == "in_memory":
-        yield f"--non-persistent-ckpt-type ({kind}) is not there in Megatron; use global"
-    if kind == "global":
-        yield from _global(args)
-    if kind == "local" and args.dist_ckpt_optim_fully_reshardable:
+    saves = every or args.use_distributed_optimizer
+    if kind == "local" and saves and args.dist_ckpt_optim_fully_reshardable:
         yield (
             f"--non-persistent-ckpt-type ({kind}) excludes --dist-ckpt-optim-fully-reshardable "
             "(True); use global"
         )
+
+
+def _non_persistent(args: Namespace) -> Iterator[str]:
+    kind = args.non_persistent_ckpt_type
+    if kind == "in_memory":
+        yield f"--non-persistent-ckpt-type ({kind}) is not there in Megatron; use global"
+    if kind == "global":
+        yield from _global(args)
 
 
 def _global(args: Namespace) -> Iterator[str]:

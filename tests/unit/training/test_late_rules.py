@@ -248,25 +248,6 @@ BROKEN: list[tuple[str, int, str, str]] = [
         "add it",
     ),
     ("--save-wgrads-interval 2", 1, "--save-wgrads-interval (2) needs --save (None)", "folder"),
-    (
-        "--non-persistent-save-interval 2 --save s --save-interval 4",
-        1,
-        "--non-persistent-save-interval (2) needs --non-persistent-ckpt-type (None)",
-        "use global",
-    ),
-    (
-        "--async-save --ckpt-format torch",
-        1,
-        "--async-save (True) excludes --ckpt-format",
-        "torch_d",
-    ),
-    (
-        "--non-persistent-ckpt-type local --dist-ckpt-optim-fully-reshardable "
-        "--use-distributed-optimizer",
-        1,
-        "--non-persistent-ckpt-type (local) excludes --dist-ckpt-optim-fully-reshardable",
-        "use global",
-    ),
     ("--enable-ft-package", 1, "--enable-ft-package (True) needs --save (None)", "folder"),
     # Profiles, skipped iterations, phases
     ("--profile --profile-step-start 12", 1, "--profile-step-end (12) is not above", "raise it"),

@@ -2,7 +2,10 @@
 
 import pytest
 
+from grove_megatron.training.checks import command_line_problems
 from grove_megatron.training.saving import replaced_run, saving_problems
+
+from .command_lines import parsed
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -61,12 +64,37 @@ def test_a_damaged_tracker_cannot_be_counted_from(problems, written):
             "--save-retain-interval 4",
             "--save-retain-interval (4) excludes --non-persistent-save-interval (1)",
         ),
-        ("--async-save --ckpt-format torch", "--async-save (True) cannot write --ckpt-format"),
+        ("--async-save --ckpt-format torch", "--async-save (True) excludes --ckpt-format"),
     ],
 )
 def test_what_a_later_save_dies_of_is_refused(problems, flags, begin):
     (problem,) = problems(flags)
     assert problem.startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (
+            "--non-persistent-save-interval 2 --save s --save-interval 4",
+            "--non-persistent-save-interval (2) needs --non-persistent-ckpt-type (None); use "
+            "global",
+        ),
+        (
+            "--async-save --ckpt-format torch",
+            "--async-save (True) excludes --ckpt-format (torch); use torch_dist",
+        ),
+        (
+            "--non-persistent-ckpt-type local --dist-ckpt-optim-fully-reshardable "
+            "--use-distributed-optimizer",
+            "--non-persistent-ckpt-type (local) excludes --dist-ckpt-optim-fully-reshardable "
+            "(True); use global",
+        ),
+    ],
+)
+def test_it_is_said_once_whatever_is_saved(flags, line):
+    said = command_line_problems(parsed(flags), 1, "cpu")
+    assert [problem for problem in said if problem == line] == [line]
 
 
 @pytest.mark.parametrize("name", ["save", "load", "pretrained-checkpoint"])
