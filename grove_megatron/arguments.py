@@ -29,13 +29,19 @@ def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
 
 def _repair_help(parser: ArgumentParser) -> None:
     """Make ``--help`` work: texts of Megatron 0.19 hold bare percent signs, on which it dies."""
-    for action in parser._actions:
-        if not action.help:
-            continue
-        try:
-            parser._get_formatter()._expand_help(action)
-        except (ValueError, TypeError, KeyError):
-            action.help = action.help.replace("%", "%%")
+    original = parser.format_help
+
+    def format_help() -> str:
+        for action in parser._actions:
+            if not action.help:
+                continue
+            try:
+                parser._get_formatter()._expand_help(action)
+            except (ValueError, TypeError, KeyError):
+                action.help = action.help.replace("%", "%%")
+        return original()
+
+    parser.format_help = format_help  # type: ignore[method-assign]
 
 
 def select_layer(args: Namespace) -> None:

@@ -1,7 +1,6 @@
 """Fixtures that more than one kind of test uses."""
 
-import functools
-import inspect
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import Ranks
+from tests.sources import read_sources_once
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,8 +17,28 @@ def pytest_configure(config: pytest.Config) -> None:
         from grove_megatron.runtime.gpu_packages import hide_gpu_packages
 
         hide_gpu_packages()
-    # Every parser of Megatron's reads the sources of its configuration classes for their help.
-    inspect.getsource = functools.cache(inspect.getsource)
+    # The workers of pytest-xdist have none.
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(Failures(terminal))
+
+
+def pytest_collection_finish() -> None:
+    read_sources_once()
+    # What was imported stays: a collection of garbage need not visit it.
+    gc.collect()
+    gc.freeze()
+
+
+class Failures:
+    """Say at once what failed: a run that is cut off has no summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter):
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            last = report.longreprtext.strip().splitlines()[-12:]
+            self.terminal.write_line("\n".join(["", f"FAILED {report.nodeid}", *last]))
 
 
 @pytest.fixture(scope="session")

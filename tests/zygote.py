@@ -14,6 +14,7 @@ import time
 import traceback
 
 from tests.ports import free_port
+from tests.sources import read_sources_once
 
 GRACE_SECONDS = 60.0
 
@@ -43,18 +44,19 @@ def _serve() -> None:
 
 def _spare_the_ranks() -> None:
     """What costs every rank a second and computes nothing that a test is about."""
-    import argparse
-    import functools
-    import inspect
+    import gc
 
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from megatron.training.arguments import add_megatron_arguments
+    from grove_megatron.runtime.__main__ import patch_sets
+    from grove_megatron.training.megatrons_flags import megatrons_flags
 
-    # Every parser of Megatron's reads the sources of its configuration classes for their help.
-    inspect.getsource = functools.cache(inspect.getsource)
-    add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    # A save starts a process that holds a queue; spawned, it first imports Megatron.
-    filesystem_async.get_write_results_queue.__defaults__ = ("fork",)
+    read_sources_once()
+    megatrons_flags()
+    # Sources of what is patched.
+    for patches in patch_sets():
+        patches.check()
+    # A collection of garbage in a rank would visit, and so copy, all that was imported.
+    gc.collect()
+    gc.freeze()
 
 
 def _run(job: dict) -> list[int]:

@@ -6,6 +6,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.managers import SyncManager
@@ -71,8 +72,13 @@ def with_manager_that_ends(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_write_results_queue(mp_mode: str = "spawn") -> Any:
         from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+        from . import cpu_is_active
+
         if filesystem_async._results_queue is None:
-            manager = SyncManager(ctx=multiprocessing.get_context(mp_mode))
+            # Spawned, it imports Megatron before the first save goes on: 4 to 8 s of a core for
+            # every rank. Without CUDA a fork does, if it cannot outlive the sockets it inherits.
+            forked = cpu_is_active() and sys.platform == "linux"
+            manager = SyncManager(ctx=multiprocessing.get_context("fork" if forked else mp_mode))
             manager.start(end_with_parent)
             # The queue keeps its manager, as Megatron's does.
             filesystem_async._results_queue = manager.Queue()

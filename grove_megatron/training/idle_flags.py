@@ -2,9 +2,9 @@
 
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterator
-from functools import cache
 
 from ..switches import Idle, idle, named
+from .megatrons_flags import megatrons_flags
 
 
 def idle_flags(args: Namespace) -> Iterator[str]:
@@ -13,7 +13,7 @@ def idle_flags(args: Namespace) -> Iterator[str]:
     Args:
         args: parsed, not yet validated.
     """
-    parser, defaults = _megatrons()
+    parser, defaults = megatrons_flags()
     for row in idle():
         if not row.when(args):
             continue
@@ -37,12 +37,3 @@ def _options(row: Idle, parser: ArgumentParser) -> Iterator[tuple[str, Action]]:
 
 def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-@cache
-def _megatrons() -> tuple[ArgumentParser, Namespace]:
-    """Megatron's parser and what it makes of no flags."""
-    from megatron.training.arguments import add_megatron_arguments
-
-    parser = add_megatron_arguments(ArgumentParser(allow_abbrev=False))
-    return parser, parser.parse_args([])

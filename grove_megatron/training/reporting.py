@@ -10,7 +10,7 @@ groups the functions below return what Megatron's return.
 import copy
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..planner.traffic import expected_distinct
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
 from . import evaluations
+from .megatrons_flags import megatrons_flags
 from .sizes import is_gated, moe_pattern, sizes_of
 
 _measured: float | None = None
@@ -158,10 +159,7 @@ def _arguments(original: Callable[..., None]) -> Callable[..., None]:
 
 def changed_arguments(args: Namespace) -> dict[str, Any]:
     """Arguments that are not at Megatron's default, or for which it has none."""
-    from megatron.training.arguments import add_megatron_arguments
-
-    defaults = vars(add_megatron_arguments(ArgumentParser(allow_abbrev=False)).parse_args([]))
-    defaults = grove_defaults() | defaults
+    defaults = grove_defaults() | vars(megatrons_flags()[1])
     return {
         name: value
         for name, value in vars(args).items()
