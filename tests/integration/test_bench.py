@@ -233,13 +233,6 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_dispatch_starts_its_ranks() -> None:
-    report = command("dispatch", "--ranks", "2", *SMALL)
-    assert 1 <= report["rows_per_token"] <= 2
-    assert {row["ranks"] for row in report["rows"]} == {2}
-
-
-@pytest.mark.long
 def test_step_trains_every_variant() -> None:
     report = command("step", "--ranks", "2", "--layers", "2", *SMALL, *WIDTHS)
     assert report["ratio_vs_plain"] > 0
@@ -250,9 +243,9 @@ def test_step_trains_every_variant() -> None:
 
 
 @pytest.mark.long
-def test_scaling_has_a_slope_for_every_sweep(tmp_path: Path) -> None:
+def test_scaling_has_a_slope_for_every_sweep(bench: Any, tmp_path: Path) -> None:
     file = tmp_path / "scaling.csv"
-    report = command("scaling", *SMALL, *WIDTHS, "--csv", str(file))
+    report = bench("scaling_to_two_ranks", 1, "scaling", *SMALL, *WIDTHS, "--csv", str(file)).report
     assert {"slope_tokens", "slope_experts", "slope_ranks"} <= set(report)
     over = {name: set() for name in ("tokens", "experts", "ranks")}
     for row in read_rows(file):
@@ -262,7 +255,7 @@ def test_scaling_has_a_slope_for_every_sweep(tmp_path: Path) -> None:
     assert over == {
         "tokens": {TOKENS * f for f in (1, 2, 4, 8)},
         "experts": {EXPERTS * f for f in (1, 2, 4, 8)},
-        "ranks": {1, 2, 4},
+        "ranks": {1, 2},
     }
 
 
