@@ -20,7 +20,9 @@ TORCH_REQUIREMENT = f"torch{TORCH_RANGE}"
 def megatron_version() -> str | None:
     """Version of the Megatron that ``import megatron.core`` would bring, without importing it.
 
-    A clone on ``sys.path`` goes before an installed wheel, so the package's own file is asked.
+    A clone on ``sys.path`` goes before an installed wheel, so the package's own file is asked. It
+    adds the commit of the repository around it: of an installed wheel that is whatever repository
+    the environment lies in, so it is left out.
     """
     try:
         spec = importlib.util.find_spec("megatron.core")
@@ -29,7 +31,10 @@ def megatron_version() -> str | None:
     if spec is None or spec.origin is None:
         return None
     info = Path(spec.origin).with_name("package_info.py")
-    return str(runpy.run_path(str(info))["__version__"]) if info.is_file() else None
+    if not info.is_file():
+        return None
+    version = str(runpy.run_path(str(info))["__version__"])
+    return version.partition("+")[0] if "site-packages" in info.parts else version
 
 
 def environment_problems() -> list[str]:

@@ -86,9 +86,8 @@ def _settings(args: Namespace) -> dict[str, Any]:
         if value is not None and value is not False
     }
     return shown | {
-        # Megatron appends the commit of whatever checkout the process runs in.
         "versions": f"grove_megatron {_version()}, megatron-core "
-        f"{(megatron_version() or 'unknown').split('+')[0]}, torch {torch.__version__}"
+        f"{megatron_version() or 'unknown'}, torch {torch.__version__}"
     }
 
 

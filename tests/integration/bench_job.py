@@ -23,6 +23,14 @@ def dispatch(folder: str, argv: list[str]) -> None:
     grove(folder, argv)
 
 
+def scaling_to_two_ranks(folder: str, argv: list[str]) -> None:
+    """``grove bench scaling``; each job of its own ranks imports Megatron."""
+    from grove_megatron.benchmarks import scaling
+
+    scaling.RANKS = (1, 2)
+    grove(folder, argv)
+
+
 def dispatch_with_a_wrong_gradient(folder: str, argv: list[str]) -> None:
     """One entry of a gradient of our dispatcher is a thousandth off, on the last rank alone."""
     import torch.distributed as dist

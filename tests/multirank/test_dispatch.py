@@ -39,7 +39,8 @@ LAYOUTS = [pytest.param(name, marks=[] if name == "ep2" else [pytest.mark.long])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_random_routings_equal_the_reference(layout: str, ranks: Ranks, tmp_path: Path) -> None:
     world_size, *sizes = SIZES[layout]
-    cases = 100 if world_size <= 2 else 40
+    # The same work for every core of a small machine.
+    cases = {1: 100, 2: 100, 4: 40, 8: 15}[world_size]
     job = ranks.run(
         world_size,
         "tests.multirank.dispatch_cases:property_test",

@@ -75,6 +75,20 @@ def test_a_clone_on_the_path_is_asked_and_not_the_installed_wheel(problems_with,
     assert problem.startswith("megatron-core (0.12.0)")
 
 
+@pytest.mark.parametrize(
+    ("place", "expected"), [("site-packages", "0.19.2"), ("clone", "0.19.2+1a2b3c4")]
+)
+def test_the_commit_around_an_environment_is_no_part_of_a_wheel_s_version(
+    place: str, expected: str, tmp_path, subprocess_environment
+):
+    write_megatron(tmp_path / place, "0.19.2+1a2b3c4")
+    path = f"{tmp_path / place}:{subprocess_environment['PYTHONPATH']}"
+    show = "from grove_megatron.compat import megatron_version; print(megatron_version())"
+    environment = {**subprocess_environment, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True)
+    assert done.stdout.decode().strip() == expected
+
+
 def test_a_torch_out_of_range_is_named(problems_with, tmp_path):
     write_distribution(tmp_path, "torch", "2.5.1")
     (problem,) = problems_with()
