@@ -8,6 +8,7 @@ deputy does. It costs nothing while nothing happens.
 """
 
 import contextlib
+import copy
 import os
 import signal
 import socket
@@ -96,7 +97,8 @@ def begin(args: Namespace) -> None:
     Raises:
         ValueError: rank 0 cannot be reached.
     """
-    _watch.args = args
+    # As they were given: Megatron sets --finetune itself when it begins with another checkpoint.
+    _watch.args = copy.copy(args)
     if not _watch.active or _watch.member is not None or not job_store.has_store():
         return
     if args.fake_process_group or args.inprocess_restart or args.grove_failure_watch == "off":

@@ -13,6 +13,7 @@ from ..arguments import (
     optimizer_format_notice,
     optimizer_layout_problems,
 )
+from ..checkpoint.layout import goes_on, is_same
 from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
 from ..config import grove_problems, is_grove
 from ..kernels.triton_support import why_not
@@ -110,14 +111,20 @@ def _restart_notice(args: Namespace) -> str | None:
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
     if restarts == "0" or not args.save or args.skip_train:
         return None
-    if args.load is not None and os.path.realpath(args.load) == os.path.realpath(args.save):
+    if goes_on(args):
         return None
-    fix = "give --load the same folder"
+    if is_same(args.load, args.save):
+        why = f"--finetune ({args.finetune}) begins at 0 with what --load ({args.load}) holds"
+        fix = "give --save and --load another folder"
+    else:
+        why = f"--load ({args.load}) is not --save ({args.save})"
+        fix = "give --load the same folder"
     if args.load is not None:
         fix += f", and --pretrained-checkpoint {args.load}"
+    fix += " in place of --finetune" if args.finetune else ""
     return (
-        f"--load ({args.load}) is not --save ({args.save}), so a restart (torchrun --max-restarts "
-        f"{restarts}) does not go on from what is saved; {fix}"
+        f"{why}, so a restart (torchrun --max-restarts {restarts}) does not go on from what is "
+        f"saved; {fix}"
     )
 
 

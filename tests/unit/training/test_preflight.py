@@ -343,6 +343,17 @@ class TestNotice:
         ("1", "--save /a", "; give --load the same folder"),
         ("3", "--save /a --load /b", " the same folder, and --pretrained-checkpoint /b"),
         ("1", "--save /a --load /a/", None),
+        (
+            "1",
+            "--save /a --load /b --finetune",
+            "; give --load the same folder, and --pretrained-checkpoint /b in place of --finetune",
+        ),
+        (
+            "1",
+            "--save /a --load /a --finetune",
+            "; give --save and --load another folder, and --pretrained-checkpoint /a in place of "
+            "--finetune",
+        ),
         ("1", "", None),
         ("0", "--save /a", None),
     ],

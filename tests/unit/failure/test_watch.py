@@ -1,0 +1,22 @@
+"""What the watch keeps of a job."""
+
+from argparse import Namespace
+
+import pytest
+
+from grove_megatron.failure import watch
+
+
+@pytest.fixture(autouse=True)
+def _own_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_watch", watch._Watch())
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_flags_are_kept_as_they_were_given() -> None:
+    """Megatron sets --finetune itself once it has loaded --pretrained-checkpoint."""
+    args = Namespace(finetune=False)
+    watch.begin(args)
+    args.finetune = True
+    assert watch._watch.args == Namespace(finetune=False)
