@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .architecture import Architecture
-from .layout import RELEASE, TRACKER
+from .layout import COMPLETE, TRACKER, checkpoint_named, read_tracker
 from .safetensors_io import NAME_OF
 from .torch_dist import TorchDistReader
 from .transforms import Shape
@@ -35,21 +35,17 @@ def iteration_folder(load: Path, step: int | None = None) -> Path:
     Raises:
         ValueError: there is none.
     """
-    if step is None and (load / "metadata.json").is_file():
+    if step is None and (load / COMPLETE).is_file():
         return load
-    tracker = load / TRACKER
-    if step is None:
-        try:
-            latest = tracker.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"--load ({load}) has no readable {TRACKER} ({error}); name an "
-                "iteration with --ckpt-step"
-            ) from error
-        if latest != RELEASE and not latest.isdecimal():
-            raise ValueError(f"{tracker} ({latest!r}) names no iteration; correct it")
-        step = None if latest == RELEASE else int(latest)
-    folder = load / (RELEASE if step is None else f"iter_{step:07d}")
+    latest = read_tracker(load) if step is None else str(step)
+    if latest is None:
+        raise ValueError(
+            f"--load ({load}) has no readable {TRACKER}; name an iteration with --ckpt-step"
+        )
+    name = checkpoint_named(latest)
+    if name is None:
+        raise ValueError(f"{load / TRACKER} ({latest!r}) names no iteration; correct it")
+    folder = load / name
     if not folder.is_dir():
         raise ValueError(
             f"--load ({load}) has no {folder.name}; name an iteration that it has with --ckpt-step"

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -259,13 +260,11 @@ class TorchDistReader:
         if record is None:
             raise ValueError(f"{where} cannot be read: there is no such record")
         try:
-            saved = self._bytes(record)
-        except (OSError, ValueError) as error:
+            with (self.folder / record.relative_path).open("rb") as file:
+                saved = _bytes(file, record)
+        except (OSError, ValueError, OverflowError) as error:
             raise ValueError(f"{where} cannot be read: {error}") from error
-        return read_objects(cast(BinaryIO, _Window(saved)), where)
-
-    def _bytes(self, record: _StorageInfo) -> memoryview:
-        return self._mapped(record).window(record.offset, record.length)
+        return read_objects(io.BytesIO(saved), where)
 
     def _mapped(self, record: _StorageInfo) -> MappedFile:
         file = self.folder / record.relative_path
@@ -290,28 +289,43 @@ class TorchDistReader:
         in_states = SafeUnpickler._SAFE_CLASSES
 
         wanted = None if keys is None else set(keys)
-        harmless: set[bytes] = set()
+        harmless: set[tuple[bytes, bool]] = set()
         with admitted([*SAFE_GLOBALS]):
             legacy = self.folder / LEGACY_COMMON
             if legacy.is_file() and (names := unknown_names(legacy)):
                 yield f"{legacy} is not to be loaded: {NotData(names)}, {ON_PURPOSE}"
-            for index, record in self._records.items():
-                # A tensor that is not one is refused by torch.
-                if index.fqn in self.tensors or (wanted is not None and index.fqn not in wanted):
+            # A tensor that is not one is refused by torch.
+            objects = [
+                (record.relative_path, record.offset, index.fqn, record)
+                for index, record in self._records.items()
+                if index.fqn not in self.tensors and (wanted is None or index.fqn in wanted)
+            ]
+            for name, of_file in groupby(sorted(objects, key=lambda o: o[:2]), lambda o: o[0]):
+                file = self.folder / name
+                try:
+                    opened = file.open("rb")
+                except (OSError, ValueError) as error:
+                    yield f"{file} cannot be read: {error}"
                     continue
-                is_state = "_extra_state" in index.fqn
-                problem = self._foreign(record, harmless, in_states if is_state else None)
-                if problem is not None:
-                    file = self.folder / record.relative_path
-                    yield f"{file}: {index.fqn} is not to be loaded: {problem}"
+                with opened:
+                    for _, _, key, record in of_file:
+                        states = in_states if "_extra_state" in key else None
+                        if problem := self._foreign(opened, record, harmless, states):
+                            yield f"{file}: {key} is not to be loaded: {problem}"
 
     def _foreign(
-        self, record: _StorageInfo, harmless: set[bytes], in_states: Any | None
+        self,
+        file: BinaryIO,
+        record: _StorageInfo,
+        harmless: set[tuple[bytes, bool]],
+        in_states: Any | None,
     ) -> str | None:
         """Why an object is none that Megatron saves, or None; there are thousands of the same."""
         try:
-            saved = bytes(self._bytes(record))
-            if saved in harmless:
+            saved = _bytes(file, record)
+            # What is harmless elsewhere may be no state.
+            looked_at = saved, in_states is not None
+            if looked_at in harmless:
                 return None
             if names := unknown_names(io.BytesIO(saved)):
                 raise NotData(names)
@@ -322,8 +336,16 @@ class TorchDistReader:
             return f"{error}, {ON_PURPOSE}"
         except Exception as error:  # a pickle can fail in any way
             return f"it cannot be read as data: {why(error)}"
-        harmless.add(saved)
+        harmless.add(looked_at)
         return None
+
+
+def _bytes(file: BinaryIO, record: _StorageInfo) -> bytes:
+    """Of an object, which is small. Not mapped as tensors are: a map that could be written counts
+    as memory in full where the system promises no more than it has."""
+    there = os.fstat(file.fileno()).st_size - record.offset
+    file.seek(record.offset)
+    return file.read(max(0, min(record.length, there)))
 
 
 def _check_format(folder: Path) -> None:

@@ -80,6 +80,11 @@ def group_store(args: Namespace) -> Any:
     return job_store(timedelta(minutes=args.distributed_timeout_minutes))
 
 
+def have_met() -> bool:
+    """Have the ranks of this job met in its store, so that none is waited for that never comes?"""
+    return _kept is not None
+
+
 def from_rank_0(make: Callable[[], Any], timeout: timedelta) -> Any:
     """What ``make`` returns on rank 0, on every rank; every rank must call.
 

@@ -1,15 +1,13 @@
 """An exception in a line, with what it does not say of itself."""
 
-import os
 import shlex
 import shutil
 import socket
 import traceback
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from ..checkpoint.layout import TRACKER
+from ..checkpoint.layout import is_remote, is_same, iteration_of, read_tracker
 from .message import FAILED, FOLLOWED, ranks_named
 
 _LONGEST = 600
@@ -28,29 +26,28 @@ def kind_of(error: BaseException) -> str:
 def describe(error: BaseException, args: Namespace | None = None) -> str:
     """Type and message; and what room there is at ``--save``, if it failed while it saved."""
     lines = [f"{type(error).__name__}: {_of_ranks(error) or _short(error)}".removesuffix(": ")]
-    save = getattr(args, "save", None)
     saving = any(frame.name in _SAVING for frame in traceback.extract_tb(error.__traceback__))
-    if save is not None and saving:
-        lines.append(f"  {_room(save)}")
+    if args is not None and saving and (how := what_goes_on(args)):
+        lines.append(f"  {_room(args.save)}; {how}")
     return "\n".join(lines)
 
 
 def what_goes_on(args: Namespace | None) -> str:
-    """What is saved of a run that is asked to end, and how to go on; "" if it does not save.
+    """What is saved of a run that is asked to end, and how to go on; "" if that is not known.
 
     Args:
-        args: Megatron's, None before they are parsed.
+        args: Megatron's as they were given, None before they are parsed.
     """
     save = getattr(args, "save", None)
-    if args is None or not save or args.skip_train:
+    if args is None or not save or args.skip_train or is_remote(args, save):
         return ""
-    try:
-        last = (Path(save) / TRACKER).read_text().strip()
-    except OSError:
+    last = read_tracker(save)
+    if last is None:
         return f"no checkpoint is complete in --save ({save}); the same command begins again"
-    load = args.load is not None and os.path.realpath(args.load) == os.path.realpath(save)
-    command = "the same command" if load else f"the same command with --load {shlex.quote(save)}"
-    which = f"iteration {last}" if last.isdecimal() else last
+    changes = [] if is_same(args.load, save) else [f"with --load {shlex.quote(save)}"]
+    changes += ["without --finetune"] if args.finetune else []
+    command = " ".join(["the same command", " and ".join(changes)]).strip()
+    which = last if iteration_of(last) is None else f"iteration {last}"
     return f"the last complete checkpoint in --save ({save}) is {which}; {command} goes on from it"
 
 
@@ -80,14 +77,4 @@ def _room(save: str) -> str:
         room = f"has {usage.free} of {usage.total} bytes free"
     except OSError as error:
         room = f"cannot be asked for its free bytes: {error}"
-    return (
-        f"{where} {room}; this checkpoint is not complete, {_complete(save)}. If it is full, make "
-        "room and start the same command again"
-    )
-
-
-def _complete(save: str) -> str:
-    try:
-        return f"the last complete one is {(Path(save) / TRACKER).read_text().strip()}"
-    except OSError:
-        return "and there is none before it"
+    return f"{where} {room}; this checkpoint is not complete. If it is full, make room"

@@ -8,6 +8,7 @@ deputy does. It costs nothing while nothing happens.
 """
 
 import contextlib
+import copy
 import os
 import signal
 import socket
@@ -20,8 +21,8 @@ from typing import NoReturn
 
 from . import job_store
 from .hub import Hub
-from .member import Findings, Member
-from .message import EXIT, INTERRUPTED, REFUSED, Ending, Finding, message
+from .member import Findings, Member, end_process
+from .message import EXIT, FAILED, INTERRUPTED, REFUSED, Ending, Finding, message
 from .text import describe, kind_of, what_goes_on
 
 _CONNECT_SECONDS = 20.0
@@ -96,7 +97,8 @@ def begin(args: Namespace) -> None:
     Raises:
         ValueError: rank 0 cannot be reached.
     """
-    _watch.args = args
+    # As they were given: Megatron sets --finetune itself when it begins with another checkpoint.
+    _watch.args = copy.copy(args)
     if not _watch.active or _watch.member is not None or not job_store.has_store():
         return
     if args.fake_process_group or args.inprocess_restart or args.grove_failure_watch == "off":
@@ -158,6 +160,12 @@ def _end(kind: str, text: str, code: int) -> None:
     alone = world_size if _watch.member is not None else 1
     if said := message([ending], _findings(), alone):
         _report(said)
+
+
+def fail(text: str) -> None:
+    """End the job with the message ``text``, in any thread, whatever the main one waits for."""
+    _end(FAILED, text, 1)
+    end_process(1)
 
 
 def _stop() -> None:

@@ -8,7 +8,17 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from ..checkpoint.layout import COMPLETE, INDEX, RELEASE, TRACKER
+from ..checkpoint.layout import (
+    COMPLETE,
+    INDEX,
+    RELEASE,
+    TRACKER,
+    checkpoint_named,
+    is_remote,
+    is_same,
+    iteration_of,
+    read_tracker,
+)
 
 
 def read_at_start(args: Namespace) -> tuple[str, ...]:
@@ -16,9 +26,31 @@ def read_at_start(args: Namespace) -> tuple[str, ...]:
 
     ``--pretrained-checkpoint`` is for a run that has saved nothing yet.
     """
-    if args.pretrained_checkpoint is None or _has_tracker(args, args.load):
+    if args.pretrained_checkpoint is None or _has_tracker(args.load):
         return () if args.load is None else ("load",)
     return ("pretrained_checkpoint",)
+
+
+def checkpoints_to_load(args: Namespace, load_arg: str) -> list[Path]:
+    """What Megatron may load of a folder, the one it takes last; those that are here.
+
+    Args:
+        args, load_arg: as of :func:`checkpoint_folder_problem`.
+    """
+    given = getattr(args, load_arg)
+    if given is None or is_remote(args, given):
+        return []
+    places = [(Path(given), args.ckpt_step)]
+    if args.non_persistent_ckpt_type == "global":
+        places.append((_non_persistent(args, given), None))
+    found = []
+    for folder, step in places:
+        written = read_tracker(folder)
+        name = checkpoint_named(written, step)
+        if name is not None and os.path.isdir(folder / name):
+            found.append((step or iteration_of(written) or 0, folder / name))
+    # Of two of one iteration, the second.
+    return [path for _, path in sorted(found, key=lambda one: one[0])]
 
 
 def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:
@@ -27,22 +59,25 @@ def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:
     Args:
         args: Megatron's namespace.
     """
-    if getattr(args, load_arg) is None or args.enable_msc:
-        return None  # Megatron's storage client knows files that are not here
-    folder, step = Path(getattr(args, load_arg)), getattr(args, "ckpt_step", None)
+    given, step = getattr(args, load_arg), args.ckpt_step
+    if given is None or is_remote(args, given):
+        return None
+    folder = Path(given)
     tracker = folder / TRACKER
-    if not os.path.isfile(tracker):
-        if not step:
-            return _without_tracker(folder, load_arg)
-        written = ""
-    elif (written := tracker.read_text(errors="replace").strip()) == RELEASE and step:
+    written = read_tracker(folder)
+    if written is None and os.path.isfile(tracker):
+        return f"{tracker} is there and cannot be read; give this job the right to"
+    if written is None and not step:
+        return _without_tracker(folder, load_arg)
+    if written == RELEASE and step:
         return (
             f"--ckpt-step ({step}) is passed over by Megatron beside {tracker} ({RELEASE}); write "
             f"{step} into that file, or leave the step out"
         )
-    elif written != RELEASE and not written.isdecimal():
+    if written is not None and checkpoint_named(written) is None:
         return f"{tracker} ({written}) does not name an iteration; {_way_out(folder)}"
-    name = f"iter_{step or int(written):07d}" if step or written != RELEASE else written
+    name = checkpoint_named(written, step)
+    assert name is not None, "a step or an iteration is"
     if args.non_persistent_ckpt_type is not None or _is_whole(folder / name, args.ckpt_format):
         return None
     who = f"--ckpt-step ({step})" if step else f"{tracker} ({written})"
@@ -67,13 +102,13 @@ _OF_A_RESUMED_RUN = ("use_checkpoint_args", "override_ckpt_iteration")
 def nothing_to_load(args: Namespace) -> list[str]:
     """Flags that name a checkpoint, or ask something of one, where there is none; one line each."""
     names = read_at_start(args)
-    if any(_holds_one(args, name) for name in names) or args.enable_msc:
+    if any(_holds_one(args, name) for name in names):
         return []
     if "pretrained_checkpoint" in names:
         folder = args.pretrained_checkpoint
         return [f"--pretrained-checkpoint ({folder}) {_holds_nothing(folder)}"]
     needy = {name: why for name, why in _NEEDS_ONE.items() if getattr(args, name, None)}
-    begins = args.load is not None and _is_same(args.load, args.save)
+    begins = is_same(args.load, args.save)
     for name in _OF_A_RESUMED_RUN if begins else ():
         needy.pop(name, None)
     if args.load is None:
@@ -93,12 +128,12 @@ def begins_at_random(args: Namespace) -> str | None:
 
     One that begins in the folder it will save to is as it should be.
     """
-    if args.enable_msc or any(_holds_one(args, name) for name in read_at_start(args)):
+    if any(_holds_one(args, name) for name in read_at_start(args)):
         return None
     if args.load is None:
         random = "--skip-train (True) without --load (None) evaluates random weights"
         return random if args.skip_train else None
-    if _is_same(args.load, args.save):
+    if is_same(args.load, args.save):
         return None
     return f"the run begins with random weights: {_nothing_in('--load', args.load)}"
 
@@ -119,21 +154,22 @@ def _holds_nothing(folder: str) -> str:
 def _holds_one(args: Namespace, load_arg: str) -> bool:
     """Would Megatron load something from there, be it damaged?"""
     folder = getattr(args, load_arg)
-    if _has_tracker(args, folder) or "://" in folder:
+    if is_remote(args, folder) or _has_tracker(folder):
         return True
     if load_arg != "load":
         return False
     kind = args.non_persistent_ckpt_type
-    other = args.non_persistent_global_ckpt_dir or f"{folder}/non_persistent"
-    return bool(args.ckpt_step or kind == "local" or (kind and _has_tracker(args, other)))
+    other = _non_persistent(args, folder)
+    return bool(args.ckpt_step or kind == "local" or (kind and _has_tracker(other)))
 
 
-def _has_tracker(args: Namespace, folder: str | None) -> bool:
+def _has_tracker(folder: Path | str | None) -> bool:
     return folder is not None and os.path.isfile(Path(folder) / TRACKER)
 
 
-def _is_same(one: str, other: str | None) -> bool:
-    return other is not None and os.path.realpath(one) == os.path.realpath(other)
+def _non_persistent(args: Namespace, folder: str) -> Path:
+    """Where the checkpoints between those of a folder are."""
+    return Path(args.non_persistent_global_ckpt_dir or Path(folder) / "non_persistent")
 
 
 def _without_tracker(folder: Path, load_arg: str) -> str | None:

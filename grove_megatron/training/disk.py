@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..checkpoint.layout import goes_on, is_remote, iteration_of, read_tracker
 from ..comm.node_groups import ranks_per_node
 from ..planner.parameters import total_parameters
 from .machine import nearest
@@ -35,10 +36,16 @@ def disk_notice(args: Namespace, world_size: int | None) -> str | None:
     if not args.train_iters or not args.save_interval:
         return None
     for flag, folder, size in _saves(args, world_size):
-        kept = args.train_iters // args.save_interval
+        # What a run that goes on has saved before has its place.
+        begun = (iteration_of(read_tracker(args.save)) or 0) if goes_on(args) else 0
+
+        def saved(every: int, begun: int = begun) -> int:
+            return max(0, args.train_iters // every - begun // every)
+
+        kept = saved(args.save_interval)
         if args.save_retain_interval:
             # The last, and the one that is being written.
-            kept = min(kept, args.train_iters // args.save_retain_interval + 2)
+            kept = min(kept, saved(args.save_retain_interval) + 2)
         if flag == "--save" and (room := _free(folder) // size) < kept:
             return (
                 f"{flag} ({folder}) has room for {room} checkpoints of {_gib(size)}, and "
@@ -66,12 +73,14 @@ def checkpoint_bytes(args: Namespace, world_size: int | None) -> int | None:
 
 def _saves(args: Namespace, world_size: int | None) -> Iterator[tuple[str, Path, int]]:
     """Flags, folders, and bytes of a checkpoint, of a run that makes any."""
-    if args.skip_train or args.enable_msc or _is_split_over_nodes(args, world_size):
+    if args.skip_train or _is_split_over_nodes(args, world_size):
         return
     folders = {"--save": args.save}
     if args.non_persistent_save_interval and args.non_persistent_ckpt_type == "global":
         folders["--non-persistent-global-ckpt-dir"] = args.non_persistent_global_ckpt_dir
-    folders = {flag: folder for flag, folder in folders.items() if folder and "://" not in folder}
+    folders = {
+        flag: folder for flag, folder in folders.items() if folder and not is_remote(args, folder)
+    }
     size = checkpoint_bytes(args, world_size) if folders else None
     for flag, folder in folders.items():
         there = nearest(Path(folder))

@@ -5,7 +5,6 @@ more: without ``--qk-layernorm`` a model that was trained with it goes on as ano
 """
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -14,10 +13,10 @@ from megatron.core.utils import get_model_config, unwrap_model
 from megatron.training import get_args
 
 from ..checkpoint import manifest
-from ..checkpoint.layout import TRACKER
-from ..checkpoint.megatron_weights import is_of_training, iteration_folder
+from ..checkpoint.megatron_weights import is_of_training
 from ..checkpoint.torch_dist import TorchDistReader
 from ..config import is_grove
+from .checkpoint_folder import checkpoints_to_load, read_at_start
 from .refuse import refuse
 
 # What a user says who knows that weights stay behind.
@@ -38,21 +37,18 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
         return models  # it loads them into another model, the dense one
     if args.ckpt_format != "torch_dist" or args.dist_ckpt_strictness in _ON_PURPOSE:
         return models
-    folder = _to_load(args)
-    if folder is None:
+    if args.load is None and args.pretrained_checkpoint is None:
         return models
-    try:
-        saved = TorchDistReader(folder).tensors
-    except ValueError:
-        return models  # a format that Megatron knows to refuse
-    if not (is_grove(get_model_config(models[0])) or (folder / manifest.NAME).is_file()):
-        return models  # Megatron's own model and its own checkpoint: as Megatron does it
+    # Read once, and not by thousands of ranks.
+    read: list[Any] = [None]
+    if dist.get_rank() == 0:
+        read = [_saved(args, is_grove(get_model_config(models[0])))]
+    dist.broadcast_object_list(read, src=0)
+    if read[0] is None:
+        return models
+    folder, saved = read[0]
     wanted = _keys(models)
-    dropped = sorted(
-        key
-        for key in saved
-        if key not in wanted and _other_name(key) not in wanted and not is_of_training(key)
-    )
+    dropped = sorted(key for key in saved if key not in wanted and _other_name(key) not in wanted)
     if dropped:
         more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
         refuse(
@@ -65,15 +61,17 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
     return models
 
 
-def _to_load(args: Namespace) -> Path | None:
-    """As ``load_checkpoint`` chooses: the pretrained one as long as the run has none of its own."""
-    load = args.load
-    if args.pretrained_checkpoint and not (load and (Path(load) / TRACKER).is_file()):
-        load = args.pretrained_checkpoint
+def _saved(args: Namespace, grove: bool) -> tuple[str, list[str]] | None:
+    """The checkpoint that is loaded and its weights; None: none, or one that is not looked at."""
+    folders = [f for name in read_at_start(args) for f in checkpoints_to_load(args, name)]
+    # Megatron's own model and its own checkpoint: as Megatron does it.
+    if not folders or not (grove or (folders[-1] / manifest.NAME).is_file()):
+        return None
     try:
-        return iteration_folder(Path(load), args.ckpt_step) if load else None
+        saved = TorchDistReader(folders[-1]).tensors
     except ValueError:
-        return None  # a run from the beginning
+        return None  # a format that Megatron knows to refuse
+    return str(folders[-1]), [key for key in saved if not is_of_training(key)]
 
 
 def _other_name(key: str) -> str:

@@ -2,10 +2,11 @@
 
 Two jobs with one ``--save`` overwrite each other's checkpoints, and both say "successfully saved".
 Whether the owner of a lock still lives is known at once on its own machine, from the kernel.
-Elsewhere a small process beside the owner (:mod:`.lock_beat`) touches the file every few seconds,
-and whoever sees no touch for ``GONE_SECONDS`` takes it over: clocks of machines are not compared,
-and no lock outlives its job. A process of its own, as a thread of Python can stand still for
-minutes while a dataset is indexed.
+Elsewhere a small process beside the owner (:mod:`.lock_beat`) counts in the file every few seconds,
+and whoever sees it unchanged for ``GONE_SECONDS`` takes it over: clocks of machines are not
+compared, and no lock outlives its job. A process of its own, as a thread of Python can stand still
+for minutes while a dataset is indexed. An owner that was taken for dead and is not hears of it and
+ends, before both write.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import os
 import secrets
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +24,8 @@ from pathlib import Path
 from . import lock_beat
 
 BEAT_SECONDS = 5.0
-GONE_SECONDS = 30.0
+# File systems of a network may tell what they knew a minute ago.
+GONE_SECONDS = 120.0
 _LOOK_SECONDS = 0.5
 _SETTLE_SECONDS = 1.0
 """Of two that take over one lock, the last to write has it: time for both to have written."""
@@ -88,21 +91,26 @@ def look(folder: Path, say: Callable[[str], None], *, wait: bool = True) -> Owne
         f"{folder / lock_beat.LOCK} names a job of another machine ({seen}); waiting up to "
         f"{GONE_SECONDS:.0f} s to see whether it lives"
     )
-    before = _touched(folder)
+    before = _content(folder)
     deadline = time.monotonic() + GONE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
-        if _touched(folder) != before:
+        if _content(folder) != before:
             return _read(folder)  # None: it has just ended
     return None
 
 
 class FolderLocks:
-    """The folders this process holds, until :meth:`release`."""
+    """The folders this process holds, until :meth:`release`.
 
-    def __init__(self) -> None:
+    Args:
+        lost: told, in a line and in a thread, if another job has taken one of them over.
+    """
+
+    def __init__(self, lost: Callable[[str], object] = print) -> None:
         self._ours = _this_process()
-        self._held: list[Path] = []
+        self._lost = lost
+        self._held: dict[Path, str] = {}
         self._made: list[Path] = []
         self._beat: subprocess.Popen[bytes] | None = None
 
@@ -117,8 +125,9 @@ class FolderLocks:
             Why not, one problem a line.
         """
         problems = []
+        before = len(self._held)
         for flag, folder in folders.items():
-            if folder in self._held:
+            if self.holds(folder):
                 continue
             try:
                 owner = self._take(folder, say)
@@ -130,11 +139,18 @@ class FolderLocks:
                 continue
             if owner is not None:
                 problems.append(in_use(flag, folder, owner))
+            else:
+                self._held[folder] = flag
         if problems:
             self.release()
-        elif self._held:
-            self._beat = lock_beat.start(self._held, self._ours.token, BEAT_SECONDS)
+        elif len(self._held) > before:
+            self._end_beat()
+            self._beat = lock_beat.start([*self._held], self._ours.token, BEAT_SECONDS)
+            threading.Thread(target=self._mind, args=[self._beat], daemon=True).start()
         return problems
+
+    def holds(self, folder: Path) -> bool:
+        return folder in self._held
 
     def _take(self, folder: Path, say: Callable[[str], None]) -> Owner | None:
         """Hold ``folder``; its owner if that lives.
@@ -143,13 +159,17 @@ class FolderLocks:
             OSError: it cannot be written.
         """
         if not folder.is_dir():
-            folder.mkdir(parents=True)
-            self._made.append(folder)
+            try:
+                folder.mkdir(parents=True)
+                self._made.append(folder)
+            except FileExistsError:
+                # Of two that start together, the other has made it.
+                if not folder.is_dir():
+                    raise
         file = folder / lock_beat.LOCK
         text = json.dumps(asdict(self._ours))
         while True:
             if _created(file, text):
-                self._held.append(folder)
                 return None
             before = _read(folder)
             owner = look(folder, say)
@@ -163,7 +183,6 @@ class FolderLocks:
             beside.replace(file)
             time.sleep(_SETTLE_SECONDS)
             if _read(folder) == self._ours:
-                self._held.append(folder)
                 say(f"{file} is of a job that is gone ({before}); this one takes it over")
                 return None
 
@@ -171,17 +190,32 @@ class FolderLocks:
         """Hold nothing any more."""
         if self._ours.pid != os.getpid():
             return  # in a forked child
-        if self._beat is not None:
-            self._beat.kill()
-            self._beat.wait()
-            self._beat = None
+        self._end_beat()
         for folder in self._held:
             if _read(folder) == self._ours:
                 (folder / lock_beat.LOCK).unlink(missing_ok=True)
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # where nothing has been written
-        self._held, self._made = [], []
+        self._held, self._made = {}, []
+
+    def _end_beat(self) -> None:
+        if self._beat is not None:
+            self._beat.kill()
+            self._beat.wait()
+            self._beat = None
+
+    def _mind(self, beat: "subprocess.Popen[bytes]") -> None:
+        if beat.wait() != lock_beat.LOST:
+            return
+        for folder, flag in self._held.items():
+            if (owner := _read(folder)) not in (None, self._ours):
+                self._lost(
+                    f"{flag} ({folder}) has been taken over by another job ({owner}), which saw no "
+                    f"sign of life of this one for {GONE_SECONDS:.0f} s; this one ends, before "
+                    "both write"
+                )
+                return
 
 
 def in_use(flag: str, folder: Path, owner: Owner) -> str:
@@ -226,24 +260,21 @@ _UNKNOWN = Owner("", "an unknown host", "", 0, "", "an unknown time", "")
 
 
 def _read(folder: Path) -> Owner | None:
-    try:
-        text = (folder / lock_beat.LOCK).read_text(errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
+    text = _content(folder)
+    if text is None:
         return None
     try:
-        return Owner(**json.loads(text))
+        return Owner(**json.loads(text.partition("\n")[0]))
     except (ValueError, TypeError):
         return _UNKNOWN
 
 
-def _touched(folder: Path) -> tuple[int, int] | None:
-    # Opened, as file systems of a network tell the last state only then.
+def _content(folder: Path) -> str | None:
+    """The owner in a line, and behind it what changes as long as it lives; None: no lock."""
     try:
-        with (folder / lock_beat.LOCK).open("rb") as file:
-            status = os.fstat(file.fileno())
-    except FileNotFoundError:
+        return (folder / lock_beat.LOCK).read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_mtime_ns, status.st_ino
 
 
 def _this_process() -> Owner:

@@ -1,14 +1,13 @@
 """The small process beside rank 0 that shows that its locks are those of a living job.
 
 Runs as a script without this package, for the few megabytes that a bare interpreter takes. It ends
-with the process that started it, and ends that process where another job has taken a lock over,
-which happens if the machine stood still or lost the file system for longer than others wait.
+with the process that started it, and where another job has taken a lock over: which happens if the
+machine stood still or lost the file system for longer than others wait. What then becomes of the
+job is for the job to say.
 """
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,11 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOCK = "grove_megatron.lock"
+LOST = 3
+"""The exit code where a lock is another job's by now."""
 _LOOK_SECONDS = 0.5
+# Of a lock, whose first line is some hundred.
+_MOST_BYTES = 65536
 
 
 def start(folders: Sequence[Path], token: str, seconds: float) -> "subprocess.Popen[bytes]":
-    """Touch the locks in ``folders`` every so many ``seconds``."""
+    """Count in the locks in ``folders`` every so many ``seconds``."""
     # Open folders and not names: a folder that is moved keeps its lock.
     opened = [os.open(folder, os.O_RDONLY) for folder in folders]
     try:
@@ -39,40 +42,60 @@ def start(folders: Sequence[Path], token: str, seconds: float) -> "subprocess.Po
             os.close(descriptor)
 
 
-def main(parent: int, token: str, seconds: float, folders: Sequence[int]) -> None:
-    """Until the process of the number ``parent`` ends."""
-    due = 0.0
+def main(parent: int, token: str, seconds: float, folders: Sequence[int]) -> int:
+    """Until the process of the number ``parent`` ends, or a lock is another job's; an exit code."""
+    due, number, failing = 0.0, 0, False
     while os.getppid() == parent:
         if time.monotonic() >= due:
             due = time.monotonic() + seconds
+            number += 1
+            problem = ""
             for folder in folders:
-                # A file system that is away for a while comes back.
-                with contextlib.suppress(OSError):
-                    if owner := _another(token, folder):
-                        _end(parent, owner)
-                    os.utime(LOCK, dir_fd=folder)
+                try:
+                    if not _beat(folder, token, number):
+                        return LOST
+                except FileNotFoundError:
+                    pass  # a lock that was removed is nobody's
+                except OSError as error:
+                    problem = str(error)
+            # A file system that is away for a while comes back.
+            if problem and not failing:
+                sys.stderr.write(
+                    f"\ngrove_megatron: {LOCK} cannot be written ({problem}); while that lasts, a "
+                    "job on another machine may take this one for dead\n"
+                )
+                sys.stderr.flush()
+            failing = bool(problem)
         time.sleep(_LOOK_SECONDS)
+    return 0
 
 
-def _another(token: str, folder: int) -> str:
-    """The lock if it is another job's by now; a lock that was removed is nobody's."""
-    with open(os.open(LOCK, os.O_RDONLY, dir_fd=folder), errors="replace") as file:
-        text = file.read()
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return "" if json.loads(text)["token"] == token else text
-    return ""
+def _beat(folder: int, token: str, number: int) -> bool:
+    """Write ``number`` behind the first line of the lock; False if it is another job's.
 
+    Content and not a time stamp, as file systems of a network keep what they know of a file for a
+    minute and ask anew for what is in it. Through the one file that was read: whoever takes over
+    puts another in its place.
 
-def _end(parent: int, owner: str) -> None:
-    sys.stderr.write(
-        f"\ngrove_megatron: another job has taken over {LOCK} from process {parent}, of which "
-        f"nothing was heard for too long; it ends, before both write: {owner}\n"
-    )
-    sys.stderr.flush()
-    # A handler of SIGTERM might save once more.
-    os.kill(parent, signal.SIGKILL)
-    sys.exit(1)
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        lock = os.open(LOCK, os.O_RDWR, dir_fd=folder)
+    except PermissionError:
+        lock = os.open(LOCK, os.O_RDONLY, dir_fd=folder)  # another user's by now?
+    try:
+        owner = os.read(lock, _MOST_BYTES).partition(b"\n")[0]
+        try:
+            if json.loads(owner)["token"] != token:
+                return False
+        except (ValueError, KeyError, TypeError):
+            return True  # not a lock; nobody's
+        os.pwrite(lock, b"\n%012d\n" % number, len(owner))
+    finally:
+        os.close(lock)
+    return True
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), [int(fd) for fd in sys.argv[4:]])
+    sys.exit(main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), [*map(int, sys.argv[4:])]))

@@ -10,9 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron.core.datasets.object_storage_utils import is_object_storage_path
-
-from ..checkpoint.layout import TRACKER
+from ..checkpoint.layout import TRACKER, is_remote
 from .data_files import prefixes
 
 # What a job writes to, and the setting that it takes besides.
@@ -55,7 +53,7 @@ def folder_problems(args: Namespace) -> Iterator[str]:
             why = f"{path.parent} is not there"
         if why:
             yield f"{_flag(name)} ({path}) cannot be written: {why}; use another file"
-    if args.save and not _is_remote(args, args.save):
+    if args.save and not is_remote(args, args.save):
         tracker = Path(args.save) / TRACKER
         if os.path.exists(tracker) and (why := _why_not_opened(tracker)):
             yield f"--save ({args.save}) cannot be written: {tracker}: {why}; use another folder"
@@ -118,13 +116,8 @@ def _index_cache_problems(args: Namespace) -> Iterator[str]:
 def _given(args: Namespace, names: dict[str, str | None]) -> Iterator[tuple[str, Path]]:
     for name, needs in names.items():
         path = getattr(args, name, None)
-        if path and (needs is None or getattr(args, needs, None)) and not _is_remote(args, path):
+        if path and (needs is None or getattr(args, needs, None)) and not is_remote(args, path):
             yield name, Path(path)
-
-
-def _is_remote(args: Namespace, path: str) -> bool:
-    """Of an object store, whose client is asked by Megatron."""
-    return bool(args.enable_msc or "://" in path or is_object_storage_path(path))
 
 
 def _flag(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..checkpoint.layout import is_remote
 from ..compat import megatron_version
 from ..config import GroveTransformerConfig, grove_defaults
 from ..report.record import FOLDER, Run
@@ -72,7 +73,7 @@ def record_folder(args: Namespace) -> Path | None:
     if args.grove_metrics_dir is not None:
         return Path(args.grove_metrics_dir)
     # A checkpoint in an object store (msc://) is no place for a file that grows.
-    if args.save is None or "://" in args.save:
+    if args.save is None or is_remote(args, args.save):
         return None
     return Path(args.save) / FOLDER
 

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from ..checkpoint.layout import is_remote
 from ..failure.job_store import from_rank_0
 from ..failure.member import last_acts
-from .folder_lock import FolderLocks, Owner, in_use, look
+from ..failure.watch import fail
+from .folder_lock import GONE_SECONDS, FolderLocks, Owner, in_use, look
 
 _FLAGS = ("save", "non_persistent_global_ckpt_dir", "grove_metrics_dir")
 
@@ -22,7 +24,7 @@ _locks: FolderLocks | None = None
 def writing_alone() -> Iterator[None]:
     """What :func:`claim` has got is given back at the end of the block, whatever its way."""
     global _locks
-    _locks = FolderLocks()
+    _locks = FolderLocks(fail)
     last_acts.append(_locks.release)
     try:
         yield
@@ -53,7 +55,11 @@ def claim(args: Namespace, problems: list[str]) -> list[str]:
             return lock_problems(args)
         return _locks.take(folders, _say)
 
-    found: list[str] = from_rank_0(ask, timedelta(minutes=args.distributed_timeout_minutes))
+    # Rank 0 may wait for a sign of life of every owner.
+    timeout = timedelta(minutes=args.distributed_timeout_minutes)
+    found: list[str] = from_rank_0(
+        ask, timeout + len(folders) * timedelta(seconds=2 * GONE_SECONDS)
+    )
     return found
 
 
@@ -78,6 +84,8 @@ def lock_notices(args: Namespace) -> list[str]:
 
 def _owned(args: Namespace) -> Iterator[tuple[str, Path, Owner]]:
     for flag, folder in _folders(args).items():
+        if _locks is not None and _locks.holds(folder):
+            continue
         # What is wrong with a folder that cannot be looked into, machine.py says.
         with contextlib.suppress(OSError):
             if owner := look(folder, _say, wait=False):
@@ -90,7 +98,7 @@ def _folders(args: Namespace) -> dict[str, Path]:
     for name in _FLAGS:
         value = getattr(args, name, None)
         # An evaluation writes nothing; and nothing can be at a name with a zero in it.
-        if not value or "://" in value or "\0" in value or args.skip_train:
+        if not value or is_remote(args, value) or "\0" in value or args.skip_train:
             continue
         folder = Path(value)
         if os.path.realpath(folder) not in map(os.path.realpath, found.values()):

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from argparse import Namespace
+from datetime import timedelta
 
 import torch
 
@@ -13,8 +14,10 @@ from ..arguments import (
     optimizer_format_notice,
     optimizer_layout_problems,
 )
+from ..checkpoint.layout import goes_on, is_same
 from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
 from ..config import grove_problems, is_grove
+from ..failure.job_store import from_rank_0, have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active, cuda_is_here
@@ -26,8 +29,11 @@ from .idle_flags import idle_flags
 from .installed import look, optimizer_problems, package_problems, writer_problems
 from .metrics_run import record_folder
 from .rules import megatron_notices
-from .saved_arguments import foreign_problems, saved_arguments
+from .saved_arguments import look_into
 from .saving import replaced_run
+
+# For rank 0 to read what is no tensor of a checkpoint; the failure watch ends who waits in vain.
+_READING = timedelta(hours=1)
 
 
 def preflight(args: Namespace, device: str | None = None) -> list[str]:
@@ -110,42 +116,66 @@ def _restart_notice(args: Namespace) -> str | None:
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
     if restarts == "0" or not args.save or args.skip_train:
         return None
-    if args.load is not None and os.path.realpath(args.load) == os.path.realpath(args.save):
+    if goes_on(args):
         return None
-    fix = "give --load the same folder"
+    if is_same(args.load, args.save):
+        why = f"--finetune ({args.finetune}) begins at 0 with what --load ({args.load}) holds"
+        fix = "give --save and --load another folder"
+    else:
+        why = f"--load ({args.load}) is not --save ({args.save})"
+        fix = "give --load the same folder"
     if args.load is not None:
         fix += f", and --pretrained-checkpoint {args.load}"
+    fix += " in place of --finetune" if args.finetune else ""
     return (
-        f"--load ({args.load}) is not --save ({args.save}), so a restart (torchrun --max-restarts "
-        f"{restarts}) does not go on from what is saved; {fix}"
+        f"{why}, so a restart (torchrun --max-restarts {restarts}) does not go on from what is "
+        f"saved; {fix}"
     )
 
 
 def _checkpoint_problems(args: Namespace) -> list[str]:
-    """Compare the Grove settings with those of the checkpoints the run would load."""
-    problems: list[str] = []
-    # Local ones are known to a manager that there is once the job runs, and loaded in place of
-    # these; but it may know of none.
+    """What is wrong with the checkpoints the run would load; every rank must call.
+
+    Whether they are there every rank sees for itself. What may be thousands of records is read by
+    rank 0 alone, once the ranks have met.
+    """
+    problems = [line for _, line in _folders_to_load(args) if line is not None]
+
+    def looked() -> list[str]:
+        return lines_of(_content_problems, args)
+
+    return problems + (from_rank_0(looked, _READING) if have_met() else looked())
+
+
+def _folders_to_load(args: Namespace) -> list[tuple[str, str | None]]:
+    """By their arguments, with why they cannot be loaded.
+
+    Local ones are known to a manager that there is once the job runs, and loaded in place of these;
+    but it may know of none.
+    """
     local = args.non_persistent_ckpt_type == "local"
-    for load_arg in read_at_start(args):
-        if not local and (problem := checkpoint_folder_problem(args, load_arg)):
-            problems.append(problem)
+    return [
+        (name, None if local else checkpoint_folder_problem(args, name))
+        for name in read_at_start(args)
+    ]
+
+
+def _content_problems(args: Namespace) -> list[str]:
+    """What must not be loaded, and the Grove settings that a checkpoint has otherwise."""
+    problems: list[str] = []
+    for load_arg, why in _folders_to_load(args):
+        if why is not None:
             continue
-        saved = None
-        try:
-            saved = saved_arguments(args, load_arg)
-        except ValueError as error:
-            problems.append(str(error))
-        problems += foreign_problems(args, load_arg)
-        if saved is None or local:
+        saved, found = look_into(args, load_arg)
+        problems += found
+        if saved is None or args.non_persistent_ckpt_type == "local":
             continue
         if not args.use_checkpoint_args:
             # With it, the settings are those of the checkpoint already.
             problems += contradictions(args, saved)
         if load_arg == "load":
             problems += optimizer_layout_problems(args, saved)
-    # The arguments are one of the objects that are looked at, and one folder can be both.
-    return list(dict.fromkeys(problems))
+    return problems
 
 
 def _kernel_problems(args: Namespace, device: str) -> list[str]:

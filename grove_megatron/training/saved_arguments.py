@@ -9,18 +9,16 @@ import copy
 import io
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from megatron.training.checkpointing import load_args_from_checkpoint
 
-from ..checkpoint.layout import COMPLETE, INDEX, RELEASE, TRACKER
+from ..checkpoint.layout import COMPLETE, INDEX
 from ..checkpoint.pickles import ON_PURPOSE, NotData, is_trusted, read_objects, unknown_names, why
 from ..checkpoint.torch_dist import COMMON, TorchDistReader
-
-_NON_PERSISTENT = "non_persistent"
-# Of an iteration; Python refuses to read thousands of them.
-_MOST_DIGITS = 18
+from .checkpoint_folder import checkpoints_to_load
 
 
 def saved_arguments(args: Namespace, load_arg: str) -> Namespace | None:
@@ -37,29 +35,34 @@ def saved_arguments(args: Namespace, load_arg: str) -> Namespace | None:
         return None
     if args.enable_msc or is_trusted():
         return _as_megatron_reads(args, load_arg)
-    folders = _folders(args, load_arg)
-    if not folders:
-        return None
-    try:
-        found = _arguments(folders[-1])
-    except ValueError as error:
-        if isinstance(error.__cause__, NotData):
-            raise ValueError(f"{error}, {ON_PURPOSE}") from error
-        raise
-    if found is not None and not isinstance(found, Namespace):
-        raise ValueError(f"{folders[-1]} has arguments that are none of Megatron's; name another")
-    return found
+    folders = checkpoints_to_load(args, load_arg)
+    return _arguments(folders[-1], _reader(folders[-1])) if folders else None
 
 
-def foreign_problems(args: Namespace, load_arg: str) -> list[str]:
-    """What Megatron must not load of the checkpoints of a run, one line each.
+def look_into(args: Namespace, load_arg: str) -> tuple[Namespace | None, list[str]]:
+    """:func:`saved_arguments`, and what Megatron must not load of any checkpoint of a run.
 
     Args:
         args, load_arg: as of :func:`saved_arguments`.
+
+    Returns:
+        the arguments, None where they cannot be had, and problems, one line each.
     """
-    if getattr(args, load_arg) is None or args.enable_msc or is_trusted():
-        return []
-    return [line for folder in _folders(args, load_arg) for line in _foreign(folder)]
+    saved, problems = None, []
+    folders = [] if is_trusted() else checkpoints_to_load(args, load_arg)
+    for folder in folders[:-1]:
+        with contextlib.suppress(ValueError):  # Megatron takes the last, and that one alone
+            problems += _foreign(folder, _reader(folder))
+    try:
+        if not folders:
+            return saved_arguments(args, load_arg), []
+        reader = _reader(folders[-1])
+        problems += _foreign(folders[-1], reader)
+        saved = _arguments(folders[-1], reader)
+    except ValueError as error:
+        problems.append(str(error))
+    # The arguments are one of the objects that are looked at.
+    return saved, list(dict.fromkeys(problems))
 
 
 def _as_megatron_reads(args: Namespace, load_arg: str) -> Namespace | None:
@@ -69,44 +72,48 @@ def _as_megatron_reads(args: Namespace, load_arg: str) -> Namespace | None:
     return loaded[1] if isinstance(loaded, tuple) else None
 
 
-def _folders(args: Namespace, load_arg: str) -> list[Path]:
-    """What Megatron may load, the one it takes the arguments from last."""
-    folder = Path(getattr(args, load_arg))
-    step = getattr(args, "ckpt_step", None)
-    found = [_iteration(folder, step)]
-    if args.non_persistent_ckpt_type == "global":
-        beside = Path(args.non_persistent_global_ckpt_dir or folder / _NON_PERSISTENT)
-        found.append(_iteration(beside, None))
-    there = [(number, path) for number, path in found if os.path.isdir(path)]
-    # Of two of one iteration, the second.
-    return [path for _, path in sorted(there, key=lambda one: one[0])]
+def _reader(folder: Path) -> TorchDistReader | None:
+    """Of a checkpoint in one of torch's formats; None: it has a file of every rank, or nothing.
+
+    Raises:
+        ValueError: its index cannot be read, or loading it could run code.
+    """
+    complete = os.path.isfile(folder / COMPLETE)
+    if not complete and (_files_of_ranks(folder) or not os.path.isfile(folder / INDEX)):
+        return None
+    with _naming_the_way_out():
+        return TorchDistReader(folder, megatrons=complete)
 
 
-def _iteration(folder: Path, step: int | None) -> tuple[int, Path]:
-    """The number and the place that Megatron reads from a tracker."""
+def _files_of_ranks(folder: Path) -> list[Path]:
+    return sorted(folder.glob("mp_rank_*/*.pt"))
+
+
+def _arguments(folder: Path, reader: TorchDistReader | None) -> Namespace | None:
+    """Raises ValueError: they cannot be read, or loading them could run code."""
+    found: Any = None
+    with _naming_the_way_out():
+        if reader is not None:
+            has_common = os.path.isfile(folder / COMPLETE)
+            _refuse(reader.foreign_objects([COMMON if has_common else "args"]))
+            found = reader.common().get("args") if has_common else reader.saved_object("args")
+        elif legacy := sorted(folder.glob("mp_rank_00*/*model*rng.pt")):
+            _refuse(_foreign_file(legacy[0]))
+            loaded = read_objects(legacy[0], str(legacy[0]))
+            found = loaded.get("args") if isinstance(loaded, dict) else loaded
+    if found is not None and not isinstance(found, Namespace):
+        raise ValueError(f"{folder} has arguments that are none of Megatron's; name another")
+    return found
+
+
+@contextlib.contextmanager
+def _naming_the_way_out() -> Iterator[None]:
     try:
-        written = (folder / TRACKER).read_text().strip()
-    except (OSError, ValueError):  # not text, or no name of a file
-        written = ""
-    is_number = written.isdecimal() and len(written) <= _MOST_DIGITS
-    number = step or (int(written) if is_number else -1)
-    return number, folder / (RELEASE if written == RELEASE else f"iter_{number:07d}")
-
-
-def _arguments(folder: Path) -> Any:
-    if (folder / COMPLETE).is_file():
-        reader = TorchDistReader(folder)
-        _refuse(reader.foreign_objects([COMMON]))
-        return reader.common().get("args")
-    if legacy := sorted(folder.glob("mp_rank_00*/*model*rng.pt")):
-        _refuse(_foreign_file(legacy[0]))
-        loaded = read_objects(legacy[0], str(legacy[0]))
-        return loaded.get("args") if isinstance(loaded, dict) else loaded
-    if (folder / INDEX).is_file():
-        reader = TorchDistReader(folder, megatrons=False)
-        _refuse(reader.foreign_objects(["args"]))
-        return reader.saved_object("args")
-    return None
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, NotData):
+            raise ValueError(f"{error}, {ON_PURPOSE}") from error
+        raise
 
 
 def _refuse(lines: list[str]) -> None:
@@ -114,15 +121,10 @@ def _refuse(lines: list[str]) -> None:
         raise ValueError(lines[0])
 
 
-def _foreign(folder: Path) -> list[str]:
-    complete = (folder / COMPLETE).is_file()
-    if not complete and not (folder / INDEX).is_file():
-        files = sorted(folder.glob("mp_rank_*/*.pt"))
-        return [line for file in files for line in _foreign_file(file)]
-    try:
-        return TorchDistReader(folder, megatrons=complete).foreign_objects()
-    except ValueError:
-        return []  # said already, with the arguments
+def _foreign(folder: Path, reader: TorchDistReader | None) -> list[str]:
+    if reader is not None:
+        return reader.foreign_objects()
+    return [line for file in _files_of_ranks(folder) for line in _foreign_file(file)]
 
 
 def _foreign_file(file: Path) -> list[str]:

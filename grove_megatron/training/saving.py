@@ -4,7 +4,15 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoint.layout import RELEASE, TRACKER
+from ..checkpoint.layout import (
+    RELEASE,
+    TRACKER,
+    goes_on,
+    is_remote,
+    is_same,
+    iteration_of,
+    read_tracker,
+)
 
 
 def saving_problems(args: Namespace) -> list[str]:
@@ -28,14 +36,14 @@ def _retained(args: Namespace) -> Iterator[str]:
     kept = args.save_retain_interval
     if kept is None:
         return
-    written = _tracker(args.save)
+    written = read_tracker(args.save)
     if written == RELEASE:
         yield (
             f"--save-retain-interval ({kept}) cannot count from the {RELEASE} that --save "
             f"({args.save}) holds; save to another folder and give this one as "
             "--pretrained-checkpoint"
         )
-    elif written is not None and not written.isdecimal():
+    elif written is not None and iteration_of(written) is None:
         yield (
             f"--save-retain-interval ({kept}) cannot count from {Path(args.save) / TRACKER} "
             f"({written}), which is not an iteration; correct it, or save to another folder"
@@ -100,22 +108,16 @@ def _global(args: Namespace) -> Iterator[str]:
 
 
 def replaced_run(args: Namespace) -> str | None:
-    """That this run goes on from elsewhere and writes over another's tracker, or None."""
-    if args.save is None or args.skip_train or args.enable_msc:
+    """That this run does not go on from what is in --save and writes over it, or None."""
+    if args.save is None or args.skip_train or is_remote(args, args.save) or goes_on(args):
         return None
-    written = _tracker(args.save)
-    if not (written or "").isdecimal():
+    iteration = iteration_of(read_tracker(args.save))
+    if iteration is None:
         return None
-    if args.load is not None and Path(args.load).resolve() == Path(args.save).resolve():
-        return None
+    why = f"--load ({args.load}) is not that folder"
+    if is_same(args.load, args.save):
+        why = f"--finetune ({args.finetune}) begins at 0"
     return (
-        f"--save ({args.save}) holds a run up to iteration {written} and --load ({args.load}) is "
-        "not that folder: this run does not go on from it, and writes into it"
+        f"--save ({args.save}) holds a run up to iteration {iteration} and {why}: this run does "
+        "not go on from it, and writes into it"
     )
-
-
-def _tracker(folder: str) -> str | None:
-    try:
-        return (Path(folder) / TRACKER).read_text(errors="replace").strip()
-    except (OSError, ValueError):
-        return None

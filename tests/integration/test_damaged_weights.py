@@ -570,7 +570,7 @@ MEGATRON_CASES: dict[str, tuple[Harm, list[str], int | None]] = {
     ),
     "the tracker is not text": (
         bytes_at(TRACKER, lambda b: flip(b, 0)),
-        [f"no readable {TRACKER}"],
+        [TRACKER, "elease') names no iteration"],
         1,
     ),
     "the tracker is missing": (lambda f: (f / TRACKER).unlink(), [f"no readable {TRACKER}"], 1),

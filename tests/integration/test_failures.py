@@ -257,8 +257,8 @@ def test_a_full_disk_ends_the_job_and_keeps_the_checkpoint_before(
     assert re.fullmatch(rf"{prefix}{writing}(; {writing})?", failed), failed
     assert re.fullmatch(
         rf"  --save \({small_disk}\) on {HOST} has \d+ of {DISK_BYTES} bytes free; this "
-        "checkpoint is not complete, the last complete one is 1. If it is full, make room and "
-        "start the same command again",
+        r"checkpoint is not complete. If it is full, make room; the last complete checkpoint in "
+        rf"--save \({small_disk}\) is iteration 1; the same command goes on from it",
         room,
     )
     # The same command goes on where the last complete checkpoint is.

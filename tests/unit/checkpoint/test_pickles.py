@@ -289,6 +289,13 @@ def test_nothing_of_a_planted_state_runs(kind: str, folder: Path, marker: Path) 
     assert not marker.exists()
 
 
+def test_what_is_harmless_elsewhere_is_looked_at_as_a_state(folder: Path, marker: Path) -> None:
+    planted = _state({"b": KINDS["a command"](marker)})
+    write(folder, {}, **{"a": planted, "b._extra_state/shard_0_1": planted})
+    (problem,) = TorchDistReader(folder).foreign_objects()
+    assert "b._extra_state/shard_0_1 is not to be loaded: it names" in problem
+
+
 @kinds
 def test_nothing_of_a_planted_tensor_runs(kind: str, folder: Path, marker: Path) -> None:
     write(folder, {})

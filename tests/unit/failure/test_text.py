@@ -9,6 +9,11 @@ import pytest
 from grove_megatron.failure.text import describe, kind_of, what_goes_on
 
 
+def args(save: str | None, load: str | None = None, **given: bool) -> Namespace:
+    flags = {"skip_train": False, "finetune": False, "enable_msc": False} | given
+    return Namespace(save=save, load=load, **flags)
+
+
 class CheckpointException(Exception):
     """As torch.distributed.checkpoint has it: exceptions and stacks by rank."""
 
@@ -35,15 +40,18 @@ def test_type_and_message_in_one_line() -> None:
 
 def test_an_error_while_saving_says_where_and_how_full(tmp_path: Path) -> None:
     error = caught(OSError(28, "No space left on device"), "save_checkpoint")
-    said = describe(error, Namespace(save=str(tmp_path)))
+    said = describe(error, args(str(tmp_path), str(tmp_path)))
     first, second = said.split("\n")
     assert first == "OSError: [Errno 28] No space left on device"
     assert second.startswith(f"  --save ({tmp_path}) on {socket.gethostname()} has ")
-    assert " bytes free; this checkpoint is not complete, and there is none before it. " in second
+    assert second.endswith(
+        " bytes free; this checkpoint is not complete. If it is full, make room; no checkpoint is "
+        f"complete in --save ({tmp_path}); the same command begins again"
+    )
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("40\n")
-    said = describe(error, Namespace(save=str(tmp_path)))
-    assert "is not complete, the last complete one is 40. If" in said
-    elsewhere = describe(error, Namespace(save=str(tmp_path / "gone")))
+    said = describe(error, args(str(tmp_path), str(tmp_path)))
+    assert said.endswith("is iteration 40; the same command goes on from it")
+    elsewhere = describe(error, args(str(tmp_path / "gone")))
     assert " cannot be asked for its free bytes: " in elsewhere
 
 
@@ -62,21 +70,42 @@ def test_what_goes_on_is_said(
     save = str(tmp_path)
     if tracker is not None:
         (tmp_path / "latest_checkpointed_iteration.txt").write_text(tracker)
-    args = Namespace(save=save, load=load and load.format(save), skip_train=False)
     last = f"the last complete checkpoint in --save ({save}) is"
-    assert what_goes_on(args) == said.format(last=last, save=save)
+    given = args(save, load and load.format(save))
+    assert what_goes_on(given) == said.format(last=last, save=save)
+
+
+@pytest.mark.parametrize(
+    ("load", "change"), [("{}", "without"), ("x", "with --load {} and without")]
+)
+def test_a_finetuning_is_not_gone_on_with_by_the_same_command(
+    load: str, change: str, tmp_path: Path
+) -> None:
+    """Megatron would begin at 0 with what has been saved, without its optimizer."""
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
+    said = what_goes_on(args(str(tmp_path), load.format(tmp_path), finetune=True))
+    assert said.endswith(
+        f" is iteration 40; the same command {change.format(tmp_path)} --finetune goes on from it"
+    )
+
+
+def test_of_an_object_store_nothing_is_known(tmp_path: Path) -> None:
+    error = caught(OSError("x"), "save_checkpoint")
+    for given in (args("msc://bucket/run"), args(str(tmp_path), enable_msc=True)):
+        assert what_goes_on(given) == ""
+        assert describe(error, given) == "OSError: x"
 
 
 def test_of_a_run_that_saves_nothing_there_is_nothing_to_say() -> None:
     assert what_goes_on(None) == ""
-    assert what_goes_on(Namespace(save=None, load="x", skip_train=False)) == ""
+    assert what_goes_on(args(None, "x")) == ""
 
 
 def test_other_errors_say_nothing_of_the_disk(tmp_path: Path) -> None:
     error = caught(ValueError("x"), "train")
-    assert describe(error, Namespace(save=str(tmp_path))) == "ValueError: x"
+    assert describe(error, args(str(tmp_path))) == "ValueError: x"
     saving = caught(ValueError("x"), "save_checkpoint")
-    assert describe(saving, Namespace(save=None)) == "ValueError: x"
+    assert describe(saving, args(None)) == "ValueError: x"
 
 
 def test_failures_of_ranks_are_named_in_place_of_their_stacks() -> None:

@@ -7,6 +7,7 @@ import pytest
 from grove_megatron.training.checkpoint_folder import (
     begins_at_random,
     checkpoint_folder_problem,
+    checkpoints_to_load,
     nothing_to_load,
     read_at_start,
 )
@@ -45,6 +46,38 @@ def test_a_damaged_tracker_is_named_with_the_last_complete_checkpoint(
     assert found.endswith(
         f"write 10 into {tmp_path / TRACKER}: the last complete checkpoint in {tmp_path}"
     )
+
+
+def test_a_tracker_that_cannot_be_read_is_named(problem, tmp_path):
+    # A file of the kernel that nobody may read from its beginning, root neither.
+    (tmp_path / TRACKER).symlink_to("/proc/self/mem")
+    assert problem() == (
+        f"{tmp_path / TRACKER} is there and cannot be read; give this job the right to"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ("", ["run/iter_0000007"]),
+        ("--ckpt-step 5", ["run/iter_0000005"]),
+        ("--ckpt-step 6", []),
+        (
+            "--non-persistent-ckpt-type global",
+            ["run/iter_0000007", "run/non_persistent/iter_0000009"],
+        ),
+        (
+            "--non-persistent-ckpt-type global --non-persistent-global-ckpt-dir {}/often",
+            ["often/iter_0000003", "run/iter_0000007"],
+        ),
+    ],
+)
+def test_what_megatron_takes_last_is_what_it_loads(parse, tmp_path, flags, names):
+    for place, iteration in (("run", 5), ("run", 7), ("run/non_persistent", 9), ("often", 3)):
+        (tmp_path / place / f"iter_{iteration:07d}").mkdir(parents=True)
+        (tmp_path / place / TRACKER).write_text(str(iteration))
+    args = parse(f"--load {tmp_path / 'run'} {flags.format(tmp_path)}")
+    assert checkpoints_to_load(args, "load") == [tmp_path / name for name in names]
 
 
 def test_without_any_complete_checkpoint_the_way_out_is_to_begin_again(problem, tmp_path):

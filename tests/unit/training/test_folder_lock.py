@@ -66,7 +66,13 @@ def test_a_lock_names_its_owner_and_is_removed_in_the_end(
     assert found["host"] == os.uname().nodename
     assert os.listdir(save) == [LOCK]
     # Twice by one job.
+    beat = locks._beat
     assert take(locks, save) == ([], [])
+    assert locks._beat is beat
+    # Another folder, that one process counts in too.
+    assert locks.take({"--grove-metrics-dir": tmp_path / "records"}, print) == []
+    assert beat is not None
+    assert beat.poll() is not None
     locks.release()
     # What it has made and written nothing into.
     assert not save.exists()
@@ -128,9 +134,10 @@ def test_an_owner_on_another_machine_is_watched(tmp_path: Path) -> None:
         "whether it lives"
     ]
     assert look(tmp_path, said.append, wait=False) == elsewhere
-    touched = threading.Timer(0.3, os.utime, [tmp_path / LOCK])
-    touched.start()
+    opened = os.open(tmp_path, os.O_RDONLY)
+    threading.Timer(0.3, lock_beat._beat, [opened, elsewhere.token, 1]).start()
     assert look(tmp_path, said.append) == elsewhere
+    os.close(opened)
     # It ends while somebody watches.
     threading.Timer(0.3, os.unlink, [tmp_path / LOCK]).start()
     assert look(tmp_path, said.append) is None
@@ -180,14 +187,71 @@ def test_a_folder_that_cannot_be_is_a_problem(locks: FolderLocks, tmp_path: Path
     assert problem.startswith(f"--save ({tmp_path / 'file' / 'save'}) cannot be written on ")
 
 
+def test_of_two_that_make_the_folder_the_second_hears_of_the_first(
+    locks: FolderLocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = tmp_path / "save"
+    mkdir = Path.mkdir
+
+    def after_the_other(folder: Path, **given: bool) -> None:
+        mkdir(folder)
+        lock(folder, owner(os.getppid()))
+        mkdir(folder, **given)
+
+    monkeypatch.setattr(Path, "mkdir", after_the_other)
+    (problem,) = take(locks, save)[0]
+    assert problem.startswith(f"--save ({save}) is written to by another job (")
+    assert (save / LOCK).exists()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[int]:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_a_sign_of_life_is_in_the_content_and_no_other_s_lock_is_written(
+    tmp_path: Path, opened: int
+) -> None:
+    ours = lock(tmp_path, owner(os.getpid()))
+    assert lock_beat._beat(opened, ours.token, 7)
+    assert (tmp_path / LOCK).read_text() == f"{json.dumps(asdict(ours))}\n000000000007\n"
+    assert lock_beat._beat(opened, ours.token, 8)
+    assert folder_lock._read(tmp_path) == ours
+    before = (tmp_path / LOCK).read_text()
+    assert not lock_beat._beat(opened, "another", 9)
+    assert (tmp_path / LOCK).read_text() == before
+
+
+def test_a_lock_that_cannot_be_written_is_said_once(
+    tmp_path: Path, opened: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pwrite(*_: object) -> None:
+        raise OSError("no space")
+
+    parents = iter([1, 1, 1, 2])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(lock_beat, "_LOOK_SECONDS", 0)
+    ours = lock(tmp_path, owner(os.getpid()))
+    assert lock_beat.main(1, ours.token, 0, [opened]) == 0
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"grove_megatron: {LOCK} cannot be written (no space); while that lasts")
+    assert "\n" not in said
+
+
 # A job that does nothing but hold a folder, in a process of its own.
 JOB = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from grove_megatron.training.folder_lock import FolderLocks
 from grove_megatron.training import folder_lock
 folder_lock.BEAT_SECONDS = 0.2
-assert FolderLocks().take({"--save": Path(sys.argv[1])}, print) == []
+def lost(line):
+    print(line, flush=True)
+    os._exit(7)
+assert FolderLocks(lost).take({"--save": Path(sys.argv[1])}, print) == []
 print("held", flush=True)
 time.sleep(100)
 """
@@ -212,11 +276,11 @@ def holder(
 
 
 def changes(folder: Path, seconds: float) -> bool:
-    before = folder_lock._touched(folder)
+    before = folder_lock._content(folder)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.05)
-        if folder_lock._touched(folder) != before:
+        if folder_lock._content(folder) != before:
             return True
     return False
 
@@ -232,15 +296,16 @@ def test_a_living_job_shows_it_until_it_is_killed(
     assert look(tmp_path, print) is None
 
 
-def test_a_job_that_was_taken_for_dead_does_not_go_on(
+def test_a_job_that_was_taken_for_dead_is_told_and_not_killed(
     holder: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
     heir = lock(tmp_path, owner(os.getpid()))
-    assert holder.wait(timeout=60) == -9
-    _, errors = holder.communicate()
-    said = f"another job has taken over {LOCK} from process {holder.pid}"
-    assert said in errors
-    assert heir.token in errors
+    assert holder.wait(timeout=60) == 7
+    said, _ = holder.communicate()
+    assert said == (
+        f"--save ({tmp_path}) has been taken over by another job ({heir}), which saw no sign of "
+        "life of this one for 120 s; this one ends, before both write\n"
+    )
     assert folder_lock._read(tmp_path) == heir
 
 

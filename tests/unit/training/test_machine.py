@@ -115,3 +115,10 @@ def test_a_disk_without_room_for_all_checkpoints_is_noted(parse, tmp_path):
     assert disk_notice(parse(SAVE.format(tmp_path)), 1) is None
     retained = f"{flags} --save-retain-interval {10**13}"
     assert disk_notice(parse(retained), 1) is None
+    # Of a run that goes on, those to come; of one that does not, all.
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text(f"{10**13 - 10**12}")
+    assert "keeps 1000000000000 until" in disk_notice(parse(f"{flags} --load {tmp_path}"), 1)
+    for all_of_them in ("", f"--load {tmp_path} --finetune"):
+        assert "keeps 10000000000000 until" in disk_notice(parse(f"{flags} {all_of_them}"), 1)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text(f"{10**13}")
+    assert disk_notice(parse(f"{flags} --load {tmp_path}"), 1) is None

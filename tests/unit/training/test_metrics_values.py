@@ -87,7 +87,9 @@ def test_both_writers_get_every_value() -> None:
 def test_the_record_goes_into_save_unless_told_otherwise(
     given: str | None, save: str | None, expected: Path | None
 ) -> None:
-    assert record_folder(Namespace(grove_metrics_dir=given, save=save)) == expected
+    assert (
+        record_folder(Namespace(grove_metrics_dir=given, save=save, enable_msc=False)) == expected
+    )
 
 
 def test_the_example_is_the_one_of_the_measures() -> None:

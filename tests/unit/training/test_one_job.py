@@ -17,7 +17,12 @@ from grove_megatron.training.lock_beat import LOCK
 def job(**given: Any) -> Namespace:
     names = ("save", "grove_metrics_dir", "non_persistent_global_ckpt_dir")
     settings: dict[str, Any] = dict.fromkeys(names)
-    settings |= {"skip_train": False, "fake_process_group": False, "inprocess_restart": False}
+    settings |= {
+        "enable_msc": False,
+        "skip_train": False,
+        "fake_process_group": False,
+        "inprocess_restart": False,
+    }
     return Namespace(**settings | {"distributed_timeout_minutes": 1} | given)
 
 
@@ -66,6 +71,7 @@ def test_every_folder_that_is_written_is_held_until_the_end(tmp_path: Path) -> N
     [
         {"save": None},
         {"save": "msc://bucket/x"},
+        {"enable_msc": True},
         {"skip_train": True},
         {"fake_process_group": True},
         # Its processes come and go inside of the job.
@@ -94,6 +100,14 @@ def test_beside_other_problems_nothing_is_made(lock: Path, tmp_path: Path) -> No
         assert not (tmp_path / "metrics").exists()
     assert one_job.lock_problems(args) == [problem]
     assert one_job.lock_notices(args) == []
+
+
+def test_a_folder_that_this_job_holds_is_not_another_s(tmp_path: Path) -> None:
+    """A script may call validate_args twice, and be refused the second time."""
+    args = job(save=str(tmp_path))
+    with one_job.writing_alone():
+        assert one_job.claim(args, []) == []
+        assert one_job.claim(args, ["another problem"]) == []
 
 
 def test_what_is_on_another_machine_is_a_notice(tmp_path: Path, other: folder_lock.Owner) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from grove_megatron import runtime
 from grove_megatron.arguments import IMPORTED, LAYER_SPEC, optimizer_layout_problems, select_layer
+from grove_megatron.training import preflight as preflight_module
 from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
 from grove_megatron.training.preflight import announce, notices, preflight
 
@@ -337,12 +338,36 @@ class TestNotice:
         assert shown(flags) == ""
 
 
+def test_rank_0_reads_a_checkpoint_for_all(parse, tmp_path, monkeypatch) -> None:
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("seven")
+    said: list[object] = [["what rank 0 has found"]]
+    monkeypatch.setattr(preflight_module, "look_into", None)  # not by this rank
+    monkeypatch.setattr(preflight_module, "have_met", lambda: True)
+    monkeypatch.setattr(preflight_module, "from_rank_0", lambda make, timeout: said.pop())
+    found = preflight(parse(f"--load {tmp_path}"))
+    # The folder itself every rank looks at, on its own machine.
+    assert [line for line in found if "does not name an iteration" in line]
+    assert "what rank 0 has found" in found
+    assert said == []
+
+
 @pytest.mark.parametrize(
     ("restarts", "flags", "said"),
     [
         ("1", "--save /a", "; give --load the same folder"),
         ("3", "--save /a --load /b", " the same folder, and --pretrained-checkpoint /b"),
         ("1", "--save /a --load /a/", None),
+        (
+            "1",
+            "--save /a --load /b --finetune",
+            "; give --load the same folder, and --pretrained-checkpoint /b in place of --finetune",
+        ),
+        (
+            "1",
+            "--save /a --load /a --finetune",
+            "; give --save and --load another folder, and --pretrained-checkpoint /a in place of "
+            "--finetune",
+        ),
         ("1", "", None),
         ("0", "--save /a", None),
     ],

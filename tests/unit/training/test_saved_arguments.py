@@ -10,13 +10,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.transformer.enums import AttnBackend
 from megatron.training.checkpointing import load_args_from_checkpoint
+from torch.distributed.checkpoint.metadata import Metadata
 
+from grove_megatron.checkpoint import torch_dist as torch_dist_module
 from grove_megatron.checkpoint.pickles import TRUST
 from grove_megatron.checkpoint.torch_dist import COMMON, RecordWriter, write_metadata
 from grove_megatron.training.checks import restore_from_checkpoint
 from grove_megatron.training.doctor import diagnose
 from grove_megatron.training.preflight import preflight
-from grove_megatron.training.saved_arguments import saved_arguments
+from grove_megatron.training.saved_arguments import look_into, saved_arguments
 
 from ..planted import KINDS, Planted
 from .command_lines import parsed
@@ -186,6 +188,27 @@ def test_arguments_that_are_none_are_named(write: Write, content: object, folder
         torch.save(content, file)
     with pytest.raises(ValueError, match=str(folder)):
         saved_arguments(load(folder), "load")
+
+
+@pytest.mark.parametrize("write", [torch_dist, torch_dcp])
+def test_the_index_is_read_once_and_no_object_is_mapped(
+    write: Write, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, ARGS, None)
+    read: list[Path] = []
+
+    def read_metadata(file: Path) -> Metadata:
+        read.append(file)
+        return original(file)
+
+    original = torch_dist_module.read_metadata
+    monkeypatch.setattr(torch_dist_module, "read_metadata", read_metadata)
+    monkeypatch.setattr(torch_dist_module, "MappedFile", None)
+    saved, problems = look_into(load(folder, write), "load")
+    assert saved is not None
+    assert saved.num_experts == 8
+    assert problems == []
+    assert read == [folder / ".metadata"]
 
 
 def test_a_damaged_file_is_named_where_megatron_would_end_with_exit_0(folder: Path) -> None:

@@ -119,5 +119,9 @@ def test_a_run_that_does_not_go_on_from_where_it_saves_is_told(parse, tmp_path):
     for flags in (save, f"{save} --load {tmp_path / 'other'}"):
         assert f"--save ({tmp_path}) holds a run up to iteration 40" in replaced_run(parse(flags))
     assert replaced_run(parse(f"{save} --load {tmp_path}/")) is None
+    assert replaced_run(parse(f"{save} --load {tmp_path} --finetune")) == (
+        f"--save ({tmp_path}) holds a run up to iteration 40 and --finetune (True) begins at 0: "
+        "this run does not go on from it, and writes into it"
+    )
     (tmp_path / TRACKER).write_text("release")
     assert replaced_run(parse(save)) is None
