@@ -24,6 +24,7 @@ from .disk import disk_notice
 from .guarded import lines_of
 from .idle_flags import idle_flags
 from .installed import look, optimizer_problems, package_problems, writer_problems
+from .machine import cache_notice
 from .metrics_run import record_folder
 from .rules import megatron_notices
 from .saved_arguments import foreign_problems, saved_arguments
@@ -74,6 +75,7 @@ def notices(args: Namespace) -> list[str]:
         begins_at_random(args),
         replaced_run(args),
         disk_notice(args, getattr(args, "world_size", None)),
+        cache_notice(args),
     ]
     ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
     # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
