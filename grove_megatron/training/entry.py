@@ -36,7 +36,7 @@ from .refuse import refuse
 from .reporting import announce_flops
 from .same_flags import refuse_differences
 from .saved_arguments import saved_arguments
-from .token_ids import CheckedLoader, vocabulary_size
+from .token_ids import CheckedLoader, tokenizer_problem, vocabulary_size
 
 
 def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
@@ -108,10 +108,12 @@ def _initialize_distributed(original: Callable[..., Any]) -> Callable[..., Any]:
         *rest: Any,
         **named: Any,
     ) -> Any:
+        args = get_args()
+        # By now there is a tokenizer, and not yet a model.
+        if is_grove(args) and (problem := tokenizer_problem(args, get_tokenizer())):
+            refuse([problem])
         if store is None:
-            from megatron.training import get_args
-
-            store = group_store(get_args())
+            store = group_store(args)
         return original(get_embedding_ranks, get_position_embedding_ranks, store, *rest, **named)
 
     return initialize_distributed
@@ -142,7 +144,8 @@ ENTRY = PatchSet(
         megatron_patch(
             name="store-of-attempt",
             target="megatron.training.initialize:_initialize_distributed",
-            reason="the script passes pretrain() no store; torchrun keeps its own over restarts",
+            reason="the script passes pretrain() no store; torchrun keeps its own over restarts; "
+            "and a tokenizer with more ids than the embedding has rows is refused before a model",
             make=_initialize_distributed,
         ),
         megatron_patch(
