@@ -29,6 +29,7 @@ from .metrics_run import record_folder
 from .rules import megatron_notices
 from .saved_arguments import foreign_problems, saved_arguments
 from .saving import replaced_run
+from .tokenizer_files import tokenizer_notice
 
 
 def preflight(args: Namespace, device: str | None = None) -> list[str]:
@@ -76,6 +77,8 @@ def notices(args: Namespace) -> list[str]:
         replaced_run(args),
         disk_notice(args, getattr(args, "world_size", None)),
         cache_notice(args),
+        # Of Megatron's own run nothing was asked.
+        tokenizer_notice(args) if is_grove(args) else None,
     ]
     ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
     # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.

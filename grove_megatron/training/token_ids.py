@@ -29,6 +29,11 @@ def vocabulary_problems(args: Namespace) -> Iterator[str]:
             f"--padded-vocab-size ({padded}) is below --vocab-size ({size}), so that tokens have "
             "no row in the embedding; raise it, or leave it out"
         )
+    if args.tokenizer_model is not None and args.tokenizer_type is None:
+        yield (
+            f"--tokenizer-model ({args.tokenizer_model}) is not read without --tokenizer-type "
+            "(None), which is GPT2BPETokenizer then; give the type, as HuggingFaceTokenizer"
+        )
     end = args.null_tokenizer_eod_id
     # Every document of the mock data ends with it.
     ends = args.tokenizer_type == "NullTokenizer" and args.mock_data and end is not None
