@@ -28,7 +28,13 @@ from ..runtime.registry import PatchSet
 from ..unparsed import report_errors
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
-from .checks import as_launched, command_line_problems, every_problem, machine_problems
+from .checks import (
+    as_launched,
+    command_line_problems,
+    every_problem,
+    machine_problems,
+    problems_of_all,
+)
 from .cpu_arguments import set_cpu_defaults
 from .one_job import claim
 from .preflight import announce
@@ -62,6 +68,7 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
         problems = command_line_problems(args, args.world_size)
         # Without Grove flags a script's files are what it makes of them.
         problems += machine_problems(args, args.world_size) if is_grove(args) else []
+        problems = problems_of_all(args, problems)
         if problems := problems + claim(args, problems):
             refuse(problems)
         announce(args)

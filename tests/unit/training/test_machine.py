@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from grove_megatron.training.disk import checkpoint_bytes, disk_notice, disk_problems
 from grove_megatron.training import machine
+from grove_megatron.training.checks import machine_problems
+from grove_megatron.training.disk import checkpoint_bytes, disk_notice, disk_problems
 from grove_megatron.training.machine import (
     _FILES,
     _FOLDERS,
     cache_notice,
-
     folder_problems,
     why_not_writable,
 )
@@ -76,6 +76,13 @@ def test_a_file_needs_its_folder(parse, tmp_path):
     ):
         (problem,) = folder_problems(parse(f"{flag} {path}"))
         assert why in problem
+
+
+def test_one_rank_of_a_node_looks(parse, file, monkeypatch):
+    args = parse(f"--save {file / 'there'} --save-interval 1 --tokenizer-type NullTokenizer")
+    assert len(machine_problems(args, 4)) == 1
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert machine_problems(args, 4) == []
 
 
 @pytest.mark.parametrize("flags", ["--save s3://bucket/run", "--save msc://bucket/run"])
