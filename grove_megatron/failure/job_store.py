@@ -101,5 +101,29 @@ def from_rank_0(make: Callable[[], Any], timeout: timedelta) -> Any:
     return json.loads(store.get(name))
 
 
+def from_all_ranks(mine: list[str], timeout: timedelta) -> list[str]:
+    """The lines of all ranks, each once, on every rank; every rank must call.
+
+    Args:
+        mine: this rank's. What rank 0 has not is given with the number of the rank.
+        timeout: how long to wait for the other ranks.
+    """
+    if not has_store():
+        return mine
+    store, name, (rank, world_size) = job_store(timeout), key(f"of_all/{next(_said)}"), world()
+    store.set(f"{name}/{rank}", json.dumps(mine))
+
+    def collect() -> list[str]:
+        found: dict[str, int] = {}
+        for other in range(world_size):
+            store.wait([f"{name}/{other}"], timeout)
+            for line in json.loads(store.get(f"{name}/{other}")):
+                found.setdefault(line, other)
+        return [f"rank {other}: {line}" if other else line for line, other in found.items()]
+
+    lines: list[str] = from_rank_0(collect, timeout)
+    return lines
+
+
 _said = itertools.count()
 """A process may start several jobs one after the other, with the same ranks and the same store."""

@@ -4,6 +4,7 @@ import linecache
 import os
 import traceback
 from argparse import Namespace
+from datetime import timedelta
 from pathlib import Path
 
 from megatron.training.argument_utils import (
@@ -15,6 +16,7 @@ from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import restore_grove_arguments, select_layer
 from ..config import GroveTransformerConfig, grove_problems, is_grove
+from ..failure.job_store import from_all_ranks
 from ..runtime import cuda_is_here
 from . import gpt
 from .builder import GroveGPTModelConfig
@@ -73,13 +75,30 @@ def every_problem(
 def machine_problems(args: Namespace, world_size: int) -> list[str]:
     """Files that are not there and folders that cannot be written on this machine, a line each.
 
+    One rank of a node looks: thousands would open every file and write to every folder at once. The
+    others hear of it by :func:`problems_of_all`.
+
     Args:
         args, world_size: see :func:`command_line_problems`.
     """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return []
     checks = [nothing_to_load, folder_problems, data_file_problems, tokenizer_file_problems]
     found = [line for check in checks for line in lines_of(check, args)]
     sized = not lines_of(basic_problems, args)
     return found + (lines_of(disk_problems, args, world_size) if sized else [])
+
+
+def problems_of_all(args: Namespace, mine: list[str]) -> list[str]:
+    """What any rank has found, on every rank; every rank must call.
+
+    Args:
+        args: Megatron's, parsed.
+        mine: of this rank, one line each.
+    """
+    if args.fake_process_group:
+        return mine
+    return from_all_ranks(mine, timedelta(minutes=args.distributed_timeout_minutes))
 
 
 def command_line_problems(args: Namespace, world_size: int, device: str | None = None) -> list[str]:

@@ -49,8 +49,18 @@ def data_file_problems(args: Namespace) -> list[str]:
 
 def prefixes(args: Namespace) -> list[str]:
     """Of all data files that the flags name, as far as they can be read."""
-    blends = [_split_blend(words) for _, words in _blends(args)]
-    return [prefix for blend in blends if blend is not None for prefix in blend[0]]
+    return [prefix for _, words in _blends(args) for prefix in _prefixes(words)]
+
+
+def validation_prefixes(args: Namespace) -> list[str]:
+    """Of those that are for validation alone."""
+    ends = ("--valid-data-path", ": valid")
+    return [p for flag, words in _blends(args) if flag.endswith(ends) for p in _prefixes(words)]
+
+
+def _prefixes(words: list[str]) -> list[str]:
+    blend = _split_blend(words)
+    return [] if blend is None else blend[0]
 
 
 def _blends(args: Namespace) -> Iterator[tuple[str, list[str]]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, yaml_problems
+from ..config import is_grove
 from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
 from ..unparsed import report_errors
@@ -30,8 +31,9 @@ from .installed import look, uses
 from .one_job import lock_notices, lock_problems
 from .preflight import notices
 from .rules import smallest_world_size
-from .sizes import sizes_of
-from .vocabulary import read_vocabulary
+from .sizes import padded_vocab_size, sizes_of
+from .token_ids import rows_problem
+from .vocabulary import Vocabulary, read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ def examine(
                     problems = _megatrons(there)
     if problems:
         return Diagnosis(size, device, problems)
+    vocabulary = read_vocabulary(args)
+    # A run without Grove flags is Megatron's own, and a script may bring its own tokenizer.
+    of_script = own_script and not (is_grove(args) and args.tokenizer_type)
+    if not of_script and (problem := _rows_problem(args, vocabulary)):
+        return Diagnosis(size, device, [problem])
     # As Megatron's validation does.
     args.num_layers = args.num_layers or args.encoder_num_layers
     args.seq_length = args.seq_length or args.encoder_seq_length
@@ -133,14 +140,24 @@ def examine(
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")
     try:
-        return _planned(Diagnosis(size, device, [], noted), args, gpu_memory)
+        return _planned(Diagnosis(size, device, [], noted), args, vocabulary, gpu_memory)
     except Exception as error:
         return Diagnosis(size, device, [], noted, [f"no plan: {error}"])
 
 
-def _planned(sound: Diagnosis, args: Namespace, gpu_memory: float | None) -> Diagnosis:
+def _rows_problem(args: Namespace, vocabulary: Vocabulary) -> str | None:
+    """What the job finds with its tokenizer: tokens without a row in the embedding."""
+    if vocabulary.ids is None:
+        return None
+    job = copy.copy(args)
+    job.padded_vocab_size = padded_vocab_size(args, vocabulary.tokens)
+    return rows_problem(job, vocabulary.ids)
+
+
+def _planned(
+    sound: Diagnosis, args: Namespace, vocabulary: Vocabulary, gpu_memory: float | None
+) -> Diagnosis:
     """With what the job will do, and whether it fits into its GPUs."""
-    vocabulary = read_vocabulary(args)
     tokens_of = "--padded-vocab-size" if args.padded_vocab_size else str(vocabulary)
     sizes = sizes_of(args, sound.world_size, vocabulary)
     lines, numbers = plan_lines(sizes, tokens_of, gpu_memory), plan(sizes)

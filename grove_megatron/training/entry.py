@@ -28,7 +28,13 @@ from ..runtime.registry import PatchSet
 from ..unparsed import report_errors
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
-from .checks import as_launched, command_line_problems, every_problem, machine_problems
+from .checks import (
+    as_launched,
+    command_line_problems,
+    every_problem,
+    machine_problems,
+    problems_of_all,
+)
 from .cpu_arguments import set_cpu_defaults
 from .one_job import claim
 from .preflight import announce
@@ -36,7 +42,7 @@ from .refuse import refuse
 from .reporting import announce_flops
 from .same_flags import refuse_differences
 from .saved_arguments import saved_arguments
-from .token_ids import CheckedLoader, vocabulary_size
+from .token_ids import CheckedLoader, tokenizer_problem, vocabulary_size
 
 
 def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., ArgumentParser]:
@@ -62,6 +68,7 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
         problems = command_line_problems(args, args.world_size)
         # Without Grove flags a script's files are what it makes of them.
         problems += machine_problems(args, args.world_size) if is_grove(args) else []
+        problems = problems_of_all(args, problems)
         if problems := problems + claim(args, problems):
             refuse(problems)
         announce(args)
@@ -108,10 +115,12 @@ def _initialize_distributed(original: Callable[..., Any]) -> Callable[..., Any]:
         *rest: Any,
         **named: Any,
     ) -> Any:
+        args = get_args()
+        # By now there is a tokenizer, and not yet a model.
+        if is_grove(args) and (problem := tokenizer_problem(args, get_tokenizer())):
+            refuse([problem])
         if store is None:
-            from megatron.training import get_args
-
-            store = group_store(get_args())
+            store = group_store(args)
         return original(get_embedding_ranks, get_position_embedding_ranks, store, *rest, **named)
 
     return initialize_distributed
@@ -142,7 +151,8 @@ ENTRY = PatchSet(
         megatron_patch(
             name="store-of-attempt",
             target="megatron.training.initialize:_initialize_distributed",
-            reason="the script passes pretrain() no store; torchrun keeps its own over restarts",
+            reason="the script passes pretrain() no store; torchrun keeps its own over restarts; "
+            "and a tokenizer with more ids than the embedding has rows is refused before a model",
             make=_initialize_distributed,
         ),
         megatron_patch(

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
+from .data_files import validation_prefixes
 from .sizes import model_chunks
 
 
@@ -261,6 +262,12 @@ def _evaluation(args: Namespace, _: int) -> Iterator[str]:
     both = "--full-validation (True) and --multiple-validation-sets (True)"
     if args.mock_data or args.data_path or args.data_args_path:
         yield f"{both} need sets of their own; use --train-data-path and --valid-data-path"
+    names, sets = args.validation_set_names, validation_prefixes(args)
+    if names and sets and len(names) != len(sets):
+        yield (
+            f"--validation-set-names ({' '.join(names)}) are not as many as the sets of validation "
+            f"data ({' '.join(sets)}); give a name for each"
+        )
     if args.test_data_path:
         yield (
             f"--test-data-path ({' '.join(args.test_data_path)}) excludes {both}, after which "

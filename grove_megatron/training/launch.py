@@ -19,7 +19,7 @@ from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..unparsed import report_errors
 from . import gpt
-from .checks import as_launched, every_problem, megatrons_refusal, model_config
+from .checks import as_launched, every_problem, megatrons_refusal, model_config, problems_of_all
 from .cpu_arguments import set_cpu_defaults
 from .one_job import claim
 from .preflight import announce
@@ -90,7 +90,7 @@ def parse_arguments(*, training: bool = False) -> Namespace:
         refuse([megatrons_refusal(error)])
     begin(args)
     refuse_differences(args)
-    problems = every_problem(args, args.world_size)
+    problems = problems_of_all(args, every_problem(args, args.world_size))
     if training:
         problems += claim(args, problems)
     if problems:

@@ -21,21 +21,24 @@ _FOLDERS = {
     "ckpt_convert_save": "ckpt_convert_format",
     "tensorboard_dir": None,
     "wandb_save_dir": "wandb_project",
-    "data_cache_path": None,
     "object_storage_cache_path": None,
     "grove_metrics_dir": None,
     "moe_routing_trace_path": None,
     "logits_save_dir": None,
     "config_logger_dir": None,
     "rl_profile_dir": "rl_profile",
+    "dump_param_to_param_group_map": None,
 }
-# Files, whose folder has to be there.
+# Files, whose folder nobody makes.
 _FILES = {
     "memory_snapshot_path": "record_memory_history",
-    "dump_param_to_param_group_map": None,
     "result_rejected_tracker_filename": None,
     "flight_recorder_dump_path": None,
 }
+# Of these a folder will do too: Megatron puts its files into it.
+_FILES_OR_FOLDERS = ("flight_recorder_dump_path",)
+# With these the order of samples is read as a job before has left it, and never written.
+_READS_CACHE = ("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap")
 
 
 def folder_problems(args: Namespace) -> Iterator[str]:
@@ -48,16 +51,25 @@ def folder_problems(args: Namespace) -> Iterator[str]:
         if why := why_not_writable(path):
             yield f"{_flag(name)} ({path}) cannot be written: {why}; use another folder"
     for name, path in _given(args, _FILES):
-        why = "it is a folder" if os.path.isdir(path) else why_not_writable(path.parent)
-        if why is None and not os.path.isdir(path.parent):
-            why = f"{path.parent} is not there"
-        if why:
+        if why := _why_no_file(name, path):
             yield f"{_flag(name)} ({path}) cannot be written: {why}; use another file"
     if args.save and not is_remote(args, args.save):
         tracker = Path(args.save) / TRACKER
         if os.path.exists(tracker) and (why := _why_not_opened(tracker)):
             yield f"--save ({args.save}) cannot be written: {tracker}: {why}; use another folder"
-    yield from _index_cache_problems(args)
+    yield from _profile_problems(args)
+    yield from _cache_problems(args)
+
+
+def cache_notice(args: Namespace) -> str | None:
+    """That the order of samples can be read alone, as a job before has left it, or None."""
+    for flag, cache, why in _unwritable_caches(args):
+        if _is_filled(cache):
+            return (
+                f"{flag} cannot be written ({why}); an order of samples that is not there yet "
+                "would end the job"
+            )
+    return None
 
 
 def why_not_writable(folder: Path) -> str | None:
@@ -97,20 +109,81 @@ def _why_not_opened(file: Path) -> str | None:
         return error.strerror or str(error)
 
 
-def _index_cache_problems(args: Namespace) -> Iterator[str]:
-    """Without --data-cache-path, the order of samples is written beside the data."""
-    if args.data_cache_path or args.mock_data or args.dataloader_type == "external":
+def _why_no_file(name: str, path: Path) -> str | None:
+    if os.path.isdir(path):
+        return why_not_writable(path) if name in _FILES_OR_FOLDERS else "it is a folder"
+    why = why_not_writable(path.parent)
+    if why is None and not os.path.isdir(path.parent):
+        return f"{path.parent} is not there"
+    return why
+
+
+def _profile_problems(args: Namespace) -> Iterator[str]:
+    """The profiler of torch writes beside the folder of TensorBoard."""
+    board = args.tensorboard_dir
+    if not (board and args.profile and args.use_pytorch_profiler) or _is_remote(args, board):
         return
-    for prefix in prefixes(args):
-        cache = Path(prefix) / "cache"
-        if os.path.isdir(cache) or not os.path.isfile(f"{prefix}.idx"):
-            continue  # written by a job before; or refused as data
-        if why := why_not_writable(cache):
+    if why_not_writable(Path(board)):
+        return  # said already
+    for name in ["torch_profile", *["chakra"] * args.pytorch_profiler_collect_chakra]:
+        folder = Path(os.path.realpath(board)).parent / name
+        if why := why_not_writable(folder):
             yield (
-                f"--data-cache-path (None) puts an index of samples into {cache}, which cannot be "
-                f"written: {why}; give a folder"
+                f"--tensorboard-dir ({board}) puts the traces of --use-pytorch-profiler into "
+                f"{folder}, which cannot be written: {why}; use another folder"
             )
+
+
+def _cache_problems(args: Namespace) -> Iterator[str]:
+    path = args.data_cache_path
+    if path and (flags := [_flag(name) for name in _READS_CACHE if getattr(args, name)]):
+        if not _is_remote(args, path) and (why := _why_not_read(Path(path))):
+            yield (
+                f"--data-cache-path ({path}) cannot be read: {why}; {flags[0]} (True) needs the "
+                "folder that a job without it has filled"
+            )
+        return
+    for flag, cache, why in _unwritable_caches(args):
+        if not _is_filled(cache):
+            yield f"{flag} cannot be written: {why}; give another folder"
             return
+
+
+def _unwritable_caches(args: Namespace) -> Iterator[tuple[str, Path, str]]:
+    """Where Megatron keeps the order of samples and cannot add one: how it is said, where, why."""
+    if any(getattr(args, name) for name in _READS_CACHE):
+        return
+    for flag, cache in _caches(args):
+        if why := why_not_writable(cache):
+            yield flag, cache, why
+
+
+def _caches(args: Namespace) -> Iterator[tuple[str, Path]]:
+    """Without --data-cache-path they are beside the data."""
+    if path := args.data_cache_path:
+        if not _is_remote(args, path):
+            yield f"--data-cache-path ({path})", Path(path)
+    elif not args.mock_data and args.dataloader_type != "external":
+        for prefix in prefixes(args):
+            cache = Path(prefix) / "cache" / "GPTDataset_indices"
+            if os.path.isfile(f"{prefix}.idx"):  # or it is refused as data
+                yield (
+                    f"--data-cache-path (None) puts an index of samples into {cache}, which",
+                    cache,
+                )
+
+
+def _is_filled(cache: Path) -> bool:
+    """Has a job left an order of samples there? It may be another one."""
+    return _why_not_read(cache) is None and any(cache.glob("*.npy"))
+
+
+def _why_not_read(folder: Path) -> str | None:
+    try:
+        os.listdir(folder)
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def _given(args: Namespace, names: dict[str, str | None]) -> Iterator[tuple[str, Path]]:

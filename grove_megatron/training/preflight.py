@@ -27,10 +27,12 @@ from .disk import disk_notice
 from .guarded import lines_of
 from .idle_flags import idle_flags
 from .installed import look, optimizer_problems, package_problems, writer_problems
+from .machine import cache_notice
 from .metrics_run import record_folder
 from .rules import megatron_notices
 from .saved_arguments import look_into
 from .saving import replaced_run
+from .tokenizer_files import tokenizer_notice
 
 # For rank 0 to read what is no tensor of a checkpoint; the failure watch ends who waits in vain.
 _READING = timedelta(hours=1)
@@ -80,6 +82,9 @@ def notices(args: Namespace) -> list[str]:
         begins_at_random(args),
         replaced_run(args),
         disk_notice(args, getattr(args, "world_size", None)),
+        cache_notice(args),
+        # Of Megatron's own run nothing was asked.
+        tokenizer_notice(args) if is_grove(args) else None,
     ]
     ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
     # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.

@@ -82,7 +82,7 @@ def _model(args: Namespace, tokens: int | None) -> Model:
         kv_channels=args.kv_channels or args.hidden_size // args.num_attention_heads,
         num_attention_heads=args.num_attention_heads,
         num_query_groups=_query_groups(args),
-        padded_vocab_size=_padded_vocab_size(args, tokens),
+        padded_vocab_size=padded_vocab_size(args, tokens),
         moe_pattern=pattern,
         ffn_hidden_size=width,
         num_experts=experts,
@@ -139,7 +139,8 @@ def _learned_positions(args: Namespace) -> int:
     return int(args.max_position_embeddings)
 
 
-def _padded_vocab_size(args: Namespace, tokens: int | None) -> int:
+def padded_vocab_size(args: Namespace, tokens: int | None) -> int:
+    """Rows of the embedding of a model with so many tokens."""
     if args.padded_vocab_size is not None:
         return int(args.padded_vocab_size)
     multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size

@@ -29,6 +29,11 @@ def vocabulary_problems(args: Namespace) -> Iterator[str]:
             f"--padded-vocab-size ({padded}) is below --vocab-size ({size}), so that tokens have "
             "no row in the embedding; raise it, or leave it out"
         )
+    if args.tokenizer_model is not None and args.tokenizer_type is None:
+        yield (
+            f"--tokenizer-model ({args.tokenizer_model}) is not read without --tokenizer-type "
+            "(None), which is GPT2BPETokenizer then; give the type, as HuggingFaceTokenizer"
+        )
     end = args.null_tokenizer_eod_id
     # Every document of the mock data ends with it.
     ends = args.tokenizer_type == "NullTokenizer" and args.mock_data and end is not None
@@ -53,7 +58,12 @@ def tokenizer_problem(args: Namespace, tokenizer: Any) -> str | None:
         args: Megatron's, validated, with what the tokenizer has made of the padded vocabulary.
         tokenizer: Megatron's.
     """
-    rows, size = args.padded_vocab_size or args.vocab_size, vocabulary_size(tokenizer)
+    return rows_problem(args, vocabulary_size(tokenizer))
+
+
+def rows_problem(args: Namespace, size: int) -> str | None:
+    """The same of a tokenizer whose ids are below ``size``."""
+    rows = args.padded_vocab_size or args.vocab_size
     if rows is None or size <= rows:
         return None
     flag = "--padded-vocab-size" if args.padded_vocab_size else "--vocab-size"
@@ -133,7 +143,7 @@ def _short(value: Any) -> str:
 def _tokenizer(args: Namespace) -> str:
     model = args.tokenizer_model or args.vocab_file
     detail = f", {model}" if model else f", --vocab-size {args.vocab_size}"
-    return f"--tokenizer-type ({args.tokenizer_type}{detail})"
+    return f"--tokenizer-type ({args.tokenizer_type or 'GPT2BPETokenizer'}{detail})"
 
 
 class CheckedLoader:

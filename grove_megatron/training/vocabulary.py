@@ -1,7 +1,7 @@
 """How many tokens a job has, as far as that can be known on this machine.
 
 The embedding has a row for every token. Megatron takes their number from the tokenizer, whatever
-``--vocab-size`` says beside it (build_tokenizer.py:157 @ 0.19.2); only tokenizers without a file of
+``--vocab-size`` says beside it (build_tokenizer.py:140 @ 0.19.2); only tokenizers without a file of
 their own take the flag.
 """
 
@@ -10,6 +10,8 @@ import json
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+
+from .token_ids import vocabulary_size
 
 _BY_FLAG = ("NullTokenizer", "NullMultimodalTokenizer")
 _TIKTOKEN_DEFAULT = 2**17
@@ -23,10 +25,13 @@ class Vocabulary:
     Attributes:
         tokens: their number, before it is padded; None where it cannot be known here.
         source: where it is from, or why it is not known.
+        ids: one more than the highest of its ids, where the tokenizer itself is known: a model
+            needs as many rows. None where only the flags tell, or a model beside it.
     """
 
     tokens: int | None
     source: str
+    ids: int | None = None
 
     def __str__(self) -> str:
         return self.source if self.tokens is None else f"{self.tokens:,} tokens ({self.source})"
@@ -42,7 +47,8 @@ def read_vocabulary(args: Namespace) -> Vocabulary:
     if kind in _BY_FLAG or not args.pad_vocab_size:
         return _given(args, "")
     if kind == "TikTokenizer":
-        default = Vocabulary(_TIKTOKEN_DEFAULT, "Megatron's default for TikTokenizer")
+        source = "Megatron's default for TikTokenizer"
+        default = Vocabulary(_TIKTOKEN_DEFAULT, source, ids=_TIKTOKEN_DEFAULT)
         return _given(args, "") if args.vocab_size else default
     if kind == "GPT2BPETokenizer":
         return _of_gpt2(args)
@@ -62,9 +68,10 @@ def _of_gpt2(args: Namespace) -> Vocabulary:
     """Of ``--vocab-file``; without it Megatron fetches that of GPT-2."""
     file = args.vocab_file
     if file is None:
-        return Vocabulary(_GPT2_TOKENS, "GPT-2's, Megatron's default")
+        return Vocabulary(_GPT2_TOKENS, "GPT-2's, Megatron's default", ids=_GPT2_TOKENS)
     try:
-        return Vocabulary(len(json.loads(Path(file).read_text(encoding="utf-8"))), str(file))
+        tokens = len(json.loads(Path(file).read_text(encoding="utf-8")))
+        return Vocabulary(tokens, str(file), ids=tokens)
     except (OSError, ValueError) as error:
         return _given(args, _unread("--vocab-file", file, error))
 
@@ -83,7 +90,8 @@ def _of_model(args: Namespace, kind: str) -> Vocabulary:
     of_tokenizer.tokenizer_model = str(place)
     of_tokenizer.trust_remote_code = of_tokenizer.pad_vocab_size = False
     try:
-        return Vocabulary(int(build_tokenizer(of_tokenizer).vocab_size), str(model))
+        built = build_tokenizer(of_tokenizer)
+        return Vocabulary(int(built.vocab_size), str(model), ids=vocabulary_size(built))
     except Exception as error:
         # Whatever a library says of a file that is not what it should be.
         unread = _unread("--tokenizer-model", model, error)

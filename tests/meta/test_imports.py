@@ -110,7 +110,7 @@ RULES = {
     ),
     # Imported by the command line before anything is decided.
     "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
-    "training/tokenizer_files": Rule(in_functions={"huggingface_hub"}),
+    "training/tokenizer_files": Rule(in_functions={"huggingface_hub", "torch"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.

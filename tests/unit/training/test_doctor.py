@@ -320,6 +320,9 @@ def test_a_plan_counts_the_tokens_of_the_job_s_tokenizer(tmp_path: Path) -> None
     # --vocab-size (96) is not what the job will take.
     assert found.numbers["vocabulary_rows"] == 384
     assert any(line.startswith("vocabulary  384 rows: 300 tokens (") for line in found.plan)
+    flags = [*words.split(), "--vocab-file", str(tmp_path / "vocab.json")]
+    (problem,) = diagnose([*flags, "--padded-vocab-size", "256"], 1, "cuda").problems
+    assert problem.startswith("--padded-vocab-size (256) is below the vocabulary (300) of --token")
 
 
 def test_a_job_is_judged_by_the_memory_of_its_gpus() -> None:

@@ -190,6 +190,12 @@ BROKEN: list[tuple[str, int, str, str]] = [
         "--eval-iters",
     ),
     ("--validation-set-names a b", 1, "--validation-set-names (a b) needs --multiple", "add it"),
+    (
+        f"{PARTS} {BOTH} --eval-micro-batch-size 1 --validation-set-names a b",
+        1,
+        "--validation-set-names (a b) are not as many as the sets of validation data (b)",
+        "give a name for each",
+    ),
     (f"{PARTS} {BOTH} --test-data-path c", 1, "--test-data-path (c) excludes", "remove it"),
     (
         f"{PARTS} {BOTH} {TP2} --micro-batch-size 2",

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from grove_megatron.training import machine
+from grove_megatron.training.checks import machine_problems
 from grove_megatron.training.disk import checkpoint_bytes, disk_notice, disk_problems
-from grove_megatron.training.machine import _FILES, _FOLDERS, folder_problems, why_not_writable
+from grove_megatron.training.machine import (
+    _FILES,
+    _FOLDERS,
+    cache_notice,
+    folder_problems,
+    why_not_writable,
+)
 
 from .data import write_tokens
 
@@ -70,18 +78,110 @@ def test_a_file_needs_its_folder(parse, tmp_path):
         assert why in problem
 
 
+def test_one_rank_of_a_node_looks(parse, file, monkeypatch):
+    args = parse(f"--save {file / 'there'} --save-interval 1 --tokenizer-type NullTokenizer")
+    assert len(machine_problems(args, 4)) == 1
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert machine_problems(args, 4) == []
+
+
 @pytest.mark.parametrize("flags", ["--save s3://bucket/run", "--save msc://bucket/run"])
 def test_an_object_store_is_left_to_its_client(parse, flags):
     assert [*folder_problems(parse(flags))] == []
 
 
-def test_without_a_cache_path_the_index_goes_beside_the_data(parse, tmp_path):
-    prefix = write_tokens(tmp_path / "text")
-    assert [*folder_problems(parse(f"--data-path {prefix}"))] == []
-    prefix.write_text("a file of the prefix's name")
-    (problem,) = folder_problems(parse(f"--data-path {prefix}"))
-    assert problem.startswith(f"--data-cache-path (None) puts an index of samples into {prefix}/c")
-    assert [*folder_problems(parse(f"--data-path {prefix} --data-cache-path {tmp_path}"))] == []
+def test_a_dump_of_the_flight_recorder_is_a_file_or_in_a_folder(parse, tmp_path):
+    flag = "--flight-recorder-dump-path"
+    for path in (tmp_path, tmp_path / "dump"):
+        assert [*folder_problems(parse(f"{flag} {path}"))] == []
+    for path, why in ((tmp_path / "a" / "b", "is not there"), (Path("/proc/self"), "")):
+        (problem,) = folder_problems(parse(f"{flag} {path}"))
+        assert problem.startswith(f"{flag} ({path}) cannot be written: ")
+        assert why in problem
+
+
+def test_a_map_of_parameter_groups_is_a_folder_that_a_restart_writes_again(parse, tmp_path):
+    for path in (tmp_path, tmp_path / "a" / "b"):
+        assert [*folder_problems(parse(f"--dump-param-to-param-group-map {path}"))] == []
+
+
+def test_the_profiler_writes_beside_the_folder_of_tensorboard(parse, tmp_path, file):
+    flags = f"--tensorboard-dir {tmp_path / 'board'} --profile --use-pytorch-profiler"
+    assert [*folder_problems(parse(flags))] == []
+    (tmp_path / "torch_profile").symlink_to(file)
+    (tmp_path / "chakra").symlink_to(file)
+    (problem,) = folder_problems(parse(flags))
+    assert problem == (
+        f"--tensorboard-dir ({tmp_path / 'board'}) puts the traces of --use-pytorch-profiler into "
+        f"{tmp_path / 'torch_profile'}, which cannot be written: {tmp_path / 'torch_profile'} is "
+        "not a folder; use another folder"
+    )
+    assert len([*folder_problems(parse(f"{flags} --pytorch-profiler-collect-chakra"))]) == 2
+    assert [*folder_problems(parse(flags.replace("--profile ", "")))] == []
+
+
+class TestTheOrderOfSamples:
+    """Megatron's index: written by the first job, and read alone by those after it."""
+
+    @pytest.fixture
+    def read_only(self, monkeypatch, tmp_path):
+        """A folder of which root too is told that it cannot be written."""
+        folder = tmp_path / "cache"
+        folder.mkdir()
+        real = why_not_writable
+
+        def why(place):
+            return "Read-only file system" if place.is_relative_to(folder) else real(place)
+
+        monkeypatch.setattr(machine, "why_not_writable", why)
+        return folder
+
+    def test_it_goes_beside_the_data_without_a_path(self, parse, tmp_path):
+        prefix = write_tokens(tmp_path / "text")
+        assert [*folder_problems(parse(f"--data-path {prefix}"))] == []
+        prefix.write_text("a file of the prefix's name")
+        (problem,) = folder_problems(parse(f"--data-path {prefix}"))
+        begin = f"--data-cache-path (None) puts an index of samples into {prefix}/c"
+        assert problem.startswith(begin)
+        assert [*folder_problems(parse(f"--data-path {prefix} --data-cache-path {tmp_path}"))] == []
+
+    def test_a_folder_that_is_there_is_looked_at_too(self, parse, tmp_path):
+        prefix = write_tokens(tmp_path / "text")
+        (tmp_path / "text" / "cache").mkdir(parents=True)
+        assert [*folder_problems(parse(f"--data-path {prefix}"))] == []
+        (tmp_path / "text" / "cache" / "GPTDataset_indices").write_text("a file")
+        (problem,) = folder_problems(parse(f"--data-path {prefix}"))
+        assert "GPTDataset_indices is not a folder; give another folder" in problem
+
+    def test_what_is_full_and_read_only_is_noted(self, parse, read_only):
+        args = parse(f"--data-cache-path {read_only}")
+        (problem,) = folder_problems(args)
+        assert problem == (
+            f"--data-cache-path ({read_only}) cannot be written: Read-only file system; give "
+            "another folder"
+        )
+        assert cache_notice(args) is None
+        (read_only / "a-document_index.npy").write_text("")
+        assert [*folder_problems(args)] == []
+        assert cache_notice(args) == (
+            f"--data-cache-path ({read_only}) cannot be written (Read-only file system); an order "
+            "of samples that is not there yet would end the job"
+        )
+
+    @pytest.mark.parametrize(
+        "flag", ["--dataloader-fast-cache-load", "--dataloader-defer-npy-index-mmap"]
+    )
+    def test_what_is_never_written_has_to_be_there(self, parse, read_only, flag):
+        (read_only / "a-document_index.npy").write_text("")
+        args = parse(f"--data-cache-path {read_only} {flag}")
+        assert [*folder_problems(args)] == []
+        assert cache_notice(args) is None
+        missing = read_only / "missing"
+        (problem,) = folder_problems(parse(f"--data-cache-path {missing} {flag}"))
+        assert problem == (
+            f"--data-cache-path ({missing}) cannot be read: No such file or directory; "
+            f"{flag} (True) needs the folder that a job without it has filled"
+        )
 
 
 def test_a_checkpoint_has_the_size_that_megatron_writes(parse, tmp_path):

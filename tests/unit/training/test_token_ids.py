@@ -74,6 +74,7 @@ def test_a_loader_is_looked_at_batch_by_batch_and_begins_as_without(args):
             "--vocab-size 96 --padded-vocab-size 95",
             "--padded-vocab-size (95) is below --vocab-size",
         ),
+        ("--tokenizer-model here", "--tokenizer-model (here) is not read without --tokenizer-ty"),
         (f"{NULL} --mock-data --null-tokenizer-eod-id 96", "--null-tokenizer-eod-id (96) is not"),
     ],
 )

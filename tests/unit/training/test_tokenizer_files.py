@@ -1,8 +1,12 @@
 """A tokenizer that is not there is named before Megatron asks the Hugging Face Hub for it."""
 
-import pytest
+import importlib.util
 
-from grove_megatron.training.tokenizer_files import tokenizer_file_problems
+import pytest
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+from grove_megatron.training import tokenizer_files
+from grove_megatron.training.tokenizer_files import tokenizer_file_problems, tokenizer_notice
 
 HF = "--tokenizer-type HuggingFaceTokenizer --tokenizer-model"
 
@@ -13,6 +17,11 @@ def problems(parse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    fetched = tmp_path / "torch" / "megatron"
+    fetched.mkdir(parents=True)
+    for name in ("GPT2BPETokenizer_vocab", "GPT2BPETokenizer_merges", "BertWordPieceCase_vocab"):
+        (fetched / name).write_text("")
     return lambda flags: [*tokenizer_file_problems(parse(flags))]
 
 
@@ -80,3 +89,68 @@ def test_a_folder_with_a_tokenizer_is_no_problem(problems, tmp_path, name):
     (tmp_path / name).write_text("")
     assert problems(f"{HF} {tmp_path}") == []
     assert problems(f"{HF} {tmp_path / name}") == []
+
+
+def test_what_megatron_fetches_needs_the_module_it_fetches_with(problems, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "wget" else find(n))
+    assert len(problems("")) == 1
+    (tmp_path / "torch" / "megatron" / "GPT2BPETokenizer_merges").unlink()
+    *_, problem = problems("")
+    assert problem == (
+        "--tokenizer-type (GPT2BPETokenizer, the default) without --merge-file (None) needs wget "
+        "(not installed), with which Megatron fetches their files; give them, or pip install wget"
+    )
+    (tmp_path / "merges").write_text("")
+    assert len(problems("--merge-file merges")) == 1
+    *_, problem = problems("--tokenizer-type BertWordPieceLowerCase")
+    assert "(BertWordPieceLowerCase) without --vocab-file (None) needs wget" in problem
+
+
+def test_tokens_of_tiktoken_need_its_package(problems, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "file").write_text("")
+    (problem,) = problems("--tokenizer-type TikTokenizer --tokenizer-model file")
+    assert problem.startswith("--tokenizer-type (TikTokenizer) needs tiktoken (not installed)")
+
+
+class ConnectTimeout(ConnectionError):
+    """As of the library that the Hub's client asks with."""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_refused"),
+    [
+        (RepositoryNotFoundError, True),
+        (HfHubHTTPError, False),  # 429, and all of 500 and more
+        (ConnectionError, True),
+        (ConnectTimeout, False),
+        (RuntimeError, False),
+    ],
+)
+def test_what_the_hub_may_answer_otherwise_a_moment_later_is_noted(
+    problems, parse, monkeypatch, error, is_refused
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = []
+
+    def model_info(self, model, timeout):
+        asked.append(model)
+        raised = error.__new__(error)
+        raised.args = ("429 Client Error\nmore",)
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    tokenizer_files._error_of_the_hub.cache_clear()
+    flags = f"{HF} a/b"
+    found, notice = problems(flags), tokenizer_notice(parse(flags))
+    assert len(found) == is_refused
+    assert (notice is None) == is_refused
+    said = found[0] if found else notice
+    assert "429 Client Error" in said
+    assert "more" not in said
+    assert asked == ["a/b"]
+    tokenizer_files._error_of_the_hub.cache_clear()
+    monkeypatch.setenv("RANK", "1")
+    assert problems(flags) == []
+    assert asked == ["a/b"]

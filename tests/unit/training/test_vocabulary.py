@@ -39,7 +39,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_of_hugging_face_has_those_it_added(hugging_face: Path) -> None:
     found = read_vocabulary(job("HuggingFaceTokenizer", tokenizer_model=str(hugging_face)))
-    assert found == Vocabulary(42, str(hugging_face))
+    assert found == Vocabulary(42, str(hugging_face), ids=42)
     # Megatron asks the tokenizer, whatever the flag says, and adds what it is told to.
     args = job("HuggingFaceTokenizer", tokenizer_model=str(hugging_face), vocab_size=1000)
     args.special_tokens = ["<mine>"]
@@ -73,7 +73,7 @@ def test_a_sentencepiece_model_has_its_pieces(tmp_path: Path) -> None:
     )
     model = str(tmp_path / "it.model")
     for kind in ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"):
-        assert read_vocabulary(job(kind, tokenizer_model=model)) == Vocabulary(30, model)
+        assert read_vocabulary(job(kind, tokenizer_model=model)) == Vocabulary(30, model, ids=30)
 
 
 def test_tokens_that_flags_or_megatron_decide(tmp_path: Path) -> None:
