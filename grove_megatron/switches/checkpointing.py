@@ -39,7 +39,8 @@ AREA = Area(
         ),
         Ignored(
             "--load --finetune --pretrained-checkpoint --ckpt-step --use-checkpoint-args "
-            "--exit-on-missing-checkpoint --dist-ckpt-strictness --ckpt-fully-parallel-load "
+            "--exit-on-missing-checkpoint --no-save-optim --no-save-rng --no-load-optim "
+            "--no-load-rng --dist-ckpt-strictness --ckpt-fully-parallel-load "
             "--use-mp-args-from-checkpoint-args --no-use-tokenizer-model-from-checkpoint-args "
             "--override-ckpt-iteration --auto-detect-ckpt-format --load-main-params-from-ckpt "
             "--dist-ckpt-workers --no-ckpt-load-validate-sharding-integrity "

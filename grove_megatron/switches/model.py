@@ -168,7 +168,7 @@ AREA = Area(
         ),
         Ignored(
             "--softmax-type --window-size --add-qkv-bias --rotary-interleaved --qk-l2-norm "
-            "--attention-output-gate "
+            "--qk-clip-alpha --qk-clip-threshold --attention-output-gate "
             "--apply-query-key-layer-scaling --attention-softmax-in-fp32 --cp-comm-type "
             "--use-kitchen-attention --kitchen-attention-backend --no-masked-softmax-fusion "
             "--use-rotary-position-embeddings --no-rope-freq --no-position-embedding "

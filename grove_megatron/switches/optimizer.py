@@ -61,7 +61,10 @@ AREA = Area(
             note="wants one matrix for each expert: --grove-kernel megatron, or auto",
         ),
         Ignored(
-            "--apply-wd-to-qk-layernorm --clip-grad "
+            "--weight-decay --apply-wd-to-qk-layernorm --clip-grad --adam-beta1 --adam-beta2 "
+            "--adam-eps --muon-momentum --muon-no-split-qkv --muon-nesterov --muon-scale-mode "
+            "--muon-fp32-matmul-prec --muon-coefficient-type --muon-num-ns-steps --muon-tp-mode "
+            "--muon-extra-scale-factor --muon-scalar-optimizer --lion-beta1 --lion-beta2 "
             "--no-weight-decay-cond-type --use-precision-aware-optimizer --main-grads-dtype "
             "--main-params-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer-cpu-offload "
             "--optimizer-cuda-graph --dump-param-to-param-group-map",

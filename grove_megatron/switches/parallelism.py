@@ -149,7 +149,9 @@ AREA = Area(
             "which stage has which layers, and what the pipeline sends between them",
         ),
         Ignored(
-            "--tp-comm-overlap --symmetric-ar-type",
+            "--tp-comm-overlap --no-tp-comm-bulk-wgrad --no-tp-comm-bulk-dgrad "
+            "--no-tp-comm-overlap-ag --no-tp-comm-overlap-rs --no-tp-comm-split-ag "
+            "--no-tp-comm-split-rs --tp-comm-bootstrap-backend --symmetric-ar-type",
             "how TransformerEngine overlaps the matrices of attention and dense layers",
         ),
         Ignored(

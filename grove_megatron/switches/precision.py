@@ -103,16 +103,18 @@ AREA = Area(
             flag="--fp4-format",
         ),
         Ignored(
-            "--fp8-quantizer-factory --fp8-interval --fp8-output-proj --first-last-layers-bf16 "
+            "--fp8-quantizer-factory --fp8-margin --fp8-interval --fp8-amax-history-len "
+            "--fp8-amax-compute-algo --no-fp8-wgrad --fp8-output-proj --first-last-layers-bf16 "
             "--num-layers-at-start-in-bf16 --num-layers-at-end-in-bf16 --fp8-param-gather "
             "--reuse-grad-buf-for-mxfp8-param-ag --te-precision-config-file",
             "details of --fp8-format, for experts and adjugates alike",
         ),
         Ignored("--fp4-recipe --fp4-quantizer-factory --fp4-param-gather", "of --fp4-format"),
         Ignored(
+            "--loss-scale --min-loss-scale --loss-scale-window --hysteresis "
             "--fp16-lm-cross-entropy --disable-bf16-reduced-precision-matmul "
             "--batch-invariant-mode",
-            "the loss, or all matrices alike",
+            "the loss scale, the loss, or all matrices alike",
         ),
     ),
 )

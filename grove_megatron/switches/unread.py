@@ -38,15 +38,6 @@ def _without(name: str) -> Callable[[Any], bool]:
     return lambda settings: not getattr(settings, name)
 
 
-def _no_tokenizer(*kinds: str) -> Callable[[Any], bool]:
-    return lambda settings: (settings.tokenizer_type or "GPT2BPETokenizer") not in kinds
-
-
-_OF_GPT2 = ("GPT2BPETokenizer", "BertWordPieceLowerCase", "BertWordPieceCase")
-_OF_NUMBERS = ("NullTokenizer", "NullMultimodalTokenizer")
-_SENTENCE_PIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
-_WITH_FILES = ("HuggingFaceTokenizer", "TikTokenizer", *_SENTENCE_PIECE)
-
 _ROTARY = (
     "is of rotary positions, and --position-embedding-type is not rope; add "
     "--position-embedding-type rope, or remove it"
@@ -295,9 +286,7 @@ AREA = Area(
             when=lambda s: s.recompute_granularity is None and not s.recompute_activations,
         ),
         Idle(
-            "--tp-comm-overlap-cfg --tp-comm-overlap-rs-dgrad --no-tp-comm-bulk-wgrad "
-            "--no-tp-comm-bulk-dgrad --no-tp-comm-overlap-ag --no-tp-comm-overlap-rs "
-            "--no-tp-comm-split-ag --no-tp-comm-split-rs --tp-comm-bootstrap-backend",
+            "--tp-comm-overlap-cfg --tp-comm-overlap-rs-dgrad",
             " without --tp-comm-overlap",
             when=_without("tp_comm_overlap"),
         ),
@@ -322,142 +311,6 @@ AREA = Area(
             "--overlap-cpu-optimizer-d2h-h2d --no-pin-cpu-grads --no-pin-cpu-params",
             " without --optimizer-cpu-offload",
             when=_without("optimizer_cpu_offload"),
-        ),
-        Idle(
-            "--initial-loss-scale --min-loss-scale --loss-scale-window --hysteresis",
-            " without --fp16, or beside --loss-scale, which stays as it is",
-            when=lambda s: not s.fp16 or s.loss_scale,
-        ),
-        Idle(
-            "--loss-scale",
-            " in fp32 without --use-distributed-optimizer",
-            when=lambda s: not (s.fp16 or s.bf16 or s.use_distributed_optimizer),
-        ),
-        Idle(
-            "--cross-entropy-fusion-impl",
-            " without --cross-entropy-loss-fusion",
-            when=_without("cross_entropy_loss_fusion"),
-        ),
-        Idle(
-            "--use-ring-exchange-p2p",
-            " with one pipeline stage",
-            when=lambda s: s.pipeline_model_parallel_size == 1,
-        ),
-        Idle("--sgd-momentum", " without --optimizer sgd", when=lambda s: s.optimizer != "sgd"),
-        Idle(
-            "--lion-beta1 --lion-beta2",
-            " without --optimizer lion, or muon with --muon-scalar-optimizer lion",
-            when=lambda s: (
-                s.optimizer != "lion"
-                and not ("muon" in s.optimizer and s.muon_scalar_optimizer == "lion")
-            ),
-        ),
-        Idle(
-            "--adam-beta1 --adam-beta2 --adam-eps",
-            " with --optimizer sgd or lion",
-            when=lambda s: s.optimizer in ("sgd", "lion"),
-        ),
-        Idle(
-            "--muon-momentum --muon-no-split-qkv --muon-nesterov --muon-scale-mode "
-            "--muon-fp32-matmul-prec --muon-coefficient-type --muon-num-ns-steps --muon-tp-mode "
-            "--muon-extra-scale-factor --muon-scalar-optimizer",
-            " without --optimizer muon",
-            when=lambda s: "muon" not in s.optimizer,
-        ),
-        Idle(
-            "--weight-decay",
-            " with --weight-decay-incr-style other than constant, which goes from "
-            "--start-weight-decay to --end-weight-decay",
-            when=lambda s: s.weight_decay_incr_style != "constant",
-        ),
-        Idle(
-            "--min-lr",
-            " with --lr-decay-style constant",
-            when=lambda s: s.lr_decay_style == "constant",
-        ),
-        Idle(
-            "--lr-decay-iters --lr-decay-samples",
-            " with --lr-decay-style constant and no --lr-warmup-fraction",
-            when=lambda s: s.lr_decay_style == "constant" and not s.lr_warmup_fraction,
-        ),
-        Idle(
-            "--lr-warmup-init",
-            " without --lr-warmup-iters, --lr-warmup-samples or --lr-warmup-fraction",
-            when=lambda s: not (s.lr_warmup_iters or s.lr_warmup_samples or s.lr_warmup_fraction),
-        ),
-        Idle(
-            "--moe-aux-loss-coeff",
-            " with --moe-router-load-balancing-type none",
-            when=lambda s: s.moe_router_load_balancing_type in ("none", ["none"]),
-        ),
-        Idle("--qk-clip-alpha --qk-clip-threshold", " without --qk-clip", when=_without("qk_clip")),
-        Idle(
-            "--fp8-margin --fp8-amax-history-len --fp8-amax-compute-algo --no-fp8-wgrad",
-            " without --fp8-format",
-            when=_without("fp8"),
-        ),
-        Idle(
-            "--eval-global-batch-size --eval-micro-batch-size",
-            " with --eval-iters 0",
-            when=lambda s: s.eval_iters == 0 and not s.full_validation,
-        ),
-        Idle(
-            "--save-interval --save-retain-interval --no-save-optim --no-save-rng",
-            " without --save",
-            when=_without("save"),
-        ),
-        Idle(
-            "--no-load-optim --no-load-rng",
-            " without --load or --pretrained-checkpoint",
-            when=lambda s: not (s.load or s.pretrained_checkpoint),
-        ),
-        Idle(
-            "--error-injection-type",
-            " without --error-injection-rate",
-            when=_without("error_injection_rate"),
-        ),
-        Idle(
-            "--vocab-size",
-            " beside a tokenizer with tokens of its own, which Megatron counts; "
-            "--padded-vocab-size makes room for more",
-            when=lambda s: s.pad_vocab_size and _no_tokenizer(*_OF_NUMBERS, "TikTokenizer")(s),
-        ),
-        Idle(
-            "--tokenizer-model",
-            " with a --tokenizer-type that reads none",
-            when=lambda s: s.tokenizer_type in (*_OF_GPT2, *_OF_NUMBERS, "MultimodalTokenizer"),
-        ),
-        Idle(
-            "--vocab-file --merge-file --trust-remote-code --tokenizer-hf-no-use-fast "
-            "--tokenizer-hf-no-include-special-tokens",
-            " without --tokenizer-type HuggingFaceTokenizer or GPT2BPETokenizer",
-            when=_no_tokenizer("HuggingFaceTokenizer", *_OF_GPT2),
-        ),
-        Idle(
-            "--chat-template",
-            " with a --tokenizer-type that reads none",
-            when=_no_tokenizer(*_WITH_FILES),
-        ),
-        Idle(
-            "--tokenizer-metadata --tokenizer-special-tokens",
-            " with a --tokenizer-type of numbers alone",
-            when=lambda s: s.tokenizer_type in _OF_NUMBERS,
-        ),
-        Idle(
-            "--tokenizer-sentencepiece-legacy "
-            "--no-tokenizer-sentencepiece-ignore-extra-whitespaces",
-            " without --tokenizer-type SentencePieceTokenizer",
-            when=_no_tokenizer(*_SENTENCE_PIECE),
-        ),
-        Idle(
-            "--tiktoken-pattern --tiktoken-num-special-tokens",
-            " without --tokenizer-type TikTokenizer",
-            when=_no_tokenizer("TikTokenizer"),
-        ),
-        Idle(
-            "--null-tokenizer-eod-id --null-tokenizer-pad-id",
-            " without --tokenizer-type NullTokenizer",
-            when=_no_tokenizer("NullTokenizer"),
         ),
         Idle(
             "--exit-signal",

@@ -126,6 +126,7 @@ class TestOnTheCpuRuntime:
             ("profile", True, "--profile (True)"),
             ("optimizer_cuda_graph", True, "--optimizer-cuda-graph (True)"),
             ("te_rng_tracker", True, "--te-rng-tracker (True)"),
+            ("cross_entropy_fusion_impl", "te", "--cross-entropy-fusion-impl (te)"),
             ("high_priority_stream_groups", ["ep"], "--high-priority-stream-groups (['ep'])"),
         ],
     )
@@ -150,22 +151,6 @@ class TestOnTheCpuRuntime:
         args = self.with_cpu_defaults(parse(f"{GROVE} --moe-token-dispatcher-type flex"))
         problems = preflight(args)
         assert len([p for p in problems if p.startswith("--moe-token-dispatcher-type")]) == 1
-
-    @pytest.mark.parametrize(
-        ("flag", "beside"),
-        [
-            ("--cross-entropy-fusion-impl te", "--cross-entropy-loss-fusion"),
-            ("--use-ring-exchange-p2p", "--pipeline-model-parallel-size 2"),
-        ],
-    )
-    def test_what_works_nowhere_is_not_said_to_be_of_the_cpu(self, parse, flag, beside):
-        (problem,) = preflight(self.with_cpu_defaults(parse(f"{GROVE} {flag} {beside}")))
-        assert problem.startswith(flag.split()[0])
-        assert "CPU" not in problem
-        # Alone it is read by nothing.
-        args = self.with_cpu_defaults(parse(f"{GROVE} {flag}"))
-        assert preflight(args) == []
-        assert any(flag.split()[0] in notice for notice in notices(args))
 
     def test_every_refused_flag_is_one_of_megatrons(self, megatron_flags):
         named = {_FLAG.get(name, f"--{name.replace('_', '-')}") for name, *_ in _REFUSED}
