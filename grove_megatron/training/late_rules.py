@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
+from .rules import virtual_batch
 from .sizes import model_chunks
 
 
@@ -134,6 +135,8 @@ def _steps(args: Namespace, world_size: int) -> Iterator[str]:
                 f"{flag} has a batch ({batch}) that is not a multiple of --micro-batch-size x "
                 f"data-parallel size ({unit}); use multiples of that"
             )
+        else:
+            yield from virtual_batch(args, batch // unit, "an iteration", flag)
     if sizes != sorted(sizes):
         yield f"{flag} goes down, at which Megatron ends the job; let it grow"
 
