@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
+from .guarded import lines_of
 from .sizes import ffn_hidden_size, model_chunks, moe_pattern, split_layers
 
 RECOMPUTE_MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe")
@@ -45,7 +46,9 @@ def megatron_problems(args: Namespace, world_size: int) -> list[str]:
     """
     sizes = (_sizes, _parallel, _widths, _batch, _pipeline, _experts)
     return [
-        line for rules in (*sizes, _recompute, _overlap, _run) for line in rules(args, world_size)
+        line
+        for rule in (*sizes, _recompute, _overlap, _run)
+        for line in lines_of(rule, args, world_size)
     ]
 
 

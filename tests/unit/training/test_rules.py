@@ -3,13 +3,16 @@
 import argparse
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 
 from grove_megatron.runtime import cpu
+from grove_megatron.training import checks, late_rules, preflight, rules
 from grove_megatron.training.checks import command_line_problems, megatrons_refusal
 from grove_megatron.training.doctor import _megatrons
+from grove_megatron.training.guarded import FAILED
 from grove_megatron.training.rules import megatron_notices, smallest_world_size
 
 SOUND = (
@@ -442,6 +445,32 @@ def test_virtual_stages_get_their_microbatches_in_every_batch(
     assert len(lines) == bool(begin)
     assert all(line.startswith(f"microbatches of {begin} do not fit virtual") for line in lines)
     assert all(line.endswith(f"; change {fix}") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("module", "check"),
+    [
+        (preflight, "_spec_problems"),
+        (preflight, "_checkpoint_problems"),
+        (rules, "_widths"),
+        (late_rules, "_groups"),
+        (checks, "vocabulary_problems"),
+        (checks, "saving_problems"),
+    ],
+)
+def test_a_check_that_fails_is_one_line_beside_those_of_the_others(
+    module: ModuleType, check: str, parse: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Iterator[str]:
+        yield "what came before"
+        raise OSError("unreadable")
+
+    monkeypatch.setattr(module, check, fails)
+    # Of the first, of rules.py and of late_rules.py.
+    wrong = parse("--grove-num-groups 3 --min-lr 2 --seed 0")
+    lines = command_line_problems(wrong, 1, "cuda")
+    for begin in ("what came", FAILED, "--grove-num-groups (3)", "--min-lr (2.0)", "--seed (0)"):
+        assert len([line for line in lines if line.startswith(begin)]) == 1, begin
 
 
 def test_there_are_more_than_sixty() -> None:
