@@ -26,6 +26,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from torch import Tensor
 
 from ..config import GroveTransformerConfig
+from ..switches import flag_of
 from .late_rules import needed
 from .token_ids import check_tokens, vocabulary_size
 
@@ -55,7 +56,7 @@ _SPLITS = ("train_data_path", "valid_data_path", "test_data_path")
 def entry_problems(args: Namespace) -> list[str]:
     """What this entry point has not: modes of Megatron's own script, other data; one line each."""
     problems = [
-        f"--{name.replace('_', '-')} ({value}) is not a mode of grove_megatron.pretrain; use "
+        f"{flag_of(name)} ({value}) is not a mode of grove_megatron.pretrain; use "
         "torchrun -m grove_megatron.run path/to/pretrain_gpt.py with the same flags"
         for name in _ELSEWHERE
         if (value := getattr(args, name, None))
@@ -72,7 +73,7 @@ def _data_problems(args: Namespace) -> list[str]:
     """Where the tokens come from: one place, which Megatron's validation does not ask for."""
     splits = [name for name in _SPLITS if getattr(args, name, None)]
     given = [
-        f"--{name.replace('_', '-')} ({' '.join(value) if isinstance(value, list) else value})"
+        f"{flag_of(name)} ({' '.join(value) if isinstance(value, list) else value})"
         for name in (*_SOURCES, *splits[:1])
         if (value := getattr(args, name, None))
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
+from ..switches import flag_of
 from .guarded import lines_of
 from .rules import virtual_batch
 from .sizes import model_chunks
@@ -23,7 +24,7 @@ def late_problems(args: Namespace, world_size: int) -> list[str]:
         args: parsed, not yet validated, without basic problems.
         world_size: processes of the job.
     """
-    run = (timeout_problems, _numbers, _groups, _steps, _rate, _data, _evaluation, _documents)
+    run = (timeout_problems, _numbers, _groups, _steps, _optimizer, _data, _evaluation, _documents)
     rest = (_files, _profile, _skipped)
     return [line for rule in (*run, *rest) for line in lines_of(rule, args, world_size)]
 
@@ -101,14 +102,14 @@ def _numbers(args: Namespace, _: int) -> Iterator[str]:
         for name in names.split():
             value = getattr(args, name)
             if value is not None and value < least:
-                yield f"{_flag(name)} ({value}) is below {least}; use {least} or more"
+                yield f"{flag_of(name)} ({value}) is below {least}; use {least} or more"
     for name in _BELOW_1:
         value = getattr(args, name)
         if value is not None and value >= 1:
-            yield f"{_flag(name)} ({value}) is not below 1; give a fraction"
+            yield f"{flag_of(name)} ({value}) is not below 1; give a fraction"
     for name in _AT_MOST_1:
         if getattr(args, name) > 1:
-            yield f"{_flag(name)} ({getattr(args, name)}) is above 1; give a fraction"
+            yield f"{flag_of(name)} ({getattr(args, name)}) is above 1; give a fraction"
 
 
 def _groups(args: Namespace, world_size: int) -> Iterator[str]:
@@ -191,8 +192,8 @@ def _steps(args: Namespace, world_size: int) -> Iterator[str]:
         yield f"{flag} goes down, at which Megatron ends the job; let it grow"
 
 
-def _rate(args: Namespace, _: int) -> Iterator[str]:
-    """What the scheduler of learning rate and weight decay asserts (once there is an optimizer)."""
+def _optimizer(args: Namespace, _: int) -> Iterator[str]:
+    """What the optimizer asserts, and then the scheduler of learning rate and weight decay."""
     if args.skip_train:
         return
     unit = "iters" if args.train_iters else "samples"
@@ -265,7 +266,7 @@ def _data(args: Namespace, _: int) -> Iterator[str]:
             )
     for name in ("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap"):
         if getattr(args, name) and args.data_cache_path is None:
-            yield f"{_flag(name)} (True) needs --data-cache-path (None); give the folder"
+            yield f"{flag_of(name)} (True) needs --data-cache-path (None); give the folder"
     if args.dataloader_fast_cache_load and blended:
         yield (
             "--dataloader-fast-cache-load (True) excludes data that --split divides; use "
@@ -385,9 +386,10 @@ def _files(args: Namespace, _: int) -> Iterator[str]:
                 "sends them; add it"
             )
     for what in _DUMPS:
-        value = getattr(args, f"save_{what}_interval")
+        name = f"save_{what}_interval"
+        value = getattr(args, name)
         if value is not None and args.save is None:
-            yield f"{_flag(f'save_{what}_interval')} ({value}) needs --save (None); give the folder"
+            yield f"{flag_of(name)} ({value}) needs --save (None); give the folder"
     every = args.non_persistent_save_interval
     if every and args.save is None:
         yield f"--non-persistent-save-interval ({every}) needs --save (None); give the folder"
@@ -426,7 +428,3 @@ def _skipped(args: Namespace, _: int) -> Iterator[str]:
             f"--phase-transition-iterations ({args.phase_transition_iterations}) needs "
             "--train-samples (None); use it in place of --train-iters"
         )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from megatron.core.datasets.object_storage_utils import is_object_storage_path
 
 from ..checkpoint.layout import TRACKER
+from ..switches import flag_of
 from .data_files import prefixes
 
 # What a job writes to, and the setting that it takes besides.
@@ -48,13 +49,13 @@ def folder_problems(args: Namespace) -> Iterator[str]:
     """
     for name, path in _given(args, _FOLDERS):
         if why := why_not_writable(path):
-            yield f"{_flag(name)} ({path}) cannot be written: {why}; use another folder"
+            yield f"{flag_of(name)} ({path}) cannot be written: {why}; use another folder"
     for name, path in _given(args, _FILES):
         why = "it is a folder" if os.path.isdir(path) else why_not_writable(path.parent)
         if why is None and not os.path.isdir(path.parent):
             why = f"{path.parent} is not there"
         if why:
-            yield f"{_flag(name)} ({path}) cannot be written: {why}; use another file"
+            yield f"{flag_of(name)} ({path}) cannot be written: {why}; use another file"
     if args.save and not _is_remote(args, args.save):
         tracker = Path(args.save) / TRACKER
         if os.path.exists(tracker) and (why := _why_not_opened(tracker)):
@@ -125,7 +126,3 @@ def _given(args: Namespace, names: dict[str, str | None]) -> Iterator[tuple[str,
 def _is_remote(args: Namespace, path: str) -> bool:
     """Of an object store, whose client is asked by Megatron."""
     return bool(args.enable_msc or "://" in path or is_object_storage_path(path))
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..failure.job_store import from_rank_0
 from ..failure.member import last_acts
+from ..switches import flag_of
 from .folder_lock import FolderLocks, Owner, in_use, look
 
 _FLAGS = ("save", "non_persistent_global_ckpt_dir", "grove_metrics_dir")
@@ -94,7 +95,7 @@ def _folders(args: Namespace) -> dict[str, Path]:
             continue
         folder = Path(value)
         if os.path.realpath(folder) not in map(os.path.realpath, found.values()):
-            found[f"--{name.replace('_', '-')}"] = folder
+            found[flag_of(name)] = folder
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
+from ..switches import flag_of
 from .guarded import lines_of
 from .sizes import ffn_hidden_size, model_chunks, moe_pattern, split_layers
 
@@ -87,7 +88,7 @@ def _missing(args: Namespace) -> Iterator[str]:
     for name in ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"):
         # Megatron takes this name for the first.
         if getattr(args, name) is None and not (name == "num_layers" and args.encoder_num_layers):
-            yield f"--{name.replace('_', '-')} (None) is needed; give the size of the model"
+            yield f"{flag_of(name)} (None) is needed; give the size of the model"
     if args.seq_length is None and args.encoder_seq_length is None:
         yield "--seq-length (None) is needed; give the tokens of a sample"
     if args.micro_batch_size is None:
@@ -126,8 +127,8 @@ def _below_1(args: Namespace) -> Iterator[str]:
     for name in _POSITIVE:
         value = getattr(args, name, None)
         if isinstance(value, int) and value < 1:
-            flag = _SPELLED.get(name, name.replace("_", "-"))
-            yield f"--{flag} ({value}) is below 1; use 1 or more"
+            flag = _SPELLED.get(name, flag_of(name))
+            yield f"{flag} ({value}) is below 1; use 1 or more"
 
 
 # More than any model or machine has; what is counted one by one would take days.
@@ -143,12 +144,12 @@ def _beyond_any(args: Namespace) -> Iterator[str]:
     for name, most in _MOST.items():
         value = getattr(args, name, None)
         if isinstance(value, int) and value > most:
-            yield f"--{name.replace('_', '-')} ({value}) is above {most}; correct it"
+            yield f"{flag_of(name)} ({value}) is above {most}; correct it"
 
 
 # Flags whose name is not that of the setting.
 _SPELLED = {
-    "microbatch_group_size_per_vp_stage": "microbatch-group-size-per-virtual-pipeline-stage",
+    "microbatch_group_size_per_vp_stage": "--microbatch-group-size-per-virtual-pipeline-stage",
 }
 
 

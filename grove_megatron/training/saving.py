@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.layout import RELEASE, TRACKER
+from ..switches import flag_of
 
 
 def saving_problems(args: Namespace) -> list[str]:
@@ -85,7 +86,7 @@ def _global(args: Namespace) -> Iterator[str]:
         folder = getattr(args, name)
         if folder and Path(folder).resolve().is_relative_to(Path(own).resolve()):
             yield (
-                f"--non-persistent-global-ckpt-dir ({own}) holds --{name.replace('_', '-')} "
+                f"--non-persistent-global-ckpt-dir ({own}) holds {flag_of(name)} "
                 f"({folder}), and all but the last checkpoint in it is deleted; use a folder of "
                 "its own"
             )
