@@ -19,7 +19,7 @@ from . import (
     router,
     unread,
 )
-from .rows import Area, Idle, Ignored, Refused, Shown, Works
+from .rows import Area, Idle, Ignored, Refused, Shown, Works, flag_of
 
 AREAS: tuple[Area, ...] = (
     router.AREA,
@@ -121,6 +121,7 @@ __all__ = [
     "Refused",
     "Shown",
     "Works",
+    "flag_of",
     "idle",
     "named",
     "refusals",

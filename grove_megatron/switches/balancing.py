@@ -1,6 +1,6 @@
 """Auxiliary losses, expert bias, capacity."""
 
-from .rows import Area, Ignored, Refused, Works
+from .rows import Area, Idle, Refused, Works
 
 AREA = Area(
     "Balance and capacity",
@@ -70,9 +70,16 @@ AREA = Area(
             "aux_loss, none or an expert bias, or --grove-router-scoring softmax",
             when=None,
         ),
-        Ignored(
+        Idle(
+            "--moe-aux-loss-coeff",
+            " without an aux_loss in --moe-router-load-balancing-type",
+            lambda s: "aux_loss" not in str(s.moe_router_load_balancing_type),
+        ),
+        Idle(
             "--moe-router-quantile-balancing-ema",
-            "of --moe-router-load-balancing-type quantile_balancing, which excludes grove scoring",
+            " without --moe-router-load-balancing-type quantile_balancing, which excludes grove "
+            "scoring",
+            lambda s: "quantile_balancing" not in s.moe_router_load_balancing_type,
         ),
     ),
 )

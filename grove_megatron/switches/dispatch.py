@@ -1,6 +1,6 @@
 """Dispatchers and their communication."""
 
-from .rows import Area, Ignored, Refused, Works
+from .rows import Area, Idle, Ignored, Refused, Works, idle_without
 
 EP2 = "--expert-model-parallel-size 2"
 AREA = Area(
@@ -75,21 +75,23 @@ AREA = Area(
             flags="--moe-enable-deepep",
             reason="belongs to --moe-token-dispatcher-type flex, which is not Grove's; remove it",
         ),
-        Ignored(
+        Idle(
             "--moe-flex-dispatcher-backend --moe-flex-dispatcher-num-sms --moe-deepep-num-sms "
             "--moe-hybridep-num-sms --moe-hybridep-num-blocks-permute "
             "--moe-hybridep-num-blocks-unpermute --moe-hybridep-num-sms-preprocessing "
             "--moe-permute-fusion-into-hybridep --moe-hybridep-pad-uneven-dispatch-inputs "
             "--moe-ncclep-static-shape --moe-ncclep-zero-copy",
-            "of --moe-token-dispatcher-type flex",
+            " without --moe-token-dispatcher-type flex",
+            lambda s: s.moe_token_dispatcher_type != "flex",
         ),
-        Ignored(
+        idle_without(
+            "moe_paged_stash",
             "--moe-paged-stash-page-size --moe-paged-stash-buffer-size-factor-cuda "
             "--moe-paged-stash-buffer-size-factor-cpu",
-            "of --moe-paged-stash",
         ),
+        idle_without("overlap_moe_expert_parallel_comm", "--high-priority-a2a-comm-stream"),
         Ignored(
-            "--high-priority-a2a-comm-stream --ep-overlap-early-attn-memory-release",
+            "--ep-overlap-early-attn-memory-release",
             "when things run under --overlap-moe-expert-parallel-comm, not what is computed",
         ),
     ),

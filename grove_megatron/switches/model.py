@@ -1,6 +1,6 @@
 """Which layers there are, and what is in them beside the routed experts."""
 
-from .rows import Area, Ignored, Refused, Works
+from .rows import Area, Ignored, Refused, Works, idle_without
 
 AREA = Area(
     "Model",
@@ -132,7 +132,7 @@ AREA = Area(
             note="TransformerEngine's expert modules; with --transformer-impl local Megatron does "
             "not read it, and --grove-kernel says how experts are computed",
         ),
-        Ignored("--moe-upcycling-granularity", "of --moe-use-upcycling"),
+        idle_without("moe_use_upcycling", "--moe-upcycling-granularity"),
         Ignored(
             "--moe-mlp-glu-interleave-size --moe-shared-expert-glu-interleave-size "
             "--moe-single-grouped-weight --moe-single-grouped-bias "
@@ -140,12 +140,14 @@ AREA = Area(
             "--use-te-activation-func --use-fused-weighted-squared-relu --fused-residual-rmsnorm",
             "how TransformerEngine lays out and fuses matrices, experts' and adjugates' alike",
         ),
-        Ignored(
+        idle_without(
+            "multi_latent_attention",
             "--q-lora-rank --kv-lora-rank --qk-head-dim --qk-pos-emb-head-dim --v-head-dim "
-            "--cache-mla-latents --mla-down-proj-fusion",
-            "of --multi-latent-attention",
+            "--cache-mla-latents --rope-type",
         ),
-        Ignored(
+        Ignored("--mla-down-proj-fusion", "of --multi-latent-attention"),
+        idle_without(
+            "experimental_attention_variant",
             "--linear-attention-freq --dsa-indexer-n-heads --dsa-indexer-head-dim "
             "--dsa-indexer-topk --dsa-indexer-topk-freq --dsa-indexer-skip-topk-offset "
             "--dsa-indexer-loss-coeff --dsa-indexer-use-sparse-loss --dsa-kernel-backend "
@@ -153,12 +155,11 @@ AREA = Area(
             "--no-dsa-indexer-scoring-relu --dsa-indexer-k-norm-epsilon --dsa-indexer-k-norm-fp32 "
             "--linear-conv-kernel-dim --linear-key-head-dim --linear-value-head-dim "
             "--linear-num-key-heads --linear-num-value-heads",
-            "of --experimental-attention-variant",
         ),
-        Ignored(
+        idle_without(
+            "hybrid_layer_pattern",
             "--is-hybrid-model --mamba-state-dim --mamba-head-dim --mamba-num-groups "
             "--mamba-num-heads --disable-mamba-mem-eff-path --mamba-training-ssm-states-dtype",
-            "of hybrid models",
         ),
         Ignored(
             "--hidden-size --num-layers --num-attention-heads --ffn-hidden-size --kv-channels "
@@ -167,14 +168,15 @@ AREA = Area(
             "sizes: every test has some of them",
         ),
         Ignored(
-            "--softmax-type --window-size --add-qkv-bias --rotary-interleaved --qk-l2-norm "
-            "--qk-clip-alpha --qk-clip-threshold --attention-output-gate "
-            "--apply-query-key-layer-scaling --attention-softmax-in-fp32 --cp-comm-type "
-            "--use-kitchen-attention --kitchen-attention-backend --no-masked-softmax-fusion "
-            "--use-rotary-position-embeddings --no-rope-freq --no-position-embedding "
-            "--no-rope-fusion --rope-type --mrope-section --attention-dropout",
+            "--softmax-type --window-size --add-qkv-bias --qk-l2-norm --attention-output-gate "
+            "--apply-query-key-layer-scaling --attention-softmax-in-fp32 --use-kitchen-attention "
+            "--no-masked-softmax-fusion --use-rotary-position-embeddings --no-position-embedding "
+            "--no-rope-fusion --attention-dropout",
             "of the attention, which the layer does not meet",
         ),
+        idle_without("qk_clip", "--qk-clip-alpha --qk-clip-threshold"),
+        idle_without("use_kitchen_attention", "--kitchen-attention-backend"),
+        idle_without("cross_entropy_loss_fusion", "--cross-entropy-fusion-impl"),
         Ignored(
             "--norm-epsilon --normalization --apply-layernorm-1p --hidden-dropout "
             "--no-persist-layer-norm --no-bias-dropout-fusion --cross-entropy-loss-fusion "

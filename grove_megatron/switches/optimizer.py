@@ -1,9 +1,18 @@
 """Optimizers, and how gradients and parameters get to them."""
 
-from .rows import Area, Ignored, Works
+from typing import Any
+
+from .rows import Area, Idle, Ignored, Works, idle_without
 
 EP2 = "--expert-model-parallel-size 2"
 DISTRIBUTED = "--use-distributed-optimizer"
+
+
+def _has_lion_beside_muon(args: Any) -> bool:
+    """Muon leaves what is no matrix to another optimizer."""
+    return "muon" in args.optimizer and args.muon_scalar_optimizer == "lion"
+
+
 AREA = Area(
     "Optimizer",
     (
@@ -61,27 +70,56 @@ AREA = Area(
             note="wants one matrix for each expert: --grove-kernel megatron, or auto",
         ),
         Ignored(
-            "--weight-decay --apply-wd-to-qk-layernorm --clip-grad --adam-beta1 --adam-beta2 "
-            "--adam-eps --muon-momentum --muon-no-split-qkv --muon-nesterov --muon-scale-mode "
-            "--muon-fp32-matmul-prec --muon-coefficient-type --muon-num-ns-steps --muon-tp-mode "
-            "--muon-extra-scale-factor --muon-scalar-optimizer --lion-beta1 --lion-beta2 "
-            "--no-weight-decay-cond-type --use-precision-aware-optimizer --main-grads-dtype "
-            "--main-params-dtype --exp-avg-dtype --exp-avg-sq-dtype --optimizer-cpu-offload "
-            "--optimizer-cuda-graph --dump-param-to-param-group-map",
+            "--clip-grad --no-weight-decay-cond-type --use-precision-aware-optimizer "
+            "--main-grads-dtype --main-params-dtype --exp-avg-dtype --exp-avg-sq-dtype "
+            "--optimizer-cpu-offload --optimizer-cuda-graph --dump-param-to-param-group-map",
             "the same for every matrix, adjugates included: tests/multirank/test_layer.py shows "
             "that the optimizer takes them for experts",
         ),
         Ignored(
-            "--no-align-grad-reduce --ddp-pad-buckets-for-high-nccl-busbw "
-            "--ddp-reduce-scatter-with-fp32-accumulation "
             "--ddp-param-name-patterns-for-fp32-local-accumulation "
-            "--overlap-param-gather-with-optimizer-step --no-align-param-gather "
-            "--no-gradient-accumulation-fusion --no-check-for-nan-in-loss-and-grad",
+            "--overlap-param-gather-with-optimizer-step --no-gradient-accumulation-fusion "
+            "--no-check-for-nan-in-loss-and-grad",
             "when and in what pieces buffers of all parameters are reduced",
         ),
         Ignored(
             "--decoupled-lr",
             "of the embedding and the output layer",
+        ),
+        Idle(
+            "--adam-beta1 --adam-beta2 --adam-eps",
+            " with --optimizer sgd, or muon and --muon-scalar-optimizer lion",
+            lambda s: s.optimizer == "sgd" or _has_lion_beside_muon(s),
+        ),
+        Idle("--sgd-momentum", " without --optimizer sgd", lambda s: s.optimizer != "sgd"),
+        Idle(
+            "--lion-beta1 --lion-beta2",
+            " without muon and --muon-scalar-optimizer lion; --optimizer lion itself reads "
+            "--adam-beta1 and --adam-beta2",
+            lambda s: not _has_lion_beside_muon(s),
+        ),
+        Idle(
+            "--muon-momentum --muon-no-split-qkv --muon-nesterov --muon-scale-mode "
+            "--muon-fp32-matmul-prec --muon-coefficient-type --muon-num-ns-steps --muon-tp-mode "
+            "--muon-extra-scale-factor --muon-scalar-optimizer",
+            " without --optimizer muon",
+            lambda s: "muon" not in s.optimizer,
+        ),
+        Idle(
+            "--weight-decay",
+            " with --weight-decay-incr-style other than constant, which goes from "
+            "--start-weight-decay to --end-weight-decay",
+            lambda s: s.weight_decay_incr_style != "constant",
+        ),
+        idle_without("qk_layernorm", "--apply-wd-to-qk-layernorm"),
+        idle_without(
+            "overlap_grad_reduce", "--ddp-num-buckets --ddp-bucket-size --no-align-grad-reduce"
+        ),
+        idle_without("overlap_param_gather", "--no-align-param-gather"),
+        Idle(
+            "--ddp-pad-buckets-for-high-nccl-busbw --ddp-reduce-scatter-with-fp32-accumulation",
+            " without --use-distributed-optimizer",
+            lambda s: not s.use_distributed_optimizer and s.optimizer != "dist_muon",
         ),
     ),
 )

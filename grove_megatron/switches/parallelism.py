@@ -1,6 +1,18 @@
 """Layouts."""
 
-from .rows import Area, Ignored, Refused, Works
+from typing import Any
+
+from .rows import Area, Idle, Ignored, Refused, Works, idle_without
+
+
+def _has_virtual_stages(args: Any) -> bool:
+    """Is a pipeline stage asked for in pieces? How many come of it depends on the layers."""
+    return bool(
+        args.num_layers_per_virtual_pipeline_stage
+        or args.num_virtual_stages_per_pipeline_rank
+        or args.pipeline_model_parallel_layout
+    )
+
 
 AREA = Area(
     "Parallelism",
@@ -137,35 +149,58 @@ AREA = Area(
             "how many microbatches there are; what virtual stages need of them is checked at start",
         ),
         Ignored(
-            "--hierarchical-context-parallel-sizes --max-seqlen-per-dp-cp-rank "
-            "--hybrid-context-parallel",
+            "--hierarchical-context-parallel-sizes --hybrid-context-parallel",
             "how the attention is split with --context-parallel-size",
+        ),
+        idle_without("hybrid_context_parallel", "--max-seqlen-per-dp-cp-rank"),
+        Idle(
+            "--cp-comm-type",
+            " without --context-parallel-size above 1",
+            lambda s: s.context_parallel_size == 1,
         ),
         Ignored(
             "--mtp-standalone --account-for-embedding-in-pipeline-split "
-            "--account-for-loss-in-pipeline-split --pipeline-model-parallel-comm-backend "
-            "--no-overlap-p2p-communication --defer-embedding-wgrad-compute "
-            "--wgrad-deferral-limit",
+            "--account-for-loss-in-pipeline-split --defer-embedding-wgrad-compute",
             "which stage has which layers, and what the pipeline sends between them",
         ),
+        Idle(
+            "--pipeline-model-parallel-comm-backend",
+            " without --pipeline-model-parallel-size above 1",
+            lambda s: s.pipeline_model_parallel_size == 1,
+        ),
+        Idle(
+            "--microbatch-group-size-per-virtual-pipeline-stage --no-overlap-p2p-communication",
+            " without virtual pipeline stages",
+            lambda s: not _has_virtual_stages(s),
+        ),
+        idle_without("defer_embedding_wgrad_compute", "--wgrad-deferral-limit"),
+        Idle(
+            "--sequence-parallel",
+            " without --tensor-model-parallel-size above 1",
+            lambda s: s.tensor_model_parallel_size == 1,
+        ),
+        idle_without(
+            "tp_comm_overlap",
+            "--tp-comm-overlap-cfg --tp-comm-overlap-rs-dgrad --no-tp-comm-bulk-wgrad "
+            "--no-tp-comm-bulk-dgrad --no-tp-comm-overlap-ag --no-tp-comm-overlap-rs "
+            "--no-tp-comm-split-ag --no-tp-comm-split-rs --tp-comm-bootstrap-backend",
+        ),
         Ignored(
-            "--tp-comm-overlap --no-tp-comm-bulk-wgrad --no-tp-comm-bulk-dgrad "
-            "--no-tp-comm-overlap-ag --no-tp-comm-overlap-rs --no-tp-comm-split-ag "
-            "--no-tp-comm-split-rs --tp-comm-bootstrap-backend --symmetric-ar-type",
+            "--tp-comm-overlap --symmetric-ar-type",
             "how TransformerEngine overlaps the matrices of attention and dense layers",
         ),
         Ignored(
-            "--fsdp-manual-registration --torch-fsdp2-no-reshard-after-forward "
-            "--init-model-with-meta-device --create-all-gather-group",
+            "--fsdp-manual-registration --init-model-with-meta-device --create-all-gather-group",
             "of the refused kinds of FSDP",
         ),
+        idle_without("use_torch_fsdp2", "--torch-fsdp2-no-reshard-after-forward"),
+        Idle("--disable-symmetric-registration", " without --use-nccl-ub", lambda s: not s.nccl_ub),
         Ignored(
             "--distributed-backend --distributed-timeout-minutes --local-rank "
             "--nccl-communicator-config-path --disable-gloo-process-groups --use-sharp "
             "--sharp-enabled-group --high-priority-stream-groups "
             "--distributed-timeout-seconds-after-init --flight-recorder-dump-path "
-            "--disable-jit-fuser --use-nccl-ub --disable-symmetric-registration "
-            "--model-parallel-size",
+            "--disable-jit-fuser --use-nccl-ub --model-parallel-size",
             "how processes find and talk to each other",
         ),
     ),

@@ -1,6 +1,6 @@
 """Number formats."""
 
-from .rows import Area, Ignored, Refused, Works
+from .rows import Area, Idle, Ignored, Refused, Works, idle_without
 
 EP2 = "--expert-model-parallel-size 2"
 # Widths and rows that all recipes take.
@@ -102,19 +102,36 @@ AREA = Area(
             reason="is not tested with groups; use --fp8-format, or --bf16",
             flag="--fp4-format",
         ),
+        Idle(
+            "--fp8-recipe --fp8-quantizer-factory --fp8-margin --fp8-interval "
+            "--fp8-amax-history-len --fp8-amax-compute-algo --no-fp8-wgrad --fp8-output-proj "
+            "--first-last-layers-bf16",
+            " without --fp8-format",
+            lambda s: not (s.fp8 or s.fp4),
+        ),
+        idle_without(
+            "first_last_layers_bf16", "--num-layers-at-start-in-bf16 --num-layers-at-end-in-bf16"
+        ),
         Ignored(
-            "--fp8-quantizer-factory --fp8-margin --fp8-interval --fp8-amax-history-len "
-            "--fp8-amax-compute-algo --no-fp8-wgrad --fp8-output-proj --first-last-layers-bf16 "
-            "--num-layers-at-start-in-bf16 --num-layers-at-end-in-bf16 --fp8-param-gather "
-            "--reuse-grad-buf-for-mxfp8-param-ag --te-precision-config-file",
+            "--fp8-param-gather --reuse-grad-buf-for-mxfp8-param-ag --te-precision-config-file",
             "details of --fp8-format, for experts and adjugates alike",
         ),
-        Ignored("--fp4-recipe --fp4-quantizer-factory --fp4-param-gather", "of --fp4-format"),
+        Idle("--fp4-recipe --fp4-quantizer-factory", " without --fp4-format", lambda s: not s.fp4),
+        Ignored("--fp4-param-gather", "of --fp4-format"),
+        Idle(
+            "--loss-scale",
+            " in fp32",
+            lambda s: not (s.fp16 or s.bf16 or s.use_distributed_optimizer),
+        ),
+        Idle(
+            "--initial-loss-scale --min-loss-scale --loss-scale-window --hysteresis",
+            " without --fp16, or with --loss-scale, which does not change",
+            lambda s: not s.fp16 or s.loss_scale,
+        ),
+        Idle("--disable-bf16-reduced-precision-matmul", " without --bf16", lambda s: not s.bf16),
         Ignored(
-            "--loss-scale --min-loss-scale --loss-scale-window --hysteresis "
-            "--fp16-lm-cross-entropy --disable-bf16-reduced-precision-matmul "
-            "--batch-invariant-mode",
-            "the loss scale, the loss, or all matrices alike",
+            "--fp16-lm-cross-entropy --batch-invariant-mode",
+            "the loss, or all matrices alike",
         ),
     ),
 )

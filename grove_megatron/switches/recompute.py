@@ -1,6 +1,6 @@
 """Activations: recomputed, or kept elsewhere."""
 
-from .rows import Area, Ignored, Refused, Works
+from .rows import Area, Ignored, Refused, Works, idle_without
 
 EP2 = "--expert-model-parallel-size 2"
 SELECTIVE = "--recompute-granularity selective --recompute-modules"
@@ -54,16 +54,17 @@ AREA = Area(
             reason="gives experts and adjugates one name for their offloaded tensors; remove it, "
             "recompute works",
         ),
-        Ignored(
+        idle_without(
+            "fine_grained_activation_offloading",
             "--offload-modules --min-offloaded-tensor-size --delay-offload-until-cuda-graph "
             "--delta-offload-bytes-across-pp-ranks --activation-offload-fraction "
             "--fine-grained-offloading-max-inflight-offloads",
-            "of --fine-grained-activation-offloading",
         ),
         Ignored(
-            "--cpu-offloading-num-layers --cpu-offloading-retain-pinned-cpu-buffers",
+            "--cpu-offloading-num-layers",
             "whole layers, by TransformerEngine",
         ),
+        idle_without("cpu_offloading_num_layers", "--cpu-offloading-retain-pinned-cpu-buffers"),
         Refused(
             setting="checkpoint_activations",
             flags="--checkpoint-activations",

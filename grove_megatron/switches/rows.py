@@ -4,6 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+
+def flag_of(setting: str) -> str:
+    """The flag of a setting, where it has the setting's name."""
+    return f"--{setting.replace('_', '-')}"
+
+
 Compare = Literal["neutral", "losses", "math", "layout", "runs"]
 
 
@@ -70,7 +76,7 @@ class Refused:
 
     @property
     def switch(self) -> str:
-        return self.flag or f"--{self.setting.replace('_', '-')}"
+        return self.flag or flag_of(self.setting)
 
     def line(self, settings: object) -> str | None:
         """The refusal of these settings, or None."""
@@ -133,6 +139,16 @@ class Idle:
     @property
     def switches(self) -> list[str]:
         return self.names.split()
+
+
+def idle_without(setting: str, names: str) -> Idle:
+    """Switches that are read only beside another one.
+
+    Args:
+        setting: of that one.
+        names: of the switches, blanks between.
+    """
+    return Idle(names, f" without {flag_of(setting)}", lambda args: not getattr(args, setting))
 
 
 @dataclass(frozen=True)

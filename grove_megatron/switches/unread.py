@@ -7,7 +7,7 @@ does nothing, and a line at the start says so.
 from collections.abc import Callable
 from typing import Any
 
-from .rows import Area, Idle, Refused
+from .rows import Area, Idle, Refused, idle_without
 
 
 def _other_groups(value: Any, settings: Any) -> bool:
@@ -34,8 +34,17 @@ def _is_typed(settings: Any) -> bool:
     return hasattr(settings, "train_iters")
 
 
-def _without(name: str) -> Callable[[Any], bool]:
-    return lambda settings: not getattr(settings, name)
+def _tokenizer_is_not(*types: str) -> Callable[[Any], bool]:
+    """Without ``--tokenizer-type`` it is Megatron's default."""
+    return lambda settings: (settings.tokenizer_type or _GPT2) not in types
+
+
+_GPT2 = "GPT2BPETokenizer"
+_BERT = ("BertWordPieceLowerCase", "BertWordPieceCase")
+_SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+_HUGGING_FACE = "HuggingFaceTokenizer"
+_TIKTOKEN = "TikTokenizer"
+_NULL = "NullTokenizer"
 
 
 _ROTARY = (
@@ -209,7 +218,7 @@ AREA = Area(
         Idle(
             "--async-save",
             " without --use-persistent-ckpt-worker: Megatron turns it off; add that",
-            when=_without("use_persistent_ckpt_worker"),
+            when=lambda s: not s.use_persistent_ckpt_worker,
         ),
         Idle("--decoder-num-layers --bert-no-binary-head", " for a GPT; it is of other models"),
         Idle("--mask-prob --short-seq-prob", " for a GPT; it is of BERT's data"),
@@ -226,7 +235,7 @@ AREA = Area(
             "--suggested-communication-unit-size --keep-fp8-transpose-cache "
             "--enable-full-sharding-in-hsdp --fsdp-double-buffer",
             " without --use-megatron-fsdp, which groups exclude",
-            when=_without("use_megatron_fsdp"),
+            when=lambda s: not s.use_megatron_fsdp,
         ),
         Idle(
             "--no-use-layer-wise-param-layout",
@@ -247,10 +256,16 @@ AREA = Area(
             " with --transformer-impl local, which has one attention",
             when=lambda s: _is_local(True, s),
         ),
+        idle_without("window_size", "--window-attn-skip-freq"),
         Idle(
-            "--window-attn-skip-freq",
-            " without --window-size",
-            when=_without("window_size"),
+            "--rotary-interleaved --no-rope-freq",
+            " without rotary positions",
+            lambda s: not _is_rotary(s),
+        ),
+        Idle(
+            "--mrope-section",
+            " without --position-embedding-type mrope",
+            lambda s: s.position_embedding_type != "mrope",
         ),
         Idle(
             "--yarn-original-max-position-embeddings --yarn-beta-fast --yarn-beta-slow "
@@ -259,38 +274,39 @@ AREA = Area(
             " without --position-embedding-type yarn",
             when=lambda s: s.position_embedding_type != "yarn",
         ),
-        Idle(
+        idle_without(
+            "use_mup",
             "--mup-base-hidden-size --mup-embedding-mult --mup-output-mult --mup-base-head-dim "
             "--mup-attn-scale-power",
-            " without --use-mup",
-            when=_without("use_mup"),
         ),
-        Idle(
+        idle_without(
+            "mtp_num_layers",
             "--mtp-loss-scaling-factor --mtp-use-repeated-layer --mtp-detach-heads",
-            " without --mtp-num-layers",
-            when=_without("mtp_num_layers"),
         ),
-        Idle(
-            "--moe-router-bias-update-rate",
-            " without --moe-router-enable-expert-bias",
-            when=_without("moe_router_enable_expert_bias"),
-        ),
-        Idle(
-            "--moe-token-drop-policy",
-            " without --moe-expert-capacity-factor",
-            when=_without("moe_expert_capacity_factor"),
-        ),
+        idle_without("moe_router_enable_expert_bias", "--moe-router-bias-update-rate"),
+        idle_without("moe_expert_capacity_factor", "--moe-token-drop-policy"),
         Idle(
             "--recompute-method --recompute-num-layers",
             " without --recompute-granularity full",
             when=lambda s: s.recompute_granularity is None and not s.recompute_activations,
         ),
+        idle_without("decoupled_lr", "--decoupled-min-lr"),
         Idle(
-            "--tp-comm-overlap-cfg --tp-comm-overlap-rs-dgrad",
-            " without --tp-comm-overlap",
-            when=_without("tp_comm_overlap"),
+            "--min-lr",
+            " with --lr-decay-style constant",
+            lambda s: s.lr_decay_style == "constant",
         ),
-        Idle("--decoupled-min-lr", " without --decoupled-lr", when=_without("decoupled_lr")),
+        Idle(
+            "--lr-decay-iters --lr-decay-samples",
+            " with --lr-decay-style constant",
+            # Of what --lr-warmup-fraction is one.
+            lambda s: s.lr_decay_style == "constant" and s.lr_warmup_fraction is None,
+        ),
+        Idle(
+            "--lr-warmup-init",
+            " without a warmup",
+            lambda s: not (s.lr_warmup_iters or s.lr_warmup_samples or s.lr_warmup_fraction),
+        ),
         Idle(
             "--lr-wsd-decay-iters --lr-wsd-decay-samples --lr-wsd-decay-style",
             " without --lr-decay-style WSD",
@@ -306,96 +322,137 @@ AREA = Area(
             " with --train-samples; give --lr-wsd-decay-samples",
             when=lambda s: s.train_samples and s.lr_decay_style == "WSD",
         ),
-        Idle(
+        idle_without(
+            "optimizer_cpu_offload",
             "--optimizer-offload-fraction --use-torch-optimizer-for-cpu-offload "
             "--overlap-cpu-optimizer-d2h-h2d --no-pin-cpu-grads --no-pin-cpu-params",
-            " without --optimizer-cpu-offload",
-            when=_without("optimizer_cpu_offload"),
         ),
+        idle_without("exit_signal_handler", "--exit-signal"),
+        idle_without("manual_gc", "--manual-gc-interval --no-manual-gc-eval"),
         Idle(
-            "--exit-signal",
-            " without --exit-signal-handler",
-            when=_without("exit_signal_handler"),
-        ),
-        Idle(
-            "--manual-gc-interval --no-manual-gc-eval",
-            " without --manual-gc",
-            when=_without("manual_gc"),
-        ),
-        Idle(
-            "--start-eval-at-iter",
+            "--start-eval-at-iter --eval-micro-batch-size --eval-global-batch-size",
             " with --eval-iters 0",
             when=lambda s: s.eval_iters == 0 and not s.full_validation,
         ),
-        Idle(
+        idle_without(
+            "profile",
             "--profile-step-start --profile-step-end --profile-ranks --use-pytorch-profiler "
             "--pytorch-profiler-collect-shapes --pytorch-profiler-collect-callstack "
             "--pytorch-profiler-collect-chakra --record-shapes --nvtx-ranges",
-            " without --profile",
-            when=_without("profile"),
         ),
-        Idle(
-            "--memory-snapshot-path",
-            " without --record-memory-history",
-            when=_without("record_memory_history"),
-        ),
-        Idle(
-            "--log-validation-ppl-to-tensorboard --log-memory-to-tensorboard "
-            "--log-world-size-to-tensorboard --tensorboard-log-interval --tensorboard-queue-size",
-            " without --tensorboard-dir",
-            when=_without("tensorboard_dir"),
+        idle_without("record_memory_history", "--memory-snapshot-path"),
+        idle_without(
+            "tensorboard_dir",
+            "--no-log-loss-scale-to-tensorboard --log-validation-ppl-to-tensorboard "
+            "--log-memory-to-tensorboard --log-world-size-to-tensorboard "
+            "--tensorboard-log-interval --tensorboard-queue-size",
         ),
         Idle(
             "--log-timers-to-tensorboard",
             " without --tensorboard-dir or --wandb-project",
             when=lambda s: not s.tensorboard_dir and not s.wandb_project,
         ),
-        Idle(
-            "--wandb-exp-name --wandb-save-dir --wandb-entity",
-            " without --wandb-project",
-            when=_without("wandb_project"),
-        ),
-        Idle("--log-progress", " without --save", when=_without("save")),
+        idle_without("wandb_project", "--wandb-exp-name --wandb-save-dir --wandb-entity"),
+        idle_without("save", "--log-progress"),
         Idle(
             "--non-persistent-ckpt-type --non-persistent-global-ckpt-dir",
             " without --non-persistent-save-interval",
             when=lambda s: not s.non_persistent_save_interval and not s.load,
         ),
-        Idle(
+        idle_without(
+            "moe_routing_trace_path",
             "--moe-routing-trace-max-training-iters --moe-routing-trace-capture-logits "
             "--moe-routing-trace-capture-hidden-states --moe-routing-trace-dump-weights",
-            " without --moe-routing-trace-path",
-            when=_without("moe_routing_trace_path"),
         ),
-        Idle(
+        idle_without(
+            "log_straggler",
             "--straggler-ctrlr-port --straggler-minmax-count --disable-straggler-on-startup",
-            " without --log-straggler",
-            when=_without("log_straggler"),
         ),
-        Idle(
+        idle_without(
+            "flight_recorder_dump_path",
             "--flight-recorder-trace-buffer-size --no-flight-recorder-dump-on-timeout "
             "--flight-recorder-include-stack-trace --no-flight-recorder-include-only-active "
             "--no-flight-recorder-extra-dump-on-exec",
-            " without --flight-recorder-dump-path",
-            when=_without("flight_recorder_dump_path"),
         ),
-        Idle(
+        idle_without(
+            "logits_load_dir",
             "--logits-load-decode-threads --logits-load-prefetch-factor "
             "--logits-load-msc-prefetch-depth --logits-load-kd-loss-alpha "
             "--logits-load-ignore-errors",
-            " without --logits-load-dir",
-            when=_without("logits_load_dir"),
+        ),
+        Idle(
+            "--no-barrier-with-level-1-timing",
+            " without --timing-log-level 1 or 2",
+            lambda s: s.timing_log_level == 0,
+        ),
+        Idle(
+            "--one-logger-project --one-logger-run-name --one-logger-async --app-tag-run-name "
+            "--app-tag-run-version",
+            " with --no-one-logger",
+            lambda s: not s.enable_one_logger,
+        ),
+        idle_without("error_injection_rate", "--error-injection-type"),
+        idle_without("adlr_autoresume", "--adlr-autoresume-interval"),
+        Idle("--no-mmap-bin-files", " with --mock-data", lambda s: s.mock_data),
+        idle_without(
+            "fim_data",
+            "--fim-rate --fim-spm-rate --fim-split-sample --fim-fragment-rate --fim-no-prefix "
+            "--fim-prefix-token --fim-middle-token --fim-suffix-token --fim-pad-token "
+            "--fim-eod-token",
+        ),
+        Idle(
+            "--tokenizer-model",
+            " with a tokenizer that is made of --vocab-file and --merge-file, or of --vocab-size",
+            lambda s: s.tokenizer_type in (_GPT2, *_BERT, _NULL),
+        ),
+        Idle(
+            "--vocab-file --merge-file --tokenizer-hf-no-use-fast "
+            "--tokenizer-hf-no-include-special-tokens --trust-remote-code",
+            f" without --tokenizer-type {_GPT2} or {_HUGGING_FACE}",
+            _tokenizer_is_not(_GPT2, *_BERT, _HUGGING_FACE),
+        ),
+        Idle(
+            "--tiktoken-pattern --tiktoken-num-special-tokens",
+            f" without --tokenizer-type {_TIKTOKEN}",
+            _tokenizer_is_not(_TIKTOKEN),
+        ),
+        Idle(
+            "--tokenizer-sentencepiece-legacy "
+            "--no-tokenizer-sentencepiece-ignore-extra-whitespaces",
+            f" without --tokenizer-type {_SENTENCEPIECE[0]} or another of that library",
+            _tokenizer_is_not(*_SENTENCEPIECE),
+        ),
+        Idle(
+            "--chat-template",
+            f" without --tokenizer-type {_HUGGING_FACE}, {_TIKTOKEN} or {_SENTENCEPIECE[0]}",
+            _tokenizer_is_not(_HUGGING_FACE, _TIKTOKEN, *_SENTENCEPIECE),
+        ),
+        Idle(
+            "--null-tokenizer-eod-id --null-tokenizer-pad-id",
+            f" without --tokenizer-type {_NULL}",
+            _tokenizer_is_not(_NULL),
+        ),
+        Idle(
+            "--tokenizer-special-tokens --tokenizer-metadata",
+            f" with --tokenizer-type {_NULL}",
+            lambda s: s.tokenizer_type == _NULL,
+        ),
+        Idle(
+            "--sft-tokenizer-prompt-format",
+            " without --tokenizer-type SFTTokenizer",
+            _tokenizer_is_not("SFTTokenizer"),
         ),
         Idle("", " for a GPT; it is of vision models", group="vision"),
         Idle("", " for a GPT; it is of retrieval models", group="biencoder"),
-        Idle("", " without --perform-rl-step", group="rl", when=_without("perform_rl_step")),
+        Idle("", " without --perform-rl-step", lambda s: not s.perform_rl_step, group="rl"),
         Idle(
             "",
             " in training; it is of Megatron's inference engines",
             group="inference",
-            when=_without("perform_rl_step"),
+            when=lambda s: not s.perform_rl_step,
         ),
-        Idle(
+        idle_without(
+            "inprocess_restart",
             "--inprocess-max-iterations --inprocess-monitor-thread-interval "
             "--inprocess-monitor-process-interval --inprocess-progress-watchdog-interval "
             "--inprocess-heartbeat-interval --inprocess-soft-timeout --inprocess-hard-timeout "
@@ -403,24 +460,17 @@ AREA = Area(
             "--inprocess-completion-timeout --inprocess-last-call-wait "
             "--inprocess-termination-grace-time --inprocess-granularity "
             "--inprocess-empty-cuda-cache",
-            " without --inprocess-restart",
-            when=_without("inprocess_restart"),
         ),
-        Idle(
-            "--calc-ft-timeouts --ft-num-warmup-iters",
-            " without --enable-ft-package",
-            when=_without("enable_ft_package"),
-        ),
+        idle_without("enable_ft_package", "--calc-ft-timeouts --ft-num-warmup-iters"),
         Idle(
             "",
             " without --fault-injector-ranks or --fault-injector-num-ranks",
             group="fault injector",
             when=lambda s: s.fault_injector_ranks is None and not s.fault_injector_num_ranks,
         ),
-        Idle(
+        idle_without(
+            "logits_save_dir",
             "--logits-save-top-k --logits-save-top-p --logits-save-top-p-min-k --logits-save-dtype",
-            " without --logits-save-dir",
-            when=_without("logits_save_dir"),
         ),
     ),
 )

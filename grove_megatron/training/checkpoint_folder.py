@@ -19,6 +19,7 @@ from ..checkpoint.layout import (
     iteration_of,
     read_tracker,
 )
+from ..switches import flag_of
 
 
 def read_at_start(args: Namespace) -> tuple[str, ...]:
@@ -118,7 +119,7 @@ def nothing_to_load(args: Namespace) -> list[str]:
             needy["ckpt_step"] = "would load nothing"
     which = "--load (None) names none" if args.load is None else _nothing_in("--load", args.load)
     return [
-        f"--{name.replace('_', '-')} ({getattr(args, name)}) needs a checkpoint and {why}: {which}"
+        f"{flag_of(name)} ({getattr(args, name)}) needs a checkpoint and {why}: {which}"
         for name, why in needy.items()
     ]
 
@@ -174,7 +175,7 @@ def _non_persistent(args: Namespace, folder: str) -> Path:
 
 def _without_tracker(folder: Path, load_arg: str) -> str | None:
     """Megatron starts such a run from the beginning: from random weights."""
-    flag = f"--{load_arg.replace('_', '-')} ({folder})"
+    flag = f"{flag_of(load_arg)} ({folder})"
     if not os.path.isdir(folder):
         return None  # said by nothing_to_load, or the folder of a run that begins
     if os.path.isfile(folder / COMPLETE) or any(folder.glob("mp_rank_0*")):

@@ -4,7 +4,9 @@ import linecache
 import os
 import traceback
 from argparse import Namespace
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from megatron.training.argument_utils import (
@@ -21,10 +23,10 @@ from ..runtime import cuda_is_here
 from . import gpt
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem, nothing_to_load, read_at_start
-from .data_files import data_file_problems
+from .data_files import data_file_problems, prefixes
 from .disk import disk_problems
 from .guarded import lines_of
-from .late_rules import late_problems
+from .late_rules import late_problems, needed
 from .machine import folder_problems
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
@@ -67,24 +69,48 @@ def every_problem(
     except Exception as error:
         return [megatrons_refusal(error)]
     select_layer(args)
-    problems += lines_of(command_line_problems, args, world_size, device)
-    problems += [] if own_script else lines_of(gpt.entry_problems, args)
-    return problems if is_elsewhere(device) else problems + machine_problems(args, world_size)
+    return problems + job_problems(args, world_size, device, own_script=own_script)
 
 
-def machine_problems(args: Namespace, world_size: int) -> list[str]:
-    """Files that are not there and folders that cannot be written on this machine, a line each.
+def job_problems(
+    args: Namespace, world_size: int, device: str | None = None, *, own_script: bool = False
+) -> list[str]:
+    """The same of flags that a checkpoint has nothing to add to.
 
     One rank of a node looks: thousands would open every file and write to every folder at once. The
     others hear of it by :func:`problems_of_all`.
 
     Args:
-        args, world_size: see :func:`command_line_problems`.
+        args, world_size, device, own_script: see :func:`every_problem`.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    problems = command_line_problems(args, world_size, device)
+    if own_script and is_grove(args):
+        # One that gives none of these does not train: it generates, or converts.
+        given = (args.train_iters, args.train_samples, args.lr)
+        trains = args.skip_train or any(value is not None for value in given)
+        problems += lines_of(partial(needed, trains=trains), args)
+    elif not own_script:
+        problems += lines_of(gpt.entry_problems, args)
+    if is_elsewhere(device):
+        return problems
+    return problems + machine_problems(args, world_size, own_script=own_script)
+
+
+def machine_problems(args: Namespace, world_size: int, *, own_script: bool = False) -> list[str]:
+    """Files that are not there and folders that cannot be written on this machine, a line each.
+
+    Without Grove flags a script's files are what it makes of them. One rank of a node looks:
+    thousands would open every file and write to every folder at once. The others hear of it by
+    :func:`problems_of_all`.
+
+    Args:
+        args, world_size, own_script: see :func:`every_problem`.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0" or (own_script and not is_grove(args)):
         return []
     checks = [nothing_to_load, folder_problems, data_file_problems, tokenizer_file_problems]
-    found = [line for check in checks for line in lines_of(check, args)]
+    its_own = _of_the_script(args) if own_script else []
+    found = [line for check in checks if check not in its_own for line in lines_of(check, args)]
     sized = not lines_of(basic_problems, args)
     return found + (lines_of(disk_problems, args, world_size) if sized else [])
 
@@ -101,6 +127,25 @@ def problems_of_all(args: Namespace, mine: list[str]) -> list[str]:
     return from_all_ranks(mine, timedelta(minutes=args.distributed_timeout_minutes))
 
 
+def script_notices(args: Namespace) -> list[str]:
+    """What is wrong with a script's files if it reads them as Megatron does, one line each.
+
+    Args:
+        args: of a script under grove_megatron.run.
+    """
+    found = [line for check in _of_the_script(args) for line in lines_of(check, args)]
+    return [f"if the script reads it as Megatron does: {line}" for line in found if is_grove(args)]
+
+
+def _of_the_script(args: Namespace) -> list[Callable[[Namespace], Iterable[str]]]:
+    """Checks of files that a script may read in a way of its own."""
+    # Of .bin and .idx files a flag names what they begin with, where nothing else is.
+    own_data = any(os.path.exists(prefix) for prefix in prefixes(args))
+    own_tokenizer = args.tokenizer_type is None
+    checks = {data_file_problems: own_data, tokenizer_file_problems: own_tokenizer}
+    return [check for check, own in checks.items() if own]
+
+
 def command_line_problems(args: Namespace, world_size: int, device: str | None = None) -> list[str]:
     """All problems of a parsed, not yet validated command line, one line each.
 
@@ -110,17 +155,18 @@ def command_line_problems(args: Namespace, world_size: int, device: str | None =
         device: ``cuda`` or ``cpu``, what it will run on; None: what this process runs on.
     """
     if not is_grove(args):
-        return preflight(args, device)  # a run is Megatron's own then, with its own checks
-    if problems := basic_problems(args):
+        # A run is Megatron's own then, with its own checks.
+        return lines_of(preflight, args, device)
+    if problems := lines_of(basic_problems, args):
         said = tuple(line.partition(")")[0] for line in problems)
-        groves = grove_problems(args, num_experts=args.num_experts)
+        groves = lines_of(partial(grove_problems, num_experts=args.num_experts), args)
         return problems + [line for line in groves if not line.startswith(said)]
     return [
-        *preflight(args, device),
-        *megatron_problems(args, world_size),
-        *late_problems(args, world_size),
-        *vocabulary_problems(args),
-        *saving_problems(args),
+        *lines_of(preflight, args, device),
+        *lines_of(megatron_problems, args, world_size),
+        *lines_of(late_problems, args, world_size),
+        *lines_of(vocabulary_problems, args),
+        *lines_of(saving_problems, args),
     ]
 
 

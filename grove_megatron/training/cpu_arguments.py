@@ -10,6 +10,8 @@ from typing import Any
 
 from megatron.core.transformer.enums import AttnBackend
 
+from ..switches import flag_of
+
 CPU_DEFAULTS: dict[str, Any] = {
     "distributed_backend": "gloo",
     "transformer_impl": "local",
@@ -115,7 +117,7 @@ def cpu_problems(args: Namespace) -> list[str]:
         value = getattr(args, name, None)
         if value is not None and refused(value):
             shown = value.name if isinstance(value, AttnBackend) else value
-            flag = _FLAG.get(name, f"--{name.replace('_', '-')}")
+            flag = _FLAG.get(name, flag_of(name))
             problems.append(f"{flag} ({shown}) on the CPU runtime {why}")
     if getattr(args, "profile", False) and not args.use_pytorch_profiler:
         problems.append(

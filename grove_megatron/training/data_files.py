@@ -17,6 +17,7 @@ import numpy
 from megatron.core.datasets.indexed_dataset import DType
 from megatron.core.datasets.object_storage_utils import is_object_storage_path
 
+from ..switches import flag_of
 from .token_ids import known_vocabulary, outside_of_the_vocabulary
 
 # A blend may be of thousands.
@@ -67,7 +68,7 @@ def _blends(args: Namespace) -> Iterator[tuple[str, list[str]]]:
     """Flags, and the weights and prefixes they stand for."""
     for name in ("data_path", *(f"{split}_data_path" for split in _SPLITS)):
         if words := getattr(args, name, None):
-            yield f"--{name.replace('_', '-')}", words
+            yield flag_of(name), words
     if args.data_args_path and isinstance(text := _read(args.data_args_path), str):
         yield f"--data-args-path ({args.data_args_path}):", text.split()
     if isinstance(splits := _read_json(args.per_split_data_args_path), dict):
@@ -84,7 +85,7 @@ def _file_problems(args: Namespace) -> Iterator[str]:
         path = getattr(args, name, None)
         if not path or is_object_storage_path(path):
             continue
-        flag = f"--{name.replace('_', '-')} ({path})"
+        flag = f"{flag_of(name)} ({path})"
         content = _read(path) if name == "data_args_path" else _read_json(path)
         if isinstance(content, Exception):
             yield f"{flag} cannot be read: {_reason(content)}; correct it"

@@ -23,6 +23,7 @@ from .checks import (
     machine_problems,
     megatrons_refusal,
     restore_from_checkpoint,
+    script_notices,
 )
 from .cpu_arguments import set_cpu_defaults
 from .elsewhere import everything_is_there
@@ -117,7 +118,9 @@ def examine(
         problems = [*problems, *every_problem(args, size, device, own_script=own_script)]
         problems += [] if is_elsewhere(device) else lines_of(lock_problems, args)
         if is_elsewhere(device):
-            elsewhere += [f"on this machine: {p}" for p in machine_problems(args, size)]
+            elsewhere += [
+                f"on this machine: {p}" for p in machine_problems(args, size, own_script=own_script)
+            ]
         if not problems:
             problems = _megatrons(copy.deepcopy(args))
             if problems and is_elsewhere(device):
@@ -136,6 +139,7 @@ def examine(
     args.seq_length = args.seq_length or args.encoder_seq_length
     noted = [*elsewhere, *lines_of(notices, args)]
     if not is_elsewhere(device):
+        noted += lines_of(script_notices, args) if own_script else []
         noted += lines_of(lock_notices, args) + lines_of(uses, args, look(), device)
     else:
         noted.append("there is no CUDA here; kernels and packages of the job are not known")

@@ -100,34 +100,48 @@ def _job(words: list[str]) -> _Job:
         return _Job(words)
     launcher = next((i for i, word in enumerate(words) if _is_torchrun(word)), None)
     if launcher is not None:
-        from torch.distributed.run import get_args_parser
+        # torchrun has the same options but one.
+        from torch.distributed.launch import parse_args
 
         from .refuse import refuse
 
-        launch = get_args_parser().parse_args(words[launcher + 1 :])
+        launch = parse_args(words[launcher + 1 :])
         here = str(launch.nproc_per_node)
         per_node = int(here) if here.isdecimal() else None
         nodes = str(launch.nnodes).rpartition(":")[2]
         if not nodes.isdecimal():
             refuse([f"--nnodes ({launch.nnodes}) is not a number or two, as 2 or 1:4; correct it"])
-        return _Job(
-            _after_script(launch.training_script, launch.training_script_args),
-            per_node and int(nodes) * per_node,
-            per_node,
-            launch.training_script == "grove_megatron.run",
-            f"--nproc-per-node ({here}) is known where the job runs; see --world-size"
+        return replace(
+            _program(launch.training_script, launch.training_script_args),
+            processes=per_node and int(nodes) * per_node,
+            per_node=per_node,
+            notice=f"--nproc-per-node ({here}) is known where the job runs; see --world-size"
             if per_node is None
             else "",
         )
-    # python -m grove_megatron.pretrain --flag ..., or a script
-    first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
-    return _Job(words[first:], own_script="grove_megatron.run" in words[:first])
+    # Flags before the program are of what starts it: srun, mpirun, python.
+    program = next((i for i in range(len(words)) if _is_program(words, i)), None)
+    if program is None:
+        # A program in no file of Python.
+        flags = (i for i, word in enumerate(words) if word.startswith("--"))
+        program = next(flags, len(words)) - 1
+    return _program(words[program], words[program + 1 :])
+
+
+_PRETRAIN, _RUN = "grove_megatron.pretrain", "grove_megatron.run"
+_LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
 
 
 def _is_torchrun(word: str) -> bool:
-    return os.path.basename(word) == "torchrun" or word == "torch.distributed.run"
+    return os.path.basename(word) == "torchrun" or word in _LAUNCHERS
 
 
-def _after_script(module: str, words: list[str]) -> list[str]:
-    """``grove_megatron.run`` takes the script before its flags."""
-    return words[1:] if module == "grove_megatron.run" else words
+def _is_program(words: list[str], place: int) -> bool:
+    before = words[:place]
+    of_python = before[-1:] == ["-m"] and any("python" in word for word in before)
+    return of_python or words[place] == _PRETRAIN or words[place].endswith(".py")
+
+
+def _program(name: str, words: list[str]) -> _Job:
+    """A module or a script with its words; ``grove_megatron.run`` takes a script before flags."""
+    return _Job(words[1:] if name == _RUN else words, own_script=name != _PRETRAIN)

@@ -28,14 +28,9 @@ from ..runtime.registry import PatchSet
 from ..unparsed import report_errors
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
-from .checks import (
-    as_launched,
-    command_line_problems,
-    every_problem,
-    machine_problems,
-    problems_of_all,
-)
+from .checks import as_launched, every_problem, job_problems, problems_of_all, script_notices
 from .cpu_arguments import set_cpu_defaults
+from .late_rules import timeout_problems
 from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
@@ -62,16 +57,19 @@ def _other_problems(args: Namespace) -> list[str]:
 
 def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def validate_args(args: Namespace, defaults: dict[str, Any] | None = None) -> Any:
+        if problems := [*timeout_problems(args)]:
+            # By it, ranks wait for each other below.
+            select_layer(args)
+            others = job_problems(args, args.world_size, own_script=True)
+            refuse([*dict.fromkeys(problems + others)])
         begin(args)
         refuse_differences(args)
         select_layer(args)
-        problems = command_line_problems(args, args.world_size)
-        # Without Grove flags a script's files are what it makes of them.
-        problems += machine_problems(args, args.world_size) if is_grove(args) else []
+        problems = job_problems(args, args.world_size, own_script=True)
         problems = problems_of_all(args, problems)
         if problems := problems + claim(args, problems):
             refuse(problems)
-        announce(args)
+        announce(args, script_notices)
         announce_flops(args)
         return original(args, defaults if defaults is not None else {})
 

@@ -26,6 +26,8 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from torch import Tensor
 
 from ..config import GroveTransformerConfig
+from ..switches import flag_of
+from .late_rules import needed
 from .token_ids import check_tokens, vocabulary_size
 
 # A loss this many times the largest seen is a spike, as in Megatron's pretrain_gpt.py.
@@ -54,7 +56,7 @@ _SPLITS = ("train_data_path", "valid_data_path", "test_data_path")
 def entry_problems(args: Namespace) -> list[str]:
     """What this entry point has not: modes of Megatron's own script, other data; one line each."""
     problems = [
-        f"--{name.replace('_', '-')} ({value}) is not a mode of grove_megatron.pretrain; use "
+        f"{flag_of(name)} ({value}) is not a mode of grove_megatron.pretrain; use "
         "torchrun -m grove_megatron.run path/to/pretrain_gpt.py with the same flags"
         for name in _ELSEWHERE
         if (value := getattr(args, name, None))
@@ -64,30 +66,14 @@ def entry_problems(args: Namespace) -> list[str]:
             "--dataloader-type (external) needs a script that brings its own data loaders, which "
             "grove_megatron.pretrain does not; use single or cyclic"
         )
-    return [*problems, *_needed_to_train(args), *_data_problems(args)]
-
-
-def _needed_to_train(args: Namespace) -> Iterator[str]:
-    """What Megatron's training loop reads without asking whether it is there."""
-    if args.train_iters is None and args.train_samples is None:
-        # With --skip-train too: it counts the samples that training would take.
-        yield "--train-iters (None) is needed; say how long to train"
-    if args.skip_train:
-        return
-    if args.lr is None:
-        yield "--lr (None) is needed; give the learning rate"
-    if args.eval_interval is None and not args.full_validation:
-        yield (
-            "--eval-interval (None) is needed; say how often to evaluate, and --eval-iters 0 for "
-            "never"
-        )
+    return [*problems, *needed(args), *_data_problems(args)]
 
 
 def _data_problems(args: Namespace) -> list[str]:
     """Where the tokens come from: one place, which Megatron's validation does not ask for."""
     splits = [name for name in _SPLITS if getattr(args, name, None)]
     given = [
-        f"--{name.replace('_', '-')} ({' '.join(value) if isinstance(value, list) else value})"
+        f"{flag_of(name)} ({' '.join(value) if isinstance(value, list) else value})"
         for name in (*_SOURCES, *splits[:1])
         if (value := getattr(args, name, None))
     ]
@@ -98,15 +84,6 @@ def _data_problems(args: Namespace) -> list[str]:
         )
     elif len(given) > 1:
         problems.append(f"{given[0]} excludes {' and '.join(given[1:])}; give one source of data")
-    if args.tokenizer_type == "NullTokenizer" and args.vocab_size is None:
-        problems.append(
-            "--tokenizer-type (NullTokenizer) needs --vocab-size (None); give the number of tokens"
-        )
-    if args.tokenizer_type == "HuggingFaceTokenizer" and args.tokenizer_model is None:
-        problems.append(
-            "--tokenizer-type (HuggingFaceTokenizer) needs --tokenizer-model (None); give its "
-            "folder or name"
-        )
     return problems
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..compat import is_foreign_apex
+from ..switches import flag_of
 
 APEX_KERNELS = {
     "amp_C": "optimizers",
@@ -121,7 +122,7 @@ _WRITERS = {
 def writer_problems(args: Namespace) -> list[str]:
     """Logs that are asked for and that nothing on this machine can write, one line each."""
     return [
-        f"--{name.replace('_', '-')} ({value}) needs {module} (not installed here), which writes "
+        f"{flag_of(name)} ({value}) needs {module} (not installed here), which writes "
         f"it; pip install '{requirement}', or remove it"
         for name, (module, requirement) in _WRITERS.items()
         if (value := getattr(args, name)) and importlib.util.find_spec(module) is None

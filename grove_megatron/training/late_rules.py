@@ -11,7 +11,10 @@ from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
+from ..switches import flag_of
 from .data_files import validation_prefixes
+from .guarded import lines_of
+from .rules import virtual_batch
 from .sizes import model_chunks
 
 
@@ -22,9 +25,58 @@ def late_problems(args: Namespace, world_size: int) -> list[str]:
         args: parsed, not yet validated, without basic problems.
         world_size: processes of the job.
     """
-    run = (_numbers, _groups, _steps, _rate, _data, _evaluation, _documents)
+    run = (timeout_problems, _numbers, _groups, _steps, _optimizer, _data, _evaluation, _documents)
     rest = (_files, _profile, _skipped)
-    return [line for rule in (*run, *rest) for line in rule(args, world_size)]
+    return [line for rule in (*run, *rest) for line in lines_of(rule, args, world_size)]
+
+
+def needed(args: Namespace, *, trains: bool = True) -> Iterator[str]:
+    """What Megatron reads without asking whether it is there, one line each.
+
+    Args:
+        args: parsed, not yet validated.
+        trains: will it run its training loop?
+    """
+    if trains:
+        yield from _needed_to_train(args)
+    if args.tokenizer_type == "NullTokenizer" and args.vocab_size is None:
+        yield (
+            "--tokenizer-type (NullTokenizer) needs --vocab-size (None); give the number of tokens"
+        )
+    if args.tokenizer_type == "HuggingFaceTokenizer" and args.tokenizer_model is None:
+        yield (
+            "--tokenizer-type (HuggingFaceTokenizer) needs --tokenizer-model (None); give its "
+            "folder or name"
+        )
+
+
+def _needed_to_train(args: Namespace) -> Iterator[str]:
+    if args.train_iters is None and args.train_samples is None:
+        # With --skip-train too: it counts the samples that training would take.
+        yield "--train-iters (None) is needed; say how long to train"
+    if args.skip_train:
+        return
+    if args.lr is None:
+        yield "--lr (None) is needed; give the learning rate"
+    if args.eval_interval is None and not args.full_validation:
+        yield (
+            "--eval-interval (None) is needed; say how often to evaluate, and --eval-iters 0 for "
+            "never"
+        )
+
+
+# Above, torch's clocks overflow; a year.
+_MOST_MINUTES = 365 * 24 * 60
+
+
+def timeout_problems(args: Namespace, _: int = 1) -> Iterator[str]:
+    """Of the flag by which ranks wait for each other: to be known before they do."""
+    minutes = args.distributed_timeout_minutes
+    if not 1 <= minutes <= _MOST_MINUTES:
+        yield (
+            f"--distributed-timeout-minutes ({minutes}) is not between 1 and {_MOST_MINUTES}; "
+            "correct it"
+        )
 
 
 # The least that is possible; below, the modulo or the division by an interval ends the job, or the
@@ -36,7 +88,7 @@ _LEAST: dict[int, str] = {
     "save_dgrads_interval check_weight_hash_across_dp_replicas_interval gpu_sniff_test_interval "
     "adlr_autoresume_interval ddp_num_buckets ddp_bucket_size num_distributed_optimizer_instances "
     "recompute_num_layers num_dataset_builder_threads dist_ckpt_workers lr_decay_iters "
-    "lr_decay_samples distributed_timeout_minutes",
+    "lr_decay_samples",
     0: "eval_iters num_workers manual_gc_interval lr_warmup_iters lr_warmup_samples "
     "profile_step_start weight_decay start_weight_decay end_weight_decay adam_beta1 adam_beta2 "
     "adam_eps sgd_momentum attention_dropout hidden_dropout",
@@ -51,14 +103,14 @@ def _numbers(args: Namespace, _: int) -> Iterator[str]:
         for name in names.split():
             value = getattr(args, name)
             if value is not None and value < least:
-                yield f"{_flag(name)} ({value}) is below {least}; use {least} or more"
+                yield f"{flag_of(name)} ({value}) is below {least}; use {least} or more"
     for name in _BELOW_1:
         value = getattr(args, name)
         if value is not None and value >= 1:
-            yield f"{_flag(name)} ({value}) is not below 1; give a fraction"
+            yield f"{flag_of(name)} ({value}) is not below 1; give a fraction"
     for name in _AT_MOST_1:
         if getattr(args, name) > 1:
-            yield f"{_flag(name)} ({getattr(args, name)}) is above 1; give a fraction"
+            yield f"{flag_of(name)} ({getattr(args, name)}) is above 1; give a fraction"
 
 
 def _groups(args: Namespace, world_size: int) -> Iterator[str]:
@@ -135,12 +187,14 @@ def _steps(args: Namespace, world_size: int) -> Iterator[str]:
                 f"{flag} has a batch ({batch}) that is not a multiple of --micro-batch-size x "
                 f"data-parallel size ({unit}); use multiples of that"
             )
+        else:
+            yield from virtual_batch(args, batch // unit, "an iteration", flag)
     if sizes != sorted(sizes):
         yield f"{flag} goes down, at which Megatron ends the job; let it grow"
 
 
-def _rate(args: Namespace, _: int) -> Iterator[str]:
-    """What the scheduler of learning rate and weight decay asserts (once there is an optimizer)."""
+def _optimizer(args: Namespace, _: int) -> Iterator[str]:
+    """What the optimizer asserts, and then the scheduler of learning rate and weight decay."""
     if args.skip_train:
         return
     unit = "iters" if args.train_iters else "samples"
@@ -213,7 +267,7 @@ def _data(args: Namespace, _: int) -> Iterator[str]:
             )
     for name in ("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap"):
         if getattr(args, name) and args.data_cache_path is None:
-            yield f"{_flag(name)} (True) needs --data-cache-path (None); give the folder"
+            yield f"{flag_of(name)} (True) needs --data-cache-path (None); give the folder"
     if args.dataloader_fast_cache_load and blended:
         yield (
             "--dataloader-fast-cache-load (True) excludes data that --split divides; use "
@@ -339,9 +393,10 @@ def _files(args: Namespace, _: int) -> Iterator[str]:
                 "sends them; add it"
             )
     for what in _DUMPS:
-        value = getattr(args, f"save_{what}_interval")
+        name = f"save_{what}_interval"
+        value = getattr(args, name)
         if value is not None and args.save is None:
-            yield f"{_flag(f'save_{what}_interval')} ({value}) needs --save (None); give the folder"
+            yield f"{flag_of(name)} ({value}) needs --save (None); give the folder"
     every = args.non_persistent_save_interval
     if every and args.save is None:
         yield f"--non-persistent-save-interval ({every}) needs --save (None); give the folder"
@@ -380,7 +435,3 @@ def _skipped(args: Namespace, _: int) -> Iterator[str]:
             f"--phase-transition-iterations ({args.phase_transition_iterations}) needs "
             "--train-samples (None); use it in place of --train-iters"
         )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

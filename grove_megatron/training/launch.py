@@ -21,6 +21,7 @@ from ..unparsed import report_errors
 from . import gpt
 from .checks import as_launched, every_problem, megatrons_refusal, model_config, problems_of_all
 from .cpu_arguments import set_cpu_defaults
+from .late_rules import timeout_problems
 from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
@@ -88,6 +89,9 @@ def parse_arguments(*, training: bool = False) -> Namespace:
         args = parse_args(extra_args_provider=_add_arguments)
     except Exception as error:
         refuse([megatrons_refusal(error)])
+    if problems := [*timeout_problems(args)]:
+        # By it, ranks wait for each other below.
+        refuse([*dict.fromkeys(problems + every_problem(args, args.world_size))])
     begin(args)
     refuse_differences(args)
     problems = problems_of_all(args, every_problem(args, args.world_size))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.layout import TRACKER, is_remote
+from ..switches import flag_of
 from .data_files import prefixes
 
 # What a job writes to, and the setting that it takes besides.
@@ -49,10 +50,10 @@ def folder_problems(args: Namespace) -> Iterator[str]:
     """
     for name, path in _given(args, _FOLDERS):
         if why := why_not_writable(path):
-            yield f"{_flag(name)} ({path}) cannot be written: {why}; use another folder"
+            yield f"{flag_of(name)} ({path}) cannot be written: {why}; use another folder"
     for name, path in _given(args, _FILES):
         if why := _why_no_file(name, path):
-            yield f"{_flag(name)} ({path}) cannot be written: {why}; use another file"
+            yield f"{flag_of(name)} ({path}) cannot be written: {why}; use another file"
     if args.save and not is_remote(args, args.save):
         tracker = Path(args.save) / TRACKER
         if os.path.exists(tracker) and (why := _why_not_opened(tracker)):
@@ -121,7 +122,7 @@ def _why_no_file(name: str, path: Path) -> str | None:
 def _profile_problems(args: Namespace) -> Iterator[str]:
     """The profiler of torch writes beside the folder of TensorBoard."""
     board = args.tensorboard_dir
-    if not (board and args.profile and args.use_pytorch_profiler) or _is_remote(args, board):
+    if not (board and args.profile and args.use_pytorch_profiler) or is_remote(args, board):
         return
     if why_not_writable(Path(board)):
         return  # said already
@@ -136,8 +137,8 @@ def _profile_problems(args: Namespace) -> Iterator[str]:
 
 def _cache_problems(args: Namespace) -> Iterator[str]:
     path = args.data_cache_path
-    if path and (flags := [_flag(name) for name in _READS_CACHE if getattr(args, name)]):
-        if not _is_remote(args, path) and (why := _why_not_read(Path(path))):
+    if path and (flags := [flag_of(name) for name in _READS_CACHE if getattr(args, name)]):
+        if not is_remote(args, path) and (why := _why_not_read(Path(path))):
             yield (
                 f"--data-cache-path ({path}) cannot be read: {why}; {flags[0]} (True) needs the "
                 "folder that a job without it has filled"
@@ -161,7 +162,7 @@ def _unwritable_caches(args: Namespace) -> Iterator[tuple[str, Path, str]]:
 def _caches(args: Namespace) -> Iterator[tuple[str, Path]]:
     """Without --data-cache-path they are beside the data."""
     if path := args.data_cache_path:
-        if not _is_remote(args, path):
+        if not is_remote(args, path):
             yield f"--data-cache-path ({path})", Path(path)
     elif not args.mock_data and args.dataloader_type != "external":
         for prefix in prefixes(args):
@@ -191,7 +192,3 @@ def _given(args: Namespace, names: dict[str, str | None]) -> Iterator[tuple[str,
         path = getattr(args, name, None)
         if path and (needs is None or getattr(args, needs, None)) and not is_remote(args, path):
             yield name, Path(path)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -13,6 +13,7 @@ from ..checkpoint.layout import is_remote
 from ..failure.job_store import from_rank_0
 from ..failure.member import last_acts
 from ..failure.watch import fail
+from ..switches import flag_of
 from .folder_lock import GONE_SECONDS, FolderLocks, Owner, in_use, look
 
 _FLAGS = ("save", "non_persistent_global_ckpt_dir", "grove_metrics_dir")
@@ -102,7 +103,7 @@ def _folders(args: Namespace) -> dict[str, Path]:
             continue
         folder = Path(value)
         if os.path.realpath(folder) not in map(os.path.realpath, found.values()):
-            found[f"--{name.replace('_', '-')}"] = folder
+            found[flag_of(name)] = folder
     return found
 
 

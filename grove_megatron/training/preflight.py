@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import torch
@@ -48,8 +49,8 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     elsewhere = device == "cuda" and not cuda_is_here()
     device = device or ("cpu" if cpu_is_active() else "cuda")
     problems = grove_problems(args, num_experts=args.num_experts)
-    problems += _spec_problems(args)
-    problems += _checkpoint_problems(args)
+    problems += lines_of(_spec_problems, args)
+    problems += lines_of(_checkpoint_problems, args)
     if not elsewhere:
         problems += _kernel_problems(args, device)
         problems += optimizer_problems(args)
@@ -65,10 +66,15 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     return problems
 
 
-def announce(args: Namespace) -> None:
-    """Say on rank 0 what a run without problems should know before it starts."""
+def announce(args: Namespace, *more: Callable[[Namespace], Iterable[str]]) -> None:
+    """Say on rank 0 what a run without problems should know before it starts.
+
+    Args:
+        args: of the run.
+        more: further notices of them.
+    """
     if os.environ.get("RANK", "0") == "0":
-        for notice in lines_of(notices, args):
+        for notice in (line for check in (notices, *more) for line in lines_of(check, args)):
             print(f"grove_megatron: {notice}", file=sys.stderr, flush=True)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
+from ..switches import flag_of
+from .guarded import lines_of
 from .sizes import ffn_hidden_size, model_chunks, moe_pattern, split_layers
 
 RECOMPUTE_MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe")
@@ -45,7 +47,9 @@ def megatron_problems(args: Namespace, world_size: int) -> list[str]:
     """
     sizes = (_sizes, _parallel, _widths, _batch, _pipeline, _experts)
     return [
-        line for rules in (*sizes, _recompute, _overlap, _run) for line in rules(args, world_size)
+        line
+        for rule in (*sizes, _recompute, _overlap, _run)
+        for line in lines_of(rule, args, world_size)
     ]
 
 
@@ -84,7 +88,7 @@ def _missing(args: Namespace) -> Iterator[str]:
     for name in ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"):
         # Megatron takes this name for the first.
         if getattr(args, name) is None and not (name == "num_layers" and args.encoder_num_layers):
-            yield f"--{name.replace('_', '-')} (None) is needed; give the size of the model"
+            yield f"{flag_of(name)} (None) is needed; give the size of the model"
     if args.seq_length is None and args.encoder_seq_length is None:
         yield "--seq-length (None) is needed; give the tokens of a sample"
     if args.micro_batch_size is None:
@@ -123,8 +127,8 @@ def _below_1(args: Namespace) -> Iterator[str]:
     for name in _POSITIVE:
         value = getattr(args, name, None)
         if isinstance(value, int) and value < 1:
-            flag = _SPELLED.get(name, name.replace("_", "-"))
-            yield f"--{flag} ({value}) is below 1; use 1 or more"
+            flag = _SPELLED.get(name, flag_of(name))
+            yield f"{flag} ({value}) is below 1; use 1 or more"
 
 
 # More than any model or machine has; what is counted one by one would take days.
@@ -140,12 +144,12 @@ def _beyond_any(args: Namespace) -> Iterator[str]:
     for name, most in _MOST.items():
         value = getattr(args, name, None)
         if isinstance(value, int) and value > most:
-            yield f"--{name.replace('_', '-')} ({value}) is above {most}; correct it"
+            yield f"{flag_of(name)} ({value}) is above {most}; correct it"
 
 
 # Flags whose name is not that of the setting.
 _SPELLED = {
-    "microbatch_group_size_per_vp_stage": "microbatch-group-size-per-virtual-pipeline-stage",
+    "microbatch_group_size_per_vp_stage": "--microbatch-group-size-per-virtual-pipeline-stage",
 }
 
 
@@ -259,32 +263,52 @@ def _widths(args: Namespace, _: int) -> Iterator[str]:
 
 
 def _batch(args: Namespace, world_size: int) -> Iterator[str]:
-    micro, batch = args.micro_batch_size, args.global_batch_size
     stages = args.pipeline_model_parallel_size
     parallel = args.tensor_model_parallel_size * stages * args.context_parallel_size
-    if batch is None or world_size % parallel or args.step_batch_size_schedule is not None:
+    if world_size % parallel:
         return
-    unit = micro * (world_size // parallel)
+    micro, copies = args.micro_batch_size, world_size // parallel
+    unit, scheduled = micro * copies, args.step_batch_size_schedule is not None
+    # Megatron's default, which evaluations take beside a schedule too.
+    batch = unit if scheduled or args.global_batch_size is None else args.global_batch_size
     if batch % unit and not args.decrease_batch_size_if_needed:
         yield (
             f"--global-batch-size ({batch}) is not a multiple of --micro-batch-size ({micro}) x "
-            f"data-parallel size ({unit // micro}); use a multiple of {unit}"
+            f"data-parallel size ({copies}); use a multiple of {unit}"
         )
         return
-    yield from _virtual_batch(args, batch // unit)
+    trained: list[str] = []
+    if not (scheduled or args.skip_train):
+        flag = f"--global-batch-size ({args.global_batch_size})"
+        trained += virtual_batch(args, batch // unit, "an iteration", flag)
+        yield from trained
+    micro = args.eval_micro_batch_size or micro
+    evaluated = args.eval_global_batch_size or batch
+    flag = f"--eval-global-batch-size ({args.eval_global_batch_size})"
+    if evaluated % (micro * copies):
+        yield (
+            f"{flag}, by default the batch of training ({batch}), is not a multiple of "
+            f"--eval-micro-batch-size ({micro}) x data-parallel size ({copies}); use a multiple "
+            f"of {micro * copies}"
+        )
+    elif args.eval_iters and not trained:
+        yield from virtual_batch(args, evaluated // (micro * copies), "an evaluation", flag)
 
 
-def _virtual_batch(args: Namespace, microbatches: int) -> Iterator[str]:
-    """Megatron says this in the first iteration (schedules.py:1134 @ 0.19.2)."""
+def virtual_batch(args: Namespace, microbatches: int, of: str, flag: str) -> Iterator[str]:
+    """Do virtual stages get the microbatches they need? One line if not.
+
+    Megatron says it in the first iteration, or evaluation (schedules.py:1134 @ 0.19.2).
+    """
     stages = args.pipeline_model_parallel_size
     if stages == 1 or model_chunks(args) <= 1:
         return
     group = args.microbatch_group_size_per_vp_stage or stages
     if not stages <= group <= microbatches or 0 < microbatches % group < stages:
         yield (
-            f"microbatches of an iteration ({microbatches}) do not fit virtual stages in groups of "
+            f"microbatches of {of} ({microbatches}) do not fit virtual stages in groups of "
             f"({group}): use at least --pipeline-model-parallel-size ({stages}) of them, and a "
-            f"multiple of the group; change --global-batch-size"
+            f"multiple of the group; change {flag}"
         )
 
 

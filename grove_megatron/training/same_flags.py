@@ -17,6 +17,7 @@ from typing import Any
 from ..compat import installed_version, megatron_version
 from ..failure.job_store import has_store, job_store, key, world
 from ..failure.message import ranks_named
+from ..switches import flag_of
 from .refuse import refuse
 
 OF_THE_RANK = frozenset({"rank", "local_rank"})
@@ -32,7 +33,7 @@ def described(args: Namespace) -> Described:
     """Every flag by its name on the command line, and the versions, as texts that compare."""
     flags = {
         # Objects without a text of their own hold an address.
-        f"--{name.replace('_', '-')}": re.sub(r" at 0x[0-9a-f]+", "", str(value))
+        flag_of(name): re.sub(r" at 0x[0-9a-f]+", "", str(value))
         for name, value in sorted(vars(args).items())
         if name not in OF_THE_RANK
     }

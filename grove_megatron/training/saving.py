@@ -13,6 +13,7 @@ from ..checkpoint.layout import (
     iteration_of,
     read_tracker,
 )
+from ..switches import flag_of
 
 
 def saving_problems(args: Namespace) -> list[str]:
@@ -93,7 +94,7 @@ def _global(args: Namespace) -> Iterator[str]:
         folder = getattr(args, name)
         if folder and Path(folder).resolve().is_relative_to(Path(own).resolve()):
             yield (
-                f"--non-persistent-global-ckpt-dir ({own}) holds --{name.replace('_', '-')} "
+                f"--non-persistent-global-ckpt-dir ({own}) holds {flag_of(name)} "
                 f"({folder}), and all but the last checkpoint in it is deleted; use a folder of "
                 "its own"
             )

@@ -10,6 +10,7 @@ import torch
 from ..config import is_grove
 from ..planner.inputs import Layout, Model, Precision, Sizes, Training
 from ..planner.pipeline import chunks_in_letters
+from ..switches import flag_of
 from .vocabulary import Vocabulary
 
 # Bytes of the optimizer's state for every parameter, beside its copy of the weights.
@@ -43,14 +44,14 @@ def sizes_of(
         ValueError: a setting that the planner does not know, or sizes that do not fit.
     """
     unknown = [
-        f"--{name.replace('_', '-')} ({value})"
+        f"{flag_of(name)} ({value})"
         for name, is_unknown in _UNKNOWN.items()
         if (value := getattr(args, name, None)) is not None and is_unknown(value)
     ]
     for name, size in _weight_shards(args).items():
         value = getattr(args, name)
         if value is not None and value > size:
-            unknown.append(f"--{name.replace('_', '-')} ({value})")
+            unknown.append(f"{flag_of(name)} ({value})")
     if unknown:
         raise ValueError(
             f"{', '.join(unknown)} is not known to the planner, whose numbers would be wrong; "

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..switches import flag_of
+
 _SOURCES = (
     *("data_path", "train_data_path", "valid_data_path", "test_data_path"),
     *("data_args_path", "per_split_data_args_path", "mock_data"),
@@ -128,7 +130,7 @@ def outside_of_the_vocabulary(
 
 def _data(args: Namespace) -> str:
     given = {name: value for name in _SOURCES if (value := getattr(args, name, None))}
-    shown = (f"--{name.replace('_', '-')} ({_short(value)})" for name, value in given.items())
+    shown = (f"{flag_of(name)} ({_short(value)})" for name, value in given.items())
     return ", ".join(shown) or "the data loader"
 
 

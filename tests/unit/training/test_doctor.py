@@ -13,6 +13,7 @@ from grove_megatron.cli import app
 from grove_megatron.runtime import cpu
 from grove_megatron.training.checks import config_problems
 from grove_megatron.training.doctor import diagnose
+from grove_megatron.training.doctor_command import _job
 from grove_megatron.training.folder_lock import FolderLocks
 
 from .command_lines import parsed, validated
@@ -56,6 +57,35 @@ def test_the_processes_are_those_of_the_command(before: str, after: str, process
     found = json.loads(result.stdout)
     assert found["world_size"] == processes
     assert found["problems"] == []
+
+
+FLAGS = ["--num-layers", "2", "--save", "x"]
+
+
+@pytest.mark.parametrize(
+    ("before", "own_script", "processes"),
+    [
+        ("srun --ntasks 8 python -m grove_megatron.pretrain", False, None),
+        ("srun --ntasks 8 python -u pretrain_gpt.py", True, None),
+        ("mpirun -np 8 --bind-to none python -m grove_megatron.run a/train.py", True, None),
+        ("python -m grove_megatron.pretrain", False, None),
+        ("srun --ntasks 8 python -m my.training", True, None),
+        ("bin/train", True, None),
+        ("torchrun --nproc-per-node 4 pretrain_gpt.py", True, 4),
+        ("torchrun --nproc-per-node 4 -m grove_megatron.pretrain", False, 4),
+        ("torchrun --nproc-per-node 4 -m grove_megatron.run a/train.py", True, 4),
+        ("torchrun --nproc-per-node 4 -m my.training", True, 4),
+        ("python -m torch.distributed.launch --nproc_per_node 8 --use_env x.py", True, 8),
+        ("srun --ntasks-per-node 1 torchrun --nproc-per-node 4 pretrain_gpt.py", True, 4),
+        ("", False, None),
+    ],
+)
+def test_the_flags_are_those_behind_the_program(
+    before: str, own_script: bool, processes: int | None
+) -> None:
+    job = _job([*before.split(), *FLAGS])
+    assert job.flags == FLAGS
+    assert (job.own_script, job.processes) == (own_script, processes)
 
 
 def test_torchrun_has_said_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,27 @@ from pathlib import Path
 import pytest
 
 from grove_megatron.switches import Idle, idle, refused
-from grove_megatron.training.idle_flags import _megatrons, _options, idle_flags
+from grove_megatron.training.idle_flags import _options, idle_flags
+from grove_megatron.training.megatrons_flags import megatrons_flags
 
 from .command_lines import parsed
 
 ROWS = [pytest.param(row, id=row.names or row.group) for row in idle()]
-# Where a row is about a use beside others.
+# What a row is about a use beside, by the first of its names or all of them.
 BESIDE = {
     "--lr-wsd-decay-samples": "--lr-decay-style WSD",
     "--lr-wsd-decay-iters": "--train-samples 8 --lr-decay-style WSD",
     "--start-eval-at-iter": "--eval-iters 0",
+    "--min-lr": "--lr-decay-style constant",
+    "--lr-decay-iters": "--lr-decay-style constant",
+    "--adam-beta1": "--optimizer sgd",
+    "--weight-decay": "--weight-decay-incr-style linear",
+    "--moe-aux-loss-coeff": "--moe-router-load-balancing-type none",
+    "--ckpt-fully-parallel-load-exchange-algo": "--load ckpt",
+    "--one-logger-project": "--no-one-logger",
+    "--tokenizer-model": "--tokenizer-type NullTokenizer",
+    "--tokenizer-special-tokens": "--tokenizer-type NullTokenizer",
+    "--null-tokenizer-eod-id": "--tokenizer-type GPT2BPETokenizer",
 }
 # What no other option of Megatron reads, and is asked of by name, or is of its validation alone.
 KNOWN = {
@@ -59,12 +70,12 @@ def example(flag: str, action: Action, default: object) -> str:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_what_does_nothing_is_said(row: Idle) -> None:
-    parser, defaults = _megatrons()
+    parser, defaults = megatrons_flags()
     options = list(_options(row, parser))
     assert options
-    beside = next((BESIDE[flag] for flag, _ in options if flag in BESIDE), "")
-    if len(options) > 1:
-        beside = ""
+    beside = BESIDE.get(row.names, "")
+    if not row.when(parsed(beside)):
+        beside = BESIDE.get(options[0][0], "")
     for flag, action in options:
         words = example(flag, action, getattr(defaults, action.dest))
         args = parsed(f"{beside} {words}")
@@ -89,6 +100,29 @@ def test_a_sound_command_line_has_none() -> None:
         "--async-save --use-persistent-ckpt-worker",
         "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
         "--position-embedding-type yarn --mscale 2 --no-yarn-correction-range-round-to-int",
+        "--fp16 --initial-loss-scale 256 --hysteresis 3",
+        "--fp16 --loss-scale 128",
+        "--optimizer sgd --sgd-momentum 0.5",
+        "--optimizer lion --adam-beta1 0.8",
+        "--optimizer muon --muon-momentum 0.8 --adam-eps 1e-6",
+        "--optimizer muon --muon-scalar-optimizer lion --lion-beta1 0.8",
+        "--weight-decay 0.2",
+        "--lr-warmup-iters 1 --lr-warmup-init 1e-5 --min-lr 1e-5 --lr-decay-iters 3",
+        "--lr-decay-style constant --lr-warmup-fraction 0.5 --lr-decay-iters 3",
+        "--moe-router-load-balancing-type aux_loss seq_aux_loss --moe-aux-loss-coeff 0.1 0.1",
+        "--overlap-grad-reduce --ddp-bucket-size 1000",
+        "--position-embedding-type rope --rotary-interleaved --no-rope-freq 2",
+        "--use-rotary-position-embeddings --rotary-interleaved",
+        "--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 1 "
+        "--microbatch-group-size-per-virtual-pipeline-stage 2",
+        "--tensor-model-parallel-size 2 --sequence-parallel",
+        "--save ckpt --save-interval 1 --no-save-optim",
+        "--pretrained-checkpoint ckpt --no-load-optim",
+        "--load ckpt --override-opt_param-scheduler --ckpt-fully-parallel-load",
+        "--tokenizer-type HuggingFaceTokenizer --tokenizer-model m --trust-remote-code",
+        "--tokenizer-type SentencePieceTokenizer --tokenizer-model m --chat-template c",
+        "--eval-iters 1 --eval-global-batch-size 2",
+        "--fp8-format hybrid --fp8-recipe tensorwise --fp8-margin 1",
     ],
 )
 def test_what_acts_is_not_said_to_do_nothing(flags: str) -> None:
@@ -112,7 +146,7 @@ def words_of_megatron() -> frozenset[str]:
 
 
 def test_every_option_that_nothing_reads_is_in_the_table() -> None:
-    parser, _ = _megatrons()
+    parser, _ = megatrons_flags()
     in_table = {row.setting for row in refused()}
     for row in idle():
         in_table |= {action.dest for _, action in _options(row, parser)}

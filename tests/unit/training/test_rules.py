@@ -3,13 +3,16 @@
 import argparse
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 
 from grove_megatron.runtime import cpu
+from grove_megatron.training import checks, late_rules, preflight, rules
 from grove_megatron.training.checks import command_line_problems, megatrons_refusal
 from grove_megatron.training.doctor import _megatrons
+from grove_megatron.training.guarded import FAILED
 from grove_megatron.training.rules import megatron_notices, smallest_world_size
 
 SOUND = (
@@ -115,6 +118,12 @@ BROKEN: list[tuple[str, int, str, str]] = [
     ("--micro-batch-size 0", 1, "--micro-batch-size (0) is below 1", "use 1"),
     ("--micro-batch-size 3", 1, "--global-batch-size (8) is not a multiple of", "a multiple of 3"),
     ("--global-batch-size 6", 4, "--global-batch-size (6) is not a multiple", "multiple of 4"),
+    (
+        "--eval-micro-batch-size 3",
+        1,
+        "--eval-global-batch-size (None), by default the batch of training (8), is not a multiple",
+        "multiple of 3",
+    ),
     ("--global-batch-size 0", 1, "--global-batch-size (0) is below 1", "use 1"),
     ("--num-attention-heads 0", 1, "--num-attention-heads (0) is below 1", "use 1"),
     ("--moe-layer-freq 0", 1, "--moe-layer-freq (0) is below 1", "use 1"),
@@ -397,6 +406,73 @@ def test_experts_without_a_width_have_that_of_dense_layers(parse: Parse) -> None
     assert line.startswith("--moe-ffn-hidden-size (128) is not a multiple of --expert-tensor-para")
 
 
+VIRTUAL = f"{PP2} --num-layers-per-virtual-pipeline-stage 1"
+SCHEDULE = "--train-samples 80 --step-batch-size-schedule"
+
+
+@pytest.mark.parametrize(
+    ("flags", "begin", "fix"),
+    [
+        (VIRTUAL, "an iteration (1)", "--global-batch-size (None)"),
+        (f"{VIRTUAL} --eval-iters 0", "an iteration (1)", "--global-batch-size (None)"),
+        (f"{VIRTUAL} --skip-train", "an evaluation (1)", "--eval-global-batch-size (None)"),
+        (
+            f"{VIRTUAL} --global-batch-size 8 --eval-global-batch-size 1",
+            "an evaluation (1)",
+            "--eval-global-batch-size (1)",
+        ),
+        (
+            f"{VIRTUAL} {SCHEDULE} 0:1,64:8 --eval-global-batch-size 8",
+            "an iteration (1)",
+            "--step-batch-size-schedule (0:1,64:8)",
+        ),
+        # Beside a schedule Megatron evaluates one microbatch at a time.
+        (f"{VIRTUAL} {SCHEDULE} 0:8", "an evaluation (1)", "--eval-global-batch-size (None)"),
+        (f"{VIRTUAL} {SCHEDULE} 0:8 --eval-iters 0", "", ""),
+        (f"{VIRTUAL} --global-batch-size 8 --eval-global-batch-size 1 --eval-iters 0", "", ""),
+        (PP2, "", ""),
+    ],
+)
+def test_virtual_stages_get_their_microbatches_in_every_batch(
+    flags: str, begin: str, fix: str, parse: Parse
+) -> None:
+    args = parse(flags)
+    if "--global-batch-size" not in flags.split():
+        args.global_batch_size = None
+    if args.train_samples:
+        args.train_iters = None
+    lines = command_line_problems(args, 2, "cuda")
+    assert len(lines) == bool(begin)
+    assert all(line.startswith(f"microbatches of {begin} do not fit virtual") for line in lines)
+    assert all(line.endswith(f"; change {fix}") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("module", "check"),
+    [
+        (preflight, "_spec_problems"),
+        (preflight, "_checkpoint_problems"),
+        (rules, "_widths"),
+        (late_rules, "_groups"),
+        (checks, "vocabulary_problems"),
+        (checks, "saving_problems"),
+    ],
+)
+def test_a_check_that_fails_is_one_line_beside_those_of_the_others(
+    module: ModuleType, check: str, parse: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Iterator[str]:
+        yield "what came before"
+        raise OSError("unreadable")
+
+    monkeypatch.setattr(module, check, fails)
+    # Of the first, of rules.py and of late_rules.py.
+    wrong = parse("--grove-num-groups 3 --min-lr 2 --seed 0")
+    lines = command_line_problems(wrong, 1, "cuda")
+    for begin in ("what came", FAILED, "--grove-num-groups (3)", "--min-lr (2.0)", "--seed (0)"):
+        assert len([line for line in lines if line.startswith(begin)]) == 1, begin
+
+
 def test_there_are_more_than_sixty() -> None:
     assert len({flags for flags, *_ in BROKEN}) >= 60
 
@@ -410,7 +486,7 @@ def test_what_cannot_work_is_one_line_with_its_fix(
     (line,) = command_line_problems(args, ranks, "cuda")
     assert line.startswith(begin)
     assert fix in line.rpartition("; ")[2]
-    assert re.match(r"(--[a-z0-9-]+|microbatches of an iteration) \(", line)
+    assert re.match(r"(--[a-z0-9-]+|microbatches of an (iteration|evaluation)) \(", line)
 
 
 @pytest.mark.parametrize(
