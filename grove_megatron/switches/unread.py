@@ -401,6 +401,12 @@ AREA = Area(
             "--fim-eod-token",
         ),
         Idle(
+            "--vocab-size",
+            " beside a tokenizer with tokens of its own, which are counted; --padded-vocab-size "
+            "makes room for more",
+            lambda s: s.pad_vocab_size and _tokenizer_is_not(_NULL, _TIKTOKEN)(s),
+        ),
+        Idle(
             "--tokenizer-model",
             " with a tokenizer that is made of --vocab-file and --merge-file, or of --vocab-size",
             lambda s: s.tokenizer_type in (_GPT2, *_BERT, _NULL),
