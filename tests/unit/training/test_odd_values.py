@@ -125,7 +125,7 @@ def test_odd_values_together(flags: list[tuple[Action, tuple[str, ...]]]) -> Non
 
 
 @pytest.mark.long
-@settings(max_examples=3000)
+@settings(max_examples=1000)
 @given(flags=pairs())
 def test_many_odd_values_together(flags: list[tuple[Action, tuple[str, ...]]]) -> None:
     is_answered(with_odd_values(*flags))
