@@ -12,7 +12,8 @@ from .config import (
     NOT_OF_THE_WEIGHTS,
     GroveTransformerConfig,
     grove_defaults,
-    is_grove,
+    has_adjugates,
+    has_grove_layers,
 )
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
@@ -45,8 +46,8 @@ def _repair_help(parser: ArgumentParser) -> None:
 
 
 def select_layer(args: Namespace) -> None:
-    """Asking for groups is asking for the Grove layer: fill in what was left out for it."""
-    if not is_grove(args):
+    """Asking for groups or our dispatch is asking for our layer: fill in what was left out."""
+    if not has_grove_layers(args):
         return
     if args.spec is None:
         args.spec = list(LAYER_SPEC)
@@ -93,7 +94,7 @@ def _forgotten(args: Namespace, checkpoint_args: Namespace) -> list[tuple[_Forge
     A value other than the default was given, so it is meant: a longer context by another
     ``--rotary-base``.
     """
-    if not (is_grove(checkpoint_args) or getattr(checkpoint_args, IMPORTED, False)):
+    if not (has_adjugates(checkpoint_args) or getattr(checkpoint_args, IMPORTED, False)):
         return []
     return [
         (setting, saved)
@@ -139,7 +140,8 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
     imported = getattr(checkpoint_args, IMPORTED, False)
     saved = not (imported or getattr(checkpoint_args, "no_save_optim", False))
     distributed = getattr(checkpoint_args, "use_distributed_optimizer", False)
-    if not (is_grove(args) and resumes and saved):
+    ours = has_grove_layers(args) or has_grove_layers(checkpoint_args)
+    if not (ours and resumes and saved):
         return []
     if args.use_distributed_optimizer != distributed:
         return [
@@ -174,7 +176,7 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
 def optimizer_format_notice(args: Namespace) -> str | None:
     """What a run that saves should know of its checkpoints, as one line, or None."""
     saves = args.save is not None and not args.no_save_optim
-    if not (is_grove(args) and saves and args.use_distributed_optimizer):
+    if not (has_grove_layers(args) and saves and args.use_distributed_optimizer):
         return None
     if args.dist_ckpt_optim_fully_reshardable:
         return None
@@ -204,7 +206,8 @@ def _parallel_sizes(args: Namespace) -> dict[str, int]:
 
 def _expert_modules(args: Namespace) -> str:
     """Which modules hold the experts, as far as it decides the order of parameters in memory."""
-    grouped = getattr(args, "grove_kernel", "megatron") != "megatron"
+    # Without the setting it is Megatron's own checkpoint, or older than the choice.
+    grouped = has_grove_layers(args) and getattr(args, "grove_kernel", "megatron") != "megatron"
     if args.transformer_impl == "local":
         return "GroupedExperts" if grouped else "SequentialMLP"
     return "TEGroupedMLP" if args.moe_grouped_gemm else "SequentialMLP of TransformerEngine"

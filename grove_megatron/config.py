@@ -47,6 +47,11 @@ class GroveTransformerConfig(TransformerConfig):
     grouped: both in one pass of torch's grouped products. triton: the same in fused CUDA kernels.
     auto: the fastest that takes the configuration and the shapes; what it passes over is logged."""
 
+    grove_dispatch: bool = False
+    """Without groups: compute Megatron's MoE layers with this package's layer, which sends a token
+    to an expert-parallel rank once, not once for each of its experts there. Router, experts,
+    losses and checkpoints are Megatron's. With groups that is so anyway."""
+
     grove_hierarchical_dispatch: bool = False
     """Send a token to every node once and pass it on inside the node, instead of to every rank.
     For expert parallelism over several nodes; the launcher says how many ranks a node has
@@ -96,7 +101,7 @@ class GroveTransformerConfig(TransformerConfig):
             self.moe_router_score_function = "sigmoid"
         super().__post_init__()
         problems = grove_problems(self, num_experts=self.num_moe_experts)
-        if is_grove(self) and self.grove_kernel in GROUPED_KERNELS:
+        if has_grove_layers(self) and self.grove_kernel in GROUPED_KERNELS:
             why_not = grouped_experts_why_not(self)
             if why_not is not None:
                 problems.append(
@@ -112,6 +117,7 @@ GROUPED_KERNELS = ("grouped", "triton")
 NOT_OF_THE_WEIGHTS = (
     "grove_allow_scale_above_bound",
     "grove_kernel",
+    "grove_dispatch",
     "grove_hierarchical_dispatch",
     "grove_bias_update_rule",
     "grove_bias_rate_decay_style",
@@ -125,6 +131,17 @@ NOT_OF_THE_WEIGHTS = (
 )
 """Settings that may differ between the run that wrote a checkpoint and one that reads it."""
 
+OF_EVERY_LAYER = (
+    "grove_dispatch",
+    "grove_kernel",
+    "grove_hierarchical_dispatch",
+    "grove_metrics_interval",
+    "grove_metrics_dir",
+    "grove_failure_watch",
+    "grove_print_arguments",
+)
+"""Settings that a plain MoE with --grove-dispatch takes too; all others are of groups."""
+
 MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
 """Optimizers that treat a two-dimensional parameter as a matrix, and so need one per expert."""
 
@@ -136,9 +153,19 @@ def grove_defaults() -> dict[str, Any]:
     return {f.name: f.default for f in fields(GroveTransformerConfig) if f.name not in inherited}
 
 
-def is_grove(config: Any) -> bool:
-    """Does this configuration (or argument namespace) ask for Grove layers?"""
+def has_adjugates(config: Any) -> bool:
+    """Does this configuration (or argument namespace) ask for groups, with an adjugate each?"""
     return bool(getattr(config, "grove_num_groups", None))
+
+
+def has_grove_layers(config: Any) -> bool:
+    """Does it ask for this package's MoE layer, with groups or for a plain MoE?"""
+    return has_adjugates(config) or bool(getattr(config, "grove_dispatch", False))
+
+
+def is_checked(args: Any) -> bool:
+    """Do this package's checks, notices and listings hold for the run? Megatron's own has none."""
+    return has_grove_layers(args)
 
 
 def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
@@ -157,14 +184,25 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
     scale = settings.grove_adjugate_scale
     problems = []
     if not groups:
+        plain = bool(settings.grove_dispatch)
         for name, default in grove_defaults().items():
             value = getattr(settings, name)
-            if name != "grove_num_groups" and value != default:
+            if name == "grove_num_groups" or value == default:
+                continue
+            flag, without = (
+                f"--{name.replace('_', '-')} ({value})",
+                f"--grove-num-groups ({groups})",
+            )
+            if name not in OF_EVERY_LAYER:
                 problems.append(
-                    f"--{name.replace('_', '-')} ({value}) is set without --grove-num-groups "
-                    f"({groups}); set the number of groups, or remove it"
+                    f"{flag} is set without {without}; set the number of groups, or remove it"
                 )
-        return problems
+            elif not plain:
+                problems.append(
+                    f"{flag} is set without {without} or --grove-dispatch (False); give one of "
+                    "them, or remove it"
+                )
+        return problems + (_plain_problems(settings, num_experts) if plain else [])
     if not num_experts:
         problems.append(
             f"--grove-num-groups ({groups}) is set for a dense model, --num-experts "
@@ -223,6 +261,25 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
         problems += _metrics_problems(settings)
         problems += refusals(settings)
     return problems
+
+
+def _plain_problems(settings: Any, num_experts: int | None) -> list[str]:
+    """Of --grove-dispatch without groups."""
+    if not num_experts:
+        return [
+            f"--grove-dispatch (True) is set for a dense model, --num-experts ({num_experts}); set "
+            "--num-experts, or remove it"
+        ]
+    problems = []
+    expert_parallel = settings.expert_model_parallel_size
+    if expert_parallel < 1 or num_experts % expert_parallel:
+        problems.append(
+            f"--expert-model-parallel-size ({expert_parallel}) does not divide --num-experts "
+            f"({num_experts}); use one of {_divisors(num_experts)}"
+        )
+    problems += _kernel_problems(settings)
+    problems += _metrics_problems(settings)
+    return problems + refusals(settings)
 
 
 def grouped_experts_why_not(config: TransformerConfig) -> str | None:

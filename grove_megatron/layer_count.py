@@ -8,7 +8,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config, unwrap_model
 
-from .config import is_grove
+from .config import has_grove_layers
 from .moe.layer import GroveMoELayer
 
 
@@ -35,7 +35,7 @@ def check_grove_layers(models: list[Any]) -> list[Any]:
     count = torch.tensor([len(layers)], device=torch.cuda.current_device())
     dist.all_reduce(count, group=unwrap_model(models)[0].pg_collection.pp)
     built, expected = int(count.item()), expected_grove_layers(config)
-    if dist.get_backend() == "fake" and is_grove(config):
+    if dist.get_backend() == "fake" and has_grove_layers(config):
         # Nobody knows the other stages; here at least no layer may be Megatron's own.
         expected = sum(isinstance(m, MoELayer) for model in models for m in model.modules())
     if built != expected:
@@ -48,7 +48,7 @@ def check_grove_layers(models: list[Any]) -> list[Any]:
 
 def expected_grove_layers(config: TransformerConfig) -> int:
     """How many Grove layers a model of this config has, MTP layers included."""
-    if not is_grove(config):
+    if not has_grove_layers(config):
         return 0
     frequency = config.moe_layer_freq
     if isinstance(frequency, int):

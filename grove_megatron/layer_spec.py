@@ -1,7 +1,7 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
 It asks Megatron for its own spec and changes three things in it: the MoE layer; the norm where
-Megatron's would refuse to be built; and the checkpoint key of the norm before a Grove layer.
+Megatron's would refuse to be built; and the checkpoint key of the norm before a layer with groups.
 Experts, attention and everything else stay what Megatron chose for the local or TransformerEngine
 implementation.
 """
@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from .config import GroveTransformerConfig, is_grove
+from .config import GroveTransformerConfig, has_adjugates, has_grove_layers
 from .layer_count import check_after_build
 from .moe.experts import GroupedExperts
 from .moe.kernel_choice import takes_grouped_experts
@@ -37,7 +37,7 @@ def grove_layer_spec(model_config: Any, vp_stage: int | None = None) -> Transfor
         vp_stage: virtual pipeline stage, None without virtual pipelining.
 
     Returns:
-        Megatron's own block spec if the config asks for no groups.
+        Megatron's own block spec if the config asks for no Grove layers.
 
     Raises:
         ValueError: the config is not a GroveTransformerConfig; and, once the model is built, by a
@@ -69,38 +69,45 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
     spec object share one afterwards.
     """
     swaps: dict[Any, Any] = {}
-    if is_grove(config):
+    if has_grove_layers(config):
         swaps = {MoELayer: GroveMoELayer, TopKRouter: GroveRouter}
         if takes_grouped_experts(config):
             swaps[SequentialMLP] = GroupedExperts
     if config.transformer_impl == "local":
         swaps |= norm_swaps(config)
-    return swap_classes(spec, swaps) if swaps else spec
+    # A plain MoE has Megatron's keys.
+    return swap_classes(spec, swaps, norm_apart=has_adjugates(config)) if swaps else spec
 
 
-def swap_classes(spec: Any, swaps: Mapping[Any, Any]) -> Any:
+def swap_classes(spec: Any, swaps: Mapping[Any, Any], *, norm_apart: bool = False) -> Any:
     """A copy of a spec tree in which every class that is a key of ``swaps`` is its value.
 
     Walks partials, lists and dataclasses. What was one object in the original is one afterwards.
+
+    Args:
+        spec: not changed.
+        swaps: new classes by old ones.
+        norm_apart: see :func:`_keep_norm_apart`.
     """
-    return _swap(spec, swaps, {})
+    return _swap(spec, swaps, norm_apart, {})
 
 
-def _swap(node: Any, swaps: Mapping[Any, Any], done: dict[int, Any]) -> Any:
+def _swap(node: Any, swaps: Mapping[Any, Any], norm_apart: bool, done: dict[int, Any]) -> Any:
     if id(node) in done:
         return done[id(node)]
     if isinstance(node, type):
         new = swaps.get(node, node)
     elif isinstance(node, partial):
-        keywords = {k: _swap(v, swaps, done) for k, v in node.keywords.items()}
-        new = partial(_swap(node.func, swaps, done), *node.args, **keywords)
+        keywords = {k: _swap(v, swaps, norm_apart, done) for k, v in node.keywords.items()}
+        new = partial(_swap(node.func, swaps, norm_apart, done), *node.args, **keywords)
     elif isinstance(node, list):
-        new = [_swap(item, swaps, done) for item in node]
+        new = [_swap(item, swaps, norm_apart, done) for item in node]
     elif is_dataclass(node):
         new = copy.copy(node)
         for field in fields(node):
-            setattr(new, field.name, _swap(getattr(node, field.name), swaps, done))
-        if isinstance(new, TransformerLayerSubmodules):
+            value = getattr(node, field.name)
+            setattr(new, field.name, _swap(value, swaps, norm_apart, done))
+        if norm_apart and isinstance(new, TransformerLayerSubmodules):
             _keep_norm_apart(new)
     else:
         new = node

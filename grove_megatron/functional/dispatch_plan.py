@@ -42,7 +42,9 @@ def count_work(routing_map_TE: Tensor, num_ranks: int, num_groups: int) -> Tenso
     num_experts = routing_map_TE.shape[1]
     rows_R = _is_token_in_rank(routing_map_TE, num_ranks).sum(0)
     experts_RL = routing_map_TE.sum(0).reshape(num_ranks, num_experts // num_ranks)
-    groups_RL = group_map(routing_map_TE, num_groups).sum(0).reshape(num_ranks, -1)
+    groups_RL = (
+        group_map(routing_map_TE, num_groups).sum(0).reshape(num_ranks, num_groups // num_ranks)
+    )
     return torch.cat([rows_R.reshape(-1, 1), experts_RL, groups_RL], dim=1)
 
 

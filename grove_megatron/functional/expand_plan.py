@@ -98,12 +98,14 @@ def plan_expand(
         tokens_per_expert, tokens_per_group: [L], [L_groups] int64 on the CPU, the selection's own
             counts; given by the caller, so that nothing here waits for the device.
     """
-    num_rows, num_experts = packed_probs_VL.shape
     num_groups = tokens_per_group.numel()
+    selected_VL = packed_probs_VL != NOT_ROUTED
+    if num_groups == 0:
+        return _plan_experts(selected_VL, tokens_per_expert, tokens_per_group)
+    num_rows, num_experts = packed_probs_VL.shape
     group_size = num_experts // num_groups
     pairs, owner_pairs = int(tokens_per_expert.sum()), int(tokens_per_group.sum())
 
-    selected_VL = packed_probs_VL != NOT_ROUTED
     selected_VGm = selected_VL.reshape(num_rows, num_groups, group_size)
     first_VGm = selected_VGm & (selected_VGm.cumsum(-1, dtype=torch.int32) == 1)
     owner_VL = first_VGm.reshape(num_rows, num_experts)
@@ -127,6 +129,23 @@ def plan_expand(
         tokens_per_expert=tokens_per_expert,
         tokens_per_group=tokens_per_group,
         num_rows=num_rows,
+    )
+
+
+def _plan_experts(
+    selected_VL: Tensor, tokens_per_expert: Tensor, tokens_per_group: Tensor
+) -> ExpandPlan:
+    """Without groups: pairs by expert, in the order of rows."""
+    pairs, num_experts = int(tokens_per_expert.sum()), selected_VL.shape[1]
+    expert_N, row_N = torch.nonzero_static(selected_VL.T, size=pairs).unbind(1)
+    return ExpandPlan(
+        rows=RowMap.of(row_N.contiguous(), selected_VL.sum(1)),
+        position_N=row_N * num_experts + expert_N,
+        owner_position_M=row_N.new_zeros(0),
+        segments=Segments.of_experts(tokens_per_expert, selected_VL.device),
+        tokens_per_expert=tokens_per_expert,
+        tokens_per_group=tokens_per_group,
+        num_rows=selected_VL.shape[0],
     )
 
 

@@ -33,16 +33,19 @@ def grove_layer(
         probs_TE: [T, E] combine weights.
         routing_map_TE: [T, E] bool, the selected experts; any number per token.
         experts: E callables [H] -> [H].
-        adjugates: G callables [H] -> [H]; group j holds experts j*E/G .. (j+1)*E/G - 1.
+        adjugates: G callables [H] -> [H]; group j holds experts j*E/G .. (j+1)*E/G - 1. None of
+            them in a plain MoE.
         scale: of the adjugate term.
     """
-    per_group = len(experts) // len(adjugates)
+    per_group = len(experts) // len(adjugates) if adjugates else 0
     outputs = []
     for x, probs, selected in zip(x_TH, probs_TE, routing_map_TE, strict=True):
         y = torch.zeros_like(x)
         weight_of_group: dict[int, Tensor] = {}
         for i in selected.nonzero().flatten().tolist():
             y = y + probs[i] * experts[i](x)
+            if not adjugates:
+                continue
             j = i // per_group
             weight_of_group[j] = weight_of_group.get(j, torch.zeros_like(probs[i])) + probs[i]
         for j, weight in weight_of_group.items():

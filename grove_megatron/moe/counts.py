@@ -116,7 +116,7 @@ class LayerCounts:
         groups = self.columns.groups
         in_group_TG = group_map(routing_map_TE, groups)
         # Groups lie whole on a rank, and ranks on a node.
-        in_rank_TR = group_map(in_group_TG, self.columns.ranks)
+        in_rank_TR = group_map(in_group_TG if groups else routing_map_TE, self.columns.ranks)
         sent = [in_rank_TR] if self.nodes == 0 else [in_rank_TR, group_map(in_rank_TR, self.nodes)]
         if padding_mask is None:
             degree_T = in_group_TG.sum(1)

@@ -1,7 +1,11 @@
-"""The Grove MoE layer: Megatron's MoELayer with adjugate experts and deduplicated dispatch."""
+"""The Grove MoE layer: Megatron's MoELayer with adjugate experts and deduplicated dispatch.
+
+Without groups it is a plain MoE with that dispatch.
+"""
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import (
+    ExpertsInterface,
     MoELayer,
     MoESubmodules,
     _RecordExpertDgradCompletion,
@@ -9,7 +13,7 @@ from megatron.core.transformer.moe.moe_layer import (
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor
 
-from ..config import GroveTransformerConfig
+from ..config import GroveTransformerConfig, has_adjugates, has_grove_layers
 from ..functional.placement import Placement
 from .adjugate import build_adjugates
 from .allgather_dispatcher import GroveAllGatherDispatcher
@@ -29,9 +33,10 @@ class GroveMoELayer(MoELayer):
     ``forward`` is Megatron's: route, preprocess, dispatch, routed_experts_compute, combine,
     postprocess. Recompute, the overlapped schedule and delayed weight gradients call these stages
     one by one; this class fills in what differs. The layer's parameters beside Megatron's are
-    ``adjugate_experts``; their name holds "experts" because Muon tells experts by it.
+    ``adjugate_experts``, None without groups; their name holds "experts" because Muon tells experts
+    by it.
 
-    Args: as for MoELayer; ``config.grove_num_groups`` must be set.
+    Args: as for MoELayer; ``config`` must ask for Grove layers.
     """
 
     config: GroveTransformerConfig
@@ -48,7 +53,7 @@ class GroveMoELayer(MoELayer):
     ) -> None:
         pg_collection = pg_collection or get_default_pg_collection()
         super().__init__(config, submodules, layer_number, pg_collection, is_mtp_layer, name)
-        assert config.grove_num_groups, "a Grove layer is only built where the config has groups"
+        assert has_grove_layers(config), "a Grove layer is only built where the config asks for it"
         if not isinstance(self.router, GroveRouter):
             raise ValueError(
                 f"router ({type(self.router).__name__}) of the layer's MoESubmodules is not "
@@ -57,19 +62,21 @@ class GroveMoELayer(MoELayer):
             )
         placement = Placement(
             num_experts=config.num_moe_experts,
-            num_groups=config.grove_num_groups,
+            num_groups=config.grove_num_groups or 0,
             num_ranks=pg_collection.ep.size(),
         )
         self.token_dispatcher = DISPATCHERS[config.moe_token_dispatcher_type](
             placement, config, pg_collection
         )
-        self.adjugate_experts = build_adjugates(
-            self.submodules.experts,
-            placement.groups_per_rank,
-            config,
-            pg_collection,
-            name=f"{name}.adjugate_experts" if name is not None else None,
-        )
+        self.adjugate_experts: ExpertsInterface | None = None
+        if has_adjugates(config):
+            self.adjugate_experts = build_adjugates(
+                self.submodules.experts,
+                placement.groups_per_rank,
+                config,
+                pg_collection,
+                name=f"{name}.adjugate_experts" if name is not None else None,
+            )
         self.in_one_pass = isinstance(self.experts, GroupedExperts)
         self.counts: LayerCounts | None = None
 
@@ -113,5 +120,5 @@ class GroveMoELayer(MoELayer):
     def backward_dw(self, routed_experts: bool = True, shared_experts: bool = False) -> None:
         """Compute delayed weight gradients; without this, adjugates would silently get none."""
         super().backward_dw(routed_experts, shared_experts)
-        if routed_experts:
+        if routed_experts and self.adjugate_experts is not None:
             self.adjugate_experts.backward_dw()

@@ -11,7 +11,7 @@ from megatron.core.transformer.moe.moe_utils import (
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
-from ..config import GroveTransformerConfig, is_grove
+from ..config import GroveTransformerConfig, has_adjugates, has_grove_layers
 from ..functional.balance import group_balancing_loss
 from ..functional.groups import group_map
 from .logits_watch import LogitsWatch
@@ -23,7 +23,7 @@ GROUP_LOSS = "group_load_balancing_loss"
 def follows_rms(config: GroveTransformerConfig) -> bool:
     """Do the expert biases move by the paper's rule? With softmax scoring Megatron's is kept."""
     return (
-        is_grove(config)
+        has_adjugates(config)
         and config.moe_router_enable_expert_bias
         and config.grove_router_scoring == "grove"
         and config.grove_bias_update_rule == "rms"
@@ -32,7 +32,7 @@ def follows_rms(config: GroveTransformerConfig) -> bool:
 
 def needs_grove_update(config: GroveTransformerConfig) -> bool:
     """Is Megatron's own update of the expert biases, by sign and at one rate, not what is asked?"""
-    if not (is_grove(config) and config.moe_router_enable_expert_bias):
+    if not (has_grove_layers(config) and config.moe_router_enable_expert_bias):
         return False
     return follows_rms(config) or config.grove_bias_rate_decay_style != "constant"
 
@@ -128,7 +128,8 @@ class GroveRouter(TopKRouter):
         """
         if self.logits_watch is not None:
             self.logits_watch.see(logits)
-        decoupled = self.config.grove_router_scoring == "grove"
+        # A plain MoE keeps Megatron's scoring.
+        decoupled = has_adjugates(self.config) and self.config.grove_router_scoring == "grove"
         route = self._decoupled_routing if decoupled else super().routing
         probs_TE, routing_map_TE = route(logits, padding_mask)
         if self.config.grove_group_aux_loss_coeff and self.training and torch.is_grad_enabled():

@@ -94,6 +94,8 @@ class Layout:
         custom: Megatron's ``--pipeline-model-parallel-layout``, which overrules the four before.
             ``virtual`` is the number of its chunks over ``pipeline``.
         all_gather: does every token go to every expert-parallel rank, whatever it selected?
+        row_per_expert: does a token go to a rank once for each of its experts there, as Megatron's
+            all-to-all sends it?
     """
 
     tensor: int = 1
@@ -111,6 +113,7 @@ class Layout:
     count_loss: bool = False
     custom: str | None = None
     all_gather: bool = False
+    row_per_expert: bool = False
 
     def __post_init__(self) -> None:
         dense = self.tensor * self.pipeline * self.context

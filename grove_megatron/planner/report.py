@@ -162,12 +162,15 @@ def _share(count: int, layout: Layout, rank: int) -> str:
 def _rows(sizes: Sizes, numbers: dict[str, Any]) -> str:
     if not sizes.model.num_experts:
         return ""
-    if not sizes.model.num_groups:
-        return f"{sizes.model.topk} a token and layer"
     if sizes.layout.all_gather:
         return (
             f"{numbers['rows_per_token']:.0f} a token and layer, one to every rank whether it "
             "needs it or not (Megatron's all-gather)"
+        )
+    if sizes.layout.row_per_expert:
+        return (
+            f"{sizes.model.topk} a token and layer, one for each of its experts (Megatron's "
+            "all-to-all)"
         )
     return (
         f"{numbers['rows_per_token']:.3f} a token and layer, one to every rank it needs, its own "

@@ -34,12 +34,15 @@ def groups_per_token(model: Model) -> float:
 
 
 def rows_per_token(model: Model, layout: Layout) -> float:
-    """Rows a token is sent as, one to every rank it needs, its own included; 0 without experts.
+    """Rows a token is sent as, its own rank's included; 0 without experts.
 
-    Megatron's all-to-all sends ``model.topk``, its all-gather one to every rank.
+    Our dispatch sends one to every rank it needs, Megatron's all-to-all ``model.topk``, and its
+    all-gather one to every rank.
     """
     if not model.num_experts:
         return 0.0
     if layout.all_gather:
         return float(layout.expert)
+    if layout.row_per_expert:
+        return float(model.topk)
     return expected_distinct(model.num_experts, model.topk, layout.expert)

@@ -19,7 +19,9 @@ _UNITS = ((1e9, "billion "), (1e6, "million "), (1e3, "thousand "), (1, ""))
 
 def sharing(shown: Shown) -> Drawn:
     """Distinct groups per token: mean, distribution, and what it means for active parameters."""
-    run = shown.last.run
+    run, title = shown.last.run, "Sharing: groups per token"
+    if not run.groups:
+        return Drawn("sharing", title, "The experts are not in groups.", None)
     uniform = distribution(run.experts, run.topk, run.groups)
     fig = draw.figure(7.2)
     (mean, over_time), (now, active) = fig.subplots(2, 2)
@@ -60,7 +62,7 @@ def sharing(shown: Shown) -> Drawn:
         "together sit in one group, and adjugates cost less. Active parameters count the experts "
         f"and adjugates that an average token used, of {sum(run.parameters):,}."
     )
-    return Drawn("sharing", "Sharing: groups per token", read, fig)
+    return Drawn("sharing", title, read, fig)
 
 
 def traffic(shown: Shown) -> Drawn:

@@ -45,8 +45,10 @@ def load_now(shown: Shown, width: float = draw.WIDTH) -> Drawn:
     last = shown.last
     layers = last.run.layers
     fig = draw.figure(1.9 + max(2.0, 0.1 * len(layers)), width)
-    cells = fig.subplots(1, 2, width_ratios=[3, 2])
-    pairs = [("expert", last.experts), ("adjugate (= group)", last.groups)]
+    pairs = [("expert", last.experts)]
+    if last.run.groups:
+        pairs.append(("adjugate (= group)", last.groups))
+    cells = fig.subplots(1, len(pairs), width_ratios=[3, 2][: len(pairs)], squeeze=False)[0]
     mesh = None
     for axes, (name, counts) in zip(cells, pairs, strict=True):
         y = np.arange(len(layers) + 1)
@@ -57,11 +59,13 @@ def load_now(shown: Shown, width: float = draw.WIDTH) -> Drawn:
         axes.set_title(f"{name.split()[0]}s")
         draw.name_layers(axes, layers)
     draw.load_bar(fig, mesh, ax=cells, pad=0.02)
-    read = (
-        f"Iterations {span(last)}, colours as above. Left the routed pairs of every expert, right "
-        "the tokens of every adjugate. Where the experts of a group are balanced its adjugate "
-        "mostly is, too; one that stands out more than its experts serves tokens that seldom "
-        "choose two of its group."
+    read = f"Iterations {span(last)}, colours as above. "
+    if not last.run.groups:
+        return Drawn("load-now", "Load of experts now", read, fig)
+    read += (
+        "Left the routed pairs of every expert, right the tokens of every adjugate. Where the "
+        "experts of a group are balanced its adjugate mostly is, too; one that stands out more "
+        "than its experts serves tokens that seldom choose two of its group."
     )
     return Drawn("load-now", "Load of experts and adjugates now", read, fig)
 
@@ -75,7 +79,8 @@ def balance(shown: Shown) -> Drawn:
         ("group_max_vio", draw.ORANGE, "groups (their experts' pairs)"),
         ("adjugate_max_vio", draw.GREEN, "adjugates (their tokens)"),
     ):
-        draw.band(left, shown.intervals, shown.measures[name], colour, label)
+        if name in shown.measures:
+            draw.band(left, shown.intervals, shown.measures[name], colour, label)
     draw.over_iterations(left, shown.intervals, "MaxVio = most / mean - 1")
     draw.from_zero(left, 0.5)
     left.set_title("mean over layers, and their range")

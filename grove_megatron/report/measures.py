@@ -54,7 +54,6 @@ def per_layer(interval: Interval) -> dict[str, Array]:
     load_LE = interval.experts.astype(float) / interval.iterations
     pairs_L = interval.experts.sum(1).astype(float)
     tokens_L = interval.sharing.sum(1).astype(float)
-    pairs_LG, pairs_LR = (_parts(interval.experts, n) for n in (run.groups, run.ranks))
     sent_L = interval.sent_tokens.astype(float)
     found = {
         "load_mean": load_LE.mean(1),
@@ -62,14 +61,15 @@ def per_layer(interval: Interval) -> dict[str, Array]:
         "load_max": load_LE.max(1),
         "max_vio": imbalance(interval.experts) - 1,
         "dead_experts": (interval.experts == 0).sum(1).astype(float),
-        "group_max_vio": imbalance(pairs_LG) - 1,
-        "adjugate_max_vio": imbalance(interval.groups) - 1,
-        "groups_per_token": ratio(interval.groups.sum(1), tokens_L),
         "pairs_per_token": ratio(pairs_L, tokens_L),
         "rows_per_token": ratio(interval.rows.sum(1), sent_L),
-        "rank_pairs_imbalance": imbalance(pairs_LR),
+        "rank_pairs_imbalance": imbalance(_parts(interval.experts, run.ranks)),
         "rank_rows_imbalance": imbalance(interval.rows),
     }
+    if run.groups:
+        found["group_max_vio"] = imbalance(_parts(interval.experts, run.groups)) - 1
+        found["adjugate_max_vio"] = imbalance(interval.groups) - 1
+        found["groups_per_token"] = ratio(interval.groups.sum(1), tokens_L)
     if interval.node_rows.any():
         found["node_rows_per_token"] = ratio(interval.node_rows, sent_L)
     if run.drops:
@@ -108,8 +108,10 @@ def active_parameters(interval: Interval) -> float:
     """
     run, layers = interval.run, per_layer(interval)
     dense, routed, adjugate = run.parameters
-    used = mean(layers["pairs_per_token"]) / run.experts * routed
-    return dense + used + mean(layers["groups_per_token"]) / run.groups * adjugate
+    active = dense + mean(layers["pairs_per_token"]) / run.experts * routed
+    if run.groups:
+        active += mean(layers["groups_per_token"]) / run.groups * adjugate
+    return active
 
 
 def sent_bytes(interval: Interval) -> float:

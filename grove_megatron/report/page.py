@@ -81,8 +81,9 @@ def where(view: View) -> str:
     return (
         f"Iterations {first_iteration(intervals[0])} to {last.iteration} ({counted} counted, in "
         f"{len(intervals)} intervals); begun {when(intervals[0].run.started)}, last report "
-        f"{when(last.time)}; {len(run.layers)} MoE layers of {run.experts} experts in "
-        f"{run.groups} groups, top-{run.topk}; {'; '.join(layouts)}."
+        f"{when(last.time)}; {len(run.layers)} MoE layers of {run.experts} experts"
+        f"{f' in {run.groups} groups' if run.groups else ''}, top-{run.topk}; "
+        f"{'; '.join(layouts)}."
     )
 
 
@@ -150,9 +151,10 @@ def _glance(view: View) -> str:
 def _uniform(view: View) -> dict[str, str]:
     run = view.last.run
     rows = [shown(uniform_rows(of)) for of in by_layout(view.intervals).values()]
+    groups = expected_distinct(run.experts, run.topk, run.groups) if run.groups else None
     return {
         "max_vio": shown(0.0),
-        "groups_per_token": shown(expected_distinct(run.experts, run.topk, run.groups)),
+        "groups_per_token": shown(groups),
         "rows_per_token": " → ".join(rows),
         "pairs_per_token": shown(float(run.topk)),
         "rank_pairs_imbalance": shown(1.0),

@@ -226,7 +226,7 @@ def find_record(place: Path) -> Path:
     what = "does not exist" if not place.exists() else f"has no {FILE} and no {FOLDER}/{FILE}"
     raise ValueError(
         f"RUN_DIR ({place}) {what}; give the folder of --save or --grove-metrics-dir of a job "
-        "that trained with --grove-num-groups and metrics"
+        "that trained with --grove-num-groups or --grove-dispatch, and metrics"
     )
 
 

@@ -107,7 +107,7 @@ def refusals(settings: object) -> list[str]:
     """What a configuration or a command line asks for that is refused, one line each.
 
     Args:
-        settings: a GroveTransformerConfig or Megatron's argument namespace, with groups.
+        settings: a GroveTransformerConfig or Megatron's argument namespace, with Grove layers.
     """
     return [line for row in refused() if (line := row.line(settings)) is not None]
 

@@ -55,6 +55,9 @@ class Works:
         return [word for word in self.flags.split() if word.startswith("--")]
 
 
+_PLAIN = "is not supported with --grove-dispatch; remove one of them"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Refused:
     """A value that is refused at start.
@@ -84,7 +87,10 @@ class Refused:
         if value is None or self.when is None or not self.when(value, settings):
             return None
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        return f"{self.switch} ({shown}) {self.reason}"
+        # What cannot be beside groups is not tried in a plain MoE either.
+        of_groups = "adjugate" in self.reason or "group" in self.reason
+        plain = of_groups and not getattr(settings, "grove_num_groups", None)
+        return f"{self.switch} ({shown}) {_PLAIN if plain else self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)

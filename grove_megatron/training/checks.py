@@ -17,7 +17,7 @@ from megatron.training.argument_utils import (
 from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import restore_grove_arguments, select_layer
-from ..config import GroveTransformerConfig, grove_problems, is_grove
+from ..config import GroveTransformerConfig, grove_problems, is_checked
 from ..failure.job_store import from_all_ranks
 from ..runtime import cuda_is_here
 from . import gpt
@@ -84,7 +84,7 @@ def job_problems(
         args, world_size, device, own_script: see :func:`every_problem`.
     """
     problems = command_line_problems(args, world_size, device)
-    if own_script and is_grove(args):
+    if own_script and is_checked(args):
         # One that gives none of these does not train: it generates, or converts.
         given = (args.train_iters, args.train_samples, args.lr)
         trains = args.skip_train or any(value is not None for value in given)
@@ -106,7 +106,7 @@ def machine_problems(args: Namespace, world_size: int, *, own_script: bool = Fal
     Args:
         args, world_size, own_script: see :func:`every_problem`.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0" or (own_script and not is_grove(args)):
+    if os.environ.get("LOCAL_RANK", "0") != "0" or (own_script and not is_checked(args)):
         return []
     checks = [nothing_to_load, folder_problems, data_file_problems, tokenizer_file_problems]
     its_own = _of_the_script(args) if own_script else []
@@ -134,7 +134,9 @@ def script_notices(args: Namespace) -> list[str]:
         args: of a script under grove_megatron.run.
     """
     found = [line for check in _of_the_script(args) for line in lines_of(check, args)]
-    return [f"if the script reads it as Megatron does: {line}" for line in found if is_grove(args)]
+    return [
+        f"if the script reads it as Megatron does: {line}" for line in found if is_checked(args)
+    ]
 
 
 def _of_the_script(args: Namespace) -> list[Callable[[Namespace], Iterable[str]]]:
@@ -154,7 +156,7 @@ def command_line_problems(args: Namespace, world_size: int, device: str | None =
         world_size: processes of the job.
         device: ``cuda`` or ``cpu``, what it will run on; None: what this process runs on.
     """
-    if not is_grove(args):
+    if not is_checked(args):
         # A run is Megatron's own then, with its own checks.
         return lines_of(preflight, args, device)
     if problems := lines_of(basic_problems, args):

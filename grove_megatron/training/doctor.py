@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, yaml_problems
-from ..config import is_grove
+from ..config import is_checked
 from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
 from ..unparsed import report_errors
@@ -131,7 +131,7 @@ def examine(
         return Diagnosis(size, device, problems)
     vocabulary = read_vocabulary(args)
     # A run without Grove flags is Megatron's own, and a script may bring its own tokenizer.
-    of_script = own_script and not (is_grove(args) and args.tokenizer_type)
+    of_script = own_script and not (is_checked(args) and args.tokenizer_type)
     if not of_script and (problem := _rows_problem(args, vocabulary)):
         return Diagnosis(size, device, [problem])
     # As Megatron's validation does.

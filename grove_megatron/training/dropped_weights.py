@@ -15,7 +15,7 @@ from megatron.training import get_args
 from ..checkpoint import manifest
 from ..checkpoint.megatron_weights import is_of_training
 from ..checkpoint.torch_dist import TorchDistReader
-from ..config import is_grove
+from ..config import has_grove_layers
 from .checkpoint_folder import checkpoints_to_load, read_at_start
 from .refuse import refuse
 
@@ -42,7 +42,7 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
     # Read once, and not by thousands of ranks.
     read: list[Any] = [None]
     if dist.get_rank() == 0:
-        read = [_saved(args, is_grove(get_model_config(models[0])))]
+        read = [_saved(args, has_grove_layers(get_model_config(models[0])))]
     dist.broadcast_object_list(read, src=0)
     if read[0] is None:
         return models

@@ -19,7 +19,7 @@ from ..arguments import (
     select_layer,
     yaml_problems,
 )
-from ..config import GroveTransformerConfig, is_grove
+from ..config import GroveTransformerConfig, is_checked
 from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
@@ -52,7 +52,7 @@ def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., Arg
 
 def _other_problems(args: Namespace) -> list[str]:
     as_launched(args)
-    return every_problem(args, args.world_size, own_script=True) if is_grove(args) else []
+    return every_problem(args, args.world_size, own_script=True) if is_checked(args) else []
 
 
 def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +80,7 @@ def _data_loader(original: Callable[..., Any]) -> Callable[..., Any]:
     def build_pretraining_data_loader(dataset: Any, consumed_samples: Any) -> Any:
         loader, args = original(dataset, consumed_samples), get_args()
         # A loader that the script brings (--dataloader-type external) gives what it likes.
-        if not (is_grove(args) and isinstance(loader, DataLoader)):
+        if not (is_checked(args) and isinstance(loader, DataLoader)):
             return loader
         return CheckedLoader(loader, vocabulary_size(get_tokenizer()), args)
 
@@ -115,7 +115,7 @@ def _initialize_distributed(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         args = get_args()
         # By now there is a tokenizer, and not yet a model.
-        if is_grove(args) and (problem := tokenizer_problem(args, get_tokenizer())):
+        if is_checked(args) and (problem := tokenizer_problem(args, get_tokenizer())):
             refuse([problem])
         if store is None:
             store = group_store(args)

@@ -19,7 +19,7 @@ from megatron.core.transformer.moe.moe_logging import MoEMetricsTracker, set_moe
 from megatron.core.utils import get_model_config
 from megatron.training import get_args
 
-from ..config import GroveTransformerConfig, is_grove
+from ..config import GroveTransformerConfig, has_grove_layers
 from ..moe.counts import SCALARS, Columns, LayerCounts
 from ..moe.layer import GroveMoELayer
 from ..moe.router import GROUP_LOSS
@@ -46,7 +46,7 @@ def watch_routing(models: list[Any]) -> list[Any]:
         ``models``.
     """
     config = get_model_config(models[0])
-    if not is_grove(config):
+    if not has_grove_layers(config):
         return models
     if config.grove_metrics_interval != 0 or config.grove_group_aux_loss_coeff:
         set_moe_metrics_tracker(RoutingTracker(models, config, get_args()))
@@ -67,13 +67,12 @@ class RoutingTracker(MoEMetricsTracker):
     ) -> None:
         super().__init__()
         assert config.num_moe_experts is not None
-        assert config.grove_num_groups is not None
         self._models, self._config, self._args = models, config, args
         interval = config.grove_metrics_interval
         self.interval = args.log_interval if interval is None else interval
         self._columns = Columns.of(
             config.num_moe_experts,
-            config.grove_num_groups,
+            config.grove_num_groups or 0,
             config.moe_router_topk,
             config.expert_model_parallel_size,
         )

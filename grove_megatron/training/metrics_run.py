@@ -48,7 +48,6 @@ def describe_run(
         before: iterations before the first that was counted.
     """
     assert config.num_moe_experts is not None
-    assert config.grove_num_groups is not None
     return Run(
         id=uuid.uuid4().hex[:8],
         started=time.time(),
@@ -56,7 +55,7 @@ def describe_run(
         resumed=min(before, getattr(args, "iteration", before)),
         layers=layers,
         experts=config.num_moe_experts,
-        groups=config.grove_num_groups,
+        groups=config.grove_num_groups or 0,
         topk=config.moe_router_topk,
         ranks=config.expert_model_parallel_size,
         dispatcher=config.moe_token_dispatcher_type,

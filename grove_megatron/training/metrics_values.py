@@ -12,10 +12,11 @@ from ..report.record import Interval
 def log_line(interval: Interval) -> str:
     """What the reader of a log should see at once, in the form of Megatron's line."""
     layers = per_layer(interval)
+    met = layers.get("groups_per_token")
     shown = {
         "load max/mean": f"{1 + mean(layers['max_vio']):.2f}",
         "dead experts": f"{totals(interval)['dead_experts_total']:.0f}",
-        "groups per token": f"{mean(layers['groups_per_token']):.2f}",
+        **({"groups per token": f"{mean(met):.2f}"} if met is not None else {}),
         "rows per token": f"{mean(layers['rows_per_token']):.2f}",
         "rank max/mean": f"{mean(layers['rank_pairs_imbalance']):.2f}",
     }
@@ -34,8 +35,9 @@ def scalars(interval: Interval, idle_LE: Array, every_layer: bool) -> dict[str, 
     values = {f"grove/{name}": mean(of_layers) for name, of_layers in layers.items()}
     values |= {f"grove/{name}": value for name, value in totals(interval).items()}
     values["grove/longest_idle"] = float(idle_LE.max(initial=0))
-    met = interval.sharing.sum(0) / max(1, interval.sharing.sum())
-    values |= {f"grove/tokens_that_meet_groups/{n}": float(x) for n, x in enumerate(met)}
+    if interval.run.groups:
+        met = interval.sharing.sum(0) / max(1, interval.sharing.sum())
+        values |= {f"grove/tokens_that_meet_groups/{n}": float(x) for n, x in enumerate(met)}
     if every_layer:
         for name, of_layers in layers.items():
             for layer, value in zip(interval.run.layers, of_layers, strict=True):

@@ -17,7 +17,7 @@ from ..arguments import (
 )
 from ..checkpoint.layout import goes_on, is_same
 from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
-from ..config import grove_problems, is_grove
+from ..config import grove_problems, has_adjugates, has_grove_layers, is_checked
 from ..failure.job_store import from_rank_0, have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
@@ -54,13 +54,13 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     if not elsewhere:
         problems += _kernel_problems(args, device)
         problems += optimizer_problems(args)
-        problems += writer_problems(args) if is_grove(args) else []
+        problems += writer_problems(args) if is_checked(args) else []
     problems += _node_problems(args)
     if device == "cpu":
         # What is refused beside groups on any device has been said, with its own reason.
         said = {line.partition(")")[0] for line in problems}
         problems += [p for p in cpu_problems(args) if p.partition(")")[0] not in said]
-    elif cuda_is_here() and is_grove(args):
+    elif cuda_is_here() and is_checked(args):
         # Of another machine than the job's, what is installed says nothing.
         problems += package_problems(args, look())
     return problems
@@ -90,9 +90,9 @@ def notices(args: Namespace) -> list[str]:
         disk_notice(args, getattr(args, "world_size", None)),
         cache_notice(args),
         # Of Megatron's own run nothing was asked.
-        tokenizer_notice(args) if is_grove(args) else None,
+        tokenizer_notice(args) if is_checked(args) else None,
     ]
-    ignored = (*megatron_notices(args), *idle_flags(args)) if is_grove(args) else ()
+    ignored = (*megatron_notices(args), *idle_flags(args)) if is_checked(args) else ()
     # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
     unwritten = writer_problems(args)
     return [*(notice for notice in found if notice is not None), *unwritten, *ignored]
@@ -100,7 +100,7 @@ def notices(args: Namespace) -> list[str]:
 
 def _dispatcher_notice(args: Namespace) -> str | None:
     ranks = args.expert_model_parallel_size
-    if not is_grove(args) or args.moe_token_dispatcher_type != "allgather" or ranks == 1:
+    if not has_grove_layers(args) or args.moe_token_dispatcher_type != "allgather" or ranks == 1:
         return None
     return (
         "--moe-token-dispatcher-type (allgather), Megatron's default, sends every token to all "
@@ -111,7 +111,7 @@ def _dispatcher_notice(args: Namespace) -> str | None:
 
 def _record_notice(args: Namespace) -> str | None:
     """Metrics are on, and what they count is kept nowhere."""
-    if not is_grove(args) or args.grove_metrics_interval == 0 or args.skip_train:
+    if not is_checked(args) or args.grove_metrics_interval == 0 or args.skip_train:
         return None
     if record_folder(args) is not None:
         return None
@@ -191,7 +191,7 @@ def _content_problems(args: Namespace) -> list[str]:
 
 def _kernel_problems(args: Namespace, device: str) -> list[str]:
     """Kernels that were asked for by name and cannot run here."""
-    if not is_grove(args) or args.grove_kernel != "triton":
+    if not has_grove_layers(args) or args.grove_kernel != "triton":
         return []
     split = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
     widths = {
@@ -211,7 +211,7 @@ def _kernel_problems(args: Namespace, device: str) -> list[str]:
 
 def _node_problems(args: Namespace) -> list[str]:
     """Expert-parallel groups that do not lie evenly on the nodes of a hierarchical dispatch."""
-    if not (is_grove(args) and args.grove_hierarchical_dispatch):
+    if not (has_grove_layers(args) and args.grove_hierarchical_dispatch):
         return []
     per_node = ranks_per_node()
     if per_node is None:
@@ -227,6 +227,13 @@ def _node_problems(args: Namespace) -> list[str]:
     return []
 
 
+def _asks(args: Namespace) -> str:
+    """What asks for our layer."""
+    if has_adjugates(args):
+        return f"--grove-num-groups ({args.grove_num_groups})"
+    return f"--grove-dispatch ({args.grove_dispatch})"
+
+
 def _spec_problems(args: Namespace) -> list[str]:
     """Megatron only logs a spec it cannot import, and trains its default layer instead."""
     if args.spec is None:
@@ -234,7 +241,7 @@ def _spec_problems(args: Namespace) -> list[str]:
     ours = " ".join(LAYER_SPEC)
     shown = " ".join(args.spec)
     if len(args.spec) != 2:
-        if args.spec == ["local"] and not is_grove(args):
+        if args.spec == ["local"] and not has_grove_layers(args):
             return []  # Megatron's own spelling, beside --attention-backend local
         return [f"--spec ({shown}) is not a module and a name; use --spec {ours}"]
     module_name, name = args.spec
@@ -246,9 +253,9 @@ def _spec_problems(args: Namespace) -> list[str]:
         ]
     if name not in vars(module):
         return [f"--spec ({shown}) names nothing in {module_name}; use --spec {ours}"]
-    if is_grove(args) and vars(module)[name] is not grove_layer_spec:
+    if has_grove_layers(args) and vars(module)[name] is not grove_layer_spec:
         return [
-            f"--spec ({shown}) is not the Grove layer that --grove-num-groups "
-            f"({args.grove_num_groups}) asks for; use --spec {ours}, or remove the --grove-* flags"
+            f"--spec ({shown}) is not the Grove layer that {_asks(args)} asks for; use --spec "
+            f"{ours}, or remove the --grove-* flags"
         ]
     return []

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..config import grove_defaults, is_grove
+from ..config import grove_defaults, has_adjugates, is_checked
 from ..planner.activations import adjugate_activations
 from ..planner.flops import adjugate_flops
 from ..planner.traffic import expected_distinct
@@ -52,7 +52,7 @@ def groups_per_token(args: Namespace) -> float:
 
 def announce_flops(args: Namespace) -> None:
     """Say on rank 0 what the FLOPs of a Grove run count before anything is measured."""
-    if is_grove(args) and _measured is None and os.environ.get("RANK", "0") == "0":
+    if has_adjugates(args) and _measured is None and os.environ.get("RANK", "0") == "0":
         print(
             f"grove_megatron: FLOPs count {groups_per_token(args):.3f} adjugates a token and "
             "layer, expected under uniform routing, until they are measured",
@@ -72,7 +72,7 @@ def _flops(original: Callable[..., Any]) -> Callable[..., Any]:
         counted = original(
             args, batch_size, seqlen_squared_sum_in_batch, total_real_tokens_in_batch
         )
-        if not is_grove(args):
+        if not has_adjugates(args):
             return counted
         tokens = total_real_tokens_in_batch
         pattern = moe_pattern(args)
@@ -92,7 +92,7 @@ def _flops(original: Callable[..., Any]) -> Callable[..., Any]:
 def _weights(original: Callable[..., Any]) -> Callable[..., Any]:
     def compute_weight_and_optimizer_memory(args: Namespace, verbose: bool = False) -> Any:
         """Megatron's, of routed experts as wide as experts and adjugates together."""
-        return original(_with_adjugates(args) if is_grove(args) else args, verbose=verbose)
+        return original(_with_adjugates(args) if has_adjugates(args) else args, verbose=verbose)
 
     return compute_weight_and_optimizer_memory
 
@@ -121,7 +121,7 @@ def _activations(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         """Megatron's, of the first pipeline stage, and what the adjugates keep there."""
         counted = original(args, num_microbatches, verbose=verbose)
-        if not is_grove(args):
+        if not has_adjugates(args):
             return counted
         layers = sum(moe_pattern(args)) * _in_flight(args, num_microbatches)
         return counted + layers * adjugate_activations(sizes_of(args), groups_per_token(args))
@@ -143,7 +143,7 @@ def _arguments(original: Callable[..., None]) -> Callable[..., None]:
         """Megatron's list without what nobody chose, which is 9 in 10 lines of it."""
         from megatron.training.utils import is_rank0
 
-        if not is_grove(args) or args.grove_print_arguments == "all":
+        if not is_checked(args) or args.grove_print_arguments == "all":
             original(title, args)
         elif is_rank0():
             changed = changed_arguments(args)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import is_grove
+from ..config import has_adjugates, has_grove_layers
 from ..planner.inputs import Layout, Model, Precision, Sizes, Training
 from ..planner.pipeline import chunks_in_letters
 from ..switches import flag_of
@@ -75,7 +75,7 @@ def _model(args: Namespace, tokens: int | None) -> Model:
     experts = args.num_experts or 0
     pattern = moe_pattern(args) if experts else (False,) * args.num_layers
     depths = args.mtp_num_layers or 0
-    grove = is_grove(args)
+    grove = has_adjugates(args)
     shared = (args.moe_shared_expert_intermediate_size or 0) if experts else 0
     width = ffn_hidden_size(args)
     return Model(
@@ -167,6 +167,7 @@ def _layout(args: Namespace, world_size: int | None) -> Layout:
         count_loss=args.account_for_loss_in_pipeline_split,
         custom=None if letters is None else str(letters),
         all_gather=args.moe_token_dispatcher_type == "allgather",
+        row_per_expert=not has_grove_layers(args),
     )
 
 
@@ -223,7 +224,11 @@ def _training(args: Namespace, layout: Layout) -> Training:
 
 def _in_one_pass(args: Namespace) -> bool:
     """Will the layer use GroupedExperts? As far as it decides memory."""
-    if not is_grove(args) or args.grove_kernel == "megatron" or args.transformer_impl != "local":
+    if (
+        not has_grove_layers(args)
+        or args.grove_kernel == "megatron"
+        or args.transformer_impl != "local"
+    ):
         return False
     return bool(args.swiglu and not args.add_bias_linear)
 

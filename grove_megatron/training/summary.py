@@ -36,8 +36,10 @@ def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> N
         summary["params_active"] = dense
     elif tokens:
         routed_share = pairs / tokens / config.num_moe_experts
-        adjugate_share = adjugate_pairs / tokens / config.grove_num_groups
-        summary["params_active"] = round(dense + routed * routed_share + adjugate * adjugate_share)
+        active = dense + routed * routed_share
+        if groups := getattr(config, "grove_num_groups", None):
+            active += adjugate * adjugate_pairs / tokens / groups
+        summary["params_active"] = round(active)
         summary["rows_per_token"] = rows / tokens
         summary["routed_pairs_per_token"] = pairs / tokens
         summary["adjugate_pairs_per_token"] = adjugate_pairs / tokens

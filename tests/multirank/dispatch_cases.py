@@ -19,7 +19,10 @@ TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class Case:
-    """One layer and one routing. ``tokens`` has a number per rank; all sizes are per model."""
+    """One layer and one routing. ``tokens`` has a number per rank; all sizes are per model.
+
+    ``plain``: the same experts without groups.
+    """
 
     experts_per_group: int
     groups_per_rank: int
@@ -31,6 +34,7 @@ class Case:
     adjugate_width: int
     scale: float
     kernel: str
+    plain: bool
     seed: int
 
 
@@ -72,6 +76,7 @@ def _drive(examples: int) -> dict[str, Any]:
         adjugate_width=st.sampled_from([2, 4]),
         scale=st.sampled_from([0.05, 1.0, 0.0]),
         kernel=st.sampled_from(["grouped", "megatron"]),
+        plain=st.booleans(),
         seed=st.integers(0, 2**31),
     )
 
@@ -140,11 +145,7 @@ def _run(case: Case) -> list[str]:
         num_moe_experts=experts,
         moe_ffn_hidden_size=case.width,
         moe_router_topk=min(case.topk, experts),
-        grove_num_groups=groups,
-        grove_adjugate_ffn_hidden_size=case.adjugate_width,
-        grove_adjugate_scale=case.scale,
-        grove_allow_scale_above_bound=True,
-        grove_router_scoring="softmax",
+        **({"grove_dispatch": True} if case.plain else _groups(case, groups)),
         grove_kernel=case.kernel,
         grove_hierarchical_dispatch=_nodes() > 1,
         moe_router_pre_softmax=True,
@@ -191,8 +192,20 @@ def _run(case: Case) -> list[str]:
     return _compare(case, everyone, experts_ranks) if rank == 0 else []
 
 
-def _mlps(experts: torch.nn.Module) -> list[dict[str, Any]]:
+def _groups(case: Case, groups: int) -> dict[str, Any]:
+    return {
+        "grove_num_groups": groups,
+        "grove_adjugate_ffn_hidden_size": case.adjugate_width,
+        "grove_adjugate_scale": case.scale,
+        "grove_allow_scale_above_bound": True,
+        "grove_router_scoring": "softmax",
+    }
+
+
+def _mlps(experts: torch.nn.Module | None) -> list[dict[str, Any]]:
     """Weight and gradient of both layers of every expert, however they are stored."""
+    if experts is None:
+        return []
     layers = ("linear_fc1", "linear_fc2")
     if hasattr(experts, "local_experts"):
         weights = [{fc: getattr(m, fc).weight for fc in layers} for m in experts.local_experts]

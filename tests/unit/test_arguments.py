@@ -30,6 +30,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
     }
     assert found == {
         "--grove-num-groups": (None, None),
+        "--grove-dispatch": (False, None),
         "--grove-adjugate-ffn-hidden-size": (None, None),
         "--grove-adjugate-scale": (0.05, None),
         "--grove-allow-scale-above-bound": (False, None),

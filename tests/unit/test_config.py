@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from grove_megatron.config import GroveTransformerConfig, grove_defaults, grove_problems, is_grove
+from grove_megatron.config import (
+    GroveTransformerConfig,
+    grove_defaults,
+    grove_problems,
+    has_adjugates,
+    has_grove_layers,
+    is_checked,
+)
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 BIASED = f"{GROVE} --moe-router-enable-expert-bias"
@@ -145,7 +152,24 @@ REFUSED = [
     ),
     (
         "--grove-metrics-interval 10",
-        "--grove-metrics-interval (10) is set without --grove-num-groups (None); set the number",
+        "--grove-metrics-interval (10) is set without --grove-num-groups (None) or "
+        "--grove-dispatch (False); give one of them, or remove it",
+    ),
+    (
+        "--grove-dispatch --grove-router-scoring softmax",
+        "--grove-router-scoring (softmax) is set without --grove-num-groups (None); set the number",
+    ),
+    (
+        "--grove-dispatch --expert-model-parallel-size 3",
+        "--expert-model-parallel-size (3) does not divide --num-experts (8); use one of 1, 2, 4, 8",
+    ),
+    (
+        "--grove-dispatch --moe-token-dispatcher-type flex",
+        "--moe-token-dispatcher-type (flex) is not supported with --grove-dispatch; remove one of",
+    ),
+    (
+        "--grove-dispatch --grove-kernel grouped --transformer-impl transformer_engine",
+        "--grove-kernel (grouped) would replace the experts of --transformer-impl (transformer_en",
     ),
     (
         f"{GROVE} --grove-bias-update-rule sign",
@@ -238,6 +262,11 @@ ACCEPTED = [
     f"{GROVE} --grove-group-aux-loss-coeff 0.01",
     "--multi-latent-attention --moe-token-dispatcher-type flex --moe-shared-expert-overlap",
     f"{GROVE} --moe-token-dispatcher-type allgather",
+    f"{GROVE} --grove-dispatch",
+    "--grove-dispatch",
+    "--grove-dispatch --grove-num-groups 0 --expert-model-parallel-size 8 --moe-router-topk 1",
+    "--grove-dispatch --grove-kernel megatron --grove-metrics-interval 3 --moe-router-fusion",
+    "--grove-dispatch --moe-router-load-balancing-type sinkhorn",
 ]
 
 
@@ -252,6 +281,14 @@ def test_a_wrong_setting_is_refused_in_one_line_with_its_fix(parse, flags, line)
 def test_a_right_setting_is_not_refused(parse, flags):
     args = parse(flags)
     assert grove_problems(args, num_experts=args.num_experts) == []
+
+
+def test_dispatch_of_a_dense_model_is_refused(parse):
+    args = parse("--grove-dispatch")
+    (problem,) = grove_problems(args, num_experts=None)
+    assert problem.startswith(
+        "--grove-dispatch (True) is set for a dense model, --num-experts (None)"
+    )
 
 
 def test_groups_of_a_dense_model_are_refused(parse):
@@ -303,6 +340,7 @@ def test_the_flags_keep_their_names_and_defaults(parse):
     args = parse("")
     assert {name: getattr(args, name) for name in grove_defaults()} == {
         "grove_num_groups": None,
+        "grove_dispatch": False,
         "grove_adjugate_ffn_hidden_size": None,
         "grove_adjugate_scale": 0.05,
         "grove_allow_scale_above_bound": False,
@@ -349,7 +387,7 @@ def grove(**settings) -> GroveTransformerConfig:
 def test_without_groups_it_is_a_plain_transformer_config(absent):
     ours, megatrons = GroveTransformerConfig(**plain(**absent)), TransformerConfig(**plain())
     assert isinstance(ours, TransformerConfig)
-    assert not is_grove(ours)
+    assert not has_grove_layers(ours)
     for field in fields(TransformerConfig):
         mine, theirs = getattr(ours, field.name), getattr(megatrons, field.name)
         if callable(theirs) and not isinstance(theirs, type):  # initialisers, made per config
@@ -358,10 +396,20 @@ def test_without_groups_it_is_a_plain_transformer_config(absent):
             assert mine == theirs, field.name
 
 
-def test_a_config_with_groups_is_grove():
-    assert is_grove(grove())
-    assert not is_grove(TransformerConfig(**plain()))
-    assert not is_grove(SimpleNamespace())
+@pytest.mark.parametrize(
+    ("config", "layers", "adjugates"),
+    [
+        (grove, True, True),
+        (lambda: GroveTransformerConfig(**plain(grove_dispatch=True)), True, False),
+        (lambda: TransformerConfig(**plain()), False, False),
+        (SimpleNamespace, False, False),
+    ],
+    ids=["groups", "dispatch", "megatron", "nothing"],
+)
+def test_what_a_config_asks_for(config, layers, adjugates):
+    asked = config()
+    assert has_grove_layers(asked) is is_checked(asked) is layers
+    assert has_adjugates(asked) is adjugates
 
 
 def test_a_config_raises_with_all_problems_in_one_message():

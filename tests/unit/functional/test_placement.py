@@ -20,7 +20,7 @@ def test_the_groups_of_a_rank_are_the_groups_of_its_experts():
         assert group // placement.groups_per_rank == expert // placement.experts_per_rank
 
 
-@pytest.mark.parametrize("groups", [3, 0, -2, 16])
+@pytest.mark.parametrize("groups", [3, -2, 16])
 def test_groups_that_do_not_divide_the_experts_are_refused(groups):
     expected = f"num_experts (8) is not a multiple of num_groups ({groups}); choose"
     with pytest.raises(ValueError, match=re.escape(expected)):
@@ -32,6 +32,14 @@ def test_ranks_that_would_split_a_group_are_refused(ranks):
     expected = f"num_groups (4) is not a multiple of num_ranks ({ranks}); a group and its adjugate"
     with pytest.raises(ValueError, match=re.escape(expected)):
         Placement(num_experts=8, num_groups=4, num_ranks=ranks)
+
+
+def test_a_plain_model_has_no_groups():
+    placement = Placement(num_experts=6, num_groups=0, num_ranks=3)
+    assert placement.experts_per_rank == 2
+    assert placement.groups_per_rank == 0
+    with pytest.raises(ValueError, match=r"num_experts \(6\) is not a multiple of num_ranks \(4\)"):
+        Placement(num_experts=6, num_groups=0, num_ranks=4)
 
 
 def test_a_placement_is_frozen():

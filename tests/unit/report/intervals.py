@@ -37,7 +37,7 @@ def interval(tokens: Sequence[list[list[int]]] = TOKENS, run: Run = RUN, **field
     rows = np.zeros((len(run.layers), run.ranks), np.int64)
     for layer, of_layer in enumerate(tokens):
         for chosen in of_layer:
-            met = {e * run.groups // run.experts for e in chosen}
+            met = {e * run.groups // run.experts for e in chosen} if run.groups else set()
             experts[layer, chosen] += 1
             groups[layer, list(met)] += 1
             sharing[layer, len(met)] += 1

@@ -84,6 +84,20 @@ def test_a_page_needs_nothing_else(run: Run, tmp_path: Path) -> None:
     assert_page_of((folder / "report.html").read_text(), files, run)
 
 
+def test_a_plain_model_has_a_page_without_groups(tmp_path: Path) -> None:
+    run = replace(RUN, groups=0)
+    folder = recorded(tmp_path, run, number=2)
+    result = grove_report(folder)
+    assert result.exit_code == 0, result.output
+    page = (folder / "report.html").read_text()
+    assert f"{len(run.layers)} MoE layers of {run.experts} experts, top-{run.topk}" in page
+    assert "The experts are not in groups." in page
+    for name in ("groups_per_token", "adjugate_max_vio"):
+        assert name not in page
+    for name in ("rows_per_token", "max_vio", "active_parameters"):
+        assert f"<code>{name}</code>" in page
+
+
 def test_megatrons_all_gather_is_not_measured_by_what_ours_would_send(tmp_path: Path) -> None:
     run = replace(RUN, dispatcher="allgather")
     rows = np.full((2, 2), 4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -120,6 +121,24 @@ def test_what_it_will_do_is_said_in_words_and_numbers() -> None:
     assert noted == ["note: layers, experts, norms and optimizer: torch, on the CPU"]
     for name in ("params_total", "params_active", "rows_per_token", "memory", "flops_per_token"):
         assert found["numbers"][name]
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        ("", "2 a token and layer, one for each of its experts"),
+        ("--grove-dispatch", "1.857 a token and layer, one to every rank it needs, its own"),
+    ],
+)
+def test_a_plain_model_is_planned_with_the_rows_of_its_dispatch(flags: str, rows: str) -> None:
+    plain = re.sub(r"--grove-\S+ \S+ ?", "", SOUND)
+    assert "grove" not in plain
+    result = doctor(f"{plain} {EP4} {flags}")
+    assert result.exit_code == 0, result.stdout
+    assert f"rows sent {rows}" in " ".join(result.stdout.split())
+    assert "adjugate" not in result.stdout
+    numbers = json.loads(doctor(f"--json {plain} {EP4} {flags}").stdout)["numbers"]
+    assert numbers["rows_per_token"] == pytest.approx(float(rows.split()[0]), abs=5e-4)
 
 
 def test_every_problem_is_one_numbered_line() -> None:
