@@ -11,6 +11,7 @@ from .config import (
     MATRIX_OPTIMIZERS,
     NOT_OF_THE_WEIGHTS,
     GroveTransformerConfig,
+    expert_tensor_parallel_size,
     grove_defaults,
     has_adjugates,
     has_grove_layers,
@@ -199,8 +200,7 @@ def _parallel_sizes(args: Namespace) -> dict[str, int]:
         "--tensor-model-parallel-size": tensor,
         "--pipeline-model-parallel-size": args.pipeline_model_parallel_size,
         "--expert-model-parallel-size": args.expert_model_parallel_size,
-        # Megatron's default: that of the dense layers.
-        "--expert-tensor-parallel-size": args.expert_tensor_parallel_size or tensor,
+        "--expert-tensor-parallel-size": expert_tensor_parallel_size(args),
     }
 
 

@@ -163,6 +163,27 @@ def has_grove_layers(config: Any) -> bool:
     return has_adjugates(config) or bool(getattr(config, "grove_dispatch", False))
 
 
+def expert_tensor_parallel_size(settings: Any) -> int:
+    """Over how many ranks an expert is split: by Megatron's default as a dense layer is.
+
+    Args:
+        settings: a configuration, or an argument namespace before or after its validation.
+    """
+    return int(settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size)
+
+
+def moe_pattern(settings: Any) -> tuple[bool, ...]:
+    """Of every decoder layer: has it experts? As Megatron reads ``--moe-layer-freq``.
+
+    Args:
+        settings: a configuration or an argument namespace of a model with experts.
+    """
+    frequency = settings.moe_layer_freq
+    if isinstance(frequency, int):
+        return tuple(layer % frequency == 0 for layer in range(settings.num_layers))
+    return tuple(bool(is_moe) for is_moe in frequency)
+
+
 def is_checked(args: Any) -> bool:
     """Do this package's checks, notices and listings hold for the run? Megatron's own has none."""
     return has_grove_layers(args)
@@ -231,7 +252,7 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"--grove-adjugate-ffn-hidden-size ({width}) is not positive beside "
             f"--grove-num-groups ({groups}); give the width of an adjugate expert"
         )
-    elif (expert_tensor := _expert_tensor_parallel_size(settings)) and width % expert_tensor:
+    elif (expert_tensor := expert_tensor_parallel_size(settings)) and width % expert_tensor:
         problems.append(
             f"--grove-adjugate-ffn-hidden-size ({width}) is not a multiple of "
             f"--expert-tensor-parallel-size ({expert_tensor}), which splits it; use a width or a "
@@ -340,12 +361,6 @@ def _metrics_problems(settings: Any) -> list[str]:
             "; remove one of them"
         ]
     return []
-
-
-def _expert_tensor_parallel_size(settings: Any) -> int:
-    # Megatron's default: that of the dense layers.
-    size = settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size
-    return int(size)
 
 
 def _router_problems(settings: Any) -> list[str]:

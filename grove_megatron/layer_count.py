@@ -8,7 +8,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config, unwrap_model
 
-from .config import has_grove_layers
+from .config import has_grove_layers, moe_pattern
 from .moe.layer import GroveMoELayer
 
 
@@ -50,10 +50,6 @@ def expected_grove_layers(config: TransformerConfig) -> int:
     """How many Grove layers a model of this config has, MTP layers included."""
     if not has_grove_layers(config):
         return 0
-    frequency = config.moe_layer_freq
-    if isinstance(frequency, int):
-        pattern = [int(i % frequency == 0) for i in range(config.num_layers)]
-    else:
-        pattern = list(frequency)
+    pattern = moe_pattern(config)
     mtp_layers = 1 if config.mtp_use_repeated_layer else config.mtp_num_layers
     return sum(pattern) + (mtp_layers or 0) * pattern[-1]

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
+from ..config import expert_tensor_parallel_size
 from ..switches import flag_of
 from .data_files import validation_prefixes
 from .guarded import lines_of
@@ -116,7 +117,7 @@ def _numbers(args: Namespace, _: int) -> Iterator[str]:
 def _groups(args: Namespace, world_size: int) -> Iterator[str]:
     """What is asserted when process groups and buffers are made."""
     stages, tensor = args.pipeline_model_parallel_size, args.tensor_model_parallel_size
-    expert_tensor = args.expert_tensor_parallel_size or tensor
+    expert_tensor = expert_tensor_parallel_size(args)
     dense = world_size // (tensor * stages)
     expert = world_size // (expert_tensor * args.expert_model_parallel_size * stages)
     if args.use_tp_pp_dp_mapping and stages > 1 and dense // args.context_parallel_size != expert:

@@ -17,7 +17,13 @@ from ..arguments import (
 )
 from ..checkpoint.layout import goes_on, is_same
 from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
-from ..config import grove_problems, has_adjugates, has_grove_layers, is_checked
+from ..config import (
+    expert_tensor_parallel_size,
+    grove_problems,
+    has_adjugates,
+    has_grove_layers,
+    is_checked,
+)
 from ..failure.job_store import from_rank_0, have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
@@ -193,7 +199,7 @@ def _kernel_problems(args: Namespace, device: str) -> list[str]:
     """Kernels that were asked for by name and cannot run here."""
     if not has_grove_layers(args) or args.grove_kernel != "triton":
         return []
-    split = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+    split = expert_tensor_parallel_size(args)
     widths = {
         "--hidden-size": args.hidden_size,
         "--moe-ffn-hidden-size": args.moe_ffn_hidden_size or args.ffn_hidden_size,
@@ -217,7 +223,7 @@ def _node_problems(args: Namespace) -> list[str]:
     if per_node is None:
         return [NO_NODES]
     experts = args.expert_model_parallel_size
-    tensor = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+    tensor = expert_tensor_parallel_size(args)
     for first in range(0, int(os.environ.get("WORLD_SIZE", "1")), experts * tensor):
         for place in range(first, first + tensor):
             try:

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..config import grove_defaults, has_adjugates, is_checked
+from ..config import grove_defaults, has_adjugates, is_checked, moe_pattern
 from ..planner.activations import adjugate_activations
 from ..planner.flops import adjugate_flops
 from ..planner.traffic import expected_distinct
@@ -22,7 +22,7 @@ from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
 from . import evaluations
 from .megatrons_flags import megatrons_flags
-from .sizes import is_gated, moe_pattern, sizes_of
+from .sizes import is_gated, sizes_of
 
 _measured: float | None = None
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
+from ..config import expert_tensor_parallel_size, moe_pattern
 from ..switches import flag_of
 from .guarded import lines_of
-from .sizes import ffn_hidden_size, model_chunks, moe_pattern, split_layers
+from .sizes import ffn_hidden_size, model_chunks, split_layers
 
 RECOMPUTE_MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe")
 RECOMPUTE_MODULES += ("shared_experts", "gdn_norm_out")
@@ -22,7 +23,7 @@ RECOMPUTE_MODULES += ("shared_experts", "gdn_norm_out")
 def smallest_world_size(args: Namespace) -> int:
     """The fewest processes that the parallel sizes of a command line need."""
     tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    expert_tensor = args.expert_tensor_parallel_size or tensor
+    expert_tensor = expert_tensor_parallel_size(args)
     return lcm(
         max(tensor * args.context_parallel_size, 1) * max(pipeline, 1),
         max(args.expert_model_parallel_size * expert_tensor, 1) * max(pipeline, 1),
@@ -177,7 +178,7 @@ def _sizes(args: Namespace, _: int) -> Iterator[str]:
 def _parallel(args: Namespace, world_size: int) -> Iterator[str]:
     tensor, pipeline = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
     context, expert = args.context_parallel_size, args.expert_model_parallel_size
-    expert_tensor = args.expert_tensor_parallel_size or tensor
+    expert_tensor = expert_tensor_parallel_size(args)
     dense = tensor * pipeline * context
     if world_size % dense:
         yield (
@@ -379,7 +380,7 @@ def _experts(args: Namespace, _: int) -> Iterator[str]:
                 "remove the size"
             )
         return
-    split = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+    split = expert_tensor_parallel_size(args)
     width = args.moe_ffn_hidden_size or ffn_hidden_size(args)
     if width % split:
         yield (

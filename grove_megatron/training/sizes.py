@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from ..config import has_adjugates, has_grove_layers
+from ..config import (
+    expert_tensor_parallel_size,
+    has_adjugates,
+    has_grove_layers,
+    moe_pattern,
+)
 from ..planner.inputs import Layout, Model, Precision, Sizes, Training
 from ..planner.pipeline import chunks_in_letters
 from ..switches import flag_of
@@ -67,7 +72,7 @@ def _weight_shards(args: Namespace) -> dict[str, int]:
     tensor = args.tensor_model_parallel_size
     return {
         "tensor_parallel_num_weight_shards": tensor,
-        "expert_tensor_parallel_num_weight_shards": args.expert_tensor_parallel_size or tensor,
+        "expert_tensor_parallel_num_weight_shards": expert_tensor_parallel_size(args),
     }
 
 
@@ -112,14 +117,6 @@ def is_gated(args: Namespace) -> bool:
     return bool(args.swiglu or args.quick_geglu)
 
 
-def moe_pattern(args: Namespace) -> tuple[bool, ...]:
-    """Of every decoder layer: has it experts? As Megatron reads ``--moe-layer-freq``."""
-    frequency = args.moe_layer_freq
-    if isinstance(frequency, int):
-        return tuple(layer % frequency == 0 for layer in range(args.num_layers))
-    return tuple(bool(is_moe) for is_moe in frequency)
-
-
 def ffn_hidden_size(args: Namespace) -> int:
     """Of dense layers, and of experts without a width; Megatron's default, arguments.py:1280 @
     0.19.2."""
@@ -156,7 +153,7 @@ def _layout(args: Namespace, world_size: int | None) -> Layout:
         context=args.context_parallel_size,
         expert=args.expert_model_parallel_size,
         # Megatron's default: that of the dense layers.
-        expert_tensor=args.expert_tensor_parallel_size or args.tensor_model_parallel_size,
+        expert_tensor=expert_tensor_parallel_size(args),
         world=world_size or getattr(args, "world_size", None) or _launched_world_size(),
         sequence_parallel=args.sequence_parallel,
         virtual=model_chunks(args),
