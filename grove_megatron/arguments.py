@@ -1,4 +1,5 @@
-"""``--grove-*`` flags, made from the fields of :class:`GroveTransformerConfig`."""
+"""``--grove-*`` flags, made from the fields of :class:`GroveTransformerConfig` and
+:class:`JobSettings`."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -11,10 +12,11 @@ from .config import (
     MATRIX_OPTIMIZERS,
     NOT_OF_THE_WEIGHTS,
     GroveTransformerConfig,
+    JobSettings,
     expert_tensor_parallel_size,
-    grove_defaults,
     has_adjugates,
     has_grove_layers,
+    layer_defaults,
 )
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
@@ -25,6 +27,7 @@ def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
     inherited = [f.name for f in fields(TransformerConfig)]
     factory = ArgumentGroupFactory(GroveTransformerConfig, exclude=inherited)
     factory.build_group(parser, title="grove")
+    ArgumentGroupFactory(JobSettings).build_group(parser, title="grove job")
     _repair_help(parser)
     return parser
 
@@ -116,7 +119,7 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
         f"checkpoint ({saved}); give the checkpoint's value, or --use-checkpoint-args"
         for setting, saved in _forgotten(args, checkpoint_args)
     ]
-    for name, default in grove_defaults().items():
+    for name, default in layer_defaults().items():
         if name in NOT_OF_THE_WEIGHTS:
             continue
         # A checkpoint that knows nothing of Grove is one of a plain model.
@@ -246,7 +249,7 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
         One line per contradiction.
     """
     problems = []
-    for name, default in grove_defaults().items():
+    for name, default in layer_defaults().items():
         if name in NOT_OF_THE_WEIGHTS:
             continue
         given, saved = getattr(args, name), getattr(checkpoint_args, name, default)

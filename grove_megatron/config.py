@@ -76,23 +76,6 @@ class GroveTransformerConfig(TransformerConfig):
     """Weight of a load balancing loss over groups, on top of those over experts: the Switch
     Transformer's with groups in place of experts. 0: none."""
 
-    grove_metrics_interval: int | None = None
-    """Report what the experts do (load, groups per token, rows sent, ranks) every so many
-    iterations: to the log line, TensorBoard and W&B, and the record that grove report draws. By
-    default at every --log-interval, where the log line shows it. 0: count nothing."""
-
-    grove_metrics_dir: str | None = None
-    """Folder for the record of these metrics; by default grove_metrics in --save, none without
-    --save."""
-
-    grove_failure_watch: Literal["on", "off"] = "on"
-    """on: a rank that fails, is killed or vanishes ends the whole job within seconds, with one
-    message. off: Megatron's own behaviour; the other ranks wait in a collective until it times
-    out."""
-
-    grove_print_arguments: Literal["changed", "all"] = "changed"
-    """Of Megatron's 800 arguments, print those that differ from its defaults, or all."""
-
     def __post_init__(self) -> None:
         scoring = self.grove_num_groups and self.grove_router_scoring
         if scoring == "grove" and self.moe_router_score_function == "softmax":
@@ -111,6 +94,31 @@ class GroveTransformerConfig(TransformerConfig):
             raise ValueError("; ".join(problems))
 
 
+@dataclass
+class JobSettings:
+    """What is watched and shown of a run: of the job, and of no layer.
+
+    In Megatron's argument namespace alone.
+    """
+
+    grove_metrics_interval: int | None = None
+    """Report what the experts do (load, groups per token, rows sent, ranks) every so many
+    iterations: to the log line, TensorBoard and W&B, and the record that grove report draws. By
+    default at every --log-interval, where the log line shows it. 0: count nothing."""
+
+    grove_metrics_dir: str | None = None
+    """Folder for the record of these metrics; by default grove_metrics in --save, none without
+    --save."""
+
+    grove_failure_watch: Literal["on", "off"] = "on"
+    """on: a rank that fails, is killed or vanishes ends the whole job within seconds, with one
+    message. off: Megatron's own behaviour; the other ranks wait in a collective until it times
+    out."""
+
+    grove_print_arguments: Literal["changed", "all"] = "changed"
+    """Of Megatron's 800 arguments, print those that differ from its defaults, or all."""
+
+
 GROUPED_KERNELS = ("grouped", "triton")
 """Values of --grove-kernel that store the experts stacked."""
 
@@ -124,21 +132,15 @@ NOT_OF_THE_WEIGHTS = (
     "grove_bias_rate_decay_iters",
     "grove_bias_rate_min",
     "grove_group_aux_loss_coeff",
-    "grove_metrics_interval",
-    "grove_metrics_dir",
-    "grove_failure_watch",
-    "grove_print_arguments",
 )
-"""Settings that may differ between the run that wrote a checkpoint and one that reads it."""
+"""Settings of a layer that may differ between the run that wrote a checkpoint and one that reads
+it; those of the job may anyway."""
 
 OF_EVERY_LAYER = (
     "grove_dispatch",
     "grove_kernel",
     "grove_hierarchical_dispatch",
-    "grove_metrics_interval",
-    "grove_metrics_dir",
-    "grove_failure_watch",
-    "grove_print_arguments",
+    *(field.name for field in fields(JobSettings)),
 )
 """Settings that a plain MoE with --grove-dispatch takes too; all others are of groups."""
 
@@ -147,10 +149,16 @@ MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
 
 
 @cache
-def grove_defaults() -> dict[str, Any]:
-    """Names and defaults of the Grove settings, in flag order; made once."""
+def layer_defaults() -> dict[str, Any]:
+    """Names and defaults of the settings of a Grove layer, in flag order; made once."""
     inherited = {f.name for f in fields(TransformerConfig)}
     return {f.name: f.default for f in fields(GroveTransformerConfig) if f.name not in inherited}
+
+
+@cache
+def grove_defaults() -> dict[str, Any]:
+    """Names and defaults of all Grove settings, in flag order; made once."""
+    return layer_defaults() | {f.name: f.default for f in fields(JobSettings)}
 
 
 def has_adjugates(config: Any) -> bool:
@@ -207,7 +215,8 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
     if not groups:
         plain = bool(settings.grove_dispatch)
         for name, default in grove_defaults().items():
-            value = getattr(settings, name)
+            # A configuration has none of the job's.
+            value = getattr(settings, name, default)
             if name == "grove_num_groups" or value == default:
                 continue
             flag, without = (
@@ -349,7 +358,9 @@ def _kernel_problems(settings: Any) -> list[str]:
 
 
 def _metrics_problems(settings: Any) -> list[str]:
-    interval, folder = settings.grove_metrics_interval, settings.grove_metrics_dir
+    # Only a command line has them.
+    interval = getattr(settings, "grove_metrics_interval", None)
+    folder = getattr(settings, "grove_metrics_dir", None)
     if interval is not None and interval < 0:
         return [
             f"--grove-metrics-interval ({interval}) is below 0; use a number of iterations, or 0 "
@@ -434,7 +445,7 @@ def _bias_problems(settings: Any) -> list[str]:
     given = {
         f"--{name.replace('_', '-')}": getattr(settings, name)
         for name in of_bias
-        if getattr(settings, name) != grove_defaults()[name]
+        if getattr(settings, name) != layer_defaults()[name]
     }
     if not settings.moe_router_enable_expert_bias:
         return [

@@ -48,8 +48,9 @@ def watch_routing(models: list[Any]) -> list[Any]:
     config = get_model_config(models[0])
     if not has_grove_layers(config):
         return models
-    if config.grove_metrics_interval != 0 or config.grove_group_aux_loss_coeff:
-        set_moe_metrics_tracker(RoutingTracker(models, config, get_args()))
+    args = get_args()
+    if args.grove_metrics_interval != 0 or config.grove_group_aux_loss_coeff:
+        set_moe_metrics_tracker(RoutingTracker(models, config, args))
     return models
 
 
@@ -68,7 +69,7 @@ class RoutingTracker(MoEMetricsTracker):
         super().__init__()
         assert config.num_moe_experts is not None
         self._models, self._config, self._args = models, config, args
-        interval = config.grove_metrics_interval
+        interval = args.grove_metrics_interval
         self.interval = args.log_interval if interval is None else interval
         self._columns = Columns.of(
             config.num_moe_experts,

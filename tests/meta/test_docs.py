@@ -40,15 +40,13 @@ def name_of(path: Path) -> str:
 
 
 def fields(source: str) -> dict[str, object]:
-    """The settings of the one dataclass in config.py: {name: default}."""
-    (config,) = [
-        node
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == "GroveTransformerConfig"
-    ]
+    """The settings of the dataclasses in config.py: {name: default}."""
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    assert [node.name for node in classes] == ["GroveTransformerConfig", "JobSettings"]
     return {
         node.target.id: ast.literal_eval(node.value)
-        for node in config.body
+        for of_class in classes
+        for node in of_class.body
         if isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Name)
         and node.value is not None

@@ -14,7 +14,7 @@ from grove_megatron.arguments import (
     select_layer,
     yaml_problems,
 )
-from grove_megatron.config import NOT_OF_THE_WEIGHTS, grove_defaults
+from grove_megatron.config import NOT_OF_THE_WEIGHTS, layer_defaults
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_the_defaults_are_megatrons(parser: argparse.ArgumentParser) -> None:
 
 
 def test_every_setting_is_one_of_the_weights_or_known_not_to_be() -> None:
-    assert {*OF_THE_WEIGHTS, *NOT_OF_THE_WEIGHTS} == set(grove_defaults())
+    assert {*OF_THE_WEIGHTS, *NOT_OF_THE_WEIGHTS} == set(layer_defaults())
 
 
 @pytest.mark.parametrize("given", [["--yaml-cfg", "a.yaml"], ["--yaml-cfg=a.yaml"]])

@@ -106,7 +106,11 @@ def test_a_stage_without_layers_that_stands_for_a_job_has_nothing_to_report(
     monkeypatch.setattr(metrics, "logs_here", lambda: logs)
     config = grove_config(num_layers=2, grove_num_groups=2, grove_adjugate_ffn_hidden_size=4)
     args = Namespace(
-        grove_metrics_dir=str(tmp_path), log_interval=1, train_iters=2, exit_interval=None
+        grove_metrics_interval=None,
+        grove_metrics_dir=str(tmp_path),
+        log_interval=1,
+        train_iters=2,
+        exit_interval=None,
     )
     with cpu():
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
