@@ -113,6 +113,7 @@ class FolderLocks:
         self._held: dict[Path, str] = {}
         self._made: list[Path] = []
         self._beat: subprocess.Popen[bytes] | None = None
+        self._releasing = threading.Lock()
 
     def take(self, folders: Mapping[str, Path], say: Callable[[str], None]) -> list[str]:
         """Hold all ``folders``, or none.
@@ -187,17 +188,18 @@ class FolderLocks:
                 return None
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Hold nothing any more; also where another thread is about to see to it."""
         if self._ours.pid != os.getpid():
             return  # in a forked child
-        self._end_beat()
-        for folder in self._held:
-            if _read(folder) == self._ours:
-                (folder / lock_beat.LOCK).unlink(missing_ok=True)
-        for folder in self._made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # where nothing has been written
-        self._held, self._made = {}, []
+        with self._releasing:
+            self._end_beat()
+            for folder in self._held:
+                if _read(folder) == self._ours:
+                    (folder / lock_beat.LOCK).unlink(missing_ok=True)
+            for folder in self._made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # where nothing has been written
+            self._held, self._made = {}, []
 
     def _end_beat(self) -> None:
         if self._beat is not None:

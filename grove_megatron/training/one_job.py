@@ -30,8 +30,9 @@ def writing_alone() -> Iterator[None]:
     try:
         yield
     finally:
-        last_acts.remove(_locks.release)
+        # In this order: a thread that ends the process waits for what is among its last acts.
         _locks.release()
+        last_acts.remove(_locks.release)
         _locks = None
 
 
