@@ -18,6 +18,7 @@ from .config import (
     has_grove_layers,
     layer_defaults,
 )
+from .switches import flag_of
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
 
@@ -125,7 +126,7 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
         # A checkpoint that knows nothing of Grove is one of a plain model.
         given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
         if (given or None) != (saved or None):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             problems.append(
                 f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); give the "
                 "checkpoint's value, or --use-checkpoint-args"
@@ -254,7 +255,7 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
             continue
         given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
         if given not in (saved, default):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             problems.append(
                 f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); remove one of "
                 f"{flag} and --use-checkpoint-args"

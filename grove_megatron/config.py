@@ -14,14 +14,15 @@ from torch.nn import functional as F
 
 from .functional.balance import DECAY_STYLES
 from .functional.groups import scale_bound
-from .switches import refusals
+from .switches import flag_of, refusals
 
 
 @dataclass
 class GroveTransformerConfig(TransformerConfig):
     """Megatron's TransformerConfig with the settings of Grove MoE (arXiv 2508.07785).
 
-    Without ``grove_num_groups`` it is a plain TransformerConfig in every respect.
+    Without ``grove_num_groups`` and ``grove_dispatch`` it is a plain TransformerConfig in every
+    respect.
     """
 
     grove_num_groups: int | None = None
@@ -219,10 +220,7 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             value = getattr(settings, name, default)
             if name == "grove_num_groups" or value == default:
                 continue
-            flag, without = (
-                f"--{name.replace('_', '-')} ({value})",
-                f"--grove-num-groups ({groups})",
-            )
+            flag, without = f"{flag_of(name)} ({value})", f"--grove-num-groups ({groups})"
             if name not in OF_EVERY_LAYER:
                 problems.append(
                     f"{flag} is set without {without}; set the number of groups, or remove it"
@@ -443,7 +441,7 @@ def _bias_problems(settings: Any) -> list[str]:
     )
     rule, style, iterations, minimum = (getattr(settings, name) for name in of_bias)
     given = {
-        f"--{name.replace('_', '-')}": getattr(settings, name)
+        flag_of(name): getattr(settings, name)
         for name in of_bias
         if getattr(settings, name) != layer_defaults()[name]
     }

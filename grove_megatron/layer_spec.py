@@ -89,30 +89,30 @@ def swap_classes(spec: Any, swaps: Mapping[Any, Any], *, norm_apart: bool = Fals
         swaps: new classes by old ones.
         norm_apart: see :func:`_keep_norm_apart`.
     """
-    return _swap(spec, swaps, norm_apart, {})
+    done: dict[int, Any] = {}
 
+    def swapped(node: Any) -> Any:
+        if id(node) in done:
+            return done[id(node)]
+        if isinstance(node, type):
+            new = swaps.get(node, node)
+        elif isinstance(node, partial):
+            keywords = {k: swapped(v) for k, v in node.keywords.items()}
+            new = partial(swapped(node.func), *node.args, **keywords)
+        elif isinstance(node, list):
+            new = [swapped(item) for item in node]
+        elif is_dataclass(node):
+            new = copy.copy(node)
+            for field in fields(node):
+                setattr(new, field.name, swapped(getattr(node, field.name)))
+            if norm_apart and isinstance(new, TransformerLayerSubmodules):
+                _keep_norm_apart(new)
+        else:
+            new = node
+        done[id(node)] = new
+        return new
 
-def _swap(node: Any, swaps: Mapping[Any, Any], norm_apart: bool, done: dict[int, Any]) -> Any:
-    if id(node) in done:
-        return done[id(node)]
-    if isinstance(node, type):
-        new = swaps.get(node, node)
-    elif isinstance(node, partial):
-        keywords = {k: _swap(v, swaps, norm_apart, done) for k, v in node.keywords.items()}
-        new = partial(_swap(node.func, swaps, norm_apart, done), *node.args, **keywords)
-    elif isinstance(node, list):
-        new = [_swap(item, swaps, norm_apart, done) for item in node]
-    elif is_dataclass(node):
-        new = copy.copy(node)
-        for field in fields(node):
-            value = getattr(node, field.name)
-            setattr(new, field.name, _swap(value, swaps, norm_apart, done))
-        if norm_apart and isinstance(new, TransformerLayerSubmodules):
-            _keep_norm_apart(new)
-    else:
-        new = node
-    done[id(node)] = new
-    return new
+    return swapped(spec)
 
 
 def _keep_norm_apart(layer: TransformerLayerSubmodules) -> None:

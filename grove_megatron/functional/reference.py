@@ -37,19 +37,16 @@ def grove_layer(
             them in a plain MoE.
         scale: of the adjugate term.
     """
-    per_group = len(experts) // len(adjugates) if adjugates else 0
     outputs = []
     for x, probs, selected in zip(x_TH, probs_TE, routing_map_TE, strict=True):
         y = torch.zeros_like(x)
-        weight_of_group: dict[int, Tensor] = {}
-        for i in selected.nonzero().flatten().tolist():
+        chosen = selected.nonzero().flatten().tolist()
+        for i in chosen:
             y = y + probs[i] * experts[i](x)
-            if not adjugates:
-                continue
-            j = i // per_group
-            weight_of_group[j] = weight_of_group.get(j, torch.zeros_like(probs[i])) + probs[i]
-        for j, weight in weight_of_group.items():
-            y = y + scale * weight * adjugates[j](x)
+        for j, adjugate in enumerate(adjugates):
+            weights = [probs[i] for i in chosen if i * len(adjugates) // len(experts) == j]
+            if weights:
+                y = y + scale * torch.stack(weights).sum() * adjugate(x)
         outputs.append(y)
     return torch.stack(outputs) if outputs else torch.zeros_like(x_TH)
 

@@ -24,7 +24,7 @@ def one_pass(
     *,
     plan: ExpandPlan,
     experts: GroupedExperts,
-    adjugates: GroupedExperts | None,
+    adjugates: GroupedExperts,
     config: Any,
 ) -> Tensor:
     """Both kinds of experts by grouped products on the same rows: [V, H] -> [V, H].
@@ -34,11 +34,9 @@ def one_pass(
         probs_N: weights of the routed pairs.
         adjugate_probs_M: weights of the adjugates' pairs, the scale included.
         plan: where the pairs lie.
-        experts, adjugates: their matrices; adjugates None in a plain MoE, where M is 0.
+        experts, adjugates: their matrices.
         config: names the kernels.
     """
-    if adjugates is None:
-        return _experts_alone(x_VH, probs_N, plan=plan, experts=experts, config=config)
     kernels = choose_kernels(
         config,
         x_VH,
@@ -62,15 +60,13 @@ def module_by_module(
     *,
     plan: ExpandPlan,
     experts: ExpertsInterface,
-    adjugates: ExpertsInterface | None,
+    adjugates: ExpertsInterface,
     config: Any,
 ) -> Tensor:
     """The same by Megatron's expert modules, which take rows of one kind each.
 
     Both always run, also on 0 rows: DDP waits for a gradient of every parameter.
     """
-    if adjugates is None:
-        return _experts_alone(x_VH, probs_N, plan=plan, experts=experts, config=config)
     kernels = choose_kernels(config, x_VH)
     both = plan.rows_of_both()
     pairs = [plan.segments.num_pairs, plan.segments.num_owner_pairs]
@@ -80,10 +76,17 @@ def module_by_module(
     return reduce_rows(torch.cat([y_NH, a_MH]), both, kernels)
 
 
-def _experts_alone(
-    x_VH: Tensor, probs_N: Tensor, *, plan: ExpandPlan, experts: ExpertsInterface, config: Any
+def experts_alone(
+    x_VH: Tensor,
+    probs_N: Tensor,
+    _: Tensor,
+    *,
+    plan: ExpandPlan,
+    experts: ExpertsInterface,
+    adjugates: None,
+    config: Any,
 ) -> Tensor:
-    """Experts of any kind in a plain MoE: [V, H] -> [V, H]."""
+    """Experts of any kind in a plain MoE, where M is 0: [V, H] -> [V, H]."""
     kernels = choose_kernels(config, x_VH)
     x_NH = expand_rows(x_VH, plan.rows, kernels)
     y_NH, _ = experts(x_NH, plan.tokens_per_expert, probs_N)

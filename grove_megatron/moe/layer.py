@@ -3,6 +3,8 @@
 Without groups it is a plain MoE with that dispatch.
 """
 
+from collections.abc import Callable
+
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import (
     ExpertsInterface,
@@ -17,7 +19,7 @@ from ..config import GroveTransformerConfig, has_adjugates, has_grove_layers
 from ..functional.placement import Placement
 from .adjugate import build_adjugates
 from .allgather_dispatcher import GroveAllGatherDispatcher
-from .compute import module_by_module, one_pass
+from .compute import experts_alone, module_by_module, one_pass
 from .counts import LayerCounts
 from .dispatcher import GroveTokenDispatcher
 from .experts import GroupedExperts
@@ -105,7 +107,9 @@ class GroveMoELayer(MoELayer):
             )
         dispatcher = self.token_dispatcher
         x_VH, probs_N, group_probs_M = dispatcher.arrive(hidden_states, probs)
-        compute = one_pass if self.in_one_pass else module_by_module
+        compute: Callable[..., Tensor] = one_pass if self.in_one_pass else module_by_module
+        if self.adjugate_experts is None:
+            compute = experts_alone
         y_VH = compute(
             x_VH,
             probs_N,

@@ -77,9 +77,6 @@ def job_problems(
 ) -> list[str]:
     """The same of flags that a checkpoint has nothing to add to.
 
-    One rank of a node looks: thousands would open every file and write to every folder at once. The
-    others hear of it by :func:`problems_of_all`.
-
     Args:
         args, world_size, device, own_script: see :func:`every_problem`.
     """

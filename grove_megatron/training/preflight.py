@@ -156,33 +156,33 @@ def _checkpoint_problems(args: Namespace) -> list[str]:
     Whether they are there every rank sees for itself. What may be thousands of records is read by
     rank 0 alone, once the ranks have met.
     """
-    problems = [line for _, line in _folders_to_load(args) if line is not None]
+    folders = _folders_to_load(args)
+    problems = [why for why in folders.values() if why is not None]
+    sound = [load_arg for load_arg, why in folders.items() if why is None]
 
     def looked() -> list[str]:
-        return lines_of(_content_problems, args)
+        return lines_of(_content_problems, args, sound)
 
     return problems + (from_rank_0(looked, _READING) if have_met() else looked())
 
 
-def _folders_to_load(args: Namespace) -> list[tuple[str, str | None]]:
+def _folders_to_load(args: Namespace) -> dict[str, str | None]:
     """By their arguments, with why they cannot be loaded.
 
     Local ones are known to a manager that there is once the job runs, and loaded in place of these;
     but it may know of none.
     """
     local = args.non_persistent_ckpt_type == "local"
-    return [
-        (name, None if local else checkpoint_folder_problem(args, name))
+    return {
+        name: None if local else checkpoint_folder_problem(args, name)
         for name in read_at_start(args)
-    ]
+    }
 
 
-def _content_problems(args: Namespace) -> list[str]:
+def _content_problems(args: Namespace, load_args: list[str]) -> list[str]:
     """What must not be loaded, and the Grove settings that a checkpoint has otherwise."""
     problems: list[str] = []
-    for load_arg, why in _folders_to_load(args):
-        if why is not None:
-            continue
+    for load_arg in load_args:
         saved, found = look_into(args, load_arg)
         problems += found
         if saved is None or args.non_persistent_ckpt_type == "local":

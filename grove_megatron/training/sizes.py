@@ -152,7 +152,6 @@ def _layout(args: Namespace, world_size: int | None) -> Layout:
         pipeline=args.pipeline_model_parallel_size,
         context=args.context_parallel_size,
         expert=args.expert_model_parallel_size,
-        # Megatron's default: that of the dense layers.
         expert_tensor=expert_tensor_parallel_size(args),
         world=world_size or getattr(args, "world_size", None) or _launched_world_size(),
         sequence_parallel=args.sequence_parallel,

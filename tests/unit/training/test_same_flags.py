@@ -1,16 +1,14 @@
 """What ranks have otherwise than rank 0, in words."""
 
-import itertools
 import os
-import threading
 from argparse import Namespace
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 from grove_megatron.training import same_flags
 from grove_megatron.training.same_flags import described, differences, otherwise
+from tests.unit.ranks_as_threads import of_ranks
 
 FIRST = {"--lr": "0.1", "--load": "/a", "--save": "None", "version of torch": "2.13.0"}
 
@@ -67,37 +65,20 @@ def test_what_is_a_ranks_own_is_not_compared() -> None:
 
 
 def test_every_rank_hears_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks as threads, with one store."""
     world = 4
-    store = dist.HashStore()
-    mine = threading.local()
-    # A process of its own each.
-    counts = [itertools.count() for _ in range(world)]
-    monkeypatch.setattr(same_flags, "next", lambda _: next(counts[mine.rank]), raising=False)
-    monkeypatch.setattr(same_flags, "has_store", lambda: True)
-    monkeypatch.setattr(same_flags, "job_store", lambda timeout: store)
-    monkeypatch.setattr(same_flags, "world", lambda: (mine.rank, world))
-    heard: dict[int, Any] = {}
-    again: dict[int, Any] = {}
 
-    def rank(number: int) -> None:
-        mine.rank = number
+    def twice(rank: int) -> tuple[Any, Any]:
         args = Namespace(
-            topk=2 + number // 3, fake_process_group=False, distributed_timeout_minutes=1
+            topk=2 + rank // 3, fake_process_group=False, distributed_timeout_minutes=1
         )
-        heard[number] = same_flags.compare_ranks(args)
+        first = same_flags.compare_ranks(args)
         args.topk = 2
-        again[number] = same_flags.compare_ranks(args)
+        return first, same_flags.compare_ranks(args)
 
-    threads = [threading.Thread(target=rank, args=(number,)) for number in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    heard = of_ranks(same_flags, world, twice, monkeypatch)
     line = "--topk (2 on ranks 0-2; 3 on rank 3) differs between ranks; give every node the same"
-    assert heard == dict.fromkeys(range(world), ([f"{line} flags"], []))
-    # The next model of the same processes.
-    assert again == dict.fromkeys(range(world), ([], []))
+    # And the next model of the same processes.
+    assert heard == dict.fromkeys(range(world), (([f"{line} flags"], []), ([], [])))
 
 
 def test_one_rank_compares_with_nobody() -> None:
