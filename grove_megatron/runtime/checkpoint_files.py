@@ -75,8 +75,8 @@ def with_manager_that_ends(original: Callable[..., Any]) -> Callable[..., Any]:
         from . import cpu_is_active
 
         if filesystem_async._results_queue is None:
-            # Spawned, it imports Megatron before the first save goes on: 4 to 8 s of a core for
-            # every rank. Without CUDA a fork does, if it cannot outlive the sockets it inherits.
+            # Spawned, it imports Megatron, for every rank, before the first save goes on. Without
+            # CUDA a fork does, if it cannot outlive the sockets it inherits.
             forked = cpu_is_active() and sys.platform == "linux"
             manager = SyncManager(ctx=multiprocessing.get_context("fork" if forked else mp_mode))
             manager.start(end_with_parent)

@@ -1,6 +1,7 @@
 """Which folders a job claims, and what a check of its flags says of them."""
 
 import json
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from grove_megatron.failure.member import last_acts
 from grove_megatron.training import folder_lock, one_job
 from grove_megatron.training.lock_beat import LOCK
 
@@ -108,6 +110,35 @@ def test_a_folder_that_this_job_holds_is_not_another_s(tmp_path: Path) -> None:
     with one_job.writing_alone():
         assert one_job.claim(args, []) == []
         assert one_job.claim(args, ["another problem"]) == []
+
+
+def test_a_thread_that_ends_the_process_finds_the_release_under_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Among the last acts until it is done, and waited for by who comes second."""
+    folder = tmp_path / "save"
+    ending: list[threading.Thread] = []
+    waited: list[bool] = []
+    original = folder_lock.FolderLocks._end_beat
+
+    def end_beat(locks: folder_lock.FolderLocks) -> None:
+        if not ending:
+            acts = [act for act in last_acts if act == locks.release]
+            ending.extend(threading.Thread(target=act) for act in acts)
+            for thread in ending:
+                thread.start()
+            time.sleep(0.2)
+            waited.extend(thread.is_alive() for thread in ending)
+        original(locks)
+
+    with one_job.writing_alone():
+        assert one_job.claim(job(save=str(folder)), []) == []
+        assert held(folder)
+        monkeypatch.setattr(folder_lock.FolderLocks, "_end_beat", end_beat)
+    for thread in ending:
+        thread.join(60)
+    assert waited == [True]
+    assert not held(folder)
 
 
 def test_what_is_on_another_machine_is_a_notice(tmp_path: Path, other: folder_lock.Owner) -> None:
