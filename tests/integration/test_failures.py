@@ -192,6 +192,18 @@ def test_flags_that_differ_between_ranks_are_refused(
     assert "nothing was started" in job.log(0)
 
 
+@pytest.mark.parametrize("entry", ["pretrain", "run"])
+def test_what_one_machine_lacks_every_rank_hears(entry: str, ranks: Ranks, tmp_path: Path) -> None:
+    """Rank 1 is the first of its machine, and its folder is the one that cannot be."""
+    more = [["--grove-metrics-dir", str(tmp_path / "metrics")], ["--grove-metrics-dir", "/proc/x"]]
+    argv = [*([SCRIPT] if entry == "run" else []), *MODEL, *EP2, "--eval-interval", "10"]
+    target, machines = (str(tmp_path), entry, argv, more), {"LOCAL_RANK": "0"}
+    job = ranks.run(2, OTHERS, *target, folder=tmp_path, env=machines)
+    assert job.codes == [2, 2]
+    assert "1. rank 1: --grove-metrics-dir (/proc/x) cannot be written: " in job.log(0)
+    assert not (tmp_path / "metrics").exists()
+
+
 # ------------------------------------------------------------------------------- under torchrun
 
 
