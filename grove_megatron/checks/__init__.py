@@ -1,0 +1,1 @@
+"""What is wrong with a job, and the rules that find it."""
