@@ -3,7 +3,8 @@
 
 import os
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -18,6 +19,7 @@ from .config import (
     has_grove_layers,
     layer_defaults,
 )
+from .parts import registry
 from .switches import flag_of
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
@@ -25,12 +27,30 @@ LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
 
 def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add the Grove flags to Megatron's parser; an ``extra_args_provider``."""
+    of_parts = [f.name for kind in registry.settings_classes() for f in fields(kind)]
     inherited = [f.name for f in fields(TransformerConfig)]
-    factory = ArgumentGroupFactory(GroveTransformerConfig, exclude=inherited)
+    factory = ArgumentGroupFactory(GroveTransformerConfig, exclude=[*inherited, *of_parts])
     factory.build_group(parser, title="grove")
+    for kind in registry.settings_classes():
+        _OfParts(kind).build_group(parser, title="grove router")
     ArgumentGroupFactory(JobSettings).build_group(parser, title="grove job")
     _repair_help(parser)
     return parser
+
+
+class _OfParts(ArgumentGroupFactory):
+    """Flags of parts; of a slot that one part fills, the choices are the parts there are."""
+
+    def _build_argparse_kwargs_from_field(self, attribute: Field[Any]) -> dict[str, Any]:
+        built: dict[str, Any] = super()._build_argparse_kwargs_from_field(attribute)
+        if slot := attribute.metadata.get("slot"):
+            of_slot = registry.of_slot(slot)
+            listed = "; ".join(f"{part.name}: {part.help}" for part in of_slot)
+            built |= {
+                "choices": tuple(part.name for part in of_slot),
+                "help": f"{built['help']} {listed}.",
+            }
+        return built
 
 
 def _repair_help(parser: ArgumentParser) -> None:

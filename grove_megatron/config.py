@@ -12,14 +12,14 @@ from typing import Any, Literal
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
-from .functional.balance import DECAY_STYLES
 from .functional.groups import scale_bound
+from .parts import registry
 from .switches import flag_of, refusals
 
 
 @dataclass
-class GroveTransformerConfig(TransformerConfig):
-    """Megatron's TransformerConfig with the settings of Grove MoE (arXiv 2508.07785).
+class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  # type: ignore[misc]
+    """Megatron's TransformerConfig with the settings of Grove MoE (arXiv 2508.07785) and of parts.
 
     Without ``grove_num_groups`` and ``grove_dispatch`` it is a plain TransformerConfig in every
     respect.
@@ -39,10 +39,6 @@ class GroveTransformerConfig(TransformerConfig):
     grove_allow_scale_above_bound: bool = False
     """Accept a --grove-adjugate-scale above groups / experts."""
 
-    grove_router_scoring: Literal["grove", "softmax"] = "grove"
-    """grove: select on sigmoid(logits) + expert bias, weigh by the softmax over the selected
-    logits. softmax: Megatron's own router, as its flags say."""
-
     grove_kernel: Literal["auto", "megatron", "grouped", "triton"] = "auto"
     """What computes experts and adjugates. megatron: the expert modules Megatron would build.
     grouped: both in one pass of torch's grouped products. triton: the same in fused CUDA kernels.
@@ -57,25 +53,6 @@ class GroveTransformerConfig(TransformerConfig):
     """Send a token to every node once and pass it on inside the node, instead of to every rank.
     For expert parallelism over several nodes; the launcher says how many ranks a node has
     (LOCAL_WORLD_SIZE)."""
-
-    grove_bias_update_rule: Literal["rms", "sign"] = "rms"
-    """How grove scoring moves the bias of --moe-router-enable-expert-bias after every global batch.
-    rms: by the load error, scaled to a root mean square of --moe-router-bias-update-rate (paper,
-    Eq. 8). sign: Megatron's rule, which --grove-router-scoring softmax always has."""
-
-    grove_bias_rate_decay_style: Literal["constant", "linear", "cosine", "step"] = "constant"
-    """How --moe-router-bias-update-rate goes to --grove-bias-rate-min over
-    --grove-bias-rate-decay-iters; step: at once after them."""
-
-    grove_bias_rate_decay_iters: int | None = None
-    """Iterations over which --moe-router-bias-update-rate decays."""
-
-    grove_bias_rate_min: float = 0.0
-    """Rate of the expert bias once decayed; with 0 the bias no longer moves."""
-
-    grove_group_aux_loss_coeff: float = 0.0
-    """Weight of a load balancing loss over groups, on top of those over experts: the Switch
-    Transformer's with groups in place of experts. 0: none."""
 
     def __post_init__(self) -> None:
         scoring = self.grove_num_groups and self.grove_router_scoring
@@ -128,22 +105,20 @@ NOT_OF_THE_WEIGHTS = (
     "grove_kernel",
     "grove_dispatch",
     "grove_hierarchical_dispatch",
-    "grove_bias_update_rule",
-    "grove_bias_rate_decay_style",
-    "grove_bias_rate_decay_iters",
-    "grove_bias_rate_min",
-    "grove_group_aux_loss_coeff",
+    *sorted(registry.free()),
 )
 """Settings of a layer that may differ between the run that wrote a checkpoint and one that reads
 it; those of the job may anyway."""
 
-OF_EVERY_LAYER = (
-    "grove_dispatch",
-    "grove_kernel",
-    "grove_hierarchical_dispatch",
-    *(field.name for field in fields(JobSettings)),
+OF_GROUPS = frozenset(
+    (
+        "grove_adjugate_ffn_hidden_size",
+        "grove_adjugate_scale",
+        "grove_allow_scale_above_bound",
+        *registry.of_groups(),
+    )
 )
-"""Settings that a plain MoE with --grove-dispatch takes too; all others are of groups."""
+"""Settings that mean nothing without groups; a plain MoE with --grove-dispatch takes the others."""
 
 MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
 """Optimizers that treat a two-dimensional parameter as a matrix, and so need one per expert."""
@@ -152,8 +127,10 @@ MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
 @cache
 def layer_defaults() -> dict[str, Any]:
     """Names and defaults of the settings of a Grove layer, in flag order; made once."""
-    inherited = {f.name for f in fields(TransformerConfig)}
-    return {f.name: f.default for f in fields(GroveTransformerConfig) if f.name not in inherited}
+    own = [f.name for kind in registry.settings_classes() for f in fields(kind)]
+    names = [*GroveTransformerConfig.__annotations__, *own]
+    defaults = {f.name: f.default for f in fields(GroveTransformerConfig)}
+    return {name: defaults[name] for name in names}
 
 
 @cache
@@ -221,7 +198,7 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             if name == "grove_num_groups" or value == default:
                 continue
             flag, without = f"{flag_of(name)} ({value})", f"--grove-num-groups ({groups})"
-            if name not in OF_EVERY_LAYER:
+            if name in OF_GROUPS:
                 problems.append(
                     f"{flag} is set without {without}; set the number of groups, or remove it"
                 )
@@ -283,8 +260,7 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
             f"({num_experts}); choose the experts per token"
         )
     if num_experts:
-        problems += _router_problems(settings)
-        problems += _balance_problems(settings)
+        problems += [str(problem) for problem in registry.problems(settings)]
         problems += _kernel_problems(settings)
         problems += _metrics_problems(settings)
         problems += refusals(settings)
@@ -305,6 +281,7 @@ def _plain_problems(settings: Any, num_experts: int | None) -> list[str]:
             f"--expert-model-parallel-size ({expert_parallel}) does not divide --num-experts "
             f"({num_experts}); use one of {_divisors(num_experts)}"
         )
+    problems += [str(problem) for problem in registry.problems(settings)]
     problems += _kernel_problems(settings)
     problems += _metrics_problems(settings)
     return problems + refusals(settings)
@@ -370,121 +347,6 @@ def _metrics_problems(settings: Any) -> list[str]:
             "; remove one of them"
         ]
     return []
-
-
-def _router_problems(settings: Any) -> list[str]:
-    scoring = settings.grove_router_scoring
-    if scoring == "softmax":
-        return []
-    if scoring != "grove":
-        return [f"--grove-router-scoring ({scoring}) is not one of (grove, softmax); use grove"]
-    problems = []
-    if settings.moe_router_score_function not in ("softmax", "sigmoid"):
-        problems.append(
-            f"--moe-router-score-function ({settings.moe_router_score_function}) is not used by "
-            "--grove-router-scoring (grove), which selects on sigmoid; remove it, or use "
-            "--grove-router-scoring softmax"
-        )
-    if settings.moe_router_topk == 1 and not settings.moe_router_pre_softmax:
-        problems.append(
-            "--moe-router-topk (1) with --grove-router-scoring (grove) leaves the router without a "
-            "gradient: the softmax over one selected logit is constant; use 2 or more, or "
-            "--grove-router-scoring softmax"
-        )
-    if settings.moe_router_fusion:
-        problems.append(
-            "--moe-router-fusion (True) computes Megatron's score functions, not "
-            "--grove-router-scoring (grove); remove it, or use --grove-router-scoring softmax"
-        )
-    balancing = settings.moe_router_load_balancing_type
-    for kind in balancing if isinstance(balancing, list) else [balancing]:
-        if kind in ("sinkhorn", "quantile_balancing"):
-            problems.append(
-                f"--moe-router-load-balancing-type ({kind}) selects experts itself and so excludes "
-                "--grove-router-scoring (grove); use aux_loss, none or an expert bias, or "
-                "--grove-router-scoring softmax"
-            )
-    return problems
-
-
-def _balance_problems(settings: Any) -> list[str]:
-    coeff = settings.grove_group_aux_loss_coeff
-    problems = _bias_problems(settings)
-    if not 0 <= coeff < math.inf:
-        problems.append(
-            f"--grove-group-aux-loss-coeff ({coeff}) is not a finite number of 0 or more; 0 is none"
-        )
-    elif coeff and settings.grove_num_groups == 1:
-        problems.append(
-            f"--grove-group-aux-loss-coeff ({coeff}) has nothing to balance with "
-            "--grove-num-groups (1); remove it"
-        )
-    balancing = settings.moe_router_load_balancing_type
-    # With grove scoring these are refused anyway.
-    if coeff and settings.grove_router_scoring == "softmax":
-        problems += [
-            f"--grove-group-aux-loss-coeff ({coeff}) is set beside "
-            f"--moe-router-load-balancing-type ({kind}), which takes no auxiliary loss; remove one "
-            "of them"
-            for kind in (balancing if isinstance(balancing, list) else [balancing])
-            if kind in ("sinkhorn", "quantile_balancing")
-        ]
-    return problems
-
-
-def _bias_problems(settings: Any) -> list[str]:
-    of_bias = (
-        "grove_bias_update_rule",
-        "grove_bias_rate_decay_style",
-        "grove_bias_rate_decay_iters",
-        "grove_bias_rate_min",
-    )
-    rule, style, iterations, minimum = (getattr(settings, name) for name in of_bias)
-    given = {
-        flag_of(name): getattr(settings, name)
-        for name in of_bias
-        if getattr(settings, name) != layer_defaults()[name]
-    }
-    if not settings.moe_router_enable_expert_bias:
-        return [
-            f"{flag} ({value}) is set without --moe-router-enable-expert-bias (False), so there is "
-            "no bias to move; add that, or remove it"
-            for flag, value in given.items()
-        ]
-    problems = []
-    if rule not in ("rms", "sign"):
-        problems.append(f"--grove-bias-update-rule ({rule}) is not one of (rms, sign); use rms")
-    rate = settings.moe_router_bias_update_rate
-    if not 0 <= rate < math.inf:
-        problems.append(
-            f"--moe-router-bias-update-rate ({rate}) is not a finite number of 0 or more; the "
-            "paper's value is 0.001"
-        )
-    if style not in DECAY_STYLES:
-        problems.append(
-            f"--grove-bias-rate-decay-style ({style}) is not one of ({', '.join(DECAY_STYLES)}); "
-            "use constant"
-        )
-    elif style == "constant":
-        problems += [
-            f"{flag} ({value}) is set beside --grove-bias-rate-decay-style (constant), which does "
-            "not read it; choose another style, or remove it"
-            for flag, value in given.items()
-            if flag in ("--grove-bias-rate-decay-iters", "--grove-bias-rate-min")
-        ]
-        return problems
-    elif iterations is None or iterations < 1:
-        problems.append(
-            f"--grove-bias-rate-decay-iters ({iterations}) is not 1 or more beside "
-            f"--grove-bias-rate-decay-style ({style}); give the iterations of the decay"
-        )
-    if not 0 <= minimum <= rate:
-        problems.append(
-            f"--grove-bias-rate-min ({minimum}) is not between 0 and "
-            f"--moe-router-bias-update-rate ({rate}), from which the rate decays; use 0 to stop "
-            "the bias"
-        )
-    return problems
 
 
 def _divisors(n: int) -> str:

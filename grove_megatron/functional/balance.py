@@ -1,17 +1,12 @@
-"""What keeps experts balanced: the step of the bias, its rate over time, a loss over groups.
+"""What keeps experts balanced: the step of the bias, a loss over groups.
 
 Shape suffixes: L layers, T tokens, E experts, G groups.
 """
-
-import math
 
 import torch
 from torch import Tensor
 
 from .groups import group_probs
-
-DECAY_STYLES = ("constant", "linear", "cosine", "step")
-"""Shapes of :func:`decayed_rate`."""
 
 # Below this the loads are equal (arXiv 2508.07785 has no such case: its Eq. 8 would divide by 0).
 _BALANCED = 1e-12
@@ -39,29 +34,6 @@ def rms_step(counts_LE: Tensor, rate: float) -> Tensor:
     return torch.where(rms_L1 < _BALANCED, 0.0, -rate * error_LE / rms_L1)
 
 
-def decayed_rate(
-    rate: float, minimum: float, style: str, iterations: int | None, done: int
-) -> float:
-    """The rate after ``done`` iterations, as Megatron's learning rate decays without warm-up.
-
-    Args:
-        rate: at the start.
-        minimum: from ``iterations`` on; 0 stops the bias.
-        style: one of :data:`DECAY_STYLES`. ``step`` keeps ``rate`` until ``iterations``, as
-            DeepSeek-V3 did (arXiv 2412.19437, section 4.2).
-        iterations: of the decay, 1 or more; None only with ``constant``.
-        done: iterations before this one.
-    """
-    if style == "constant":
-        return rate
-    assert iterations is not None, "a rate decays over a number of iterations"
-    if done >= iterations:
-        return minimum
-    gone = done / iterations
-    left = {"linear": 1 - gone, "cosine": 0.5 * (math.cos(math.pi * gone) + 1), "step": 1.0}[style]
-    return left * rate + (1 - left) * minimum
-
-
 def group_balancing_loss(
     scores_TE: Tensor, touched_G: Tensor, num_tokens: Tensor, coeff: float
 ) -> Tensor:
@@ -82,6 +54,7 @@ def group_balancing_loss(
         A scalar: this rank's part of the loss; the sum over the ranks is the loss.
     """
     num_groups = touched_G.numel()
-    f_G = touched_G / touched_G.sum().clamp(min=1)
+    # A quotient of integers would be fp32.
+    f_G = touched_G.to(scores_TE.dtype) / touched_G.sum().clamp(min=1)
     mean_G = group_probs(scores_TE, num_groups).sum(0) / num_tokens.clamp(min=1)
     return coeff * num_groups * (f_G * mean_G).sum()

@@ -19,7 +19,8 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from ..config import GroveTransformerConfig
-from ..functional.balance import decayed_rate, rms_step
+from ..parts import registry
+from ..parts.updates.schedules import rate_after
 from .router import GroveRouter, needs_grove_update
 
 Finalize = Callable[..., None]
@@ -91,13 +92,7 @@ def finalize_model_grads(
 
 def bias_rate(config: GroveTransformerConfig, iterations_done: int) -> float:
     """The update rate of the iteration after ``iterations_done``; depends on nothing else."""
-    return decayed_rate(
-        config.moe_router_bias_update_rate,
-        config.grove_bias_rate_min,
-        config.grove_bias_rate_decay_style,
-        config.grove_bias_rate_decay_iters,
-        iterations_done,
-    )
+    return rate_after(config, iterations_done)
 
 
 @torch.no_grad()
@@ -116,7 +111,8 @@ def move_biases(
         group: ranks with other tokens and the same routers.
     """
     dist.all_reduce(counts_LE, group=group)
-    for router, step_E in zip(routers, rms_step(counts_LE, rate), strict=True):
+    update = registry.one(routers[0].config, "update").build(routers[0].config)
+    for router, step_E in zip(routers, update(counts_LE, rate), strict=True):
         # Rounded to fp32 once.
         router.expert_bias.copy_(router.expert_bias.double() + step_E)
 

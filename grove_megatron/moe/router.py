@@ -1,33 +1,35 @@
-"""The router: Megatron's TopKRouter with the paper's decoupled scoring as an option."""
+"""The router: Megatron's TopKRouter as a composition of parts (see parts/part.py)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
-from megatron.core.transformer.moe.moe_utils import (
-    apply_router_token_dropping,
-    compute_routing_scores_for_aux_loss,
-    group_limited_topk,
-)
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
-from ..config import GroveTransformerConfig, has_adjugates, has_grove_layers
-from ..functional.balance import group_balancing_loss
-from ..functional.groups import group_map
+from ..config import GroveTransformerConfig, has_grove_layers
+from ..parts import registry
+from ..parts.compose import Steps, best, route, transformed
+from ..parts.part import Balance, Draws, Logits, Part, Routed, Seen
+from ..parts.scoring.softmax import OWN_SELECTION
 from .logits_watch import LogitsWatch
-
-GROUP_LOSS = "group_load_balancing_loss"
-"""Name of the loss over groups in Megatron's metrics tracker."""
 
 
 def follows_rms(config: GroveTransformerConfig) -> bool:
-    """Do the expert biases move by the paper's rule? With softmax scoring Megatron's is kept."""
-    return (
-        has_adjugates(config)
-        and config.moe_router_enable_expert_bias
-        and config.grove_router_scoring == "grove"
-        and config.grove_bias_update_rule == "rms"
-    )
+    """Do the expert biases move by a rule of this package? Otherwise Megatron moves them."""
+    part = registry.one(config, "update") if has_grove_layers(config) else None
+    return part is not None and part.build(config) is not None
+
+
+def loss_names(config: GroveTransformerConfig) -> list[str]:
+    """Auxiliary losses beside Megatron's, as its metrics tracker knows them."""
+    if not has_grove_layers(config):
+        return []
+    return [part.build(config).name for part in registry.active(config, "loss")]
 
 
 def needs_grove_update(config: GroveTransformerConfig) -> bool:
@@ -37,36 +39,15 @@ def needs_grove_update(config: GroveTransformerConfig) -> bool:
     return follows_rms(config) or config.grove_bias_rate_decay_style != "constant"
 
 
-def select(logits_TE: Tensor, bias_E: Tensor | None) -> Tensor:
-    """Scores to select experts by: sigmoid(z) + b (Eq. 9); [T, E] fp64, no gradient.
-
-    In fp64, because the weights do not change when all logits shift, so nothing keeps them near
-    0, and a sigmoid in fp32 is full of ties above 14 and constant above 17.
-    """
-    scores_TE = torch.sigmoid(logits_TE.detach().double())
-    return scores_TE if bias_E is None else scores_TE + bias_E.double()
-
-
-def combine_weights(logits_TE: Tensor, index_TK: Tensor, pre_softmax: bool) -> Tensor:
-    """Weights of the selected experts (Eq. 6): [T, K] in fp32, or wider if the logits are.
-
-    The softmax over the selected logits, as in the released model; with ``pre_softmax`` the
-    softmax over all logits, not renormalised.
-    """
-    logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
-    if pre_softmax:
-        return torch.softmax(logits_TE, dim=-1).gather(1, index_TK)
-    return torch.softmax(logits_TE.gather(1, index_TK), dim=-1)
-
-
 class GroveRouter(TopKRouter):
-    """TopKRouter whose selection and weights are decoupled (arXiv 2508.07785, section 3.3).
+    """TopKRouter whose logits, selection, weights and losses are parts.
 
-    Selection carries the load-balancing bias and no gradient; the weights carry the gradient and
-    no bias. Everything else is inherited: z-loss, auxiliary losses, token dropping, replay, the
-    expert bias. Where Megatron 0.19.2 is wrong this is not: jitter ends with training, and the
-    tokens per expert, from which the bias is moved, are those that selected the expert, before any
-    are dropped, without padding, in training alone, as integers.
+    By default those of Grove MoE (arXiv 2508.07785, section 3.3): selection carries the
+    load-balancing bias and no gradient; the weights carry the gradient and no bias. Inherited are
+    z-loss, Megatron's auxiliary losses, replay and the expert bias. Where Megatron 0.19.2 is wrong
+    this is not: jitter ends with training; padding that ranks have unequally much of is not in the
+    z-loss; and the tokens per expert, from which the bias is moved, are those that selected the
+    expert, before any are dropped, without padding, in training alone, as integers.
     """
 
     config: GroveTransformerConfig
@@ -81,10 +62,36 @@ class GroveRouter(TopKRouter):
         self.follows_rms = follows_rms(config)
         self.counts_are_new = False
         self.logits_watch: LogitsWatch | None = None
+        self.draws = Draws()
         if self.enable_expert_bias:
             # Megatron's buffer, under its name: fp32, which is exact below 2^24, and which
             # Float16Module turns into bf16, exact below 2^8.
             self.local_tokens_per_expert = self.local_tokens_per_expert.to(torch.int64)
+        self.transforms = [self._with_weights(p) for p in registry.active(config, "logits")]
+        built = {
+            slot: part.build(config) if (part := registry.one(config, slot)) is not None else None
+            for slot in ("scoring", "select", "keep", "drop", "counts")
+        }
+        self.drop, self.counts = built["drop"], built["counts"]
+        self.losses = [part.build(config) for part in registry.active(config, "loss")]
+        self.steps = Steps(
+            scoring=built["scoring"],
+            topk=self.topk,
+            select=built["select"],
+            keep=built["keep"],
+            factor=config.moe_router_topk_scaling_factor,
+        )
+        self.is_megatrons = config.moe_router_fusion or self.routing_type in OWN_SELECTION
+        self._passing: Logits | None = None
+
+    def _with_weights(self, part: Part) -> torch.nn.Module:
+        """A transform; its weights are this router's, treated as its own matrix is."""
+        step = part.build(self.config)
+        if isinstance(step, torch.nn.Module):
+            self.add_module(f"{part.slot}_{part.name}", step)
+            for weight in step.parameters():
+                weight.sequence_parallel = self.config.sequence_parallel  # type: ignore[attr-defined]
+        return step
 
     @property
     def frozen_expert_bias(self) -> bool:
@@ -115,60 +122,164 @@ class GroveRouter(TopKRouter):
         # Set by TopKRouter.__init__, and by whoever freezes the model.
         self.bias_is_frozen = frozen
 
+    def gating(self, input: Tensor) -> Tensor:
+        """The logits [S, B, E] of tokens [S, B, H], transformed."""
+        logits: Tensor = super().gating(input)
+        if not self.transforms:
+            return logits
+        seen = replace(self._seen(logits, None), x_TH=input.reshape(-1, input.shape[-1]))
+        flat_TE = logits.reshape(-1, self.num_experts)
+        # For the losses of this pass; Megatron calls routing next.
+        self._passing = transformed(flat_TE, self.transforms, seen)
+        return self._passing.z_TE.reshape(logits.shape)
+
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Route tokens.
 
         Args:
-            logits: [S, B, E].
+            logits: [S, B, E], transformed.
             padding_mask: [S, B] bool, True where padding, or None.
 
         Returns:
-            probs_TE [T, E] (fp32 with grove scoring), 0 where unrouted, and routing_map_TE
-            [T, E] bool.
+            probs_TE [T, E] (fp32 or wider with grove scoring), 0 where unrouted, and
+            routing_map_TE [T, E] bool.
         """
         if self.logits_watch is not None:
             self.logits_watch.see(logits)
-        # A plain MoE keeps Megatron's scoring.
-        decoupled = has_adjugates(self.config) and self.config.grove_router_scoring == "grove"
-        route = self._decoupled_routing if decoupled else super().routing
-        probs_TE, routing_map_TE = route(logits, padding_mask)
-        if self.config.grove_group_aux_loss_coeff and self.training and torch.is_grad_enabled():
-            probs_TE = self._with_group_loss(probs_TE, logits, padding_mask)
-        return probs_TE, routing_map_TE
+        seen = self._seen(logits, padding_mask)
+        passed, self._passing = self._passing, None
+        z_TE = logits.reshape(-1, self.num_experts)
+        passed = Logits(z_TE=z_TE) if passed is None else replace(passed, z_TE=z_TE)
+        if self.is_megatrons:
+            return self._megatrons_routing(logits, padding_mask, passed, seen)
 
-    def _decoupled_routing(
-        self, logits: Tensor, padding_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        sequence_length, batch_size = logits.shape[:2]
-        logits_TE = logits.reshape(-1, self.num_experts)
-        padding_T = None if padding_mask is None else padding_mask.reshape(-1)
-
-        logits_TE = self.apply_z_loss(logits_TE, padding_mask=padding_T)
-        scores_TE = select(logits_TE, self.expert_bias)
-        index_TK = self._topk(scores_TE)
-        weights_TK = combine_weights(logits_TE, index_TK, self.config.moe_router_pre_softmax)
-        if self.config.moe_router_topk_scaling_factor:
-            weights_TK = weights_TK * self.config.moe_router_topk_scaling_factor
-        probs_TE = weights_TK.new_zeros(scores_TE.shape).scatter(1, index_TK, weights_TK)
-        routing_map_TE = torch.zeros_like(scores_TE, dtype=torch.bool).scatter(1, index_TK, True)
-
+        z_TE = self.apply_z_loss(z_TE, padding_mask=seen.padding_T)
+        routed = route(self.steps, z_TE, self.expert_bias, seen, self._topk)
         # Before dropping: past its capacity every expert would seem equally loaded, and with
         # experts padded to capacity all of them always would (and the bias never move).
-        self._apply_expert_bias(routing_map_TE, padding_mask=padding_T)
-        if self.config.moe_expert_capacity_factor is not None:
-            probs_TE, routing_map_TE = apply_router_token_dropping(
+        self._apply_expert_bias(routed.map_TE, padding_mask=seen.padding_T)
+        sent = routed if self.drop is None else self.drop(routed, seen)
+        probs_TE = sent.probs_TE
+        if seen.learns and (self.losses or self.is_aux_loss_enabled()):
+            balance = self._balance(replace(passed, z_TE=z_TE), routed, seen)
+            probs_TE = self._with_aux_losses(probs_TE, balance, logits.shape[0])
+            probs_TE = self._with_losses(probs_TE, balance)
+        return probs_TE, sent.map_TE
+
+    def _megatrons_routing(
+        self, logits: Tensor, padding_mask: Tensor | None, passed: Logits, seen: Seen
+    ) -> tuple[Tensor, Tensor]:
+        """Fused, by Sinkhorn's iteration or by quantiles: Megatron's, and losses of ours."""
+        probs_TE, map_TE = super().routing(logits, padding_mask)
+        if seen.learns and self.losses:
+            routed = Routed(
+                index_TK=probs_TE.topk(self.topk, dim=1).indices,
+                selected_TE=map_TE,
+                probs_TE=probs_TE,
+                map_TE=map_TE,
+            )
+            probs_TE = self._with_losses(probs_TE, self._balance(passed, routed, seen))
+        return probs_TE, map_TE
+
+    def _seen(self, logits: Tensor, padding_mask: Tensor | None) -> Seen:
+        return Seen(
+            padding_T=None if padding_mask is None else padding_mask.reshape(-1),
+            batch_size=logits.shape[1],
+            training=self.training,
+            learns=self.training and torch.is_grad_enabled(),
+            draws=self.draws,
+            everywhere=partial(reduce_from_tensor_model_parallel_region, group=self.tp_cp_group),
+            ranks=self.tp_cp_group.size(),
+        )
+
+    def _topk(self, scores_TE: Tensor, topk: int, in_order: bool) -> Tensor:
+        """Indices of the best experts, [T, K], or those that are replayed."""
+        if self.router_replay is None:
+            return best(scores_TE, topk, in_order)
+
+        def computed(scores_TE: Tensor, topk: int, *_: None, **__: None) -> tuple[Tensor, Tensor]:
+            index_TK = best(scores_TE, topk, in_order)
+            return scores_TE.gather(1, index_TK), index_TK
+
+        replayed: tuple[Tensor, Tensor] = self.router_replay.get_replay_topk(
+            scores_TE, topk, None, None, computed
+        )
+        return replayed[1]
+
+    def _balance(self, logits: Logits, routed: Routed, seen: Seen) -> Balance:
+        distribution_TE = self.steps.scoring.distribution(logits.z_TE)
+        counted_TE = self.counts(distribution_TE.detach(), routed)
+        return Balance(
+            seen=seen,
+            logits=logits,
+            routed=routed,
+            distribution_TE=seen.without_padding(distribution_TE),
+            counted_TE=seen.without_padding(counted_TE),
+            per_token=self.counts.per_token,
+        )
+
+    def _with_aux_losses(self, probs_TE: Tensor, balance: Balance, sequence: int) -> Tensor:
+        """Megatron's three."""
+        scores_TE, map_TE = balance.distribution_TE, balance.counted_TE
+        if scores_TE.dtype == torch.float64:
+            # Megatron divides their sums, and a quotient of integers is fp32.
+            map_TE = map_TE.double()
+        padded = balance.seen.padding_T is not None
+        with self._counted(balance.per_token):
+            probs_TE = self._apply_aux_loss(probs_TE, scores_TE, map_TE, with_padding_mask=padded)
+            probs_TE = self._apply_seq_aux_loss(
                 probs_TE,
-                routing_map_TE,
-                router_topk=self.topk,
-                capacity_factor=self.config.moe_expert_capacity_factor,
-                drop_policy=self.config.moe_token_drop_policy,
-                pad_to_capacity=False,
+                scores_TE,
+                map_TE,
+                sequence,
+                balance.seen.batch_size,
+                with_padding_mask=padded,
             )
-        if self.training and torch.is_grad_enabled() and self.is_aux_loss_enabled():
-            probs_TE = self._with_aux_losses(
-                probs_TE, logits_TE, sequence_length, batch_size, padding_T
+            probs_TE = self._apply_global_aux_loss(
+                probs_TE, scores_TE, map_TE, with_padding_mask=padded
             )
-        return probs_TE, routing_map_TE
+        return probs_TE
+
+    @contextmanager
+    def _counted(self, per_token: int) -> Iterator[None]:
+        """What Megatron's losses read as the pairs of a token."""
+        topk, self.topk = self.topk, per_token
+        try:
+            yield
+        finally:
+            self.topk = topk
+
+    def _with_losses(self, probs_TE: Tensor, balance: Balance) -> Tensor:
+        tokens = balance.seen.tokens(balance.counted_TE)[0]
+        for loss in self.losses:
+            probs_TE = self.attach_and_log_load_balancing_loss(
+                probs_TE,
+                loss.coefficient,
+                loss(balance),
+                loss.name,
+                self.tp_cp_group,
+                valid_token_count=tokens,
+            )
+        return probs_TE
+
+    def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Attach the z-loss (arXiv 2202.08906, Eq. 5) to logits [T, E].
+
+        Megatron divides by the tokens of each rank; with padding, those of all ranks are meant.
+        """
+        coefficient = self.config.moe_z_loss_coeff
+        learns = self.training and torch.is_grad_enabled()
+        if padding_mask is None or coefficient is None or not learns:
+            unpadded: Tensor = super().apply_z_loss(logits, padding_mask=padding_mask)
+            return unpadded
+        seen = replace(self._seen(logits.unsqueeze(1), padding_mask))
+        tokens_1 = seen.tokens(logits)
+        squares_T1 = seen.without_padding(torch.logsumexp(logits, -1, keepdim=True).square())
+        loss = coefficient * squares_T1.sum() / seen.everywhere(tokens_1)[0].clamp(min=1)
+        attached: Tensor = self.attach_and_log_load_balancing_loss(
+            logits, coefficient, loss, "z_loss", self.tp_cp_group, valid_token_count=tokens_1[0]
+        )
+        return attached
 
     def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
         """Count tokens per expert: [T, E] bool, and [T] bool or None; in training alone.
@@ -187,89 +298,3 @@ class GroveRouter(TopKRouter):
             return input
         jittered: Tensor = super().apply_input_jitter(input)
         return jittered
-
-    def _topk(self, scores_TE: Tensor) -> Tensor:
-        """Indices of the best experts, [T, K]: group-limited and replayed as the flags say."""
-
-        def compute_topk(
-            scores: Tensor, topk: int, num_groups: int | None = None, group_topk: int | None = None
-        ) -> tuple[Tensor, Tensor]:
-            if not group_topk:
-                return torch.topk(scores, k=topk, dim=1, sorted=torch.is_grad_enabled())
-            limited: tuple[Tensor, Tensor] = group_limited_topk(
-                scores=scores,
-                topk=topk,
-                num_tokens=scores.shape[0],
-                num_experts=scores.shape[1],
-                num_groups=num_groups,
-                group_topk=group_topk,
-            )
-            return limited
-
-        limits = (self.config.moe_router_num_groups, self.config.moe_router_group_topk)
-        if self.router_replay is None:
-            return compute_topk(scores_TE, self.topk, *limits)[1]
-        replayed: tuple[Tensor, Tensor] = self.router_replay.get_replay_topk(
-            scores_TE, self.topk, *limits, compute_topk
-        )
-        return replayed[1]
-
-    def _with_aux_losses(
-        self,
-        probs_TE: Tensor,
-        logits_TE: Tensor,
-        sequence_length: int,
-        batch_size: int,
-        padding_T: Tensor | None,
-    ) -> Tensor:
-        # The losses see the distribution that weighs the experts, not the one that selects them.
-        map_TE, scores_TE = compute_routing_scores_for_aux_loss(
-            logits_TE, self.topk, "softmax", padding_mask=padding_T
-        )
-        padded = padding_T is not None
-        probs_TE = self._apply_aux_loss(probs_TE, scores_TE, map_TE, with_padding_mask=padded)
-        probs_TE = self._apply_seq_aux_loss(
-            probs_TE, scores_TE, map_TE, sequence_length, batch_size, with_padding_mask=padded
-        )
-        probs_TE = self._apply_global_aux_loss(
-            probs_TE, scores_TE, map_TE, with_padding_mask=padded
-        )
-        return probs_TE
-
-    def _with_group_loss(
-        self, probs_TE: Tensor, logits: Tensor, padding_mask: Tensor | None
-    ) -> Tensor:
-        """Attach the balancing loss over groups, from the choice Megatron's own losses see.
-
-        That is the top-k of the scores without bias, limits, or dropping.
-        """
-        config = self.config
-        assert config.grove_num_groups, "a Grove router"
-        logits_TE = logits.reshape(-1, self.num_experts)
-        padding_T = None if padding_mask is None else padding_mask.reshape(-1)
-        score_function = (
-            "softmax" if config.grove_router_scoring == "grove" else self.score_function
-        )
-        map_TE, scores_TE = compute_routing_scores_for_aux_loss(
-            logits_TE, self.topk, score_function, padding_mask=padding_T
-        )
-        touched_G = group_map(map_TE, config.grove_num_groups).sum(0)
-        tokens_1 = touched_G.new_full((1,), logits_TE.shape[0])
-        if padding_T is not None:
-            tokens_1 -= padding_T.sum()
-        # Both in one collective.
-        everywhere = reduce_from_tensor_model_parallel_region(
-            torch.cat([touched_G, tokens_1]), self.tp_cp_group
-        )
-        loss = group_balancing_loss(
-            scores_TE, everywhere[:-1], everywhere[-1], config.grove_group_aux_loss_coeff
-        )
-        attached: Tensor = self.attach_and_log_load_balancing_loss(
-            probs_TE,
-            config.grove_group_aux_loss_coeff,
-            loss,
-            GROUP_LOSS,
-            self.tp_cp_group,
-            valid_token_count=tokens_1[0],
-        )
-        return attached

@@ -59,7 +59,8 @@ def loss(view: View) -> Drawn:
 def _coefficient(view: View, name: str) -> str:
     """What a loss is multiplied by where it is added to the language model's, if that is known."""
     settings = view.last.run.settings
-    value = settings.get(_COEFFICIENTS.get(name, ""))
+    # A part's loss and its flag go by one name.
+    value = settings.get(_COEFFICIENTS.get(name, f"grove-{name.replace('_', '-')}-coeff"))
     if name in _BALANCING:
         types = _listed(settings.get("moe-router-load-balancing-type"))
         each = _listed(settings.get("moe-aux-loss-coeff"))

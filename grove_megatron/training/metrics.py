@@ -22,7 +22,7 @@ from megatron.training import get_args
 from ..config import GroveTransformerConfig, has_grove_layers
 from ..moe.counts import SCALARS, Columns, LayerCounts
 from ..moe.layer import GroveMoELayer
-from ..moe.router import GROUP_LOSS
+from ..moe.router import loss_names
 from ..report.measures import Idle
 from ..report.record import Evaluation, Interval, Run, Writer
 from .idle_experts import IdleExperts
@@ -107,8 +107,8 @@ class RoutingTracker(MoEMetricsTracker):
             what Megatron puts into its log line; nothing of the routing where no report is due.
         """
         names = rest.pop("track_names", None)
-        if names is not None and self._config.grove_group_aux_loss_coeff:
-            names = [*names, GROUP_LOSS]
+        if names is not None:
+            names = [*names, *loss_names(self._config)]
         line: str = super().report(
             loss_scale,
             iteration,

@@ -54,6 +54,23 @@ def train_by_the_equation(folder: str, argv: list[str]) -> None:
     train(folder, argv)
 
 
+def train_by_the_references(folder: str, argv: list[str]) -> None:
+    """``train`` with a router whose parts are their references; on one rank."""
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+
+    from grove_megatron.moe.router import GroveRouter
+    from tests.router_oracle import oracle
+
+    def forward(
+        self: Any, input: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        probs, chosen, loss = oracle(self, input, padding_mask)
+        return MoEAuxLossAutoScaler.apply(probs, loss), chosen
+
+    GroveRouter.forward = forward  # type: ignore[method-assign]
+    train(folder, argv)
+
+
 def _gradients(chunks: list[Any]) -> dict[str, torch.Tensor]:
     """The reduced gradients of this rank's parameters, experts one by one.
 

@@ -53,6 +53,15 @@ def fields(source: str) -> dict[str, object]:
     }
 
 
+def fields_of_parts() -> set[str]:
+    """The settings of the dataclasses in the files of parts."""
+    files = (ROOT / "grove_megatron" / "parts").rglob("*.py")
+    found = (
+        re.findall(r"^    (grove_[a-z_]+): ", f.read_text("utf-8"), re.MULTILINE) for f in files
+    )
+    return {name for names in found for name in names}
+
+
 def flags(text: str) -> set[str]:
     """Every ``--grove-...`` flag in a text; ``--grove-*`` stands for all and is none."""
     return set(re.findall(r"--grove-[a-z][a-z-]*[a-z]", text))
@@ -108,7 +117,8 @@ def read(name: str) -> str:
 
 @pytest.mark.parametrize("document", documents(), ids=name_of)
 def test_a_flag_in_a_document_is_a_field(document: Path) -> None:
-    known = {f"--{name.replace('_', '-')}" for name in fields(read("grove_megatron/config.py"))}
+    names = [*fields(read("grove_megatron/config.py")), *fields_of_parts()]
+    known = {f"--{name.replace('_', '-')}" for name in names}
     assert flags(document.read_text(encoding="utf-8")) - known == set()
 
 

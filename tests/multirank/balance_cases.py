@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from grove_megatron.parts.part import Draws
 from tests.multirank.on_ranks import gathered, grove_config, megatron
 from tests.ranks import write_result
 
@@ -50,32 +51,66 @@ def biases(folder: str, sizes: dict[str, int], microbatches: int) -> None:
         )
 
 
-def group_loss(folder: str, sizes: dict[str, int]) -> None:
-    """Job: a microbatch, split over the ranks that share it; its loss and router gradient."""
+def losses(folder: str, sizes: dict[str, int]) -> None:
+    """Job: a microbatch, split over the ranks that share it; every loss and its gradients."""
     from megatron.core import parallel_state
     from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
-    from grove_megatron.moe.router import GROUP_LOSS
+    from grove_megatron.parts import registry
 
+    flags = {part.name: part.tried for part in registry.of_slot("loss")} | {
+        "z": "--moe-z-loss-coeff 0.1",
+        "switch": "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.1",
+    }
+    found = {}
     with megatron(**sizes):
-        router = _router(_config(grove_group_aux_loss_coeff=0.3, **sizes))
-        generator = torch.Generator().manual_seed(1)
-        router.weight.data.copy_(torch.randn(EXPERTS, HIDDEN, generator=generator))
-        x_TH = torch.randn(TOKENS, HIDDEN, generator=generator)
-        # Unlike numbers of tokens that are none: a mean over ranks would be another one.
-        padding_T = torch.arange(TOKENS) < TOKENS // 3
-        probs, _ = router(_mine(x_TH).unsqueeze(1), padding_mask=_mine(padding_T).unsqueeze(1))
-        (probs.sum() * 0).backward()
-        gradient = router.weight.grad
-        dist.all_reduce(gradient)
-        tracker = get_moe_metrics_tracker()
-        tracker._sync_metrics([GROUP_LOSS])
-        result = {
-            "loss": float(tracker.metrics[GROUP_LOSS].values.sum()),
-            "gradient": gradient.tolist(),
-            "ranks": parallel_state.get_tensor_and_context_parallel_world_size(),
-        }
-        write_result(folder, result)
+        for name, given in flags.items():
+            fp64 = {"params_dtype": torch.float64, "moe_router_dtype": "fp64"}
+            router = _router(_config(**_settings(given), **fp64, **sizes))
+            router.draws = _Mine()
+            generator = torch.Generator().manual_seed(1)
+            for weight in router.parameters():
+                values = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+                weight.data.copy_(values)
+            x_TH = torch.randn(TOKENS, HIDDEN, generator=generator, dtype=torch.float64)
+            # Unlike numbers of tokens that are none: a mean over ranks would be another one.
+            padding_T = torch.arange(TOKENS) < TOKENS // 3
+            tracker = get_moe_metrics_tracker()
+            tracker.clear()
+            probs, _ = router(_mine(x_TH).unsqueeze(1), padding_mask=_mine(padding_T).unsqueeze(1))
+            (probs.sum() * 0).backward()
+            gradients = [weight.grad for weight in router.parameters()]
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+            tracker._sync_metrics([*tracker.metrics])
+            recorded = {name: float(m.values.sum()) for name, m in tracker.metrics.items()}
+            found[name] = {
+                "losses": recorded,
+                "gradients": torch.cat([g.flatten() for g in gradients]).tolist(),
+            }
+        ranks = parallel_state.get_tensor_and_context_parallel_world_size()
+        write_result(folder, {"found": found, "ranks": ranks})
+
+
+class _Mine(Draws):
+    """This rank's part of what is drawn for all tokens."""
+
+    def normal(self, like: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(5)
+        return _mine(torch.randn(TOKENS, like.shape[1], generator=generator, dtype=like.dtype))
+
+
+def _settings(flags: str) -> dict[str, Any]:
+    """What a command line with these flags has beside the defaults."""
+    from argparse import ArgumentParser
+
+    from megatron.training.arguments import add_megatron_arguments
+
+    from grove_megatron.arguments import add_grove_arguments
+
+    parser = add_grove_arguments(add_megatron_arguments(ArgumentParser()))
+    plain, given = vars(parser.parse_args([])), vars(parser.parse_args(flags.split()))
+    return {name: value for name, value in given.items() if value != plain[name]}
 
 
 def _decay() -> dict[str, Any]:

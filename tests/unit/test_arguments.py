@@ -49,6 +49,19 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-bias-rate-decay-iters": (None, None),
         "--grove-bias-rate-min": (0.0, None),
         "--grove-group-aux-loss-coeff": (0.0, None),
+        "--grove-group-score": ("megatron", ("megatron", "max", "top2")),
+        "--grove-aux-loss-counts": ("scores", ("scores", "routed", "first")),
+        "--grove-logit-bias": (False, None),
+        "--grove-logit-norm": ("none", ("none", "population", "sample")),
+        "--grove-logit-norm-scale": (1.0, None),
+        "--grove-logit-norm-eps": (1e-6, None),
+        "--grove-noisy-topk": (False, None),
+        "--grove-second-expert-threshold": (None, None),
+        "--grove-device-loss-coeff": (0.0, None),
+        "--grove-communication-loss-coeff": (0.0, None),
+        "--grove-loss-devices": (None, None),
+        "--grove-importance-loss-coeff": (0.0, None),
+        "--grove-load-loss-coeff": (0.0, None),
     }
 
 
@@ -128,14 +141,16 @@ OF_THE_WEIGHTS = {
     "grove_adjugate_ffn_hidden_size": (8, 16),
     "grove_adjugate_scale": (0.1, 0.2),
     "grove_router_scoring": ("softmax", "grove"),
+    "grove_group_score": ("max", "megatron"),
+    "grove_logit_bias": (True, False),
+    "grove_logit_norm": ("sample", "none"),
+    "grove_logit_norm_scale": (1.5, 1.0),
+    "grove_noisy_topk": (True, False),
 }
 
 
 SAME = {name: here for name, (here, _) in OF_THE_WEIGHTS.items()}
-NO_GROUPS = dict.fromkeys(OF_THE_WEIGHTS) | {
-    "grove_adjugate_scale": 0.05,
-    "grove_router_scoring": "grove",
-}
+NO_GROUPS = {name: layer_defaults()[name] for name in OF_THE_WEIGHTS}
 
 
 @pytest.mark.parametrize("name", OF_THE_WEIGHTS)

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from grove_megatron.functional.balance import (
-    DECAY_STYLES,
-    decayed_rate,
     group_balancing_loss,
     rms_step,
 )
@@ -77,50 +75,6 @@ def test_a_layer_does_not_depend_on_the_others():
 
 def test_an_expert_with_more_than_its_share_is_lowered():
     assert (rms_step(torch.tensor([[4, 2, 0]]), 0.1)[0].sign() == torch.tensor([-1, 0, 1])).all()
-
-
-def megatrons(style: str, rate: float, minimum: float, iterations: int, done: int) -> float:
-    """Megatron's learning rate of the iteration after ``done``."""
-    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-
-    scheduler = OptimizerParamScheduler(
-        optimizer=type("Optimizer", (), {"param_groups": [{}]})(),
-        init_lr=0.0,
-        max_lr=rate,
-        min_lr=minimum,
-        lr_warmup_steps=0,
-        lr_decay_steps=iterations,
-        lr_decay_style=style,
-        start_wd=0.0,
-        end_wd=0.0,
-        wd_incr_steps=1,
-        wd_incr_style="constant",
-    )
-    scheduler.step(done)
-    return scheduler.get_lr({})
-
-
-@pytest.mark.parametrize("style", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("minimum", [0.0, 1e-4])
-def test_the_rate_is_megatrons_learning_rate(style, minimum):
-    for done in range(14):
-        ours = decayed_rate(1e-3, minimum, style, 10, done)
-        assert ours == pytest.approx(megatrons(style, 1e-3, minimum, 10, done), rel=1e-12)
-
-
-@pytest.mark.parametrize("style", DECAY_STYLES[1:])
-def test_a_rate_starts_at_its_start_and_ends_at_its_minimum(style):
-    for minimum in (0.0, 3e-4):
-        assert decayed_rate(1e-3, minimum, style, 5, 0) == 1e-3
-        assert decayed_rate(1e-3, minimum, style, 5, 5) == minimum
-        assert decayed_rate(1e-3, minimum, style, 5, 10**9) == minimum
-        rates = [decayed_rate(1e-3, minimum, style, 5, done) for done in range(6)]
-        assert rates == sorted(rates, reverse=True)
-
-
-def test_a_step_keeps_the_rate_to_the_last_iteration():
-    rates = [decayed_rate(1e-3, 1e-5, "step", 3, done) for done in range(5)]
-    assert rates == [1e-3, 1e-3, 1e-3, 1e-5, 1e-5]
 
 
 def group_loss(scores, touched, tokens, coeff=1.0) -> torch.Tensor:

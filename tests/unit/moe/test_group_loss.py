@@ -3,7 +3,7 @@ import torch
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from torch.testing import assert_close
 
-from grove_megatron.moe.router import GROUP_LOSS
+from grove_megatron.parts.losses.groups import NAME as GROUP_LOSS
 from tests.unit.moe.routers import (
     EXPERTS,
     GROUPS,

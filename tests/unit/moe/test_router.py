@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from grove_megatron import runtime
 from grove_megatron.config import GroveTransformerConfig
 from grove_megatron.functional.reference import grove_routing
-from grove_megatron.moe.router import GroveRouter, combine_weights, select
+from grove_megatron.moe.router import GroveRouter
+from grove_megatron.parts.scoring.grove import DecoupledScoring
 
 from .routers import megatrons_router
 
@@ -171,7 +172,7 @@ def test_weights_are_fp32_whatever_the_dtype_of_the_logits(dtype, pre_softmax):
 def test_scores_to_select_by_are_fp64_and_carry_no_gradient():
     logits = random_logits(dtype=torch.bfloat16).requires_grad_()
     for bias in (None, random_bias().bfloat16()):
-        scores = select(logits, bias)
+        scores = DecoupledScoring(pre_softmax=False).select(logits, bias)
         assert scores.dtype == torch.float64
         assert not scores.requires_grad
 
@@ -183,7 +184,7 @@ def test_the_gradient_flows_through_the_weights_only():
     assert (grad[~chosen] == 0).all()
     assert (grad[chosen] != 0).all()
     index = chosen.nonzero()[:, 1].reshape(TOKENS, TOPK)
-    assert combine_weights(logits, index, pre_softmax=False).requires_grad
+    assert DecoupledScoring(pre_softmax=False).weigh(logits, index).requires_grad
     assert not router.expert_bias.requires_grad
 
 
@@ -294,7 +295,8 @@ def test_softmax_scoring_is_megatrons_router():
 def test_large_logits_still_select_the_largest():
     # A sigmoid in fp32 is 1 for every one of these.
     logits = torch.arange(EXPERTS, dtype=torch.float32) * 0.5 + 18
-    scores = select(logits.expand(TOKENS, -1), torch.zeros(EXPERTS))
+    scoring = DecoupledScoring(pre_softmax=False)
+    scores = scoring.select(logits.expand(TOKENS, -1), torch.zeros(EXPERTS))
     assert (scores.diff(dim=1) > 0).all()
 
 

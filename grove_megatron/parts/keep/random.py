@@ -1,0 +1,84 @@
+"""The random second expert of GShard and ST-MoE: a light one is often not worth its way."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...checks.problem import Problem
+from ..part import Part, Seen, not_finite
+
+
+@dataclass
+class Settings:
+    """The random second expert."""
+
+    grove_second_expert_threshold: float | None = None
+    """In training a token goes to its best expert, and to each other selected one with probability
+    min(1, weight / this), of weights that sum to 1: 0.5 as in GShard, 0.2 as in ST-MoE. The weights
+    stay as they are. Evaluation keeps all."""
+
+
+class RandomKeep:
+    """Draws for every selected expert but the best.
+
+    Args:
+        threshold: above 0; at this weight and above an expert is always kept.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def __call__(self, weights_TK: Tensor, seen: Seen) -> Tensor | None:
+        """True where the token goes; None in evaluation. One draw a (token, expert)."""
+        if not seen.training:
+            return None
+        shares_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+        kept_TK = seen.draws.uniform(shares_TK[:, 1:]) < shares_TK[:, 1:] / self.threshold
+        return torch.cat([torch.ones_like(kept_TK[:, :1]), kept_TK], dim=1)
+
+
+class Reference(RandomKeep):
+    """Token by token."""
+
+    def __call__(self, weights_TK: Tensor, seen: Seen) -> Tensor | None:
+        if not seen.training:
+            return None
+        drawn = seen.draws.uniform(weights_TK[:, 1:]).tolist()
+        rows = [
+            [True, *(u < w / sum(row) / self.threshold for u, w in zip(us, row[1:], strict=True))]
+            for us, row in zip(drawn, weights_TK.tolist(), strict=True)
+        ]
+        return torch.tensor(rows)
+
+
+def rules(settings: Any) -> list[Problem]:
+    threshold, topk = settings.grove_second_expert_threshold, settings.moe_router_topk
+    flag = "--grove-second-expert-threshold"
+    problems = not_finite(
+        settings, "grove_second_expert_threshold", above=True, hint="0.5 is GShard's"
+    )
+    if topk < 2:
+        text = f"needs a second expert, --moe-router-topk ({topk}); use 2 or more, or remove it"
+        problems.append(Problem(flag, threshold, text, ("--moe-router-topk",)))
+    return problems
+
+
+PARTS = (
+    Part(
+        slot="keep",
+        name="random",
+        help="a light expert that is not the best is left out at random",
+        source="arXiv 2006.16668, Algorithm 1; lucidrains/st-moe-pytorch@d94e65d TopNGating",
+        settings=Settings,
+        switch="grove_second_expert_threshold",
+        is_on=lambda s: s.grove_second_expert_threshold is not None,
+        build=lambda config: RandomKeep(config.grove_second_expert_threshold),
+        reference=lambda config: Reference(config.grove_second_expert_threshold),
+        rules=rules,
+        draws=True,
+        tried="--grove-second-expert-threshold 0.5",
+        free=("grove_second_expert_threshold",),
+    ),
+)

@@ -1,0 +1,178 @@
+"""DeepSeekMoE's balance of devices, and DeepSeek-V2's of what is sent to them.
+
+A device is a block of consecutive experts. How many there are is part of the loss and not of the
+layout, so that every expert-parallel size trains the same model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...checks.problem import Problem
+from ...functional.groups import group_map, group_probs
+from ..part import Balance, Part, experts_of, flag_of, not_finite
+
+
+@dataclass
+class Settings:
+    """Balance of devices."""
+
+    grove_device_loss_coeff: float = 0.0
+    """Weight of DeepSeekMoE's device-level balance loss. 0: none."""
+
+    grove_communication_loss_coeff: float = 0.0
+    """Weight of DeepSeek-V2's communication balance loss, of the tokens that every device gets;
+    with --moe-router-group-topk. 0: none."""
+
+    grove_loss_devices: int | None = None
+    """Devices that these losses balance, blocks of consecutive experts; by default
+    --moe-router-num-groups."""
+
+
+def devices_of(settings: Any) -> int | None:
+    """D, or None if nobody said."""
+    found: int | None = settings.grove_loss_devices or settings.moe_router_num_groups
+    return found
+
+
+class DeviceLoss:
+    """coeff * sum_d f'_d P'_d: f' the mean of a device's f_i = E / (K T) count_i, P' the sum of its
+    experts' mean probabilities.
+
+    Args:
+        devices: D.
+        coefficient: weight.
+    """
+
+    name = "device_loss"
+
+    def __init__(self, devices: int, coefficient: float) -> None:
+        self.devices, self.coefficient = devices, coefficient
+
+    def __call__(self, balance: Balance) -> Tensor:
+        counted_TE = balance.counted_TE
+        per_token = balance.per_token
+        pairs_D = group_probs(counted_TE.long(), self.devices).sum(0)
+        return self._loss(balance, pairs_D, per_token)
+
+    def _loss(self, balance: Balance, load_D: Tensor, per_token: int) -> Tensor:
+        tokens_1 = balance.seen.tokens(balance.counted_TE)
+        everywhere = balance.seen.everywhere(torch.cat([load_D, tokens_1]))
+        # In the width of the probabilities; a quotient of integers is fp32.
+        everywhere = everywhere.to(balance.distribution_TE.dtype)
+        load_D, tokens = everywhere[:-1], everywhere[-1].clamp(min=1)
+        f_D = self.devices * load_D / (per_token * tokens)
+        mean_D = group_probs(balance.distribution_TE, self.devices).sum(0) / tokens
+        return self.coefficient * (f_D * mean_D).sum()
+
+
+class CommunicationLoss(DeviceLoss):
+    """coeff * sum_d f''_d P''_d: f'' = D / (M T) times the tokens sent to a device.
+
+    Args:
+        chosen: M, the devices of a token.
+    """
+
+    name = "communication_loss"
+
+    def __init__(self, devices: int, coefficient: float, chosen: int) -> None:
+        super().__init__(devices, coefficient)
+        self.chosen = chosen
+
+    def __call__(self, balance: Balance) -> Tensor:
+        selected_TE = balance.seen.without_padding(balance.routed.selected_TE)
+        return self._loss(balance, group_map(selected_TE, self.devices).sum(0), self.chosen)
+
+
+class Reference:
+    """Device by device and expert by expert."""
+
+    def __init__(self, devices: int, coefficient: float, chosen: int | None = None) -> None:
+        self.devices, self.coefficient, self.chosen = devices, coefficient, chosen
+
+    def __call__(self, balance: Balance) -> Tensor:
+        tokens = int(balance.seen.tokens(balance.counted_TE))
+        num_experts = balance.counted_TE.shape[1]
+        size = num_experts // self.devices
+        selected_TE = balance.seen.without_padding(balance.routed.selected_TE)
+        total = torch.zeros((), dtype=balance.distribution_TE.dtype)
+        for d in range(self.devices):
+            experts = range(d * size, (d + 1) * size)
+            mean = sum(balance.distribution_TE[:, i].sum() / tokens for i in experts)
+            if self.chosen is None:
+                counts = [int(balance.counted_TE[:, i].sum()) for i in experts]
+                f = sum(num_experts / (balance.per_token * tokens) * c for c in counts) / size
+            else:
+                met = sum(bool(row[list(experts)].any()) for row in selected_TE)
+                f = self.devices / (self.chosen * tokens) * met
+            total = total + f * mean
+        return self.coefficient * total
+
+
+def _rules(settings: Any, name: str) -> list[Problem]:
+    coeff, devices = getattr(settings, name), devices_of(settings)
+    flag, experts = flag_of(name), experts_of(settings)
+    problems = not_finite(settings, name, hint="0 is none")
+    if devices is None:
+        text = (
+            "needs the number of devices, --grove-loss-devices (None) or --moe-router-num-groups "
+            "(None); give one"
+        )
+        about = ("--grove-loss-devices", "--moe-router-num-groups")
+        problems.append(Problem(flag, coeff, text, about))
+    elif devices < 2 or (experts and experts % devices):
+        text = f"is not 2 or more that divide --num-experts ({experts}); correct it"
+        problems.append(Problem("--grove-loss-devices", devices, text, ("--num-experts",)))
+    return problems
+
+
+def communication_rules(settings: Any) -> list[Problem]:
+    problems = _rules(settings, "grove_communication_loss_coeff")
+    if not settings.moe_router_group_topk:
+        text = (
+            "is of tokens that are limited to some devices, --moe-router-group-topk (None); give "
+            "it, or remove this"
+        )
+        coeff = settings.grove_communication_loss_coeff
+        about = ("--moe-router-group-topk",)
+        problems.append(Problem("--grove-communication-loss-coeff", coeff, text, about))
+    return problems
+
+
+PARTS = (
+    Part(
+        slot="loss",
+        name="devices",
+        help="balance over devices, blocks of experts",
+        source="arXiv 2401.06066, Eq. 15-17",
+        settings=Settings,
+        switch="grove_device_loss_coeff",
+        is_on=lambda s: bool(s.grove_device_loss_coeff),
+        build=lambda c: DeviceLoss(devices_of(c) or 0, c.grove_device_loss_coeff),
+        reference=lambda c: Reference(devices_of(c) or 0, c.grove_device_loss_coeff),
+        rules=lambda s: _rules(s, "grove_device_loss_coeff"),
+        tried="--grove-device-loss-coeff 0.1 --grove-loss-devices 4",
+        free=("grove_device_loss_coeff", "grove_loss_devices"),
+    ),
+    Part(
+        slot="loss",
+        name="communication",
+        help="balance of the tokens that devices get",
+        source="arXiv 2405.04434, Eq. 29-31",
+        settings=Settings,
+        switch="grove_communication_loss_coeff",
+        is_on=lambda s: bool(s.grove_communication_loss_coeff),
+        build=lambda c: CommunicationLoss(
+            devices_of(c) or 0, c.grove_communication_loss_coeff, c.moe_router_group_topk
+        ),
+        reference=lambda c: Reference(
+            devices_of(c) or 0, c.grove_communication_loss_coeff, c.moe_router_group_topk
+        ),
+        rules=communication_rules,
+        tried="--grove-communication-loss-coeff 0.1 --moe-router-num-groups 4 "
+        "--moe-router-group-topk 2 --grove-group-score max",
+        free=("grove_communication_loss_coeff",),
+    ),
+)

@@ -1,0 +1,153 @@
+"""The two losses of noisy top-k gating: experts are to matter, and to be chosen, alike."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...checks.problem import Problem
+from ..part import Balance, Part, experts_of, flag_of, not_finite
+
+
+@dataclass
+class Settings:
+    """Losses of noisy top-k gating."""
+
+    grove_importance_loss_coeff: float = 0.0
+    """Weight of the squared coefficient of variation of the experts' summed combine weights; 0.1
+    in the paper of noisy top-k gating. 0: none."""
+
+    grove_load_loss_coeff: float = 0.0
+    """Weight of the same of the experts' expected tokens, over the noise of --grove-noisy-topk.
+    0: none."""
+
+
+def variation(sums_E: Tensor) -> Tensor:
+    """CV^2: the variance of the experts' sums by the square of their mean; 0 without tokens."""
+    mean = sums_E.mean()
+    return (sums_E - mean).square().mean() / mean.square().clamp(min=torch.finfo(sums_E.dtype).tiny)
+
+
+class ImportanceLoss:
+    """coeff * CV^2 of the combine weights, summed over the batch (Eq. 6-7)."""
+
+    name = "importance_loss"
+
+    def __init__(self, coefficient: float) -> None:
+        self.coefficient = coefficient
+
+    def sums(self, balance: Balance) -> Tensor:
+        """[E], of this rank's tokens."""
+        return balance.seen.without_padding(balance.routed.probs_TE).sum(0)
+
+    def __call__(self, balance: Balance) -> Tensor:
+        everywhere_E = balance.seen.everywhere(self.sums(balance))
+        return balance.whole(self.coefficient * variation(everywhere_E))
+
+
+class LoadLoss(ImportanceLoss):
+    """coeff * CV^2 of the expected tokens (Eq. 8-11)."""
+
+    name = "load_loss"
+
+    def sums(self, balance: Balance) -> Tensor:
+        logits, routed = balance.logits, balance.routed
+        assert logits.clean_TE is not None, "there is noise in training"
+        assert logits.deviation_TE is not None, "there is noise in training"
+        topk = routed.index_TK.shape[1]
+        best = logits.z_TE.topk(topk + 1, dim=1).values
+        # The k-th greatest of the others: one further down for those among the k.
+        threshold_TE = torch.where(routed.selected_TE, best[:, topk:], best[:, topk - 1 : topk])
+        chance_TE = torch.special.ndtr((logits.clean_TE - threshold_TE) / logits.deviation_TE)
+        return balance.seen.without_padding(chance_TE).sum(0)
+
+
+class Reference:
+    """Expert by expert and token by token."""
+
+    def __init__(self, coefficient: float, load: bool) -> None:
+        self.coefficient, self.load = coefficient, load
+
+    def __call__(self, balance: Balance) -> Tensor:
+        padding_T = balance.seen.padding_T
+        tokens = [
+            t for t in range(len(balance.counted_TE)) if padding_T is None or not bool(padding_T[t])
+        ]
+        share = self._chance if self.load else self._weight
+        sums = torch.stack(
+            [
+                torch.stack([share(balance, t, i) for t in tokens]).sum()
+                for i in range(balance.counted_TE.shape[1])
+            ]
+        )
+        return self.coefficient * (sums.std(correction=0) / sums.mean()) ** 2
+
+    def _weight(self, balance: Balance, t: int, i: int) -> Tensor:
+        return balance.routed.probs_TE[t, i]
+
+    def _chance(self, balance: Balance, t: int, i: int) -> Tensor:
+        logits, topk = balance.logits, balance.routed.index_TK.shape[1]
+        assert logits.clean_TE is not None, "there is noise in training"
+        assert logits.deviation_TE is not None, "there is noise in training"
+        others = [z for j, z in enumerate(logits.z_TE[t]) if j != i]
+        threshold = sorted(others, key=float)[-topk]
+        distance = (logits.clean_TE[t, i] - threshold) / logits.deviation_TE[t, i]
+        return 0.5 * (1 + torch.erf(distance / 2**0.5))
+
+
+def load_rules(settings: Any) -> list[Problem]:
+    flag, coeff = "--grove-load-loss-coeff", settings.grove_load_loss_coeff
+    problems = not_finite(settings, "grove_load_loss_coeff", hint="0 is none")
+    if not settings.grove_noisy_topk:
+        text = "is an expectation over noise, --grove-noisy-topk (False); give it, or remove this"
+        problems.append(Problem(flag, coeff, text, ("--grove-noisy-topk",)))
+    experts = experts_of(settings)
+    if experts and settings.moe_router_topk >= experts:
+        text = (
+            f"has nothing to choose with --moe-router-topk ({settings.moe_router_topk}) of "
+            f"--num-experts ({experts}); use fewer, or remove it"
+        )
+        problems.append(Problem(flag, coeff, text, ("--moe-router-topk", "--num-experts")))
+    for name in ("moe_router_enable_expert_bias", "moe_router_group_topk"):
+        if value := getattr(settings, name):
+            other = flag_of(name)
+            text = (
+                f"is of a choice by the logits alone and so excludes {other} ({value}); remove one "
+                "of them"
+            )
+            problems.append(Problem(flag, coeff, text, (other,)))
+    return problems
+
+
+PARTS = (
+    Part(
+        slot="loss",
+        name="importance",
+        help="experts get alike sums of weights",
+        source="arXiv 1701.06538, Eq. 6-7",
+        settings=Settings,
+        switch="grove_importance_loss_coeff",
+        is_on=lambda s: bool(s.grove_importance_loss_coeff),
+        build=lambda c: ImportanceLoss(c.grove_importance_loss_coeff),
+        reference=lambda c: Reference(c.grove_importance_loss_coeff, load=False),
+        rules=lambda s: not_finite(s, "grove_importance_loss_coeff", hint="0 is none"),
+        tried="--grove-importance-loss-coeff 0.1",
+        free=("grove_importance_loss_coeff",),
+    ),
+    Part(
+        slot="loss",
+        name="load",
+        help="experts get alike numbers of tokens, over the noise",
+        source="arXiv 1701.06538, Eq. 8-11",
+        settings=Settings,
+        switch="grove_load_loss_coeff",
+        is_on=lambda s: bool(s.grove_load_loss_coeff),
+        build=lambda c: LoadLoss(c.grove_load_loss_coeff),
+        reference=lambda c: Reference(c.grove_load_loss_coeff, load=True),
+        rules=load_rules,
+        draws=True,
+        tried="--grove-load-loss-coeff 0.1 --grove-noisy-topk",
+        free=("grove_load_loss_coeff",),
+    ),
+)

@@ -1,0 +1,86 @@
+"""The page of all parts, made from their rows."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+from . import registry
+from .part import Part, Slot, flag_of
+from .slots import flag_fields
+
+PAGE = Path(__file__).with_name("README.md")
+
+_TITLES: dict[Slot, str] = {
+    "logits": "Logits: changed before anything reads them",
+    "scoring": "Scoring: what experts are selected and weighed by",
+    "select": "Selection: what may be selected from",
+    "keep": "Keeping: which of the selected experts a token goes to",
+    "drop": "Dropping: what experts with too many tokens give up",
+    "counts": "Counts: what losses count as the load of an expert",
+    "loss": "Auxiliary losses, beside Megatron's own",
+    "update": "Updates: how the expert bias moves after a global batch",
+    "schedule": "Schedules: how the rate of that decays",
+}
+
+_TOP = """# Parts of the router
+
+Made by `python -m grove_megatron.parts --write` from the files of this folder; not edited by hand.
+
+A router is composed of parts, each a file with its paper, its flags, what it excludes, its
+weights, and the same computation in a few slow lines, which tests compare it with. They work with
+groups and, with `--grove-dispatch`, in a plain MoE, where the table does not say otherwise.
+CONTRIBUTING says how to add one.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    sections = [section for slot in get_args(Slot) for section in _section(slot)]
+    return "\n".join([_TOP, *sections, _flags_title(), *_flags()]) + "\n"
+
+
+def _section(slot: Slot) -> Iterator[str]:
+    yield f"## {_TITLES[slot]}\n"
+    yield "| part | asked for by | it is | source |"
+    yield "| --- | --- | --- | --- |"
+    for part in registry.of_slot(slot):
+        needs = "; with groups only" if part.needs_groups else ""
+        yield f"| {part.name} | {_asked(part)} | {part.help}{needs} | {part.source} |"
+    yield ""
+
+
+def _asked(part: Part) -> str:
+    if part.switch is None and part.slot in flag_fields():
+        default = " (default)" if part.name == registry.default(part.slot) else ""
+        return f"`{registry.flag(part)} {part.name}`{default}"
+    return f"`{flag_of(part.switch)}`" if part.switch else f"`{part.tried.split()[0]}`"
+
+
+def _flags_title() -> str:
+    return "## Flags\n\n| flag | default | it is |\n| --- | --- | --- |"
+
+
+def _flags() -> Iterator[str]:
+    for kind in registry.settings_classes():
+        texts = documented(kind)
+        for field in fields(kind):
+            shown = {"None": "none", "False": "off"}.get(str(field.default), f"`{field.default}`")
+            yield f"| `{flag_of(field.name)}` | {shown} | {texts[field.name]} |"
+
+
+def documented(kind: type) -> dict[str, str]:
+    """The docstrings of a dataclass's fields, each in one line."""
+    body = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(body, ast.ClassDef), "a class"
+    pairs = zip(body.body, body.body[1:], strict=False)
+    return {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in pairs
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }

@@ -1,0 +1,294 @@
+"""What a part of a router is: one row, from which everything that knows parts is made.
+
+A router is a composition of parts, each in a slot:
+
+    logits    changes the logits before anything reads them; any number, in ``order``
+    scoring   what experts are selected by, and what they are weighed by; one
+    select    what may be selected from; one, or everything
+    keep      which of the selected experts a token goes to; one, or all
+    drop      what experts with too many tokens give up; one, or nothing
+    counts    which pairs losses count as load; one
+    loss      an auxiliary loss; any number
+    update    how the expert bias moves after a global batch; one
+    schedule  how the rate of that decays; one
+
+Shape suffixes, here and in every part: T tokens, E experts, K experts per token, H hidden, G groups
+with an adjugate each, D groups of devices, L layers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from ..checks.problem import Problem
+
+Slot = Literal[
+    "logits", "scoring", "select", "keep", "drop", "counts", "loss", "update", "schedule"
+]
+
+
+class Draws:
+    """Random numbers of a forward pass, from the generator that recomputation restores."""
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """From [0, 1), in the shape of ``like``."""
+        return torch.rand_like(like)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Of mean 0 and standard deviation 1."""
+        return torch.randn_like(like)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a part may look at of one forward pass, beside the logits.
+
+    Args:
+        x_TH: input of the router; None where logits alone are routed.
+        padding_T: bool, True where padding; or None.
+        batch_size: sequences; token t is of sequence t % batch_size.
+        training: of the module.
+        learns: training, with gradients: not in the first pass of what recompute runs again.
+        draws: random numbers.
+        everywhere: sum over the ranks that share the batch; its gradient is that of the sum.
+        ranks: how many share it.
+    """
+
+    x_TH: Tensor | None = None
+    padding_T: Tensor | None = None
+    batch_size: int = 1
+    training: bool = False
+    learns: bool = False
+    draws: Draws = field(default_factory=Draws)
+    everywhere: Callable[[Tensor], Tensor] = _alone
+    ranks: int = 1
+
+    def without_padding(self, rows_TX: Tensor) -> Tensor:
+        """Rows of padding become 0 or False."""
+        if self.padding_T is None:
+            return rows_TX
+        valid_T1 = ~self.padding_T.unsqueeze(-1)
+        return rows_TX & valid_T1 if rows_TX.dtype == torch.bool else rows_TX * valid_T1
+
+    def tokens(self, like_TX: Tensor) -> Tensor:
+        """Tokens of this rank without padding, int64 [1]."""
+        tokens_1 = torch.full((1,), like_TX.shape[0], dtype=torch.int64, device=like_TX.device)
+        return tokens_1 if self.padding_T is None else tokens_1 - self.padding_T.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits:
+    """The logits on their way through the transforms.
+
+    Args:
+        z_TE: what everything after reads.
+        clean_TE: before noise was added; None without.
+        deviation_TE: standard deviation of that noise; None without.
+    """
+
+    z_TE: Tensor
+    clean_TE: Tensor | None = None
+    deviation_TE: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """Where tokens go.
+
+    Args:
+        index_TK: int64, the selected experts, best first.
+        selected_TE: the same as a map.
+        probs_TE: combine weights, 0 where a token does not go.
+        map_TE: bool, where it goes: ``selected_TE`` without what it was kept or dropped from.
+    """
+
+    index_TK: Tensor
+    selected_TE: Tensor
+    probs_TE: Tensor
+    map_TE: Tensor
+
+    def only(self, kept_TE: Tensor) -> Self:
+        """Without the other pairs; the weights of the rest stay as they are."""
+        return replace(self, probs_TE=self.probs_TE * kept_TE, map_TE=self.map_TE & kept_TE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What a loss is made of; rows of padding are 0.
+
+    Args:
+        seen: as above.
+        logits: as above, padding included.
+        routed: before capacity drops any; padding included.
+        distribution_TE: the scoring's probabilities, rows sum to 1.
+        counted_TE: bool, the pairs that ``--grove-aux-loss-counts`` counts.
+        per_token: how many these are of a token.
+    """
+
+    seen: Seen
+    logits: Logits
+    routed: Routed
+    distribution_TE: Tensor
+    counted_TE: Tensor
+    per_token: int
+
+    def whole(self, loss: Tensor) -> Tensor:
+        """This rank's part of a loss that every rank has computed whole from summed statistics.
+
+        Parts add up to the loss; the gradient is that of the whole, of which each rank's tokens
+        are a part.
+        """
+        return loss - loss.detach() * (1 - 1 / self.seen.ranks)
+
+
+class Transform(Protocol):
+    """Slot ``logits``; an nn.Module if it has weights."""
+
+    def __call__(self, logits: Logits, seen: Seen) -> Logits: ...
+
+
+class Scoring(Protocol):
+    """Slot ``scoring``."""
+
+    def select(self, z_TE: Tensor, bias_E: Tensor | None) -> Tensor:
+        """[T, E], of which the largest are selected; no gradient comes back."""
+
+    def weigh(self, z_TE: Tensor, index_TK: Tensor) -> Tensor:
+        """[T, K] combine weights, with gradient."""
+
+    def distribution(self, z_TE: Tensor) -> Tensor:
+        """[T, E] in fp32 or wider, rows sum to 1: what losses balance; with gradient."""
+
+
+class Select(Protocol):
+    """Slot ``select``: what may be selected from."""
+
+    def __call__(self, scores_TE: Tensor) -> Tensor:
+        """The scores, -inf where an expert may not be selected."""
+
+
+class Keep(Protocol):
+    """Slot ``keep``."""
+
+    def __call__(self, weights_TK: Tensor, seen: Seen) -> Tensor | None:
+        """Bool [T, K], or None for all."""
+
+
+class Drop(Protocol):
+    """Slot ``drop``."""
+
+    def __call__(self, routed: Routed, seen: Seen) -> Routed: ...
+
+
+class Loss(Protocol):
+    """Slot ``loss``."""
+
+    name: str
+    coefficient: float
+
+    def __call__(self, balance: Balance) -> Tensor:
+        """This rank's part, coefficient included; the parts of all ranks add up to the loss."""
+
+
+class Counts(Protocol):
+    """Slot ``counts``."""
+
+    per_token: int
+
+    def __call__(self, distribution_TE: Tensor, routed: Routed) -> Tensor:
+        """Bool [T, E], padding included."""
+
+
+class Update(Protocol):
+    """Slot ``update``; None where Megatron's own rule, by sign, is it."""
+
+    def __call__(self, counts_LE: Tensor, rate: float) -> Tensor:
+        """Fp64 [L, E], what is added to the biases of L layers.
+
+        Args:
+            counts_LE: int64, tokens that selected each expert in the whole global batch.
+            rate: 0 or more.
+        """
+
+
+class Schedule(Protocol):
+    """Slot ``schedule``."""
+
+    def __call__(self, gone: float) -> float:
+        """How much of the decay is left, 1 to 0, after this part (0 to 1) of its iterations."""
+
+
+def _nothing(_: Any) -> list[Problem]:
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A row.
+
+    Args:
+        slot: where it goes.
+        name: a choice of the slot's flag, and how pages call it.
+        help: one clause, of what it does.
+        source: paper and equation, and whose code was compared with.
+        is_on: do these settings (a configuration or an argument namespace) ask for it?
+        build: its step, see the protocol of the slot, from a configuration; a module of weights
+            where it has any.
+        reference: the same step in a few slow lines, from the same configuration and, where there
+            are weights, these by name.
+        settings: dataclass of its flags, each with a docstring; None: it has none of its own. A
+            flag is spelled as its field, ``grove_*``.
+        switch: the one of these that turns it on; the others are refused without it.
+        rules: what is wrong with the settings if it is on.
+        needs_groups: does it mean nothing without groups, which have an adjugate each?
+        free: fields that may change from one run of a checkpoint to the next.
+        draws: does it draw random numbers in training? They depend on pipeline stage and data rank.
+        tried: flags that ask for it, for tests.
+        order: of several in a slot, the lower first.
+        weights: names of its weights, with their dims as words (``E``, ``H``); in a checkpoint
+            they are below ``mlp.router.<slot>_<name>``.
+    """
+
+    slot: Slot
+    name: str
+    help: str
+    source: str
+    is_on: Callable[[Any], bool]
+    build: Callable[[Any], Any]
+    reference: Callable[..., Any]
+    settings: type | None = None
+    switch: str | None = None
+    rules: Callable[[Any], list[Problem]] = _nothing
+    needs_groups: bool = False
+    free: tuple[str, ...] = ()
+    draws: bool = False
+    tried: str = ""
+    order: int = 0
+    weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def experts_of(settings: Any) -> int | None:
+    """Routed experts: a configuration and Megatron's namespace name them differently."""
+    found: int | None = getattr(settings, "num_moe_experts", getattr(settings, "num_experts", None))
+    return found
+
+
+def not_finite(settings: Any, name: str, *, above: bool = False, hint: str) -> list[Problem]:
+    """That a number is below 0 (or, ``above``, not above it), infinite or none at all."""
+    value = getattr(settings, name)
+    if (value > 0 or (value == 0 and not above)) and value < float("inf"):
+        return []
+    least = "above 0" if above else "of 0 or more"
+    return [Problem(flag_of(name), value, f"is not a finite number {least}; {hint}")]
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,137 @@
+"""Every part there is: what the files of this folder declare as ``PARTS``."""
+
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from ..checks.problem import Problem
+from . import __name__ as package
+from . import __path__ as folders
+from .part import Part, Slot, flag_of
+from .slots import Choices, flag_fields
+
+
+@cache
+def parts() -> tuple[Part, ...]:
+    """All of them, by slot and order."""
+    names = sorted(info.name for info in pkgutil.walk_packages(folders, f"{package}."))
+    modules = [import_module(name) for name in names if name != f"{package}.registry"]
+    found = [part for module in modules for part in getattr(module, "PARTS", ())]
+    return tuple(sorted(found, key=lambda part: part.order))
+
+
+def of_slot(slot: Slot) -> tuple[Part, ...]:
+    """The parts of a slot, in the order they act in."""
+    return tuple(part for part in parts() if part.slot == slot)
+
+
+def active(settings: Any, slot: Slot | None = None) -> tuple[Part, ...]:
+    """The parts that a configuration or a command line asks for, of a slot or of all."""
+    return tuple(p for p in (of_slot(slot) if slot else parts()) if p.is_on(settings))
+
+
+def one(settings: Any, slot: Slot) -> Part | None:
+    """The part that fills a slot, or None."""
+    found = active(settings, slot)
+    assert len(found) <= 1, f"one part fills {slot}"
+    return found[0] if found else None
+
+
+@cache
+def settings_classes() -> tuple[type, ...]:
+    """Dataclasses of all flags of parts."""
+    own = dict.fromkeys(part.settings for part in parts() if part.settings is not None)
+    return (Choices, *own)
+
+
+def default(slot: str) -> str:
+    """The part of a slot that is there unless another is asked for."""
+    found: str = getattr(Choices, flag_fields()[slot])
+    return found
+
+
+def choices(slot: str) -> tuple[str, ...]:
+    """Names of the parts of a slot."""
+    return tuple(part.name for part in parts() if part.slot == slot)
+
+
+def flag(part: Part) -> str:
+    """What asks for a part."""
+    return flag_of(part.switch or flag_fields()[part.slot])
+
+
+def of_groups() -> frozenset[str]:
+    """Settings that mean nothing without groups."""
+    names = set()
+    for part in parts():
+        if part.needs_groups and part.settings is not None:
+            names |= {f.name for f in fields(part.settings)}
+    return frozenset(names | {"grove_router_scoring", "grove_bias_update_rule"})
+
+
+def free() -> frozenset[str]:
+    """Settings that may differ between the run that wrote a checkpoint and one that reads it."""
+    of_no_weights = {"counts", "update", "schedule"}
+    names = {flag_fields()[slot] for slot in of_no_weights}
+    return frozenset(names.union(*(part.free for part in parts())))
+
+
+def problems(settings: Any) -> list[Problem]:
+    """What is wrong with the settings of parts.
+
+    Args:
+        settings: a configuration or an argument namespace, of a layer of this package.
+    """
+    return [*_unknown(settings), *_idle(settings), *_of_those_that_are_on(settings)]
+
+
+def _unknown(settings: Any) -> Iterator[Problem]:
+    for slot, name in flag_fields().items():
+        if (value := getattr(settings, name)) not in choices(slot):
+            default = getattr(Choices, name)
+            text = f"is not one of ({', '.join(choices(slot))}); use {default}"
+            yield Problem(flag_of(name), value, text)
+
+
+def _idle(settings: Any) -> Iterator[Problem]:
+    """Settings of parts that are off."""
+    for kind in settings_classes():
+        users = [part for part in parts() if part.settings is kind]
+        switches = [part.switch for part in users if part.switch]
+        if not switches or any(part.is_on(settings) for part in users):
+            continue
+        without = " or ".join(f"{flag_of(name)} ({getattr(settings, name)})" for name in switches)
+        for field in fields(kind):
+            value = getattr(settings, field.name)
+            if field.name not in switches and value != field.default:
+                text = f"is set without {without}, which reads it; give that, or remove it"
+                about = tuple(flag_of(name) for name in switches)
+                yield Problem(flag_of(field.name), value, text, about)
+    if not settings.moe_router_enable_expert_bias:
+        yield from _of_no_bias(settings)
+
+
+def _of_no_bias(settings: Any) -> Iterator[Problem]:
+    of_bias = [part for part in parts() if part.slot in ("update", "schedule")]
+    kinds = dict.fromkeys(part.settings for part in of_bias if part.settings is not None)
+    names = [flag_fields()["update"], flag_fields()["schedule"]]
+    defaults = {name: getattr(Choices, name) for name in names}
+    defaults |= {f.name: f.default for kind in kinds for f in fields(kind)}
+    for name, default in defaults.items():
+        if (value := getattr(settings, name)) != default:
+            text = (
+                "is set without --moe-router-enable-expert-bias (False), so there is no bias to "
+                "move; add that, or remove it"
+            )
+            yield Problem(flag_of(name), value, text, ("--moe-router-enable-expert-bias",))
+
+
+def _of_those_that_are_on(settings: Any) -> Iterator[Problem]:
+    said: list[Problem] = []
+    for part in active(settings):
+        # Parts of one file may share a rule.
+        said += [problem for problem in part.rules(settings) if problem not in said]
+    return iter(said)

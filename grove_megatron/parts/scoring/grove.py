@@ -1,0 +1,130 @@
+"""Grove MoE's decoupled scoring: selected by a biased sigmoid, weighed by a softmax."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...checks.problem import Problem
+from ..part import Part
+
+
+def widened(z_TE: Tensor) -> Tensor:
+    """In fp32, or wider if it is."""
+    return z_TE.to(torch.promote_types(z_TE.dtype, torch.float32))
+
+
+class DecoupledScoring:
+    """Selection carries the bias and no gradient; the weights carry the gradient and no bias.
+
+    Args:
+        pre_softmax: weigh by the softmax over all logits, not renormalised.
+    """
+
+    def __init__(self, pre_softmax: bool) -> None:
+        self.pre_softmax = pre_softmax
+
+    def select(self, z_TE: Tensor, bias_E: Tensor | None) -> Tensor:
+        """sigmoid(z) + b (Eq. 9), fp64.
+
+        In fp64, because the weights do not change when all logits shift, so nothing keeps them
+        near 0, and a sigmoid in fp32 is full of ties above 14 and constant above 17.
+        """
+        scores_TE = torch.sigmoid(z_TE.detach().double())
+        return scores_TE if bias_E is None else scores_TE + bias_E.double()
+
+    def weigh(self, z_TE: Tensor, index_TK: Tensor) -> Tensor:
+        """The softmax over the selected logits (Eq. 6), as in the released model."""
+        z_TE = widened(z_TE)
+        if self.pre_softmax:
+            return torch.softmax(z_TE, dim=-1).gather(1, index_TK)
+        return torch.softmax(z_TE.gather(1, index_TK), dim=-1)
+
+    def distribution(self, z_TE: Tensor) -> Tensor:
+        """What weighs the experts, not what selects them."""
+        return torch.softmax(widened(z_TE), dim=-1)
+
+
+class Reference(DecoupledScoring):
+    """Expert by expert."""
+
+    def select(self, z_TE: Tensor, bias_E: Tensor | None) -> Tensor:
+        bias = [0.0] * z_TE.shape[1] if bias_E is None else bias_E.tolist()
+        scores = [1 / (1 + torch.exp(-z_TE[:, i].detach())) + b for i, b in enumerate(bias)]
+        return torch.stack(scores, dim=1)
+
+    def weigh(self, z_TE: Tensor, index_TK: Tensor) -> Tensor:
+        rows = []
+        for z, index in zip(z_TE, index_TK, strict=True):
+            chosen = [z[i].exp() for i in index.tolist()]
+            total = z.exp().sum() if self.pre_softmax else sum(chosen)
+            rows.append(torch.stack([w / total for w in chosen]))
+        return torch.stack(rows)
+
+    def distribution(self, z_TE: Tensor) -> Tensor:
+        return torch.stack([z.exp() / z.exp().sum() for z in z_TE])
+
+
+def rules(settings: Any) -> list[Problem]:
+    problems = []
+    score_function = settings.moe_router_score_function
+    if score_function not in ("softmax", "sigmoid"):
+        problems.append(
+            Problem(
+                "--moe-router-score-function",
+                score_function,
+                "is not used by --grove-router-scoring (grove), which selects on sigmoid; remove "
+                "it, or use --grove-router-scoring softmax",
+                ("--grove-router-scoring",),
+            )
+        )
+    if settings.moe_router_topk == 1 and not settings.moe_router_pre_softmax:
+        problems.append(
+            Problem(
+                "--moe-router-topk",
+                1,
+                "with --grove-router-scoring (grove) leaves the router without a gradient: the "
+                "softmax over one selected logit is constant; use 2 or more, or "
+                "--grove-router-scoring softmax",
+                ("--grove-router-scoring",),
+            )
+        )
+    if settings.moe_router_fusion:
+        problems.append(
+            Problem(
+                "--moe-router-fusion",
+                True,
+                "computes Megatron's score functions, not --grove-router-scoring (grove); remove "
+                "it, or use --grove-router-scoring softmax",
+                ("--grove-router-scoring",),
+            )
+        )
+    balancing = settings.moe_router_load_balancing_type
+    for kind in balancing if isinstance(balancing, list) else [balancing]:
+        if kind in ("sinkhorn", "quantile_balancing"):
+            problems.append(
+                Problem(
+                    "--moe-router-load-balancing-type",
+                    kind,
+                    "selects experts itself and so excludes --grove-router-scoring (grove); use "
+                    "aux_loss, none or an expert bias, or --grove-router-scoring softmax",
+                    ("--grove-router-scoring",),
+                )
+            )
+    return problems
+
+
+PARTS = (
+    Part(
+        slot="scoring",
+        name="grove",
+        help="select on sigmoid(logits) + expert bias, weigh by the softmax over the selected",
+        source="arXiv 2508.07785, Eq. 6 and 9; inclusionAI/GroveMoE",
+        is_on=lambda s: bool(s.grove_num_groups) and s.grove_router_scoring == "grove",
+        build=lambda config: DecoupledScoring(config.moe_router_pre_softmax),
+        reference=lambda config: Reference(config.moe_router_pre_softmax),
+        rules=rules,
+        needs_groups=True,
+        tried="--grove-router-scoring grove",
+    ),
+)

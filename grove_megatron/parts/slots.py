@@ -1,0 +1,35 @@
+"""Slots that one part fills, and the flag that says which."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _choice(slot: str, default: str) -> Any:
+    return field(default=default, metadata={"slot": slot})
+
+
+@dataclass
+class Choices:
+    """What the router does, one part of each kind."""
+
+    grove_router_scoring: str = _choice("scoring", "grove")
+    """How experts are selected and weighed."""
+
+    grove_group_score: str = _choice("select", "megatron")
+    """How --moe-router-group-topk ranks the groups of --moe-router-num-groups."""
+
+    grove_aux_loss_counts: str = _choice("counts", "scores")
+    """What auxiliary losses count as the load of an expert."""
+
+    grove_bias_update_rule: str = _choice("update", "rms")
+    """How grove scoring moves the bias of --moe-router-enable-expert-bias after every global
+    batch."""
+
+    grove_bias_rate_decay_style: str = _choice("schedule", "constant")
+    """How --moe-router-bias-update-rate goes to --grove-bias-rate-min over
+    --grove-bias-rate-decay-iters."""
+
+
+def flag_fields() -> dict[str, str]:
+    """The setting of every slot that one part fills."""
+    return {f.metadata["slot"]: f.name for f in fields(Choices)}

@@ -1,0 +1,211 @@
+"""Every part in the registry, in one process: the router that it is in computes what it says.
+
+The oracle is the same composition of the parts' slow references, in fp64, with every gradient.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from torch.testing import assert_close
+
+from grove_megatron.config import GroveTransformerConfig
+from grove_megatron.moe.router import GroveRouter
+from grove_megatron.parts import registry
+from grove_megatron.parts.part import Draws, Part, experts_of
+from tests.router_oracle import oracle
+from tests.unit.moe.routers import one_rank
+
+HIDDEN, SEQUENCE, BATCH = 10, 7, 3
+ROUTED = [part for part in registry.parts() if part.slot not in ("update", "schedule")]
+
+
+def name_of(part: Part) -> str:
+    return f"{part.slot}-{part.name}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_rank(tmp_path_factory):
+    with one_rank(tmp_path_factory.mktemp("store") / "file"):
+        yield
+
+
+class Fixed(Draws):
+    """The same numbers every time they are asked for."""
+
+    def uniform(self, like):
+        return torch.rand(like.shape, generator=self.generator(), dtype=like.dtype)
+
+    def normal(self, like):
+        return torch.randn(like.shape, generator=self.generator(), dtype=like.dtype)
+
+    def generator(self):
+        return torch.Generator().manual_seed(7)
+
+
+def config_of(flags: str, parse, *, groups: bool) -> GroveTransformerConfig:
+    """The configuration of these flags: 12 experts, in 6 groups or none, 4 a token."""
+    args = parse(f"--num-experts 12 --moe-router-topk 4 {flags}")
+    names = {field.name for field in dataclasses.fields(GroveTransformerConfig)}
+    given = {
+        name: value
+        for name, value in vars(args).items()
+        if name in names and name.startswith(("grove_", "moe_"))
+    }
+    of_groups = {"grove_num_groups": 6, "grove_adjugate_ffn_hidden_size": 4}
+    return GroveTransformerConfig(
+        **given
+        | {
+            "num_layers": 2,
+            "hidden_size": HIDDEN,
+            "num_attention_heads": 2,
+            "num_moe_experts": experts_of(args),
+            "add_bias_linear": False,
+            "moe_token_dispatcher_type": "alltoall",
+            "params_dtype": torch.float64,
+            "moe_router_dtype": "fp64",
+        }
+        | (of_groups if groups else {"grove_dispatch": True})
+    )
+
+
+@pytest.fixture(scope="module")
+def parse():
+    import argparse
+
+    from megatron.training.arguments import add_megatron_arguments
+
+    from grove_megatron.arguments import add_grove_arguments
+
+    parser = add_grove_arguments(add_megatron_arguments(argparse.ArgumentParser()))
+    return lambda flags: parser.parse_args(flags.split())
+
+
+def make_router(config: GroveTransformerConfig) -> GroveRouter:
+    torch.manual_seed(3)
+    router = GroveRouter(config, ProcessGroupCollection.use_mpu_process_groups())
+    router.set_layer_number(1)
+    for weight in router.parameters():
+        weight.data = torch.randn(weight.shape, dtype=torch.float64) * 0.5
+    if router.expert_bias is not None:
+        router.expert_bias.copy_(torch.linspace(-0.1, 0.1, len(router.expert_bias)))
+    router.draws = Fixed()
+    return router
+
+
+def inputs(padded: bool):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(SEQUENCE, BATCH, HIDDEN, dtype=torch.float64, generator=generator)
+    upstream = torch.randn(SEQUENCE * BATCH, 12, dtype=torch.float64, generator=generator)
+    padding = torch.rand(SEQUENCE, BATCH, generator=generator) < 0.25 if padded else None
+    if padding is not None:
+        upstream[padding.reshape(-1)] = 0
+    return x.requires_grad_(), upstream, padding
+
+
+def layouts(part: Part) -> list[bool]:
+    return [True] if part.needs_groups else [True, False]
+
+
+CASES = [(part, groups) for part in ROUTED for groups in layouts(part)]
+IDS = [f"{name_of(part)}-{'groups' if groups else 'plain'}" for part, groups in CASES]
+
+
+@pytest.mark.parametrize(("part", "groups"), CASES, ids=IDS)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_router_with_the_part_is_the_oracle(part, groups, padded, training, parse):
+    # Without groups the scoring is Megatron's, and no flag says so.
+    flags = "" if part.slot == "scoring" and not groups else part.tried
+    config = config_of(flags, parse, groups=groups)
+    assert part in registry.active(config)
+    router = make_router(config).train(training)
+    x, upstream, padding = inputs(padded and part.slot != "drop")
+    get_moe_metrics_tracker().clear()
+    MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1.0))
+    probs, chosen = router(x, padding_mask=padding)
+    expected_probs, expected_map, loss = oracle(router, x, padding, draws=Fixed())
+    assert torch.equal(chosen, expected_map)
+    assert_close(probs, expected_probs, rtol=1e-10, atol=1e-12)
+    parameters = [x, *router.parameters()]
+    found = torch.autograd.grad((probs * upstream).sum(), parameters, allow_unused=True)
+    expected = torch.autograd.grad(
+        (expected_probs * upstream).sum() + loss, parameters, allow_unused=True
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            # What evaluation does not read.
+            assert mine is None
+        else:
+            assert_close(mine, theirs, rtol=1e-10, atol=1e-10 * float(theirs.abs().max()))
+    if training and part.slot == "loss":
+        recorded = get_moe_metrics_tracker().metrics[part.build(config).name].values.sum()
+        own = sum(p.build(config).coefficient for p in registry.active(config, "loss"))
+        assert float(recorded) * own == pytest.approx(float(loss), rel=1e-6)
+        assert float(loss) > 0
+
+
+@pytest.mark.parametrize("part", ROUTED, ids=name_of)
+def test_evaluation_draws_nothing_and_a_recomputed_pass_has_the_same_bits(part, parse):
+    config = config_of(part.tried, parse, groups=True)
+    router = make_router(config).eval()
+    router.draws = Draws()
+    x, _, _ = inputs(False)
+    state = torch.get_rng_state()
+    first, again = router(x), router(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first[0], again[0])
+    router.train()
+    with torch.no_grad():
+        thrown_away = router(x)
+    torch.set_rng_state(state)
+    kept = router(x)
+    assert torch.equal(thrown_away[0], kept[0])
+    assert torch.equal(thrown_away[1], kept[1])
+
+
+@pytest.mark.parametrize("part", ROUTED, ids=name_of)
+def test_the_weights_of_a_part_are_those_it_names(part, parse):
+    router = make_router(config_of(part.tried, parse, groups=True))
+    sizes = {"E": 12, "H": HIDDEN}
+    expected = {
+        f"{p.slot}_{p.name}.{name}": tuple(sizes[dim] for dim in dims)
+        for p in registry.active(router.config)
+        for name, dims in p.weights.items()
+    }
+    found = {name: tuple(w.shape) for name, w in router.named_parameters() if name != "weight"}
+    assert found == expected
+    assert all(hasattr(weight, "sequence_parallel") for weight in router.parameters())
+
+
+def test_updates_and_schedules_are_their_references(parse):
+    counts = torch.tensor([[5, 0, 3], [7, 7, 7], [0, 0, 0]])
+    for part in registry.of_slot("update"):
+        config = config_of(part.tried, parse, groups=True)
+        fast, slow = part.build(config), part.reference(config)
+        if fast is not None:
+            assert_close(fast(counts, 0.1), slow(counts, 0.1), rtol=1e-12, atol=0)
+    for part in registry.of_slot("schedule"):
+        config = config_of(part.tried, parse, groups=True)
+        for gone in (0.0, 0.3, 0.999):
+            assert part.build(config)(gone) == pytest.approx(part.reference(config)(gone), 1e-12)
+
+
+@pytest.mark.parametrize("kind", registry.settings_classes(), ids=lambda kind: kind.__module__)
+def test_every_flag_of_a_part_is_refused_without_its_part(kind, parse):
+    """No setting is read by nobody, and none is silently ignored."""
+    users = [part for part in registry.parts() if part.settings is kind and part.switch]
+    off = parse("--num-experts 12 --moe-router-topk 4 --grove-dispatch")
+    for field in dataclasses.fields(kind):
+        if not users or field.name in {part.switch for part in users}:
+            continue
+        other = SimpleNamespace(**vars(off) | {field.name: 3})
+        (problem,) = [
+            p for p in registry.problems(other) if p.flag.endswith(field.name[6:].replace("_", "-"))
+        ]
+        assert "is set without" in problem.text
+        assert problem.text.count("; ") == 1
