@@ -93,7 +93,7 @@ PARTS = (
         "routed",
         "the tokens that selected it, as DeepSeek-V2",
         OfRouted,
-        "DeepSeek-VL2@ef9f91e MoEGate",
+        "arXiv 2405.04434, section 2.1.3; DeepSeek-VL2@ef9f91e MoEGate",
     ),
     _part(
         "first",

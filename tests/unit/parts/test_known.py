@@ -1,0 +1,172 @@
+"""What is made from the rows of parts knows every part: flags, help, doctor, checks, metrics."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import grove_megatron.parts
+from grove_megatron.config import has_adjugates
+from grove_megatron.moe.router import loss_names
+from grove_megatron.parts import registry
+from grove_megatron.parts.page import PAGE
+from grove_megatron.parts.part import Part, flag_of
+from grove_megatron.training.doctor import diagnose
+from tests.unit.training.command_lines import parsed
+from tests.unit.training.test_rules import SOUND
+
+DISPATCH = "--grove-num-groups 0 --grove-dispatch"
+PLAIN = re.sub(r"--grove-\S+ \S+ ?", "", SOUND) + " --grove-dispatch"
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def name_of(part: Part) -> str:
+    return f"{part.slot}-{part.name}"
+
+
+def test_every_file_of_parts_is_found_and_declares_what_it_is():
+    folder = Path(grove_megatron.parts.__file__).parent
+    files = [p for p in folder.rglob("*.py") if p.parent != folder and p.name != "__init__.py"]
+    assert len(files) > 8
+    assert all("\nPARTS = (" in path.read_text(encoding="utf-8") for path in files)
+    names = [name_of(part) for part in registry.parts()]
+    assert len(names) == len(set(names))
+    for part in registry.parts():
+        assert re.search(r"\d{4}\.\d{5}|megatron-core 0\.19", part.source), part.name
+        assert part.tried.startswith("--"), part.name
+
+
+@pytest.mark.parametrize("part", registry.parts(), ids=name_of)
+def test_the_doctor_takes_it_with_groups_and_in_a_plain_moe(part):
+    found = diagnose(f"{SOUND} {part.tried}".split(), None, "cpu")
+    assert found.problems == []
+    assert part in registry.active(parsed(part.tried))
+    # Megatron has a bias beside scores of its own that take one.
+    sigmoid = "--moe-router-score-function sigmoid" if part.slot == "schedule" else ""
+    plain = diagnose(f"{PLAIN} {part.tried} {sigmoid}".split(), None, "cpu")
+    if part.needs_groups and part.slot == "loss":
+        assert [p for p in plain.problems if "without --grove-num-groups" in str(p)]
+    elif part.slot not in ("scoring", "update"):
+        assert plain.problems == []
+
+
+@pytest.mark.parametrize("part", registry.parts(), ids=name_of)
+def test_the_page_and_the_readme_of_flags_have_it(part):
+    page = PAGE.read_text(encoding="utf-8")
+    assert re.search(rf"^\| {part.name} \|.*{re.escape(part.source)}", page, re.MULTILINE)
+    if part.switch:
+        assert f"| `{flag_of(part.switch)}` |" in page
+
+
+def test_without_flags_only_what_megatron_and_the_paper_do_is_there():
+    args = parsed("")
+    assert has_adjugates(args)
+    found = {name_of(part) for part in registry.active(args)}
+    assert found == {"scoring-grove", "counts-scores"}
+    plain = {name_of(part) for part in registry.active(parsed(DISPATCH))}
+    assert plain == {"scoring-softmax", "counts-scores"}
+
+
+def test_the_tracker_is_told_the_names_of_losses():
+    flags = "--grove-group-aux-loss-coeff 0.1 --grove-importance-loss-coeff 0.1"
+    names = loss_names(parsed(flags))
+    assert sorted(names) == ["group_load_balancing_loss", "importance_loss"]
+    assert loss_names(parsed(f"--grove-num-groups 0 {flags}")) == []
+
+
+REFUSED = {
+    "--grove-logit-norm sample --grove-logit-norm-scale 0": (
+        "--grove-logit-norm-scale (0.0) is not a finite number above 0; 1 is the paper's"
+    ),
+    "--grove-logit-norm sample --grove-logit-norm-eps inf": (
+        "--grove-logit-norm-eps (inf) is not a finite number above 0; 1e-6 is small"
+    ),
+    "--grove-logit-norm-scale 2": (
+        "--grove-logit-norm-scale (2.0) is set without --grove-logit-norm (none), which reads it; "
+        "give that, or remove it"
+    ),
+    "--grove-second-expert-threshold 0": (
+        "--grove-second-expert-threshold (0.0) is not a finite number above 0; 0.5 is GShard's"
+    ),
+    "--grove-second-expert-threshold 0.5 --moe-router-topk 1 --moe-router-pre-softmax": (
+        "--grove-second-expert-threshold (0.5) needs a second expert, --moe-router-topk (1); use "
+        "2 or more, or remove it"
+    ),
+    "--grove-group-score top2": (
+        "--grove-group-score (top2) needs --moe-router-num-groups (None) and "
+        "--moe-router-group-topk (None); give both, or remove it"
+    ),
+    "--grove-group-score top2 --moe-router-num-groups 8 --moe-router-group-topk 2": (
+        "--grove-group-score (top2) adds the two best experts of a group, and "
+        "--moe-router-num-groups (8) of --num-experts (8) have 1; use max"
+    ),
+    "--grove-aux-loss-counts first --moe-router-load-balancing-type global_aux_loss "
+    "--moe-aux-loss-coeff 0.1": (
+        "--grove-aux-loss-counts (first) is not summed over a global batch by "
+        "--moe-router-load-balancing-type (global_aux_loss), which counts all of a token's "
+        "experts; use aux_loss or seq_aux_loss"
+    ),
+    "--grove-device-loss-coeff 0.1": (
+        "--grove-device-loss-coeff (0.1) needs the number of devices, --grove-loss-devices (None) "
+        "or --moe-router-num-groups (None); give one"
+    ),
+    "--grove-device-loss-coeff 0.1 --grove-loss-devices 3": (
+        "--grove-loss-devices (3) is not 2 or more that divide --num-experts (8); correct it"
+    ),
+    "--grove-device-loss-coeff nan --grove-loss-devices 4": (
+        "--grove-device-loss-coeff (nan) is not a finite number of 0 or more; 0 is none"
+    ),
+    "--grove-loss-devices 4": (
+        "--grove-loss-devices (4) is set without --grove-device-loss-coeff (0.0) or "
+        "--grove-communication-loss-coeff (0.0), which reads it; give that, or remove it"
+    ),
+    "--grove-communication-loss-coeff 0.1 --grove-loss-devices 4": (
+        "--grove-communication-loss-coeff (0.1) is of tokens that are limited to some devices, "
+        "--moe-router-group-topk (None); give it, or remove this"
+    ),
+    "--grove-importance-loss-coeff -1": (
+        "--grove-importance-loss-coeff (-1.0) is not a finite number of 0 or more; 0 is none"
+    ),
+    "--grove-load-loss-coeff 0.1": (
+        "--grove-load-loss-coeff (0.1) is an expectation over noise, --grove-noisy-topk (False); "
+        "give it, or remove this"
+    ),
+    "--grove-load-loss-coeff 0.1 --grove-noisy-topk --moe-router-topk 8": (
+        "--grove-load-loss-coeff (0.1) has nothing to choose with --moe-router-topk (8) of "
+        "--num-experts (8); use fewer, or remove it"
+    ),
+    "--grove-load-loss-coeff 0.1 --grove-noisy-topk --moe-router-enable-expert-bias": (
+        "--grove-load-loss-coeff (0.1) is of a choice by the logits alone and so excludes "
+        "--moe-router-enable-expert-bias (True); remove one of them"
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_a_part_without_what_it_needs_is_refused(flags):
+    assert [str(p) for p in diagnose(f"{SOUND} {flags}".split(), None, "cpu").problems] == [
+        REFUSED[flags]
+    ]
+
+
+OWN = "--moe-router-load-balancing-type sinkhorn --moe-aux-loss-coeff 0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "flag"),
+    [
+        ("--grove-importance-loss-coeff 0.1", OWN, "--grove-importance-loss-coeff (0.1)"),
+        ("--grove-second-expert-threshold 0.5", OWN, "--grove-second-expert-threshold (0.5)"),
+        ("--grove-aux-loss-counts routed", OWN, "--grove-aux-loss-counts (routed)"),
+    ],
+)
+def test_what_selects_experts_itself_excludes_other_selection(flags, own, flag):
+    problems = [str(p) for p in registry.problems(parsed(f"{DISPATCH} {own} {flags}"))]
+    (problem,) = problems
+    assert problem.startswith(f"{flag} is set beside --moe-router-load-balancing-type (sinkhorn), ")
+    assert problem.endswith("; remove one of them")
