@@ -56,7 +56,8 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
 
     def __post_init__(self) -> None:
         scoring = self.grove_num_groups and self.grove_router_scoring
-        if scoring == "grove" and self.moe_router_score_function == "softmax":
+        score_function: str = self.moe_router_score_function  # type: ignore[has-type]
+        if scoring == "grove" and score_function == "softmax":
             # Megatron accepts an expert bias only beside a score function of its own that has
             # one. GroveRouter selects on sigmoid and never asks this field for the weights.
             self.moe_router_score_function = "sigmoid"

@@ -111,7 +111,9 @@ def move_biases(
         group: ranks with other tokens and the same routers.
     """
     dist.all_reduce(counts_LE, group=group)
-    update = registry.one(routers[0].config, "update").build(routers[0].config)
+    part = registry.one(routers[0].config, "update")
+    assert part is not None, "routers whose biases are moved here"
+    update = part.build(routers[0].config)
     for router, step_E in zip(routers, update(counts_LE, rate), strict=True):
         # Rounded to fp32 once.
         router.expert_bias.copy_(router.expert_bias.double() + step_E)
@@ -120,8 +122,11 @@ def move_biases(
 def _same_routers(pg_collection: ProcessGroupCollection | None) -> dist.ProcessGroup:
     """Tensor, data and context parallel ranks, as finalize_model_grads.py:666 @ 0.19.2."""
     if pg_collection is None:
-        return parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
-    return pg_collection.tp_dp_cp
+        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+    else:
+        group = pg_collection.tp_dp_cp
+    found: dist.ProcessGroup = group
+    return found
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def one_pass(
     x_NH = expand_rows(x_VH, plan.rows, kernels)
     up, adjugate_up = experts.linear_fc1(), adjugates.linear_fc1()
     h_N, h_M = grouped_up(x_NH, up, adjugate_up, plan.segments, kernels)
+    assert h_M is not None, "adjugates have rows of their own"
     a_N = weighted_swiglu(h_N, probs_N, kernels)
     a_M = weighted_swiglu(h_M, adjugate_probs_M, kernels)
     down, adjugate_down = experts.linear_fc2(), adjugates.linear_fc2()
@@ -70,7 +71,7 @@ def module_by_module(
     kernels = choose_kernels(config, x_VH)
     both = plan.rows_of_both()
     pairs = [plan.segments.num_pairs, plan.segments.num_owner_pairs]
-    x_NH, x_MH = expand_rows(x_VH, both, kernels).split(pairs)
+    x_NH, x_MH = torch.split(expand_rows(x_VH, both, kernels), pairs)
     y_NH, _ = experts(x_NH, plan.tokens_per_expert, probs_N)
     a_MH, _ = adjugates(x_MH, plan.tokens_per_group, adjugate_probs_M)
     return reduce_rows(torch.cat([y_NH, a_MH]), both, kernels)

@@ -94,7 +94,7 @@ class LayerCounts:
         device = torch.cuda.current_device()
         self._degrees = torch.arange(self.columns.degrees, device=device)
         c = self.columns
-        self._splits = (c.experts, c.groups, c.degrees, c.ranks, self.nodes)
+        self._splits = [c.experts, c.groups, c.degrees, c.ranks, self.nodes]
         self._sums = torch.zeros(sum(self._splits), dtype=torch.int64, device=device)
 
     def add(self, routing_map_TE: Tensor, padding_mask: Tensor | None) -> None:

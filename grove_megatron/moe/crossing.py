@@ -50,10 +50,12 @@ class Crossing:
             counts.sent_rows, counts.received_rows, counts.sent_pairs, counts.received_pairs
         )
         x_VH, values, codes = send_rows(x_UH, values_P, self.plan.code_P, splits, self.group)
+        received_rows_R, received_pairs_R = counts.received.unbind(1)
         packed_VL = receive_probs(
             values,
             codes,
-            *counts.received.unbind(1),
+            received_rows_R,
+            received_pairs_R,
             num_rows=x_VH.shape[0],
             num_local_experts=counts.tokens_per_expert.numel(),
         )

@@ -25,7 +25,10 @@ from .dispatcher import GroveTokenDispatcher
 from .experts import GroupedExperts
 from .router import GroveRouter
 
-DISPATCHERS = {"alltoall": GroveTokenDispatcher, "allgather": GroveAllGatherDispatcher}
+DISPATCHERS: dict[str, type[GroveTokenDispatcher] | type[GroveAllGatherDispatcher]] = {
+    "alltoall": GroveTokenDispatcher,
+    "allgather": GroveAllGatherDispatcher,
+}
 """By --moe-token-dispatcher-type."""
 
 

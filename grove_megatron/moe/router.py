@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -14,7 +15,19 @@ from torch import Tensor
 from ..config import GroveTransformerConfig, has_grove_layers
 from ..parts import registry
 from ..parts.compose import Steps, best, route, transformed
-from ..parts.part import Balance, Draws, Logits, Part, Routed, Seen
+from ..parts.part import (
+    Balance,
+    Counts,
+    Draws,
+    Drop,
+    Logits,
+    Loss,
+    Part,
+    Routed,
+    Seen,
+    Slot,
+    Transform,
+)
 from ..parts.scoring.softmax import OWN_SELECTION
 from .logits_watch import LogitsWatch
 
@@ -51,6 +64,8 @@ class GroveRouter(TopKRouter):
     """
 
     config: GroveTransformerConfig
+    topk: int
+    local_tokens_per_expert: Tensor
 
     def __init__(
         self,
@@ -68,25 +83,26 @@ class GroveRouter(TopKRouter):
             # Float16Module turns into bf16, exact below 2^8.
             self.local_tokens_per_expert = self.local_tokens_per_expert.to(torch.int64)
         self.transforms = [self._with_weights(p) for p in registry.active(config, "logits")]
-        built = {
-            slot: part.build(config) if (part := registry.one(config, slot)) is not None else None
-            for slot in ("scoring", "select", "keep", "drop", "counts")
-        }
-        self.drop, self.counts = built["drop"], built["counts"]
-        self.losses = [part.build(config) for part in registry.active(config, "loss")]
         self.steps = Steps(
-            scoring=built["scoring"],
-            topk=self.topk,
-            select=built["select"],
-            keep=built["keep"],
+            scoring=self._step("scoring"),
+            topk=config.moe_router_topk,
+            select=self._step("select"),
+            keep=self._step("keep"),
             factor=config.moe_router_topk_scaling_factor,
         )
+        self.drop: Drop | None = self._step("drop")
+        self.counts: Counts = self._step("counts")
+        self.losses: list[Loss] = [p.build(config) for p in registry.active(config, "loss")]
         self.is_megatrons = config.moe_router_fusion or self.routing_type in OWN_SELECTION
         self._passing: Logits | None = None
 
-    def _with_weights(self, part: Part) -> torch.nn.Module:
+    def _step(self, slot: Slot) -> Any:
+        part = registry.one(self.config, slot)
+        return None if part is None else part.build(self.config)
+
+    def _with_weights(self, part: Part) -> Transform:
         """A transform; its weights are this router's, treated as its own matrix is."""
-        step = part.build(self.config)
+        step: Transform = part.build(self.config)
         if isinstance(step, torch.nn.Module):
             self.add_module(f"{part.slot}_{part.name}", step)
             for weight in step.parameters():
