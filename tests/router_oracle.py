@@ -85,6 +85,6 @@ def _losses(router: Any, logits: Any, routed: Any, seen: Seen) -> Tensor:
             f = experts * int(counted_TE[:, i].sum()) / (counts.per_token * tokens)
             loss = loss + coefficient * f * distribution_TE[:, i].sum() / tokens
     if coefficient := config.moe_z_loss_coeff:
-        squares = torch.stack([z.exp().sum().log() ** 2 for z in logits.z_TE]).unsqueeze(1)
+        squares = torch.stack([z.exp().sum().log() ** 2 for z in logits.before]).unsqueeze(1)
         loss = loss + coefficient * seen.without_padding(squares).sum() / tokens
     return loss

@@ -58,8 +58,8 @@ class GroveRouter(TopKRouter):
     By default those of Grove MoE (arXiv 2508.07785, section 3.3): selection carries the
     load-balancing bias and no gradient; the weights carry the gradient and no bias. Inherited are
     z-loss, Megatron's auxiliary losses, replay and the expert bias. Where Megatron 0.19.2 is wrong
-    this is not: jitter ends with training; padding that ranks have unequally much of is not in the
-    z-loss; and the tokens per expert, from which the bias is moved, are those that selected the
+    this is not: jitter ends with training; the z-loss is the mean over all tokens whatever
+    padding each rank has; and the tokens per expert, from which the bias is moved, are those that selected the
     expert, before any are dropped, without padding, in training alone, as integers.
     """
 
@@ -165,19 +165,20 @@ class GroveRouter(TopKRouter):
         seen = self._seen(logits, padding_mask)
         passed, self._passing = self._passing, None
         z_TE = logits.reshape(-1, self.num_experts)
+        # Megatron may have put others in their place, of its --moe-router-force-* flags.
         passed = Logits(z_TE=z_TE) if passed is None else replace(passed, z_TE=z_TE)
         if self.is_megatrons:
             return self._megatrons_routing(logits, padding_mask, passed, seen)
 
-        z_TE = self.apply_z_loss(z_TE, padding_mask=seen.padding_T)
-        routed = route(self.steps, z_TE, self.expert_bias, seen, self._topk)
+        passed = self._with_z_loss(passed, seen)
+        routed = route(self.steps, passed.z_TE, self.expert_bias, seen, self._topk)
         # Before dropping: past its capacity every expert would seem equally loaded, and with
         # experts padded to capacity all of them always would (and the bias never move).
         self._apply_expert_bias(routed.map_TE, padding_mask=seen.padding_T)
         sent = routed if self.drop is None else self.drop(routed, seen)
         probs_TE = sent.probs_TE
         if seen.learns and (self.losses or self.is_aux_loss_enabled()):
-            balance = self._balance(replace(passed, z_TE=z_TE), routed, seen)
+            balance = self._balance(passed, routed, seen)
             probs_TE = self._with_aux_losses(probs_TE, balance, logits.shape[0])
             probs_TE = self._with_losses(probs_TE, balance)
         return probs_TE, sent.map_TE
@@ -278,24 +279,24 @@ class GroveRouter(TopKRouter):
             )
         return probs_TE
 
-    def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Attach the z-loss (arXiv 2202.08906, Eq. 5) to logits [T, E].
+    def _with_z_loss(self, logits: Logits, seen: Seen) -> Logits:
+        """Attach the z-loss (arXiv 2202.08906, Eq. 5), of logits before noise and normalisation.
 
         Megatron divides by the tokens of each rank; with padding, those of all ranks are meant.
         """
+        z_TE, before_TE = logits.z_TE, logits.before
         coefficient = self.config.moe_z_loss_coeff
-        learns = self.training and torch.is_grad_enabled()
-        if padding_mask is None or coefficient is None or not learns:
-            unpadded: Tensor = super().apply_z_loss(logits, padding_mask=padding_mask)
-            return unpadded
-        seen = replace(self._seen(logits.unsqueeze(1), padding_mask))
-        tokens_1 = seen.tokens(logits)
-        squares_T1 = seen.without_padding(torch.logsumexp(logits, -1, keepdim=True).square())
+        if before_TE is z_TE and seen.padding_T is None:
+            return replace(logits, z_TE=self.apply_z_loss(z_TE))
+        if coefficient is None or not seen.learns:
+            return logits
+        tokens_1 = seen.tokens(z_TE)
+        squares_T1 = seen.without_padding(torch.logsumexp(before_TE, -1, keepdim=True).square())
         loss = coefficient * squares_T1.sum() / seen.everywhere(tokens_1)[0].clamp(min=1)
-        attached: Tensor = self.attach_and_log_load_balancing_loss(
-            logits, coefficient, loss, "z_loss", self.tp_cp_group, valid_token_count=tokens_1[0]
+        attached_TE = self.attach_and_log_load_balancing_loss(
+            z_TE, coefficient, loss, "z_loss", self.tp_cp_group, valid_token_count=tokens_1[0]
         )
-        return attached
+        return replace(logits, z_TE=attached_TE)
 
     def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
         """Count tokens per expert: [T, E] bool, and [T] bool or None; in training alone.

@@ -89,13 +89,22 @@ class Logits:
 
     Args:
         z_TE: what everything after reads.
+        raw_TE: before they were normalised; None if they were not.
         clean_TE: before noise was added; None without.
         deviation_TE: standard deviation of that noise; None without.
     """
 
     z_TE: Tensor
+    raw_TE: Tensor | None = None
     clean_TE: Tensor | None = None
     deviation_TE: Tensor | None = None
+
+    @property
+    def before(self) -> Tensor:
+        """Neither normalised nor noisy: those whose size the z-loss keeps small."""
+        if self.raw_TE is not None:
+            return self.raw_TE
+        return self.z_TE if self.clean_TE is None else self.clean_TE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class LogitNorm:
         flat_T1 = variance_T1 < self.eps**2
         deviation_T1 = torch.where(flat_T1, 1.0, variance_T1).sqrt()
         normed_TE = self.scale * centred_TE / deviation_T1
-        return replace(logits, z_TE=normed_TE.to(logits.z_TE.dtype))
+        return replace(logits, z_TE=normed_TE.to(logits.z_TE.dtype), raw_TE=logits.z_TE)
 
 
 def _correction(config: Any) -> int:
@@ -64,7 +64,7 @@ def reference(config: Any) -> Any:
             variance = sum((entry - mean) ** 2 for entry in z) / (len(z) - _correction(config))
             flat = float(variance) < config.grove_logit_norm_eps**2
             rows.append(config.grove_logit_norm_scale * (z - mean) / (1 if flat else variance**0.5))
-        return replace(logits, z_TE=torch.stack(rows))
+        return replace(logits, z_TE=torch.stack(rows), raw_TE=logits.z_TE)
 
     return step
 

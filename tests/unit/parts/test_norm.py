@@ -26,6 +26,11 @@ def test_the_deviation_of_a_sample_is_larger_by_a_known_factor():
     assert_close(normed(z, 0), normed(z, 1) * (8 / 7) ** 0.5)
 
 
+def test_the_logits_that_the_z_loss_keeps_small_are_those_before():
+    z = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert LogitNorm(0, 1.0, 1e-6)(Logits(z_TE=z), Seen()).before is z
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_router_that_starts_at_zero_has_finite_logits_and_gradients(dtype):
     z = torch.zeros(4, 6, dtype=dtype, requires_grad=True)
