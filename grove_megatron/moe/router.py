@@ -59,8 +59,8 @@ class GroveRouter(TopKRouter):
     load-balancing bias and no gradient; the weights carry the gradient and no bias. Inherited are
     z-loss, Megatron's auxiliary losses, replay and the expert bias. Where Megatron 0.19.2 is wrong
     this is not: jitter ends with training; the z-loss is the mean over all tokens whatever
-    padding each rank has; and the tokens per expert, from which the bias is moved, are those that selected the
-    expert, before any are dropped, without padding, in training alone, as integers.
+    padding each rank has; and the tokens per expert, from which the bias is moved, are those that
+    selected the expert, before any are dropped, without padding, in training alone, as integers.
     """
 
     config: GroveTransformerConfig
