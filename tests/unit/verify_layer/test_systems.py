@@ -1,0 +1,75 @@
+"""Which system a folder is of, and what is said of those whose router is still to come."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grove_megatron.verify_layer.golden import Golden
+from grove_megatron.verify_layer.settings import Settings
+from grove_megatron.verify_layer.systems import find_system, known_systems
+
+GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
+FOLDERS = sorted(path for path in GOLDENS.iterdir())
+
+
+def settings_of(name: str, variant: str = "default", **changes: Any) -> Settings:
+    values = json.loads((GOLDENS / name / "config.json").read_text())
+    return Settings(values | changes, variant)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_folder_is_known_by_its_config_and_else_by_its_name(folder: Path) -> None:
+    called = json.loads((folder / "config.json").read_text())["system"]
+    by_config = find_system(called, Path("anything"))
+    assert by_config is not None
+    assert by_config is find_system(None, folder)
+    # What the config says goes before what somebody called the folder.
+    assert find_system(called, GOLDENS / "mixtral") is by_config
+
+
+@pytest.mark.parametrize("called", ["", "mix", "mixtral-8x7b", 7, ["mixtral"]])
+def test_no_guesses(called: object) -> None:
+    assert find_system(called, GOLDENS / "mixtral") is None
+
+
+def test_names_are_read_whatever_their_case_and_signs() -> None:
+    assert find_system("GROK-1 MoE Layer", Path("x")) is find_system("grok1", Path("x"))
+
+
+def test_every_system_has_one_name_of_its_own() -> None:
+    found = [find_system(name, Path("x")) for name in known_systems()]
+    assert None not in found
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "changes", "what"),
+    [
+        ("deepseek_v2", "default", {}, "a group limit by the largest score of a group"),
+        ("deepseek_v3", "default", {"topk_group": 4}, "where Megatron's adds 1"),
+        ("switch", "drop", {}, "a capacity in tokens of a sequence"),
+        ("switch", "default", {"expert_capacity": {"default": 12}}, "a capacity in tokens"),
+    ],
+)
+def test_what_megatrons_router_does_not_do_is_refused(
+    name: str, variant: str, changes: dict[str, Any], what: str
+) -> None:
+    describe = find_system(name, Path("x"))
+    assert describe is not None
+    settings = settings_of(name, variant, **changes)
+    waits_for = describe(settings).waits_for
+    assert settings.problems == []
+    assert waits_for is not None
+    assert what in waits_for
+
+
+def test_every_other_folder_is_all_read() -> None:
+    read = [
+        Golden.read(folder, file.stem.removeprefix("layer.") if file.stem != "layer" else "default")
+        for folder in FOLDERS
+        for file in sorted(folder.glob("layer*.safetensors"))
+    ]
+    assert len(read) == 10
+    assert all(golden.weights and golden.grads[None] for golden in read)
