@@ -10,9 +10,28 @@ from pathlib import Path
 
 from ..settings import Settings
 from ..system import System
-from . import dbrx, deepseek_v2, deepseek_v3, grok1, mixtral, olmoe, qwen2_moe, qwen3_moe, switch
+from . import (
+    base,
+    dbrx,
+    deepseek_v2,
+    deepseek_v3,
+    grok1,
+    hash_layer,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+    skywork,
+    st_moe,
+    switch,
+    yuan,
+)
 
-_FILES = (mixtral, qwen2_moe, qwen3_moe, olmoe, dbrx, grok1, deepseek_v2, deepseek_v3, switch)
+_FILES = (
+    *(mixtral, qwen2_moe, qwen3_moe, olmoe, dbrx, grok1, deepseek_v2, deepseek_v3, switch),
+    # Read, and wait for a part of the router.
+    *(skywork, yuan, hash_layer, base, st_moe),
+)
 
 
 def find_system(called: object, folder: Path) -> Callable[[Settings], System] | None:

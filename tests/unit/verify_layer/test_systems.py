@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from grove_megatron.checkpoint.weights import ConversionError
 from grove_megatron.verify_layer.golden import Golden
 from grove_megatron.verify_layer.settings import Settings
 from grove_megatron.verify_layer.systems import find_system, known_systems
@@ -63,6 +66,37 @@ def test_what_megatrons_router_does_not_do_is_refused(
     assert settings.problems == []
     assert waits_for is not None
     assert what in waits_for
+
+
+SIZES = {"hidden_size": 4, "num_tokens": 6, "num_experts": 4, "top_k": 2}
+WIDTH = {"expert_intermediate_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("called", "config", "what"),
+    [
+        ("skywork-moe gating logit normalisation", {"gate_bias": True, "lambda_n": 1}, "a gate"),
+        ("yuan2.0-m32", {"norm_topk_prob": True}, "logits by attention between experts"),
+        ("hash layer", {"weight": 1.0}, "a fixed table from token ids"),
+        ("ST-MoE / GShard second-expert policy", {"expert_hidden": 3}, "a second expert by chance"),
+        (
+            "BASE layer",
+            {"base_sublayers": 1, "layernorm_eps": 1e-5, "activation": "relu"},
+            "a balanced assignment",
+        ),
+    ],
+)
+def test_a_system_whose_router_is_still_to_come_is_refused_by_what_it_needs(
+    called: str, config: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    config = {"system": called} | SIZES | WIDTH | config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "layer.safetensors")
+    with pytest.raises(ConversionError) as refused:
+        Golden.read(tmp_path)
+    (problem,) = refused.value.problems
+    assert f"the system needs {what}" in problem
+    assert problem.endswith("; there is no such router here")
 
 
 def test_every_other_folder_is_all_read() -> None:
