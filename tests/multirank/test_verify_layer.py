@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.layer_folders import write_qwen2_moe
+from tests.layer_folders import write_qwen2_moe, write_st_moe
 from tests.ranks import Job, Ranks
 
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
@@ -96,6 +96,17 @@ def test_odd_sizes(size: int, experts_on: int, tokens: int, ranks: Ranks, tmp_pa
         for found in results:
             assert found["passed"], found
             assert found["grads_compared"] == found["grads_in_file"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_expert_modules_of_another_form(size: int, ranks: Ranks, tmp_path: Path) -> None:
+    layer = str(write_st_moe(tmp_path / "layer"))
+    job = "tests.multirank.verify_layer_cases:own_experts"
+    args = (str(tmp_path), layer, ["--expert-model-parallel-size", str(size)])
+    for (found,) in ranks.run(size, job, *args, folder=tmp_path).check().results():
+        assert found["passed"], found
+        # Router, x, and five of each expert; and the two of z.
+        assert found["grads_compared"] == 2 + 8 * 5 + 2
 
 
 def grove(ranks: Ranks, folder: Path, *argv: str, size: int = 1) -> Job:
