@@ -23,9 +23,18 @@ def write_qwen2_moe(
     shared_width: int = 9,
     tokens: int = 11,
     normalised: bool = False,
+    z: bool = True,
     seed: int = 1,
 ) -> Path:
-    """A folder of Qwen2-MoE's form, which has everything: experts, a shared one with a gate."""
+    """A folder of Qwen2-MoE's form, which has everything: experts, a shared one with a gate.
+
+    Args:
+        folder: to write.
+        hidden, experts, topk, width, shared_width, tokens: sizes.
+        normalised: are the weights divided by their sum?
+        z: with the z loss?
+        seed: of all numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -56,7 +65,8 @@ def write_qwen2_moe(
     y = y + torch.sigmoid(x @ w["shared_expert_gate.weight"].T) * mlp("shared_expert")
     balance = experts / (topk * tokens) * (chosen.sum(0) * p.mean(0)).sum()
     losses = {"switch_aux": balance, "hf_aux": topk * balance}
-    losses["z"] = logits.logsumexp(-1).square().mean()
+    if z:
+        losses["z"] = logits.logsumexp(-1).square().mean()
     config = {
         "system": "qwen2_moe",
         "hidden_size": hidden,
