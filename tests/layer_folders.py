@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +22,6 @@ def write_qwen2_moe(
     shared_width: int = 9,
     tokens: int = 11,
     normalised: bool = False,
-    z: bool = True,
     seed: int = 1,
 ) -> Path:
     """A folder of Qwen2-MoE's form, which has everything: experts, a shared one with a gate.
@@ -32,7 +30,6 @@ def write_qwen2_moe(
         folder: to write.
         hidden, experts, topk, width, shared_width, tokens: sizes.
         normalised: are the weights divided by their sum?
-        z: with the z loss?
         seed: of all numbers.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -65,8 +62,16 @@ def write_qwen2_moe(
     y = y + torch.sigmoid(x @ w["shared_expert_gate.weight"].T) * mlp("shared_expert")
     balance = experts / (topk * tokens) * (chosen.sum(0) * p.mean(0)).sum()
     losses = {"switch_aux": balance, "hf_aux": topk * balance}
-    if z:
-        losses["z"] = logits.logsumexp(-1).square().mean()
+    losses["z"] = logits.logsumexp(-1).square().mean()
+    leaves = {"x": x} | {f"w.{name}": weight for name, weight in w.items()}
+    tensors = {"x": x, "r": r, "y": y, "routing_map": chosen.to(torch.uint8)} | leaves
+    tensors |= _gradients("grad", (y * r).sum(), leaves)
+    for name, loss in losses.items():
+        tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.detach().contiguous() for k, v in tensors.items()}, folder / "layer.safetensors"
+    )
     config = {
         "system": "qwen2_moe",
         "hidden_size": hidden,
@@ -77,65 +82,8 @@ def write_qwen2_moe(
         "shared_expert_intermediate_size": shared_width,
         "norm_topk_prob": normalised,
     }
-    _write(folder, config, w, x, r, y, losses, {"routing_map": chosen.to(torch.uint8)})
-    return folder
-
-
-def write_st_moe(folder: Path, *, hidden: int = 6, width: int = 5, tokens: int = 12) -> Path:
-    """A folder of ST-MoE's form in which every token keeps its second expert: 8, in GEGLU form."""
-    generator = torch.Generator().manual_seed(5)
-
-    def random(*shape: int) -> Tensor:
-        values = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
-        return values.double().requires_grad_()
-
-    w = {"gate.to_gates.weight": random(8, hidden)}
-    for e in range(8):
-        one = f"experts.experts.{e}.net"
-        w |= {f"{one}.0.weight": random(2 * width, hidden), f"{one}.0.bias": random(2 * width)}
-        w |= {f"{one}.2.weight": random(hidden, width), f"{one}.2.bias": random(hidden)}
-        w[f"{one}.1.mult_bias"] = random(width)
-    x = _clear_rows(w["gate.to_gates.weight"], tokens, 2, generator).requires_grad_()
-    r = random(tokens, hidden).detach()
-    logits = x @ w["gate.to_gates.weight"].T
-    p = logits.softmax(-1)
-    chosen = torch.zeros_like(p).scatter(1, p.topk(2).indices, 1.0)
-    weights = p * chosen / (p * chosen).sum(-1, keepdim=True)
-
-    def expert(one: str) -> Tensor:
-        value, gate = (x @ w[f"{one}.0.weight"].T + w[f"{one}.0.bias"]).chunk(2, dim=-1)
-        h = value * F.gelu(gate) * w[f"{one}.1.mult_bias"]
-        return h @ w[f"{one}.2.weight"].T + w[f"{one}.2.bias"]
-
-    y = sum(weights[:, e, None] * expert(f"experts.experts.{e}.net") for e in range(8))
-    losses = {"z": logits.logsumexp(-1).square().mean()}
-    sizes = {"hidden_size": hidden, "num_tokens": tokens, "num_experts": 8, "top_k": 2}
-    config = {"system": "st_moe", "expert_hidden": width} | sizes
-    others = {"routing_weights": weights, "uniform": torch.zeros(tokens)}
-    _write(folder, config, w, x, r, y, losses, others)
-    return folder
-
-
-def _write(
-    folder: Path,
-    config: dict[str, Any],
-    w: dict[str, Tensor],
-    x: Tensor,
-    r: Tensor,
-    y: Tensor,
-    losses: dict[str, Tensor],
-    others: dict[str, Tensor],
-) -> None:
-    leaves = {"x": x} | {f"w.{name}": weight for name, weight in w.items()}
-    tensors = {"x": x, "r": r, "y": y} | others | leaves
-    tensors |= _gradients("grad", (y * r).sum(), leaves)
-    for name, loss in losses.items():
-        tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, folder / "layer.safetensors"
-    )
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def _clear_rows(gate: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:

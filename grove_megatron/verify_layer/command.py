@@ -35,7 +35,7 @@ def run(folder: Path, variant: str, dtype: str, extra_flags: list[str], as_json:
         except ValueError as error:
             refuse([str(error)])
     if os.environ["RANK"] == "0":
-        _print(golden, report, as_json)
+        print_report(golden, report, as_json)
     raise typer.Exit(0 if report.passed else 1)
 
 
@@ -48,7 +48,8 @@ def result_of(report: "Report") -> dict[str, Any]:
     }
 
 
-def _print(golden: "Golden", report: "Report", as_json: bool) -> None:
+def print_report(golden: "Golden", report: "Report", as_json: bool) -> None:
+    """A table, what was not compared, and the verdict; beside JSON on stderr."""
     from rich.console import Console
     from rich.table import Table
 

@@ -99,7 +99,7 @@ class _File:
     ) -> None:
         self.tensors, self.system = tensors, system
         self.parameters = layout.shapes | {INPUT: rows}
-        self.losses = [*system.losses, *system.not_here, *sorted(system.not_yet)]
+        self.losses = [*system.losses, *system.not_here]
         weights = {f"{_WEIGHT}{name}": shape for name, shape in layout.shapes.items()}
         self.needed: dict[str, Shape] = {"x": rows, "r": rows, "y": rows} | weights
         self.optional: dict[str, Shape] = {f"{_LOSS}{loss}": (1,) for loss in self.losses}

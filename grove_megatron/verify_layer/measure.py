@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..config import GroveTransformerConfig
+from ..parts.part import Draws
 from .golden import INPUT, Golden
 from .local_parts import local_parts
 from .one_layer import as_dtype, build_layer
@@ -52,6 +53,9 @@ def measure(
     )
     layer = build_layer(golden, config if loss is None else replace(config, **loss.fields))
     routing_map = _keep_routing(layer)
+    if golden.system.draws is not None:
+        drawn = as_dtype(spread.local(golden.extras[golden.system.draws].unsqueeze(1)), dtype)
+        layer.router.draws = _Given(drawn.flatten())
     destroy_moe_metrics_tracker()
     # As Megatron's schedule sets it for a loss that is not scaled.
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=torch.cuda.current_device()))
@@ -68,6 +72,18 @@ def measure(
         grads=_gradients(golden, layer) | {INPUT: spread.whole(x.grad).cpu()},
         loss=None if loss is None else _value(loss),
     )
+
+
+class _Given(Draws):
+    """The folder's numbers in place of random ones."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """[T, 1]: of the second expert of every token."""
+        assert like.shape == (self.numbers.numel(), 1)
+        return self.numbers.reshape(like.shape).to(like.dtype)
 
 
 def _keep_routing(layer: Any) -> Callable[[], Tensor]:

@@ -1,7 +1,7 @@
 """What a system's file says of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,11 @@ def aux(coefficient: float) -> Loss:
 def seq_aux(coefficient: float) -> Loss:
     """The same of every sequence, and the mean over sequences."""
     return _balancing("seq_aux_loss", "seq_load_balancing_loss", coefficient)
+
+
+def counted(loss: Loss, counts: str) -> Loss:
+    """A loss with other pairs as the load of experts: ``--grove-aux-loss-counts``."""
+    return replace(loss, fields=loss.fields | {"grove_aux_loss_counts": counts})
 
 
 def z(coefficient: float) -> Loss:
@@ -68,9 +73,9 @@ class System:
         losses: of the folder, by name.
         not_here: losses of the folder that neither Megatron nor this package computes, and why
             they are none of the authors' training.
-        not_yet: those of the authors' training that nothing here computes; their gradients are
-            missed.
         experts: builds expert modules where Megatron has none of the form.
+        draws: the tensor of the folder [T] that the router is given where it would draw a number
+            for a token's second expert.
         extras: names of other tensors that the folder may have.
         needs_extras: those of them that must be there.
         routing: which expert gets which token, [T, E] bool, of those tensors.
@@ -83,8 +88,8 @@ class System:
     buffers: dict[str, str] = field(default_factory=dict)
     losses: dict[str, Loss] = field(default_factory=dict)
     not_here: dict[str, str] = field(default_factory=dict)
-    not_yet: frozenset[str] = frozenset()
     experts: Callable[..., Any] | None = None
+    draws: str | None = None
     extras: frozenset[str] = ROUTING
     needs_extras: frozenset[str] = frozenset({"routing_map"})
     routing: Callable[[Mapping[str, Tensor]], Tensor] = routing_map

@@ -88,7 +88,7 @@ RULES = {
     },
     # One layer of a system: of the package what makes a layer and reads weights.
     "verify_layer": Rule(
-        inside={"verify_layer", "checkpoint", "config", "layer_spec", "moe"},
+        inside={"verify_layer", "checkpoint", "config", "layer_spec", "moe", "parts"},
         outside={"torch", "safetensors"},
         in_functions={"megatron.core", "megatron.training"},
     ),

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..layout import Take
 from ..pieces import pre_softmax, router_flags, separate, shared, shared_flags, swiglu_flags
 from ..settings import Settings
-from ..system import System, aux, seq_aux
+from ..system import Loss, System, aux, counted, seq_aux
 
 NAMES = ("deepseek_v2",)
 
@@ -29,19 +29,21 @@ def system(settings: Settings) -> System:
             **dict(shared(take, "shared_experts", shared_width, hidden)),
         }
 
-    limited = method == "group_limited_greedy"
+    limited, blocks = method == "group_limited_greedy", settings.size("n_group")
+    chosen = settings.size("topk_group")
+    limit = ["--moe-router-num-groups", str(blocks), "--moe-router-group-topk", str(chosen)]
+    losses = {"seq_aux": seq_aux(alpha), "batch_aux": aux(alpha)}
+    losses["device"] = Loss(
+        "device_loss", 1.0, {"grove_device_loss_coeff": 1.0, "grove_loss_devices": blocks}
+    )
+    if limited:
+        losses["comm"] = Loss("communication_loss", 1.0, {"grove_communication_loss_coeff": 1.0})
     return System(
         flags=[
             *(*router_flags(settings), *pre_softmax(normalised), *swiglu_flags(width)),
             *("--moe-router-topk-scaling-factor", str(factor), *shared_flags(shared_width)),
+            *([*limit, "--grove-group-score", "max"] if limited else []),
         ],
         parameters=parameters,
-        losses={"seq_aux": seq_aux(alpha), "batch_aux": aux(alpha)},
-        # The paper's over devices, Eq. 26 and 29; the released code has neither.
-        not_yet=frozenset({"device", "comm"} if limited else {"device"}),
-        waits_for=(
-            "a group limit by the largest score of a group, where Megatron's adds the top ones"
-            if limited
-            else None
-        ),
+        losses={name: counted(loss, "routed") for name, loss in losses.items()},
     )

@@ -29,22 +29,16 @@ def system(settings: Settings) -> System:
             **dict(shared(take, "shared_experts", shared_width, hidden)),
         }
 
-    summed = settings.size("top_k") // of_groups
     return System(
         flags=[
             *(*router_flags(settings), *swiglu_flags(width), *shared_flags(shared_width)),
             *("--moe-router-score-function", "sigmoid", "--moe-router-enable-expert-bias"),
             *("--moe-router-num-groups", str(groups), "--moe-router-group-topk", str(of_groups)),
+            *("--grove-group-score", "top2"),
             *("--moe-router-topk-scaling-factor", str(settings.number("routed_scaling_factor"))),
         ],
         parameters=parameters,
         buffers={"router.expert_bias": _BIAS},
         losses={"seq_aux_paper": seq_aux(1.0)},
         extras=ROUTING | {_BIAS, "scores", "counts", "bias_after_update_u0.001"},
-        # moe_utils.py:655 @ 0.19.2 adds top_k // topk_group of them.
-        waits_for=(
-            None
-            if summed == 2
-            else f"a group limit by the two best of a group, where Megatron's adds {summed}"
-        ),
     )

@@ -17,21 +17,28 @@ def system(settings: Settings) -> System:
     experts, hidden = settings.size("num_experts"), settings.size("hidden_size")
     width = settings.size("expert_intermediate_size")
     settings.choice("gate_bias", True)
-    settings.number("lambda_n")
+    spread = {"default": "population", "unbiased_std": "sample"}.get(settings.variant)
+    if spread is None:
+        settings.problems.append(f"--variant ({settings.variant}) has an unknown spread of logits")
 
     def parameters(take: Take) -> dict[str, Tensor]:
         return {
             "router.weight": take("gate.weight", experts, hidden),
-            "router.bias": take("gate.bias", experts),
+            "router.logits_bias.bias": take("gate.bias", experts),
             **dict(separate(take, experts, width, hidden)),
         }
 
-    losses = hf_losses(settings)
-    del losses["hf_aux"]
     return System(
-        flags=[*router_flags(settings), *swiglu_flags(width)],
+        flags=[
+            *(*router_flags(settings), *swiglu_flags(width), "--grove-logit-bias"),
+            *("--grove-logit-norm", str(spread)),
+            *("--grove-logit-norm-scale", str(settings.number("lambda_n"))),
+        ],
         parameters=parameters,
-        losses=losses,
+        losses={"switch_aux": hf_losses(settings)["switch_aux"]},
+        not_here={
+            "z": "it is of the logits before they are normalised, and Megatron's of those that "
+            "route; the paper has no z loss"
+        },
         extras=ROUTING | {"norm_logits"},
-        waits_for="a gate with a bias, and a normalisation of its logits",
     )

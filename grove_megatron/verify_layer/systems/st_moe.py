@@ -12,7 +12,7 @@ from ..experts import EachExpert, GegluExpert
 from ..layout import Take
 from ..pieces import router_flags
 from ..settings import Settings
-from ..system import System, z
+from ..system import System, counted, seq_aux, z
 
 NAMES = ("st_moe", "ST-MoE / GShard second-expert policy")
 
@@ -21,6 +21,10 @@ def system(settings: Settings) -> System:
     experts, hidden = settings.size("num_experts"), settings.size("hidden_size")
     width = settings.size("expert_hidden")
     settings.choice("top_k", 2)
+    variant = settings.inside("variants").inside(_file(settings.variant))
+    threshold, capacity = variant.number("threshold"), variant.size("capacity")
+    # Of first choices; before and after a capacity that drops nothing they are the same.
+    balance = counted(seq_aux(1.0), "first")
 
     def parameters(take: Take) -> dict[str, Tensor]:
         found = {"router.weight": take("gate.to_gates.weight", experts, hidden)}
@@ -40,14 +44,21 @@ def system(settings: Settings) -> System:
 
     extras = ("router_logits", "router_probs", "routing_weights", "top2_gate", "top2_idx")
     return System(
-        flags=router_flags(settings),
+        flags=[*router_flags(settings), "--grove-second-expert-threshold", str(threshold)],
         parameters=parameters,
         experts=partial(EachExpert, partial(GegluExpert, hidden, width)),
-        losses={"z": z(1.0)},
-        # Of first choices alone, after or before the capacity.
-        not_yet=frozenset({"balance", "balance_predrop"}),
+        losses={"balance": balance, "balance_predrop": balance, "z": z(1.0)},
+        draws="uniform",
         extras=frozenset({*extras, "uniform", "second_wanted", "kept"}),
         needs_extras=frozenset({"routing_weights", "uniform"}),
         routing=routing,
-        waits_for="a second expert by chance, and a capacity in tokens of a sequence",
+        waits_for=(
+            None
+            if capacity >= settings.sequence
+            else "a capacity in tokens of a sequence, first choices before second ones"
+        ),
     )
+
+
+def _file(variant: str) -> str:
+    return "layer.safetensors" if variant == "default" else f"layer.{variant}.safetensors"

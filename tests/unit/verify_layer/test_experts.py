@@ -26,6 +26,8 @@ CONFIG = {
     "base_sublayers": SUBLAYERS,
     "layernorm_eps": EPS,
     "activation": "relu",
+    "num_tokens": 4,
+    "variants": {"layer.safetensors": {"threshold": 0.5, "capacity": 4}},
 }
 Weights = dict[str, Tensor]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grove_megatron.verify_layer.command import result_of
+from grove_megatron.verify_layer.command import print_report, result_of
 from grove_megatron.verify_layer.golden import Golden
 from grove_megatron.verify_layer.measure import Measured
 from grove_megatron.verify_layer.report import Report, compare
@@ -110,10 +110,16 @@ def test_an_error_is_measured_by_the_largest_entry_of_its_tensor(
     assert compare(golden, perfect, "fp32").max_grad_error == pytest.approx(0.5)
 
 
-def test_what_is_missed_is_named(golden: Golden, perfect: All) -> None:
+def test_what_is_missed_is_named(
+    golden: Golden, perfect: All, capsys: pytest.CaptureFixture[str]
+) -> None:
     no_gradient(perfect)
     report = compare(golden, perfect, "fp32")
     assert report.grads_missed == ("grad.w.shared_expert_gate.weight",)
+    print_report(golden, report, as_json=False)
+    printed = capsys.readouterr().out
+    assert "grad.w.shared_expert_gate.weight: the layer has no such gradient" in printed
+    assert printed.rstrip().endswith("FAILED")
 
 
 def test_json_has_no_error_of_losses_that_are_not_there_and_no_infinity() -> None:
