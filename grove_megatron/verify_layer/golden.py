@@ -72,12 +72,7 @@ class Golden:
             raise ConversionError([f"--layer ({folder}): {line}" for line in problems])
         layout = Layout.of(system.parameters)
         file = _File(tensors, system, layout, rows)
-        problems = file.problems()
-        routed = (rows[0], _experts(system))
-        if not problems and tuple(system.routing(tensors).shape) != routed:
-            shown = list(system.routing(tensors).shape)
-            problems = [f"the routing of the tokens has shape {shown}, not {list(routed)}"]
-        if problems:
+        if problems := file.problems() or file.routing_problems():
             raise ConversionError([f"--layer ({folder}): {line}" for line in problems])
         return cls(
             system=system,
@@ -98,10 +93,13 @@ class _File:
         self, tensors: dict[str, Tensor], system: System, layout: Layout, rows: Shape
     ) -> None:
         self.tensors, self.system = tensors, system
-        self.parameters = layout.shapes | {INPUT: rows}
+        self.routed: Shape = (rows[0], _experts(system))
         self.losses = [*system.losses, *system.not_here]
         weights = {f"{_WEIGHT}{name}": shape for name, shape in layout.shapes.items()}
         self.needed: dict[str, Shape] = {"x": rows, "r": rows, "y": rows} | weights
+        self.needed |= dict.fromkeys(system.buffers.values(), self.routed[1:])
+        if system.draws is not None:
+            self.needed[system.draws] = self.routed[:1]
         self.optional: dict[str, Shape] = {f"{_LOSS}{loss}": (1,) for loss in self.losses}
         for kind in (_GRAD, *(f"{_GRAD}_{loss}" for loss in self.losses)):
             self.optional |= {
@@ -122,7 +120,7 @@ class _File:
 
     def problems(self) -> list[str]:
         names, system = self.tensors.keys(), self.system
-        missing = (self.needed.keys() | system.needs_extras | {*system.buffers.values()}) - names
+        missing = (self.needed.keys() | system.needs_extras) - names
         missing |= {f"{_GRAD}.{INPUT}"} - names
         missing |= {f"{_LOSS}{loss}" for loss in self.losses if self.grads_of(loss)} - names
         lines = [f"{name} is missing" for name in sorted(missing)]
@@ -139,6 +137,15 @@ class _File:
             elif not bool(tensor.isfinite().all()):
                 lines.append(f"{name} is not finite")
         return lines
+
+    def routing_problems(self) -> list[str]:
+        try:
+            found = tuple(self.system.routing(self.tensors).shape)
+        except (RuntimeError, TypeError) as error:
+            return [f"the routing of the tokens cannot be read: {error}"]
+        if found == self.routed:
+            return []
+        return [f"the routing of the tokens has shape {list(found)}, not {list(self.routed)}"]
 
 
 def _experts(system: System) -> int:

@@ -84,7 +84,7 @@ def compare(golden: Golden, measured: dict[str | None, Measured], dtype: str) ->
         compared += len(theirs.keys() & found.grads.keys())
         worst = max([worst, *_errors(theirs, found.grads)])
     losses = [
-        abs(found.loss - golden.losses[loss]) / abs(golden.losses[loss])
+        _loss_error(found.loss, golden.losses[loss])
         for loss, found in measured.items()
         if loss is not None and found.loss is not None
     ]
@@ -120,6 +120,10 @@ def _errors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> Iterator[floa
         expected = theirs.get(name, torch.zeros_like(found)).double()
         largest = float(expected.abs().max())
         yield _error(found, expected, largest if largest > _ZERO * overall else overall or 1.0)
+
+
+def _loss_error(found: float, expected: float) -> float:
+    return _error(*torch.tensor([found, expected], dtype=torch.float64), abs(expected) or 1.0)
 
 
 def _error(found: Tensor, expected: Tensor, size: float) -> float:

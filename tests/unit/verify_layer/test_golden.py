@@ -1,6 +1,7 @@
 """A folder that is not what its system says is refused, with all that is wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,32 @@ def test_the_routing_has_a_row_a_token_and_a_column_an_expert(folder: Path) -> N
     edit_tensors(folder, lambda t: t.update(routing_map=t["routing_map"][:, :-1].contiguous()))
     (problem,) = problems(folder)
     assert problem.endswith("the routing of the tokens has shape [11, 7], not [11, 8]")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "wrong", "line"),
+    [
+        ("switch", "expert", lambda t: t + 3, "the routing of the tokens cannot be read: "),
+        ("switch", "kept", lambda t: t[:-1], "the routing of the tokens cannot be read: "),
+        ("switch", "expert", lambda t: t[:-1], "the routing of the tokens cannot be read: "),
+        ("deepseek_v3", "e_score_correction_bias", lambda t: t[:1], "has shape [1], not [16]"),
+        ("st_moe", "uniform", lambda t: t[:-1], "uniform has shape [44], not [45]"),
+        ("st_moe", "uniform", None, "uniform is missing"),
+    ],
+)
+def test_what_a_system_has_beside_weights_is_looked_at_too(
+    name: str, tensor: str, wrong: Callable[[Any], Any] | None, line: str, tmp_path: Path
+) -> None:
+    shutil.copytree(GOLDENS / name, tmp_path / name)
+
+    def edit(tensors: dict[str, Any]) -> None:
+        found = tensors.pop(tensor)
+        if wrong is not None:
+            tensors[tensor] = wrong(found).contiguous()
+
+    edit_tensors(tmp_path / name, edit)
+    (problem,) = problems(tmp_path / name)
+    assert line in problem
 
 
 def test_sequences_are_rows_of_the_file() -> None:

@@ -74,6 +74,10 @@ def wrong_loss(found: All) -> None:
     found["z"] = replace(found["z"], loss=value * 1.00001)
 
 
+def no_loss(found: All) -> None:
+    found["hf_aux"] = replace(found["hf_aux"], loss=math.nan)
+
+
 def no_number(found: All) -> None:
     found[None].y[0, 0] = math.nan
 
@@ -89,6 +93,7 @@ def no_number(found: All) -> None:
         (a_gradient_that_should_be_none, {"max_grad_error"}),
         (no_gradient, {"grads_compared", "grads_missed"}),
         (wrong_loss, {"max_loss_error"}),
+        (no_loss, {"max_loss_error"}),
     ],
 )
 def test_one_thing_wrong_fails_by_that(
