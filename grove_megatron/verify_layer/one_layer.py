@@ -115,6 +115,7 @@ def _flags(golden: Golden, dtype: str) -> list[str]:
         *("--no-create-attention-mask-in-dataloader", "--disable-bias-linear"),
         *("--moe-router-load-balancing-type", "none", "--moe-router-dtype", dtype),
         *("--moe-token-dispatcher-type", "alltoall", "--grove-dispatch"),
+        *([] if golden.system.experts is None else ["--grove-kernel", "megatron"]),
         *golden.system.flags,
     ]
 
