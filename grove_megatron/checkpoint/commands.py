@@ -257,11 +257,7 @@ def _check_upcycle(context: typer.Context) -> None:
     """Options that do not go together, or would do nothing."""
     from .weights import ConversionError
 
-    given = {
-        name: value
-        for name, value in context.params.items()
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
+    given = _given(context)
     problems = []
     if ("hf" in given) == ("load" in given):
         shown = f"--hf ({given.get('hf')}) and --load ({given.get('load')})"
@@ -288,14 +284,28 @@ def _check_upcycle(context: typer.Context) -> None:
             ("grouping", "adjugate_ffn_hidden_size", "adjugate_scale"),
         ),
     }
-    problems += [
+    problems += _idle(given, needs)
+    if problems:
+        raise ConversionError(problems)
+
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The options of the command line, by name."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+def _idle(given: dict[str, Any], needs: dict[str, tuple[bool, tuple[str, ...]]]) -> list[str]:
+    """Of the options that nothing reads without another."""
+    return [
         f"--{name.replace('_', '-')} ({given[name]}) does nothing without {what}; remove it"
         for what, (is_there, names) in needs.items()
         for name in names
         if name in given and not is_there
     ]
-    if problems:
-        raise ConversionError(problems)
 
 
 def _run_check(
@@ -340,21 +350,34 @@ def verify(
         ),
     ] = None,
     ckpt_step: Step = None,
+    layer: Annotated[
+        Path | None,
+        typer.Option(help="Instead: a folder with one MoE layer of a system, and its results."),
+    ] = None,
+    variant: Annotated[
+        str, typer.Option(help="Of --layer: reads layer.VARIANT.safetensors.")
+    ] = "default",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of --layer: fp32 or fp64, to compute in.")
+    ] = "fp32",
     as_json: AsJson = False,
 ) -> None:
     """Compare logits, loss and gradients with those of the authors' or transformers' model.
 
-    Other flags go to Megatron: torchrun --nproc-per-node 2 -m grove_megatron verify ...
+    Or output, routing, losses and gradients of one layer, of the systems that --layer lists. Other
+    flags go to Megatron: torchrun --nproc-per-node 2 -m grove_megatron verify ...
     --expert-model-parallel-size 2. Exits 1 past tolerance, 2 if it cannot compare.
     """
     from ..training.refuse import refuse
     from ..training.start import alone, quiet, started
 
     alone()
-    if (hf is None) == (load is None):
-        refuse([f"--hf ({hf}) and --load ({load}): give one of them"])
-    if load is not None and golden is None:
-        refuse([f"--load ({load}) needs --golden (None); name the reference"])
+    if problems := _verify_problems(context):
+        refuse(problems)
+    if layer is not None:
+        from ..verify_layer.command import run
+
+        run(layer, variant, dtype, context.args, as_json)
     with started(), quiet():
         from .verify import verify_hf, verify_megatron
         from .weights import ConversionError
@@ -373,6 +396,22 @@ def verify(
     if os.environ["RANK"] == "0":
         _print_report(report, as_json)
     raise typer.Exit(0 if report.passed else 1)
+
+
+def _verify_problems(context: typer.Context) -> list[str]:
+    """Options of ``verify`` that do not go together, or would do nothing."""
+    given = _given(context)
+    sources = [name for name in ("hf", "load", "layer") if name in given]
+    shown = ", ".join(f"--{name} ({context.params[name]})" for name in ("hf", "load", "layer"))
+    problems = [] if len(sources) == 1 else [f"{shown}: give one of them"]
+    if "load" in given and "golden" not in given:
+        problems.append(f"--load ({given['load']}) needs --golden (None); name the reference")
+    needs = {
+        "--hf or --load": (bool(given.keys() & {"hf", "load"}), ("golden",)),
+        "--load": ("load" in given, ("ckpt_step",)),
+        "--layer": ("layer" in given, ("variant", "dtype")),
+    }
+    return problems + _idle(given, needs)
 
 
 def _print_report(report: "Report", as_json: bool) -> None:

@@ -56,7 +56,7 @@ class ModelRun:
         from ..training.builder import GroveGPTModelConfig
 
         self._shape = tuple(input_ids.shape)
-        args = _start([*_flags(architecture, self._shape, extra_flags), *extra_flags])
+        args = start_megatron([*_flags(architecture, self._shape, extra_flags), *extra_flags])
         # The interleaved schedule takes as many microbatches as there are stages, or more.
         virtual = args.virtual_pipeline_model_parallel_size is not None
         self._microbatches = args.pipeline_model_parallel_size if virtual else 1
@@ -141,7 +141,7 @@ class ModelRun:
         return stored
 
 
-def _start(flags: list[str]) -> Namespace:
+def start_megatron(flags: list[str]) -> Namespace:
     """Megatron's arguments and process groups; the second model of a process gets the former."""
     from megatron.core import mpu
     from megatron.training.global_vars import unset_global_variables

@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("grove_megatron", "patches", "examples", "tests", ".ci")
 # Of Megatron's repository, named in our documents.
-FOREIGN = frozenset({"pretrain_gpt.py", "pretrain_hybrid.py", "golden.safetensors"})
+FOREIGN = frozenset(
+    {"pretrain_gpt.py", "pretrain_hybrid.py", "golden.safetensors", "layer.safetensors"}
+)
 # Made by a run, by `make install`, or by the commands that move weights.
 GENERATED = (
     *("runs/", ".venv", "ckpt/", "release/", "hf/", "config.json", "model.safetensors"),

@@ -86,6 +86,15 @@ RULES = {
         )
         for module in ("convert", "model_run", "torch_dist", "verify")
     },
+    # One layer of a system: of the package what makes a layer and reads weights.
+    "verify_layer": Rule(
+        inside={"verify_layer", "checkpoint", "config", "layer_spec", "moe", "parts"},
+        outside={"torch", "safetensors"},
+        in_functions={"megatron.core", "megatron.training"},
+    ),
+    "verify_layer/command": Rule(
+        inside={"verify_layer"}, outside={"typer"}, in_functions={"rich", "grove_megatron"}
+    ),
     # Imported without Megatron-Bridge, and by hosts that have not decided anything yet.
     "bridge": Rule(inside={"bridge", "checkpoint", "compat"}, outside={"packaging"}),
     "bridge/registration": Rule(

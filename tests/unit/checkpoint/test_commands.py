@@ -143,3 +143,25 @@ def test_settings_of_the_release_need_no_word(parent: Path, tmp_path: Path) -> N
     )
     assert done.exit_code == 0, done.output
     assert "--write-grove-keys" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--hf (None), --load (None), --layer (None): give one of them"),
+        (["--hf", "a", "--layer", "b"], "--hf (a), --load (None), --layer (b): give one of them"),
+        (["--load", "a"], "--load (a) needs --golden (None); name the reference"),
+        (["--layer", "a", "--golden", "b"], "--golden (b) does nothing without --hf or --load"),
+        (["--layer", "a", "--ckpt-step", "3"], "--ckpt-step (3) does nothing without --load"),
+        (["--hf", "a", "--variant", "b"], "--variant (b) does nothing without --layer"),
+        (["--hf", "a", "--dtype", "fp64"], "--dtype (fp64) does nothing without --layer"),
+        (["--layer", "a", "--dtype", "bf16"], "--dtype (bf16) is not one of (fp32, fp64)"),
+        (["--layer", "a"], "--layer (a): config.json cannot be read"),
+    ],
+)
+def test_what_verify_cannot_compare_is_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    (problem,) = refused("verify", *arguments)
+    assert problem.startswith(message)

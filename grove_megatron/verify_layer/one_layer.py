@@ -1,0 +1,125 @@
+"""The layer that a model of a system would have, with the folder's weights in it."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.model_run import start_megatron
+from ..checkpoint.weights import ConversionError
+from ..config import GroveTransformerConfig
+from ..layer_spec import adapt_spec
+from .golden import Golden
+from .local_parts import local_parts
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+# Sizes of parallelism that split what no part of a folder's weights is.
+_SPLITTING = ("tensor-model", "pipeline-model", "context", "expert-tensor")
+
+
+def configuration(golden: Golden, dtype: str, extra_flags: Sequence[str]) -> GroveTransformerConfig:
+    """Of the layer, through Megatron's parser; starts Megatron's process groups.
+
+    Args:
+        golden: names the flags.
+        dtype: of weights, tokens and router: a key of DTYPES.
+        extra_flags: Megatron flags of the user.
+
+    Raises:
+        ConversionError: parallelism that splits more than experts and tokens.
+    """
+    from megatron.training.argument_utils import core_transformer_config_from_args
+
+    _check_layout(extra_flags)
+    args = start_megatron([*_flags(golden, dtype), *extra_flags])
+    made: GroveTransformerConfig = core_transformer_config_from_args(args, GroveTransformerConfig)
+    return replace(made, params_dtype=DTYPES[dtype], **golden.system.fields)
+
+
+def _check_layout(extra_flags: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in _SPLITTING:
+        parser.add_argument(f"--{name}-parallel-size", type=int, default=1)
+    sizes, _ = parser.parse_known_args(extra_flags)
+    problems = [
+        f"--{name.replace('_', '-')} ({size}) splits more than experts and tokens; use 1"
+        for name, size in vars(sizes).items()
+        if size > 1
+    ]
+    if problems:
+        raise ConversionError(problems)
+
+
+def build_layer(golden: Golden, config: GroveTransformerConfig) -> Any:
+    """The layer, in training, with the folder's weights.
+
+    The router's losses are of the tokens of all ranks: its tensor and context parallel group is
+    the group that they are spread over.
+
+    Raises:
+        ConversionError: the layer has other parameters than the system.
+    """
+    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+
+    groups = get_default_pg_collection()
+    groups.tp_cp = groups.tp_dp_cp
+    spec: Any = get_moe_module_spec(use_te=False, num_experts=config.num_moe_experts)
+    spec = adapt_spec(spec, config)
+    if golden.system.experts is not None:
+        submodules = spec.keywords["submodules"]
+        spec.keywords["submodules"] = replace(submodules, experts=golden.system.experts)
+    layer = spec(config=config, pg_collection=groups, layer_number=1)
+    layer.router.set_layer_number(1)
+    _load(golden, layer)
+    return layer.train()
+
+
+def _load(golden: Golden, layer: Any) -> None:
+    flat = golden.layout.flat(golden.weights)
+    problems = []
+    for part in local_parts(layer):
+        places = golden.layout.entries.get(part.name)
+        if places is None:
+            problems.append(f"{part.name} of the layer is no weight of the system")
+        elif places.shape != part.tensor.shape:
+            shown = list(part.tensor.shape)
+            problems.append(f"{part.name} has shape {shown}, not {list(places.shape)}")
+        else:
+            with torch.no_grad():
+                part.tensor.copy_(flat[places])
+    if problems:
+        raise ConversionError([f"{line}; remove the flag that makes it so" for line in problems])
+    buffers = dict(layer.named_buffers())
+    for name, of_folder in golden.system.buffers.items():
+        buffers[name].copy_(golden.extras[of_folder])
+
+
+def _flags(golden: Golden, dtype: str) -> list[str]:
+    batch, sequence = golden.settings.batch, golden.settings.sequence
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    hidden = golden.x.shape[1]
+    return [
+        *("--num-layers", "1", "--hidden-size", str(hidden), "--num-attention-heads", "1"),
+        *("--seq-length", str(sequence), "--max-position-embeddings", str(sequence)),
+        *("--micro-batch-size", str(batch), "--global-batch-size", str(batch * world)),
+        *("--train-iters", "1", "--lr", "0", "--eval-interval", "1", "--eval-iters", "0"),
+        *("--tokenizer-type", "NullTokenizer", "--vocab-size", "8", "--mock-data"),
+        *("--transformer-impl", "local", "--attention-backend", "unfused"),
+        *("--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion"),
+        *("--no-bias-swiglu-fusion", "--no-bias-gelu-fusion", "--no-persist-layer-norm"),
+        *("--no-create-attention-mask-in-dataloader", "--disable-bias-linear"),
+        *("--moe-router-load-balancing-type", "none", "--moe-router-dtype", dtype),
+        *("--moe-token-dispatcher-type", "alltoall", "--grove-dispatch"),
+        *([] if golden.system.experts is None else ["--grove-kernel", "megatron"]),
+        *golden.system.flags,
+    ]
+
+
+def as_dtype(rows: Tensor, dtype: str) -> Tensor:
+    """Rows of a folder where the layer computes, as it computes."""
+    return rows.to(torch.cuda.current_device(), DTYPES[dtype])

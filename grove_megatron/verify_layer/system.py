@@ -1,0 +1,96 @@
+"""What a system's file says of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from .layout import Parameters
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of a folder, as Megatron computes it.
+
+    Attributes:
+        metric: its name among Megatron's MoE metrics, which are without the coefficient.
+        coefficient: with which it is the folder's.
+        fields: of the layer's configuration, that switch it on.
+    """
+
+    metric: str
+    coefficient: float
+    fields: dict[str, Any]
+
+
+def aux(coefficient: float) -> Loss:
+    """Megatron's aux_loss: N / (k T) * sum_i count_i * mean P_i, over all tokens."""
+    return _balancing("aux_loss", "load_balancing_loss", coefficient)
+
+
+def seq_aux(coefficient: float) -> Loss:
+    """The same of every sequence, and the mean over sequences."""
+    return _balancing("seq_aux_loss", "seq_load_balancing_loss", coefficient)
+
+
+def counted(loss: Loss, counts: str) -> Loss:
+    """A loss with other pairs as the load of experts: ``--grove-aux-loss-counts``."""
+    return replace(loss, fields=loss.fields | {"grove_aux_loss_counts": counts})
+
+
+def z(coefficient: float) -> Loss:
+    """mean logsumexp(logits)^2."""
+    return Loss("z_loss", coefficient, {"moe_z_loss_coeff": coefficient})
+
+
+def _balancing(kind: str, metric: str, coefficient: float) -> Loss:
+    fields = {"moe_router_load_balancing_type": kind, "moe_aux_loss_coeff": coefficient}
+    return Loss(metric, coefficient, fields)
+
+
+def routing_map(extras: Mapping[str, Tensor]) -> Tensor:
+    """[T, E] bool of most folders."""
+    return extras["routing_map"].bool()
+
+
+ROUTING = frozenset(
+    ("router_logits", "router_probs", "routing_weights", "routing_map", "topk_idx", "topk_weight")
+)
+"""What most folders say of the routing beside ``routing_map``, which is what is compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A system with the sizes of one folder.
+
+    Attributes:
+        flags: for Megatron's parser: experts, router, widths.
+        parameters: makes the layer's parameters of the folder's ``w.`` tensors; experts count over
+            all ranks.
+        fields: of the layer's configuration, which no flag sets.
+        buffers: the layer's buffers, and the tensors of the folder that they are.
+        losses: of the folder, by name.
+        not_here: losses of the folder that neither Megatron nor this package computes, and why
+            they are none of the authors' training.
+        experts: builds expert modules where Megatron has none of the form.
+        draws: the tensor of the folder [T] that the router is given where it would draw a number
+            for a token's second expert.
+        extras: names of other tensors that the folder may have.
+        needs_extras: those of them that must be there.
+        routing: which expert gets which token, [T, E] bool, of those tensors.
+        waits_for: a part of the router without which the layer is not the system's.
+    """
+
+    flags: list[str]
+    parameters: Parameters
+    fields: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
+    not_here: dict[str, str] = field(default_factory=dict)
+    experts: Callable[..., Any] | None = None
+    draws: str | None = None
+    extras: frozenset[str] = ROUTING
+    needs_extras: frozenset[str] = frozenset({"routing_map"})
+    routing: Callable[[Mapping[str, Tensor]], Tensor] = routing_map
+    waits_for: str | None = None

@@ -1,0 +1,44 @@
+"""Skywork-MoE: softmax over the selected of standardised logits, from a gate with a bias.
+
+arXiv 2406.06563, Eq. 1 and 6; there is no released code. Variant unbiased_std divides by N - 1.
+"""
+
+from torch import Tensor
+
+from ..layout import Take
+from ..pieces import hf_losses, router_flags, separate, swiglu_flags
+from ..settings import Settings
+from ..system import ROUTING, System
+
+NAMES = ("skywork", "skywork-moe gating logit normalisation")
+
+
+def system(settings: Settings) -> System:
+    experts, hidden = settings.size("num_experts"), settings.size("hidden_size")
+    width = settings.size("expert_intermediate_size")
+    settings.choice("gate_bias", True)
+    spread = {"default": "population", "unbiased_std": "sample"}.get(settings.variant)
+    if spread is None:
+        settings.problems.append(f"--variant ({settings.variant}) has an unknown spread of logits")
+
+    def parameters(take: Take) -> dict[str, Tensor]:
+        return {
+            "router.weight": take("gate.weight", experts, hidden),
+            "router.logits_bias.bias": take("gate.bias", experts),
+            **dict(separate(take, experts, width, hidden)),
+        }
+
+    return System(
+        flags=[
+            *(*router_flags(settings), *swiglu_flags(width), "--grove-logit-bias"),
+            *("--grove-logit-norm", str(spread)),
+            *("--grove-logit-norm-scale", str(settings.number("lambda_n"))),
+        ],
+        parameters=parameters,
+        losses={"switch_aux": hf_losses(settings)["switch_aux"]},
+        not_here={
+            "z": "it is of the logits before they are normalised, and Megatron's of those that "
+            "route; the paper has no z loss"
+        },
+        extras=ROUTING | {"norm_logits"},
+    )

@@ -1,0 +1,102 @@
+"""Folders with one layer, made here at any size: a plain MoE in a few slow lines of fp64 torch."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+MARGIN = 2e-3
+"""Between the last selected probability and the next: fp32 selects the same."""
+
+
+def write_qwen2_moe(
+    folder: Path,
+    *,
+    hidden: int = 7,
+    experts: int = 8,
+    topk: int = 3,
+    width: int = 5,
+    shared_width: int = 9,
+    tokens: int = 11,
+    normalised: bool = False,
+    seed: int = 1,
+) -> Path:
+    """A folder of Qwen2-MoE's form, which has everything: experts, a shared one with a gate.
+
+    Args:
+        folder: to write.
+        hidden, experts, topk, width, shared_width, tokens: sizes.
+        normalised: are the weights divided by their sum?
+        seed: of all numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        # Numbers that fp32 has too.
+        values = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+        return values.double().requires_grad_()
+
+    w = {"gate.weight": random(experts, hidden), "shared_expert_gate.weight": random(1, hidden)}
+    widths = {f"experts.{e}": width for e in range(experts)} | {"shared_expert": shared_width}
+    for name, f in widths.items():
+        w[f"{name}.gate_proj.weight"] = random(f, hidden)
+        w[f"{name}.up_proj.weight"] = random(f, hidden)
+        w[f"{name}.down_proj.weight"] = random(hidden, f)
+    x = _clear_rows(w["gate.weight"], tokens, topk, generator).requires_grad_()
+    r = random(tokens, hidden).detach()
+    logits = x @ w["gate.weight"].T
+    p = logits.softmax(-1)
+    chosen = torch.zeros_like(p).scatter(1, p.topk(topk).indices, 1.0)
+    weights = p * chosen
+    if normalised:
+        weights = weights / weights.sum(-1, keepdim=True)
+
+    def mlp(name: str) -> Tensor:
+        gate, up, down = (w[f"{name}.{part}_proj.weight"] for part in ("gate", "up", "down"))
+        return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    y = sum(weights[:, e, None] * mlp(f"experts.{e}") for e in range(experts))
+    y = y + torch.sigmoid(x @ w["shared_expert_gate.weight"].T) * mlp("shared_expert")
+    balance = experts / (topk * tokens) * (chosen.sum(0) * p.mean(0)).sum()
+    losses = {"switch_aux": balance, "hf_aux": topk * balance}
+    losses["z"] = logits.logsumexp(-1).square().mean()
+    leaves = {"x": x} | {f"w.{name}": weight for name, weight in w.items()}
+    tensors = {"x": x, "r": r, "y": y, "routing_map": chosen.to(torch.uint8)} | leaves
+    tensors |= _gradients("grad", (y * r).sum(), leaves)
+    for name, loss in losses.items():
+        tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.detach().contiguous() for k, v in tensors.items()}, folder / "layer.safetensors"
+    )
+    config = {
+        "system": "qwen2_moe",
+        "hidden_size": hidden,
+        "num_tokens": tokens,
+        "num_experts": experts,
+        "top_k": topk,
+        "expert_intermediate_size": width,
+        "shared_expert_intermediate_size": shared_width,
+        "norm_topk_prob": normalised,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _clear_rows(gate: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:
+    """Rows whose last selected expert is ahead of the next by more than rounding."""
+    rows = 2 * torch.randn(20 * tokens, gate.shape[1], generator=generator).double()
+    best = (rows @ gate.detach().T).softmax(-1).sort(descending=True).values
+    clear = rows[best[:, topk - 1] - best[:, topk] > MARGIN] if topk < len(gate) else rows
+    assert len(clear) >= tokens
+    return clear[:tokens].clone()
+
+
+def _gradients(kind: str, loss: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of one loss alone; what it does not reach has none."""
+    grads = torch.autograd.grad(loss, [*leaves.values()], retain_graph=True, allow_unused=True)
+    found = zip(leaves, grads, strict=True)
+    return {f"{kind}.{name}": grad for name, grad in found if grad is not None}

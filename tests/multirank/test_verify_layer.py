@@ -1,0 +1,171 @@
+"""``grove verify --layer``: the layer computes what the authors of every system here computed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.layer_folders import write_qwen2_moe
+from tests.ranks import Job, Ranks
+
+GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
+VERIFY = "tests.multirank.verify_layer_cases:verify"
+GROVE = "tests.integration.verify_job:grove"
+
+# system, variant: gradients in the file.
+LAYERS = {
+    ("mixtral", "default"): 32,
+    ("qwen2_moe", "default"): 48,
+    ("qwen3_moe", "default"): 8,
+    ("olmoe", "default"): 44,
+    ("dbrx", "default"): 11,
+    ("grok1", "default"): 7,
+    ("deepseek_v2", "default"): 61,
+    ("deepseek_v2", "greedy"): 59,
+    ("deepseek_v2", "greedy_norm"): 59,
+    ("deepseek_v3", "default"): 9,
+    ("skywork", "default"): 33,
+    ("skywork", "unbiased_std"): 33,
+    ("st_moe", "default"): 28,
+    ("st_moe", "gshard"): 28,
+    ("switch", "default"): 18,
+}
+# Losses that are none of the authors' training.
+NOT_HERE = {
+    "dbrx": ["grad_hf_aux.w.router.layer.weight", "grad_hf_aux.x"],
+    "skywork": ["grad_z.w.gate.bias", "grad_z.w.gate.weight", "grad_z.x"],
+}
+TOLERANCES = {"fp32": 1e-5, "fp64": 1e-10}
+
+
+def check(
+    results: list[dict[str, Any]], layers: list[tuple[str, str]], dtype: str = "fp32"
+) -> None:
+    for (system, variant), found in zip(layers, results, strict=True):
+        assert found["passed"], (system, found)
+        assert found["routing_equal"], system
+        for error, tolerance in (
+            ("output", TOLERANCES[dtype]),
+            ("grad", TOLERANCES[dtype]),
+            ("loss", 1e-6),
+        ):
+            # Above 0: something was compared, and not with itself.
+            assert 0 < found[f"max_{error}_error"] < tolerance, (system, found)
+        not_here = NOT_HERE.get(system, [])
+        assert found["grads_in_file"] == LAYERS[system, variant]
+        assert found["grads_not_here"] == not_here
+        assert found["grads_missed"] == []
+        assert found["grads_compared"] == LAYERS[system, variant] - len(not_here)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"), [("auto", "fp32"), ("megatron", "fp32"), ("auto", "fp64")]
+)
+def test_a_layer_of_every_system(kernel: str, dtype: str, ranks: Ranks, tmp_path: Path) -> None:
+    layers = [(str(GOLDENS / system), variant) for system, variant in LAYERS]
+    args = (str(tmp_path), layers, dtype, ["--grove-kernel", kernel])
+    (results,) = ranks.run(1, VERIFY, *args, folder=tmp_path).check().results()
+    check(results, [*LAYERS], dtype)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(2, "fp64"), (4, "fp32")])
+def test_its_experts_and_tokens_on_several_ranks(
+    size: int, dtype: str, ranks: Ranks, tmp_path: Path
+) -> None:
+    # Of Switch's 5 experts all are on one rank.
+    layers = [layer for layer in LAYERS if layer[0] != "switch"]
+    folders = [(str(GOLDENS / system), variant) for system, variant in layers]
+    args = (str(tmp_path), folders, dtype, ["--expert-model-parallel-size", str(size)])
+    for results in ranks.run(size, VERIFY, *args, folder=tmp_path).check().results():
+        check(results, layers, dtype)
+
+
+@pytest.mark.parametrize(
+    ("size", "experts_on"),
+    [
+        pytest.param(1, 1, id="ep1"),
+        pytest.param(2, 2, id="ep2"),
+        # Two replicas of the experts, each with gradients of its tokens.
+        pytest.param(4, 2, id="ep2-of-4"),
+        pytest.param(4, 4, id="ep4"),
+    ],
+)
+def test_odd_sizes(size: int, experts_on: int, ranks: Ranks, tmp_path: Path) -> None:
+    sizes: list[dict[str, Any]] = [
+        {"tokens": 12},
+        {"tokens": 12, "normalised": True, "seed": 2},
+        # More experts than anybody asks for: some get no token.
+        {"hidden": 5, "experts": 16, "topk": 1, "width": 1, "tokens": 4},
+        # Padding on some ranks, and ranks that have nothing else.
+        {"tokens": 11},
+        {"tokens": 3},
+    ]
+    layers = [
+        (str(write_qwen2_moe(tmp_path / f"layer{i}", **one)), "default")
+        for i, one in enumerate(sizes)
+    ]
+    args = (str(tmp_path), layers, "fp32", ["--expert-model-parallel-size", str(experts_on)])
+    for results in ranks.run(size, VERIFY, *args, folder=tmp_path).check().results():
+        assert len(results) == len(sizes)
+        for found in results:
+            assert found["passed"], found
+            assert found["grads_compared"] == found["grads_in_file"]
+
+
+def grove(ranks: Ranks, folder: Path, *argv: str, size: int = 1) -> Job:
+    return ranks.run(size, GROVE, str(folder), ["verify", *argv], folder=folder)
+
+
+def test_the_command(ranks: Ranks, tmp_path: Path) -> None:
+    layer = str(GOLDENS / "dbrx")
+    job = grove(ranks, tmp_path, "--layer", layer, "--json").check()
+    result = json.loads((tmp_path / "rank0.stdout").read_text().splitlines()[-1])
+    assert result["routing_equal"] is True
+    assert result["grads_compared"] == 9
+    assert result["grads_in_file"] == 11
+    assert 0 < result["max_loss_error"] < 1e-6
+    assert "passed" in job.log()
+    assert "not compared: grad_hf_aux.*" in job.log()
+
+
+def test_a_wrong_weight_fails(ranks: Ranks, tmp_path: Path) -> None:
+    folder = write_qwen2_moe(tmp_path / "layer")
+    tensors = load_file(folder / "layer.safetensors")
+    tensors["w.experts.3.down_proj.weight"][0, 0] += 0.01
+    save_file(tensors, folder / "layer.safetensors")
+    job = grove(ranks, tmp_path, "--layer", str(folder), "--json")
+    assert job.codes == [1], job.log()
+    result = json.loads((tmp_path / "rank0.stdout").read_text().splitlines()[-1])
+    assert result["max_output_error"] > 1e-4
+    assert result["routing_equal"] is True
+    assert "FAILED" in job.log()
+
+
+def test_refusals_on_every_rank(ranks: Ranks, tmp_path: Path) -> None:
+    folder = tmp_path / "layer"
+    shutil.copytree(GOLDENS / "mixtral", folder)
+    tensors = load_file(folder / "layer.safetensors")
+    del tensors["w.gate.weight"], tensors["y"]
+    save_file(tensors, folder / "layer.safetensors")
+    job = grove(ranks, tmp_path, "--layer", str(folder), size=2)
+    assert job.codes == [2, 2]
+    assert "2 problems, nothing was started" in job.log()
+    assert "w.gate.weight is missing" in job.log()
+    assert "y is missing" in job.log()
+
+
+def test_what_splits_more_than_experts_and_tokens_is_refused(ranks: Ranks, tmp_path: Path) -> None:
+    flags = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
+    job = grove(ranks, tmp_path, "--layer", str(GOLDENS / "mixtral"), *flags, size=2)
+    assert job.codes == [2, 2], job.log()
+    assert "--tensor-model-parallel-size (2) splits more than experts and tokens" in job.log()
+
+
+def test_flags_that_change_the_layer_are_refused(ranks: Ranks, tmp_path: Path) -> None:
+    flags = ["--grove-num-groups", "4", "--grove-adjugate-ffn-hidden-size", "8"]
+    job = grove(ranks, tmp_path, "--layer", str(GOLDENS / "mixtral"), *flags)
+    assert job.codes == [2], job.log()
+    assert "adjugate_experts.linear_fc1.weight of the layer is no weight of the system" in job.log()
