@@ -69,9 +69,6 @@ def print_report(golden: "Golden", report: "Report", as_json: bool) -> None:
     console.print(table)
     for name in report.grads_missed:
         console.print(f"{name}: the layer has no such gradient", markup=False)
-    for loss, why in golden.system.not_here.items():
-        if golden.grads[loss]:
-            console.print(f"not compared: grad_{loss}.*: {why}", markup=False)
     console.print("passed" if report.passed else "FAILED")
     if as_json:
         print(json.dumps(result_of(report)), flush=True)

@@ -94,7 +94,7 @@ class _File:
     ) -> None:
         self.tensors, self.system = tensors, system
         self.routed: Shape = (rows[0], _experts(system))
-        self.losses = [*system.losses, *system.not_here]
+        self.losses = [*system.losses]
         weights = {f"{_WEIGHT}{name}": shape for name, shape in layout.shapes.items()}
         self.needed: dict[str, Shape] = {"x": rows, "r": rows, "y": rows} | weights
         self.needed |= dict.fromkeys(system.buffers.values(), self.routed[1:])

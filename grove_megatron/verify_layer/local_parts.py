@@ -38,9 +38,11 @@ class LocalPart:
 
 
 def local_parts(layer: Any) -> Iterator[LocalPart]:
-    """All of them: ``experts.<e>.<name>``, and the others as the layer names them."""
+    """``experts.<e>.<name>``, and the others as the layer names them; none of adjugates."""
     first = layer.local_expert_indices[0]
     for name, stored in layer.named_parameters():
+        if name.startswith("adjugate_experts."):
+            continue
         if match := _SEQUENTIAL.fullmatch(name):
             yield LocalPart(f"experts.{first + int(match[1])}.{match[2]}", stored)
         elif isinstance(layer.experts, GroupedExperts) and name.startswith("experts."):

@@ -52,6 +52,8 @@ def measure(
         golden.settings.batch, golden.settings.sequence, dist.get_rank(), dist.get_world_size()
     )
     layer = build_layer(golden, config if loss is None else replace(config, **loss.fields))
+    if loss is not None and loss.own is not None:
+        layer.router.losses.append(loss.own)
     routing_map = _keep_routing(layer)
     if golden.system.draws is not None:
         drawn = as_dtype(spread.local(golden.extras[golden.system.draws].unsqueeze(1)), dtype)

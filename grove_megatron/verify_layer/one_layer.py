@@ -16,6 +16,8 @@ from ..layer_spec import adapt_spec
 from .golden import Golden
 from .local_parts import local_parts
 
+# With groups: no system has adjugates, and its scoring stays its own.
+_BESIDE_GROUPS = ("--grove-router-scoring", "softmax", "--grove-adjugate-scale", "0")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 # Sizes of parallelism that split what no part of a folder's weights is.
 _SPLITTING = ("tensor-model", "pipeline-model", "context", "expert-tensor")
@@ -27,7 +29,8 @@ def configuration(golden: Golden, dtype: str, extra_flags: Sequence[str]) -> Gro
     Args:
         golden: names the flags.
         dtype: of weights, tokens and router: a key of DTYPES.
-        extra_flags: Megatron flags of the user.
+        extra_flags: Megatron flags of the user; with groups the adjugates' scale is 0 by default,
+            with which the layer is the system's.
 
     Raises:
         ConversionError: parallelism that splits more than experts and tokens.
@@ -35,7 +38,8 @@ def configuration(golden: Golden, dtype: str, extra_flags: Sequence[str]) -> Gro
     from megatron.training.argument_utils import core_transformer_config_from_args
 
     _check_layout(extra_flags)
-    args = start_megatron([*_flags(golden, dtype), *extra_flags])
+    groups = [] if "--grove-num-groups" not in extra_flags else _BESIDE_GROUPS
+    args = start_megatron([*_flags(golden, dtype), *groups, *extra_flags])
     made: GroveTransformerConfig = core_transformer_config_from_args(args, GroveTransformerConfig)
     return replace(made, params_dtype=DTYPES[dtype], **golden.system.fields)
 

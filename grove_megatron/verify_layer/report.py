@@ -29,7 +29,6 @@ class Report:
         max_loss_error: None if no loss was compared.
         routing_equal: did every token get the experts that it got there?
         grads_missed: names of gradients that the layer has none of.
-        grads_not_here: names of gradients of losses that are nobody's here (``System.not_here``).
         dtype: that was computed in.
     """
 
@@ -40,7 +39,6 @@ class Report:
     max_loss_error: float | None
     routing_equal: bool
     grads_missed: tuple[str, ...]
-    grads_not_here: tuple[str, ...]
     dtype: str
 
     @property
@@ -51,7 +49,7 @@ class Report:
             and self.max_grad_error <= TOLERANCES[self.dtype]
             and (self.max_loss_error is None or self.max_loss_error <= LOSS_TOLERANCE)
             and self.routing_equal
-            and self.grads_compared + len(self.grads_not_here) == self.grads_in_file
+            and self.grads_compared == self.grads_in_file
         )
 
 
@@ -97,9 +95,6 @@ def compare(golden: Golden, measured: dict[str | None, Measured], dtype: str) ->
         max_loss_error=max(losses, default=None),
         routing_equal=bool(torch.equal(main.routing_map, system.routing(golden.extras))),
         grads_missed=tuple(sorted(missed)),
-        grads_not_here=tuple(
-            _full_name(loss, name) for loss in system.not_here for name in golden.grads[loss]
-        ),
         dtype=dtype,
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..parts import part as parts
 from .layout import Parameters
 
 
@@ -17,11 +18,13 @@ class Loss:
         metric: its name among Megatron's MoE metrics, which are without the coefficient.
         coefficient: with which it is the folder's.
         fields: of the layer's configuration, that switch it on.
+        own: what computes it, given to the router, where nobody trains with it.
     """
 
     metric: str
     coefficient: float
-    fields: dict[str, Any]
+    fields: dict[str, Any] = field(default_factory=dict)
+    own: parts.Loss | None = None
 
 
 def aux(coefficient: float) -> Loss:
@@ -71,8 +74,6 @@ class System:
         fields: of the layer's configuration, which no flag sets.
         buffers: the layer's buffers, and the tensors of the folder that they are.
         losses: of the folder, by name.
-        not_here: losses of the folder that neither Megatron nor this package computes, and why
-            they are none of the authors' training.
         experts: builds expert modules where Megatron has none of the form.
         draws: the tensor of the folder [T] that the router is given where it would draw a number
             for a token's second expert.
@@ -87,7 +88,6 @@ class System:
     fields: dict[str, Any] = field(default_factory=dict)
     buffers: dict[str, str] = field(default_factory=dict)
     losses: dict[str, Loss] = field(default_factory=dict)
-    not_here: dict[str, str] = field(default_factory=dict)
     experts: Callable[..., Any] | None = None
     draws: str | None = None
     extras: frozenset[str] = ROUTING

@@ -13,6 +13,7 @@ from tests.ranks import Job, Ranks
 
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 VERIFY = "tests.multirank.verify_layer_cases:verify"
+ADJUGATES = "tests.multirank.verify_layer_cases:adjugates"
 GROVE = "tests.integration.verify_job:grove"
 
 # system, variant: gradients in the file.
@@ -33,11 +34,6 @@ LAYERS = {
     ("st_moe", "gshard"): 28,
     ("switch", "default"): 18,
 }
-# Losses that are none of the authors' training.
-NOT_HERE = {
-    "dbrx": ["grad_hf_aux.w.router.layer.weight", "grad_hf_aux.x"],
-    "skywork": ["grad_z.w.gate.bias", "grad_z.w.gate.weight", "grad_z.x"],
-}
 TOLERANCES = {"fp32": 1e-5, "fp64": 1e-10}
 
 
@@ -54,11 +50,8 @@ def check(
         ):
             # Above 0: something was compared, and not with itself.
             assert 0 < found[f"max_{error}_error"] < tolerance, (system, found)
-        not_here = NOT_HERE.get(system, [])
-        assert found["grads_in_file"] == LAYERS[system, variant]
-        assert found["grads_not_here"] == not_here
         assert found["grads_missed"] == []
-        assert found["grads_compared"] == LAYERS[system, variant] - len(not_here)
+        assert found["grads_compared"] == found["grads_in_file"] == LAYERS[system, variant]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +117,9 @@ def test_the_command(ranks: Ranks, tmp_path: Path) -> None:
     job = grove(ranks, tmp_path, "--layer", layer, "--json").check()
     result = json.loads((tmp_path / "rank0.stdout").read_text().splitlines()[-1])
     assert result["routing_equal"] is True
-    assert result["grads_compared"] == 9
-    assert result["grads_in_file"] == 11
+    assert result["grads_compared"] == result["grads_in_file"] == 11
     assert 0 < result["max_loss_error"] < 1e-6
     assert "passed" in job.log()
-    assert "not compared: grad_hf_aux.*" in job.log()
 
 
 def test_a_wrong_weight_fails(ranks: Ranks, tmp_path: Path) -> None:
@@ -164,8 +155,33 @@ def test_what_splits_more_than_experts_and_tokens_is_refused(ranks: Ranks, tmp_p
     assert "--tensor-model-parallel-size (2) splits more than experts and tokens" in job.log()
 
 
-def test_flags_that_change_the_layer_are_refused(ranks: Ranks, tmp_path: Path) -> None:
-    flags = ["--grove-num-groups", "4", "--grove-adjugate-ffn-hidden-size", "8"]
-    job = grove(ranks, tmp_path, "--layer", str(GOLDENS / "mixtral"), *flags)
+def test_a_bias_that_the_system_has_not_is_refused(ranks: Ranks, tmp_path: Path) -> None:
+    job = grove(ranks, tmp_path, "--layer", str(GOLDENS / "mixtral"), "--grove-logit-bias")
     assert job.codes == [2], job.log()
-    assert "adjugate_experts.linear_fc1.weight of the layer is no weight of the system" in job.log()
+    assert "router.logits_bias.bias of the layer is no weight of the system" in job.log()
+
+
+# Every number of experts here has 1 and itself as divisors.
+GROUPS = ["--grove-num-groups", "1", "--grove-adjugate-ffn-hidden-size", "8"]
+
+
+def test_with_groups_and_scale_0_it_is_the_system(ranks: Ranks, tmp_path: Path) -> None:
+    layers = [(str(GOLDENS / system), variant) for system, variant in LAYERS]
+    args = (str(tmp_path), layers, "fp64", GROUPS)
+    (results,) = ranks.run(1, VERIFY, *args, folder=tmp_path).check().results()
+    check(results, [*LAYERS], "fp64")
+    wrong = grove(ranks, tmp_path / "wrong", "--layer", layers[0][0], *GROUPS, *SCALE)
+    assert wrong.codes == [1], wrong.log()
+
+
+SCALE = ["--grove-adjugate-scale", "0.05"]
+
+
+def test_with_groups_it_is_the_system_and_its_adjugates(ranks: Ranks, tmp_path: Path) -> None:
+    layers = [(str(GOLDENS / system), variant) for system, variant in LAYERS]
+    args = (str(tmp_path), layers, [*GROUPS, *SCALE])
+    (results,) = ranks.run(1, ADJUGATES, *args, folder=tmp_path).check().results()
+    for (system, _), found in zip(LAYERS, results, strict=True):
+        assert 0 < found["error"] < 1e-10, (system, found)
+        assert found["adjugates"] > 1e-6, system
+        assert found["compared"] > 3, system

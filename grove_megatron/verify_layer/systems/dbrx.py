@@ -3,12 +3,14 @@
 transformers 4.46.3, models/dbrx/modeling_dbrx.py.
 """
 
+import torch
 from torch import Tensor
 
+from ...parts.part import Balance
 from ..layout import Take
 from ..pieces import gated, hf_losses, router_flags, swiglu_flags
 from ..settings import Settings
-from ..system import System
+from ..system import Loss, System
 
 NAMES = ("dbrx",)
 
@@ -30,14 +32,25 @@ def system(settings: Settings) -> System:
             found |= gated(gate[e], up[e], down[e].T, e)
         return found
 
-    losses = hf_losses(settings)
-    del losses["hf_aux"]
+    twice = SoftmaxOfSoftmax()
     return System(
         flags=[*router_flags(settings), *swiglu_flags(width)],
         parameters=parameters,
-        losses=losses,
-        not_here={
-            "hf_aux": "transformers takes the softmax of what is a softmax already "
-            "(modeling_dbrx.py:606,721 @ 4.46.3); DBRX was trained with MegaBlocks, which does not"
-        },
+        losses=hf_losses(settings) | {"hf_aux": Loss(twice.name, twice.coefficient, own=twice)},
     )
+
+
+class SoftmaxOfSoftmax:
+    """The load balancing loss of transformers' DBRX (modeling_dbrx.py:606,721 @ 4.46.3).
+
+    It takes the softmax of what is a softmax already. DBRX was trained with MegaBlocks, which does
+    not, so that this is no part of the router: E * sum_i (tokens that chose i / T) * mean P_i.
+    """
+
+    name, coefficient = "softmax_of_softmax", 1.0
+
+    def __call__(self, balance: Balance) -> Tensor:
+        probs_TE = balance.seen.without_padding(torch.softmax(balance.distribution_TE, dim=-1))
+        counts_E = balance.seen.everywhere(balance.counted_TE.to(probs_TE.dtype).sum(0))
+        tokens = balance.seen.everywhere(balance.seen.tokens(probs_TE))
+        return probs_TE.shape[1] * (counts_E / tokens * probs_TE.sum(0) / tokens).sum()

@@ -6,9 +6,9 @@ arXiv 2406.06563, Eq. 1 and 6; there is no released code. Variant unbiased_std d
 from torch import Tensor
 
 from ..layout import Take
-from ..pieces import hf_losses, router_flags, separate, swiglu_flags
+from ..pieces import router_flags, separate, swiglu_flags
 from ..settings import Settings
-from ..system import ROUTING, System
+from ..system import ROUTING, System, aux, z
 
 NAMES = ("skywork", "skywork-moe gating logit normalisation")
 
@@ -35,10 +35,7 @@ def system(settings: Settings) -> System:
             *("--grove-logit-norm-scale", str(settings.number("lambda_n"))),
         ],
         parameters=parameters,
-        losses={"switch_aux": hf_losses(settings)["switch_aux"]},
-        not_here={
-            "z": "it is of the logits before they are normalised, and Megatron's of those that "
-            "route; the paper has no z loss"
-        },
+        # Of the logits before they are normalised.
+        losses={"switch_aux": aux(1.0), "z": z(1.0)},
         extras=ROUTING | {"norm_logits"},
     )

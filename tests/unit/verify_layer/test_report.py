@@ -137,7 +137,6 @@ def test_json_has_no_error_of_losses_that_are_not_there_and_no_infinity() -> Non
         max_loss_error=None,
         routing_equal=True,
         grads_missed=(),
-        grads_not_here=(),
         dtype="fp32",
     )
     assert "max_loss_error" not in result_of(report)
