@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .architecture import Architecture
+from ..model.architecture import Architecture
 from .layout import COMPLETE, TRACKER, checkpoint_named, read_tracker
 from .safetensors_io import NAME_OF
 from .torch_dist import TorchDistReader

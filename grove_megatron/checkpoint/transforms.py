@@ -12,6 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..model import weights
+from ..model.architecture import Model
+
 Shape = tuple[int, ...]
 
 
@@ -156,3 +159,18 @@ class QueryKeyValue:
 
 def _concatenated(shapes: Sequence[Shape]) -> Shape:
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def transform_of(weight: weights.Weight, model: Model) -> Transform:
+    """How the blocks of a weight become it, as its split says."""
+    match weight.split:
+        case weights.Split.WHOLE:
+            return Replicated()
+        case weights.Split.ROWS:
+            return Split(0)
+        case weights.Split.COLUMNS:
+            return Split(1)
+        case weights.Split.GATED:
+            return GateUp()
+        case weights.Split.QKV:
+            return QueryKeyValue(model.num_query_groups)
