@@ -92,12 +92,12 @@ def table() -> tuple[BridgeRow, ...]:
     """
     rows = (
         BridgeRow(
-            megatron=_pattern(prefix + name),
+            megatron=_pattern(weight.prefix + name),
             hf=tuple(map(_pattern, weight.hf)),
             kind=_KIND[weight.split],
             of_adjugates=weight.stack == "G",
         )
-        for prefix, weight in named_weights(_ANY_GROVE_MODEL).kinds
+        for weight in named_weights(_ANY_GROVE_MODEL)
         for name in weight.module_names
     )
     # A norm of a dense layer and of one with experts may have the same name.

@@ -17,8 +17,8 @@ class NameTable:
 
     def __init__(self, architecture: Architecture):
         self._rows = [
-            (_pattern(prefix + name), weight.hf, transform_of(weight, architecture))
-            for prefix, weight in named_weights(architecture).kinds
+            (_pattern(weight.prefix + name), weight.hf, transform_of(weight, architecture))
+            for weight in named_weights(architecture)
             if not weight.buffer
             for name in weight.module_names
         ]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ..model.architecture import Architecture
 from ..model.families import named_weights
-from ..model.table import DECODER_LAYER
-from ..model.weights import Weight
+from ..model.table import of_layer
+from ..model.weights import Place, Weight
 from .transforms import Shape, Transform, transform_of
 
 
@@ -49,25 +49,23 @@ def units(architecture: Architecture, layers_stacked: bool | None = None) -> Ite
     """
     if layers_stacked is None:
         layers_stacked = architecture.layers_are_alike
-    table = named_weights(architecture)
-    yield from (_unit(weight, architecture) for weight in table.embedding)
+    kinds = named_weights(architecture)
+    yield from _at("embedding", kinds, architecture)
     for layer, is_moe in enumerate(architecture.moe_layers):
-        yield from _of_layer(table.layer(is_moe), architecture, layer, layers_stacked)
-    yield from (_unit(weight, architecture) for weight in table.norm)
-    # Tied, it is a copy on the last of several pipeline stages.
+        here = of_layer(kinds, is_moe)
+        # What is in it once, then expert by expert, then group by group.
+        for stack in (None, "E", "G"):
+            for index in range(architecture.sizes[stack] if stack else 1):
+                for weight in here:
+                    if weight.stack == stack:
+                        yield _unit(weight, architecture, layer, layers_stacked, index)
+    yield from _at("norm", kinds, architecture)
     if not architecture.tied_embeddings:
-        yield from (_unit(weight, architecture) for weight in table.output)
+        yield from _at("output", kinds, architecture)
 
 
-def _of_layer(
-    kinds: tuple[Weight, ...], architecture: Architecture, layer: int, stacked: bool
-) -> Iterator[Unit]:
-    """What is in it once, then expert by expert, then group by group."""
-    for stack in (None, "E", "G"):
-        here = [weight for weight in kinds if weight.stack == stack]
-        for index in range(architecture.sizes[stack] if stack else 1):
-            for weight in here:
-                yield _unit(weight, architecture, layer, stacked, index)
+def _at(place: Place, kinds: list[Weight], architecture: Architecture) -> Iterator[Unit]:
+    return (_unit(weight, architecture) for weight in kinds if weight.place == place)
 
 
 def _unit(
@@ -79,25 +77,23 @@ def _unit(
 ) -> Unit:
     place: tuple[int, ...] = ()
     stacked: tuple[int, ...] = ()
-    prefix = ""
+    prefix = weight.prefix
     if layers_stacked:
         assert layer is not None
         place, stacked = (layer,), (architecture.num_layers,)
-        prefix = DECODER_LAYER.replace("{layer}.", "")
-    elif layer is not None:
-        prefix = DECODER_LAYER.format(layer=layer)
+        prefix = prefix.replace("{layer}.", "")
+    prefix = prefix.format(layer=layer)
     sizes = architecture.sizes
     if weight.stack:
         place, stacked = (*place, index), (*stacked, weight.count(sizes))
-    shapes, transform = weight.shapes(sizes), transform_of(weight, architecture)
     return Unit(
         key=prefix + weight.name,
         place=place,
         stacked=stacked,
-        shape=transform.shape(shapes),
+        shape=weight.shape(sizes),
         names=tuple(name.format(layer=layer, index=index) for name in weight.hf),
-        shapes=shapes,
-        transform=transform,
+        shapes=weight.shapes(sizes),
+        transform=transform_of(weight, architecture),
         also=weight.also and prefix + weight.also,
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .weights import Weight
 
@@ -96,7 +97,7 @@ class Model:
         """Layers with experts, among them ``mtp`` MTP layers."""
         return sum(self.moe_layers) + mtp * self.mtp_is_moe
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """The letters that :class:`.weights.Weight` uses for dimensions."""
         return {

@@ -35,7 +35,7 @@ def stage_weights(model: Model, stage: Stage) -> list[Weight]:
 
 
 def ways(weight: Weight, layout: Layout) -> tuple[int, int]:
-    """Expert-parallel and tensor-parallel ranks that a weight is divided over."""
+    """Expert-parallel and tensor-parallel ranks that divide a weight."""
     tensor = layout.expert_tensor if weight.stack else layout.tensor
     return layout.expert if weight.stack else 1, 1 if weight.split is Split.WHOLE else tensor
 

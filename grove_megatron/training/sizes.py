@@ -88,7 +88,9 @@ def _model(args: Namespace, tokens: int | None) -> Model:
         hidden_size=args.hidden_size,
         head_dim=args.kv_channels or args.hidden_size // args.num_attention_heads,
         num_attention_heads=args.num_attention_heads,
-        num_query_groups=_query_groups(args),
+        num_query_groups=args.num_query_groups
+        if args.group_query_attention
+        else args.num_attention_heads,
         vocab_size=padded_vocab_size(args, tokens),
         moe_layers=pattern,
         ffn_hidden_size=width,
@@ -109,7 +111,9 @@ def _model(args: Namespace, tokens: int | None) -> Model:
         softmax_offset=args.softmax_type == "learnable",
         linear_bias=args.add_bias_linear,
         qkv_bias=args.add_qkv_bias,
-        learned_positions=_learned_positions(args),
+        learned_positions=args.max_position_embeddings
+        if args.position_embedding_type == "learned_absolute"
+        else 0,
         tied_embeddings=not args.untie_embeddings_and_output_weights,
     )
 
@@ -126,17 +130,6 @@ def ffn_hidden_size(args: Namespace) -> int:
         return int(args.ffn_hidden_size)
     hidden = int(args.hidden_size)
     return int((4 * hidden * 2 / 3) / 64) * 64 if args.swiglu else 4 * hidden
-
-
-def _query_groups(args: Namespace) -> int:
-    grouped = args.group_query_attention
-    return int(args.num_query_groups if grouped else args.num_attention_heads)
-
-
-def _learned_positions(args: Namespace) -> int:
-    if args.position_embedding_type != "learned_absolute":
-        return 0
-    return int(args.max_position_embeddings)
 
 
 def padded_vocab_size(args: Namespace, tokens: int | None) -> int:

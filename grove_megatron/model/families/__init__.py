@@ -1,9 +1,9 @@
 """The model families of Hugging Face that are converted, a file each."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from ..architecture import Model
-from ..table import EXPERT_BIAS, Table, weights
+from ..table import EMBEDDING, EXPERT_BIAS, OUTPUT, weights
 from ..weights import Weight
 from .family import Family
 from .grove_moe import GROVE_MOE
@@ -20,37 +20,33 @@ def family_of(model: Model) -> Family:
     return QWEN3_MOE if model.num_experts else QWEN3
 
 
-def named_weights(model: Model) -> Table:
+def named_weights(model: Model) -> list[Weight]:
     """The table of a model, with whole Hugging Face names in every weight.
 
     Raises:
         ValueError: weights for which the family has no name, all of them.
     """
-    family, table = family_of(model), weights(model)
-    nameless: list[str] = []
-
-    def named(weight: Weight, layer: str) -> Weight:
-        tied = weight in table.output and model.tied_embeddings
-        hf = weight.hf or family.names.get(table.embedding[0].name if tied else weight.name, ())
-        if len(hf) != len(weight.blocks):
-            nameless.append(weight.name)
-        return replace(weight, hf=tuple(f"{layer}{name}" for name in hf))
-
-    result = Table(
-        **{
-            part.name: tuple(
-                named(weight, family.layer if part.name in ("dense", "moe", "mtp") else "")
-                for weight in getattr(table, part.name)
-            )
-            for part in fields(Table)
-        }
-    )
+    family = family_of(model)
+    names = dict(family.names)
+    if model.tied_embeddings:
+        names[OUTPUT.name] = names[EMBEDDING.name]
+    named = [
+        replace(
+            weight,
+            hf=tuple(
+                f"{family.layer if weight.prefix else ''}{name}"
+                for name in weight.hf or names.get(weight.name, ())
+            ),
+        )
+        for weight in weights(model)
+    ]
+    nameless = [weight.name for weight in named if len(weight.hf) != len(weight.blocks)]
     if nameless:
         raise ValueError(
-            f"weights ({', '.join(dict.fromkeys(nameless))}) have no names in the family "
-            f"{family.class_name}; train without what they belong to, or keep Megatron's format"
+            f"weights ({', '.join(nameless)}) have no names in the family {family.class_name}; "
+            "train without what they belong to, or keep Megatron's format"
         )
-    return result
+    return named
 
 
 def is_buffer(name: str) -> bool:
@@ -58,4 +54,4 @@ def is_buffer(name: str) -> bool:
     return name.endswith(_BUFFERS)
 
 
-_BUFFERS = tuple({f".{name}" for family in FAMILIES for name in family.names.get(EXPERT_BIAS, ())})
+_BUFFERS = tuple(f".{name}" for one in FAMILIES for name in one.names.get(EXPERT_BIAS.name, ()))

@@ -1,28 +1,15 @@
 """Models and layouts to plan, and strategies that draw them."""
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
 from grove_megatron.model.architecture import Model
 from grove_megatron.planner.inputs import Layout, Sizes, Training
+from tests.unit.checkpoint.architectures import QWEN3_MOE, RELEASED
 
-GROVE_33B = Model(
-    hidden_size=2048,
-    head_dim=128,
-    num_attention_heads=32,
-    num_query_groups=4,
-    vocab_size=151936,
-    moe_layers=(True,) * 48,
-    num_experts=128,
-    moe_ffn_hidden_size=768,
-    topk=8,
-    num_groups=64,
-    adjugate_ffn_hidden_size=128,
-    qk_layernorm=True,
-)
-QWEN3_30B = replace(GROVE_33B, num_groups=0, adjugate_ffn_hidden_size=0)
+GROVE_33B = RELEASED
+QWEN3_30B = QWEN3_MOE
 """Its parent, Qwen3-30B-A3B."""
 
 
