@@ -26,8 +26,6 @@ _LAYER = re.compile(r"layers\.(\d+)")
 
 _KIND: dict[Split, Kind] = {
     Split.WHOLE: "replicated",
-    Split.ROWS: "auto",
-    Split.COLUMNS: "auto",
     Split.GATED: "gated",
     Split.QKV: "qkv",
 }
@@ -94,7 +92,7 @@ def table() -> tuple[BridgeRow, ...]:
         BridgeRow(
             megatron=_pattern(weight.prefix + name),
             hf=tuple(map(_pattern, weight.hf)),
-            kind=_KIND[weight.split],
+            kind=_KIND.get(weight.split, "auto"),
             of_adjugates=weight.stack == "G",
         )
         for weight in named_weights(_ANY_GROVE_MODEL)

@@ -1,7 +1,6 @@
 """Which Hugging Face tensors a parameter of a Megatron module is made of."""
 
 import re
-from collections.abc import Iterator
 
 from ..model.architecture import Architecture
 from ..model.families import named_weights
@@ -30,15 +29,14 @@ class NameTable:
             KeyError: no weight, or more than one, has this name.
         """
         # A norm of a dense layer and of one with experts may have the same.
-        found = list(dict.fromkeys(self._matches(name)))
+        found = dict.fromkeys(
+            (tuple(one.format(**match.groupdict()) for one in hf), transform)
+            for pattern, hf, transform in self._rows
+            if (match := pattern.fullmatch(name))
+        )
         if len(found) != 1:
             raise KeyError(f"{name} has {len(found)} rows in the name table; it needs 1")
-        return found[0]
-
-    def _matches(self, name: str) -> Iterator[tuple[tuple[str, ...], Transform]]:
-        for pattern, hf, transform in self._rows:
-            if match := pattern.fullmatch(name):
-                yield tuple(one.format(**match.groupdict()) for one in hf), transform
+        return next(iter(found))
 
 
 def _pattern(megatron: str) -> re.Pattern[str]:

@@ -146,14 +146,11 @@ class QueryKeyValue:
 
 def transform_of(weight: weights.Weight, model: Model) -> Transform:
     """How the blocks of a weight become it, as its split says."""
-    match weight.split:
-        case weights.Split.WHOLE:
-            return Replicated()
-        case weights.Split.ROWS:
-            return Split(0)
-        case weights.Split.COLUMNS:
-            return Split(1)
-        case weights.Split.GATED:
-            return GateUp()
-        case weights.Split.QKV:
-            return QueryKeyValue(model.num_query_groups)
+    transforms: dict[weights.Split, Transform] = {
+        weights.Split.WHOLE: Replicated(),
+        weights.Split.ROWS: Split(0),
+        weights.Split.COLUMNS: Split(1),
+        weights.Split.GATED: GateUp(),
+        weights.Split.QKV: QueryKeyValue(model.num_query_groups),
+    }
+    return transforms[weight.split]

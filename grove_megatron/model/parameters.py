@@ -59,14 +59,8 @@ def total_parameters(model: Model) -> Counts:
 
 def whole_model(model: Model) -> list[Weight]:
     """Every weight, a kind as often as the model has it."""
-    return held(
-        model,
-        range(model.num_layers),
-        embedding=True,
-        norm=True,
-        output=not model.tied_embeddings,
-        mtp=True,
-    )
+    layers, untied = range(model.num_layers), not model.tied_embeddings
+    return held(model, layers, embedding=True, norm=True, output=untied, mtp=True)
 
 
 def active_parameters(model: Model, groups_per_token: float) -> float:

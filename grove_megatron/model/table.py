@@ -13,6 +13,7 @@ from .architecture import Model
 from .weights import Place, Split, Weight
 
 EMBEDDING = Weight("embedding.word_embeddings.weight", ("VH",), Split.ROWS, place="embedding")
+POSITIONS = Weight("embedding.position_embeddings.weight", ("PH",), place="embedding")
 # Tied, it is a copy that only the last of several pipeline stages has, and no checkpoint.
 OUTPUT = Weight("output_layer.weight", ("VH",), Split.ROWS, place="output")
 EXPERT_BIAS = Weight("mlp.router.expert_bias", ("E",), buffer=True)
@@ -22,7 +23,7 @@ def weights(model: Model) -> list[Weight]:
     """Every kind of weight once."""
     return [
         EMBEDDING,
-        *_learned_positions(model),
+        *([POSITIONS] if model.learned_positions else []),
         # The local implementation keeps norms apart, TransformerEngine fuses this one.
         *_norm(model, "layer", "self_attention.linear_qkv.layer_norm_", module="input_layernorm."),
         *_attention(model),
@@ -58,11 +59,6 @@ def held(
         own = [weight for weight in kinds if weight.place == "mtp"]
         found += (own + of_layer(kinds, model.mtp_is_moe)) * model.mtp_modules
     return found
-
-
-def _learned_positions(model: Model) -> Iterator[Weight]:
-    if model.learned_positions:
-        yield Weight("embedding.position_embeddings.weight", ("PH",), place="embedding")
 
 
 def _norm(
