@@ -14,6 +14,7 @@ from ..config import (
     moe_pattern,
 )
 from ..model.architecture import Model
+from ..parts import registry
 from ..planner.inputs import Layout, Precision, Sizes, Training
 from ..planner.pipeline import chunks_in_letters
 from ..switches import flag_of
@@ -100,6 +101,7 @@ def _model(args: Namespace, tokens: int | None) -> Model:
         num_groups=args.grove_num_groups if grove else 0,
         adjugate_ffn_hidden_size=args.grove_adjugate_ffn_hidden_size if grove else 0,
         expert_bias=bool(experts and args.moe_router_enable_expert_bias),
+        part_weights=registry.weights(args) if experts and has_grove_layers(args) else (),
         shared_expert_size=shared,
         shared_expert_gate=bool(shared and args.moe_shared_expert_gate),
         mtp_depths=depths,

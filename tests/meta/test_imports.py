@@ -50,7 +50,9 @@ RULES = {
     },
     "checks": Rule(inside={"checks"}),
     # What a router is composed of, in torch; Megatron where it is Megatron's own part.
-    "parts": Rule(inside={"parts", "functional", "checks.problem"}, outside={"torch"}),
+    "parts": Rule(
+        inside={"parts", "functional", "checks.problem", "model.weights"}, outside={"torch"}
+    ),
     "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),

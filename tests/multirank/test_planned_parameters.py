@@ -29,6 +29,10 @@ LAYOUTS = {
         4,
         f"{PP2} {EP2} --moe-layer-freq [0,1,1,1] --ffn-hidden-size 40",
     ),
+    "TP2 EP2 ETP1, parts of the router with weights": (
+        2,
+        f"{TP2} {EP2} --expert-tensor-parallel-size 1 --grove-logit-bias --grove-noisy-topk",
+    ),
     "MTP, expert bias": (
         1,
         "--mtp-num-layers 1 --moe-router-enable-expert-bias --moe-router-score-function sigmoid",
