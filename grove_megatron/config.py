@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from .functional.groups import scale_bound
+from .model.architecture import layers_with_experts
 from .parts import registry
 from .switches import flag_of, refusals
 
@@ -165,10 +166,7 @@ def moe_pattern(settings: Any) -> tuple[bool, ...]:
     Args:
         settings: a configuration or an argument namespace of a model with experts.
     """
-    frequency = settings.moe_layer_freq
-    if isinstance(frequency, int):
-        return tuple(layer % frequency == 0 for layer in range(settings.num_layers))
-    return tuple(bool(is_moe) for is_moe in frequency)
+    return layers_with_experts(settings.moe_layer_freq, settings.num_layers)
 
 
 def is_checked(args: Any) -> bool:

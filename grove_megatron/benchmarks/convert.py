@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.architecture import Architecture
 from ..checkpoint.convert import Options, write_hf
 from ..checkpoint.source import Source
 from ..checkpoint.transforms import Shape as TensorShape
 from ..checkpoint.units import hf_shapes
 from ..checkpoint.weights import DTYPES, TensorInfo
+from ..model.architecture import Architecture
 from .harness import Samples
 from .records import Value
 from .report import Findings, Table
@@ -38,7 +38,6 @@ ALLOWED_BYTES = 2 * GIB
 def architecture(shape: Shape) -> Architecture:
     """The released model but for the sizes that can be chosen."""
     return Architecture(
-        num_layers=shape.layers,
         hidden_size=shape.hidden,
         num_attention_heads=max(shape.hidden // 64, 1),
         num_query_groups=max(shape.hidden // 512, 1),
@@ -47,7 +46,7 @@ def architecture(shape: Shape) -> Architecture:
         max_position_embeddings=40960,
         norm_epsilon=1e-6,
         rotary_base=1e6,
-        tied_embeddings=False,
+        qk_layernorm=True,
         moe_layers=(True,) * shape.layers,
         num_experts=shape.experts,
         moe_ffn_hidden_size=shape.expert_width,

@@ -1,6 +1,6 @@
 """Which Megatron parameter is which Hugging Face tensors, in the patterns of Megatron-Bridge.
 
-The names are those of :mod:`grove_megatron.checkpoint.hf_names`; ``*`` stands for a number, as in
+The names are those of :mod:`grove_megatron.model`; ``*`` stands for a number, as in
 megatron/bridge/models/conversion/mapping_registry.py @ 0.6.2.
 
 What Megatron-Bridge knows of experts it reads off their names: whether a parameter is one, how
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from ..checkpoint.architecture import Architecture
-from ..checkpoint.hf_names import Row, rows
-from ..checkpoint.transforms import GateUp, QueryKeyValue, Replicated, Split, Transform
+from ..model.architecture import Model
+from ..model.families import named_weights
+from ..model.weights import Split
 
 Kind = Literal["auto", "replicated", "qkv", "gated"]
 
@@ -24,19 +24,22 @@ ADJUGATES = ".adjugate_experts."
 _GROUP = re.compile(r"(?<=\.chunk_experts\.)\d+(?=\.)")
 _LAYER = re.compile(r"layers\.(\d+)")
 
-# Of every kind of layer one: which rows there are does not depend on sizes.
-_ANY_GROVE_MODEL = Architecture(
-    num_layers=2,
+_KIND: dict[Split, Kind] = {
+    Split.WHOLE: "replicated",
+    Split.GATED: "gated",
+    Split.QKV: "qkv",
+}
+
+# Of every kind of layer one: which weights there are does not depend on sizes.
+_ANY_GROVE_MODEL = Model(
     hidden_size=1,
     num_attention_heads=1,
     num_query_groups=1,
     head_dim=1,
     vocab_size=1,
-    max_position_embeddings=1,
-    norm_epsilon=1e-6,
-    rotary_base=10000.0,
     # Tied or not: Megatron-Bridge leaves the row of the output layer out where it is.
     tied_embeddings=False,
+    qk_layernorm=True,
     moe_layers=(False, True),
     ffn_hidden_size=1,
     num_experts=1,
@@ -44,7 +47,6 @@ _ANY_GROVE_MODEL = Architecture(
     topk=1,
     num_groups=1,
     adjugate_ffn_hidden_size=1,
-    adjugate_scale=0.0,
     expert_bias=True,
 )
 
@@ -86,35 +88,22 @@ def table() -> tuple[BridgeRow, ...]:
     Experts are one matrix each. The stacked ones of ``--grove-kernel grouped`` and ``triton`` have
     no row: Megatron-Bridge's adapters and quantizers know experts one by one alone.
     """
-    return tuple(
+    rows = (
         BridgeRow(
-            megatron=_pattern(name),
-            hf=tuple(_pattern(tensor.name) for tensor in row.hf),
-            kind=_kind(row.transform),
-            of_adjugates=row.stack == "group",
+            megatron=_pattern(weight.prefix + name),
+            hf=tuple(map(_pattern, weight.hf)),
+            kind=_KIND.get(weight.split, "auto"),
+            of_adjugates=weight.stack == "G",
         )
-        for row in rows(_ANY_GROVE_MODEL)
-        for name in _parameters(row)
+        for weight in named_weights(_ANY_GROVE_MODEL)
+        for name in weight.module_names
     )
-
-
-def _parameters(row: Row) -> tuple[str, ...]:
-    # The key of stacked parts is an entry of a checkpoint, and no name in a model.
-    return row.parameters if row.stack else (row.key, *row.parameters)
+    # A norm of a dense layer and of one with experts may have the same name.
+    return tuple(dict.fromkeys(rows))
 
 
 def _pattern(name: str) -> str:
     return re.sub(r"\{\w+\}", "*", name)
-
-
-def _kind(transform: Transform) -> Kind:
-    kinds: dict[type, Kind] = {
-        Replicated: "replicated",
-        Split: "auto",
-        QueryKeyValue: "qkv",
-        GateUp: "gated",
-    }
-    return kinds[type(transform)]
 
 
 def without_row(names: Iterable[str]) -> list[str]:

@@ -26,11 +26,12 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch.nn import functional as F
 from transformers import AutoConfig, PretrainedConfig
 
-from ..checkpoint.architecture import Architecture
-from ..checkpoint.hf_config import RELEASED, Family, architecture_of, ignored_by_release
-from ..checkpoint.hf_names import is_buffer
+from ..checkpoint.hf_config import RELEASED, architecture_of, ignored_by_release
 from ..config import GroveTransformerConfig
 from ..layer_spec import grove_layer_spec
+from ..model.architecture import Architecture
+from ..model.families import is_buffer
+from ..model.families.grove_moe import GROVE_MOE
 from ..moe.kernel_choice import takes_grouped_experts
 from .names import (
     ADJUGATES,
@@ -44,7 +45,7 @@ from .names import (
 from .settings import architecture_of_provider, hf_config_of, provider_settings
 
 _log = logging.getLogger(__name__)
-_GROVE = Family.GROVE_MOE
+_GROVE = GROVE_MOE
 
 
 class GroveMoeConfig(PretrainedConfig):

@@ -3,9 +3,9 @@
 from argparse import Namespace
 from typing import Any
 
-from ..checkpoint.architecture import Architecture
 from ..checkpoint.hf_config import RELEASED, config_of
 from ..checkpoint.megatron_args import architecture_of_args
+from ..model.architecture import Architecture
 
 
 def provider_settings(architecture: Architecture) -> dict[str, Any]:

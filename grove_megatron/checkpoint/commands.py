@@ -176,10 +176,10 @@ def upcycle(
     with Megatron flags such as --expert-model-parallel-size 2, for models that need several ranks.
     """
     with _refusals():
+        from ..model.parameters import total_parameters
         from .convert import write_hf, write_megatron
         from .source import hf_source, megatron_source
         from .staging import free_destination
-        from .units import count_parameters
         from .upcycle import grove_child, moe_child
 
         _check_upcycle(context)
@@ -211,8 +211,8 @@ def upcycle(
         if save is not None:
             _report(write_megatron(child, save, options, made_by), save)
     result: dict[str, Any] = {
-        "parameters_before": count_parameters(parent.architecture),
-        "parameters_after": count_parameters(child.architecture),
+        "parameters_before": total_parameters(parent.architecture).total,
+        "parameters_after": total_parameters(child.architecture).total,
     }
     _say(
         f"parameters: {result['parameters_before']:,} -> {result['parameters_after']:,}",

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..model.families import is_buffer
 from .checked import CheckedReader, Plan, plan
 from .hf_config import config_of, ignored_by_release
-from .hf_names import is_buffer
 from .manifest import NAME, Manifest, described
 from .megatron_args import megatron_flags
 from .side_files import is_carried

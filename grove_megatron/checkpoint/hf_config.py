@@ -8,11 +8,15 @@ Three families are read and written, each with the keys of its configuration cla
 import json
 import math
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .architecture import Architecture
+from ..model.architecture import Architecture
+from ..model.families import FAMILIES, family_of
+from ..model.families.family import Family
+from ..model.families.grove_moe import GROVE_MOE
+from ..model.families.qwen3 import QWEN3
+from ..model.families.qwen3_moe import QWEN3_MOE
 
 # Literals of the released modeling code, which reads no keys for them (modeling_grove_moe.py,
 # lines 298, 299, 376 @ c4c69e5).
@@ -36,39 +40,6 @@ def brief(value: object) -> str:
     """A value of a config in a message: one line, and no longer than that."""
     text = " ".join(str(value).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-class Family(Enum):
-    """A model class: its name in ``architectures``, and its ``model_type``."""
-
-    GROVE_MOE = ("GroveMoeForCausalLM", "grove_moe")
-    QWEN3_MOE = ("Qwen3MoeForCausalLM", "qwen3_moe")
-    QWEN3 = ("Qwen3ForCausalLM", "qwen3")
-
-    @property
-    def class_name(self) -> str:
-        return self.value[0]
-
-    @property
-    def model_type(self) -> str:
-        return self.value[1]
-
-    @property
-    def has_experts(self) -> bool:
-        return self is not Family.QWEN3
-
-    def has_class(self, name: Any) -> bool:
-        """Is this its class? The release has the file before it: ``modeling_grove_moe.Grove...``"""
-        if self is Family.GROVE_MOE:
-            return isinstance(name, str) and name.endswith(self.class_name)
-        return bool(name == self.class_name)
-
-
-def family_of(architecture: Architecture) -> Family:
-    """The family that a model belongs to."""
-    if architecture.is_grove:
-        return Family.GROVE_MOE
-    return Family.QWEN3_MOE if architecture.num_experts else Family.QWEN3
 
 
 def refuse_all(where: str, problems: list[str]) -> NoReturn:
@@ -187,12 +158,12 @@ def config_family(config: dict[str, Any], where: str) -> Family:
     """
     names = config.get("architectures") or None
     listed = names if isinstance(names, list) else [names]
-    for family in Family:
+    for family in FAMILIES:
         if any(map(family.has_class, listed)):
             return family
         if names is None and config.get("model_type") == family.model_type:
             return family
-    handled = ", ".join(family.class_name for family in Family)
+    handled = ", ".join(family.class_name for family in FAMILIES)
     if names is None and config.get("model_type") is None:
         refuse_all(where, [f"architectures (absent) is needed; add one of {handled}"])
     key, value = ("architectures", names) if names else ("model_type", config["model_type"])
@@ -224,7 +195,6 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         )
     moe_layers = _moe_layers(keys, layers) if family.has_experts else (False,) * layers
     architecture = Architecture(
-        num_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
         num_query_groups=groups,
@@ -234,12 +204,13 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         norm_epsilon=keys.number("rms_norm_eps"),
         rotary_base=_rotary_base(keys),
         tied_embeddings=keys.flag("tie_word_embeddings", default=False),
+        qk_layernorm=True,
         moe_layers=moe_layers,
-        ffn_hidden_size=None if all(moe_layers) else keys.whole("intermediate_size"),
+        ffn_hidden_size=0 if all(moe_layers) else keys.whole("intermediate_size"),
     )
     if family.has_experts:
         architecture = _with_experts(architecture, keys, family)
-    if family is Family.GROVE_MOE:
+    if family is GROVE_MOE:
         architecture = _with_groups(architecture, keys)
     _only_what_is_handled(keys, family)
     if keys.problems:
@@ -257,7 +228,7 @@ def _key_value_heads(keys: _Keys) -> int:
 
 def _head_dim(keys: _Keys, family: Family, hidden: int, heads: int) -> int:
     """Absent, it is 128 in Qwen3Config; Qwen3MoeConfig has no such field, and the model divides."""
-    if family is Family.QWEN3 or not (hidden and heads):
+    if family is QWEN3 or not (hidden and heads):
         return keys.whole("head_dim", default=128)
     if keys.config.get("head_dim") is None and hidden % heads:
         keys.problems.append(
@@ -285,7 +256,7 @@ def _moe_layers(keys: _Keys, num_layers: int) -> tuple[bool, ...]:
     if num_layers and not any(layers):
         keys.problems.append(
             f"mlp_only_layers ({brief(dense)}) with decoder_sparse_step ({step}) leaves none of "
-            f"num_hidden_layers ({num_layers}) with experts; use {Family.QWEN3.class_name}"
+            f"num_hidden_layers ({num_layers}) with experts; use {QWEN3.class_name}"
         )
     return layers
 
@@ -306,7 +277,7 @@ def _with_experts(architecture: Architecture, keys: _Keys, family: Family) -> Ar
         num_experts=num_experts,
         moe_ffn_hidden_size=keys.whole("moe_intermediate_size"),
         topk=topk,
-        normalized_topk=family is Family.GROVE_MOE or keys.flag("norm_topk_prob", default=False),
+        normalized_topk=family is GROVE_MOE or keys.flag("norm_topk_prob", default=False),
     )
 
 
@@ -451,9 +422,9 @@ _READ_BY_RELEASE = {"num_experts", "rope_theta", *RELEASED}
 
 # Families that a model of another one can be upcycled to.
 _CHILDREN = {
-    Family.QWEN3: {Family.QWEN3_MOE, Family.GROVE_MOE},
-    Family.QWEN3_MOE: {Family.GROVE_MOE},
-    Family.GROVE_MOE: set[Family](),
+    QWEN3: {QWEN3_MOE, GROVE_MOE},
+    QWEN3_MOE: {GROVE_MOE},
+    GROVE_MOE: set[Family](),
 }
 
 
@@ -482,7 +453,7 @@ def config_of(
             say what the architecture is.
     """
     family, keys = family_of(architecture), _keys_of(architecture)
-    if family is Family.GROVE_MOE and not architecture.normalized_topk:
+    if family is GROVE_MOE and not architecture.normalized_topk:
         raise ValueError(
             "normalized_topk (False) cannot be written for GroveMoeForCausalLM, whose code always "
             "normalizes the weights of the selected experts; train without --moe-router-pre-softmax"
@@ -563,10 +534,10 @@ def _check_like(architecture: Architecture, like: dict[str, Any], where: str) ->
         refuse_all(where, [f"{line}; name the config of the model, or of its parent"])
     said, wanted = _keys_of(theirs), _keys_of(architecture)
     ignored = _OF_THE_FAMILY if parent is not family else frozenset({"architectures", "model_type"})
-    if parent is Family.GROVE_MOE:
+    if parent is GROVE_MOE:
         # What its config does not say, it cannot contradict.
         ignored = ignored | {key for key in RELEASED if like.get(key) is None}
-    if theirs.ffn_hidden_size is None or architecture.ffn_hidden_size is None:
+    if not (theirs.ffn_hidden_size and architecture.ffn_hidden_size):
         ignored = ignored | {"intermediate_size"}
     problems = [
         f"{_spelling(key, like)} ({brief(said[key])}) is not the model's ({brief(value)}); give "

@@ -7,8 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..model.families import is_buffer
 from .checked import Plan
-from .hf_names import is_buffer
 from .safetensors_io import NAME_OF
 
 NAME = "grove_manifest.json"

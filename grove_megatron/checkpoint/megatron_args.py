@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .architecture import Architecture
+from ..model.architecture import Architecture, layers_with_experts
 from .hf_config import brief, refuse_all
 
 # grove_megatron.arguments.LAYER_SPEC, which lives where Megatron is imported.
@@ -290,7 +290,6 @@ def _dense_architecture(sizes: _Sizes) -> Architecture:
     grouped = getattr(args, "group_query_attention", False)
     moe_layers = _moe_layers(sizes, layers)
     return Architecture(
-        num_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,
         num_query_groups=sizes.whole("num_query_groups") if grouped else heads,
@@ -303,8 +302,9 @@ def _dense_architecture(sizes: _Sizes) -> Architecture:
         norm_epsilon=getattr(args, "layernorm_epsilon", getattr(args, "norm_epsilon", 1e-5)),
         rotary_base=getattr(args, "rotary_base", 10000),
         tied_embeddings=not getattr(args, "untie_embeddings_and_output_weights", False),
+        qk_layernorm=True,
         moe_layers=moe_layers,
-        ffn_hidden_size=None if all(moe_layers) else sizes.whole("ffn_hidden_size"),
+        ffn_hidden_size=0 if all(moe_layers) else sizes.whole("ffn_hidden_size"),
     )
 
 
@@ -313,20 +313,19 @@ def _given(args: Namespace, name: str) -> bool:
 
 
 def _moe_layers(sizes: _Sizes, num_layers: int) -> tuple[bool, ...]:
-    """As get_gpt_decoder_layer_specs reads the flag: every n-th layer from the first, or a list."""
     if not getattr(sizes.args, "num_experts", None):
         return (False,) * num_layers
-    pattern = getattr(sizes.args, "moe_layer_freq", 1)
-    if isinstance(pattern, int):
-        pattern = [int(i % pattern == 0) for i in range(num_layers)] if pattern > 0 else []
-    if len(pattern) != num_layers or not set(pattern) <= {0, 1} or 1 not in pattern:
+    frequency = getattr(sizes.args, "moe_layer_freq", 1)
+    is_read = frequency > 0 if isinstance(frequency, int) else set(frequency) <= {0, 1}
+    layers = layers_with_experts(frequency, num_layers) if is_read else ()
+    if len(layers) != num_layers or not any(layers):
         if num_layers:
             sizes.problems.append(
-                f"--moe-layer-freq ({brief(sizes.args.moe_layer_freq)}) does not say which of "
+                f"--moe-layer-freq ({brief(frequency)}) does not say which of "
                 f"--num-layers ({num_layers}) are MoE layers, one or more; correct it"
             )
         return (True,) * num_layers
-    return tuple(bool(is_moe) for is_moe in pattern)
+    return layers
 
 
 def _expert_architecture(dense: Architecture, sizes: _Sizes) -> Architecture:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .architecture import Architecture
+from ..model.architecture import Architecture
+from ..model.table import EMBEDDING, EXPERT_BIAS, OUTPUT
 from .layout import COMPLETE, TRACKER, checkpoint_named, read_tracker
 from .safetensors_io import NAME_OF
 from .torch_dist import TorchDistReader
@@ -22,7 +23,6 @@ _LAYER_BY_LAYER = re.compile(r"decoder\.layers\.\d+\.")
 _TRAINING = re.compile(
     r"(optimizer|chained_\d+\.optimizer|rng_state|rerun_state_machine_state)\b.*"
 )
-_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 def iteration_folder(load: Path, step: int | None = None) -> Path:
@@ -68,7 +68,7 @@ class MegatronWeights:
 
     def __init__(self, reader: TorchDistReader, architecture: Architecture):
         self._reader = reader
-        has_bias = any(key.endswith(".mlp.router.expert_bias") for key in reader.tensors)
+        has_bias = any(key.endswith(EXPERT_BIAS.name) for key in reader.tensors)
         self.architecture = replace(architecture, expert_bias=has_bias)
         stacked = not any(_LAYER_BY_LAYER.match(key) for key in reader.tensors)
         self._unit_of = {
@@ -149,7 +149,7 @@ class MegatronWeights:
 
 
 def _fits(key: str, found: Shape, wanted: Shape) -> bool:
-    if key in _VOCABULARY:
+    if key in (EMBEDDING.name, OUTPUT.name):
         # Megatron pads the vocabulary to a multiple of the tensor-parallel size.
         return found[0] >= wanted[0] and found[1:] == wanted[1:]
     return found == wanted

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .architecture import Architecture
-from .hf_names import NameTable, rows
+from ..model.architecture import Architecture
+from .hf_names import NameTable
 from .layout import RELEASE, TRACKER
 from .local_names import local_parameters
 from .megatron_args import GROVE_LAYER_SPEC, megatron_flags
@@ -210,7 +210,7 @@ def _check_layout(
 
 def load_weights(weights: Weights, architecture: Architecture) -> Load:
     """Copies Hugging Face tensors to where they belong; what fits was checked from headers."""
-    table = NameTable(rows(architecture))
+    table = NameTable(architecture)
 
     def load(models: list[Any]) -> None:
         for parameter in local_parameters(models):

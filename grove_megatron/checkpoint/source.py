@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .architecture import Architecture
+from ..model.architecture import Architecture
+from ..model.families import is_buffer
 from .hf_config import DEQUANTISE, architecture_of, brief, read_config
 from .hf_files import HfWeights
-from .hf_names import is_buffer
 from .manifest import read_checksums
 from .megatron_args import architecture_of_args
 from .megatron_weights import MegatronWeights, checkpoint_args, iteration_folder

@@ -12,6 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..model import weights
+from ..model.architecture import Model
+
 Shape = tuple[int, ...]
 
 
@@ -42,9 +45,6 @@ class Transform(Protocol):
     def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
         """The part of one tensor-parallel rank."""
 
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        """Shape of the whole tensor made of tensors of ``shapes``."""
-
     def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
         """The whole tensor as (first row, rows), cut where Megatron's checkpoints cut it."""
 
@@ -58,10 +58,6 @@ class Transform(Protocol):
 @dataclass(frozen=True)
 class _OneTensor:
     """Megatron has the tensor as Hugging Face has it."""
-
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        (shape,) = shapes
-        return shape
 
     def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
         (tensor,) = tensors
@@ -106,9 +102,6 @@ class GateUp:
         gate, up = tensors
         return torch.cat([tp.slice(gate, 0), tp.slice(up, 0)])
 
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        return _concatenated(shapes)
-
     def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
         gate, up = tensors
         return [(0, gate), (gate.shape[0], up)]
@@ -134,9 +127,6 @@ class QueryKeyValue:
         # Rows, not groups, are split: with fewer groups than ranks a group is cut.
         return tp.slice(self._join(tensors), 0)
 
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        return _concatenated(shapes)
-
     def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
         return [(0, self._join(tensors))]
 
@@ -154,5 +144,13 @@ class QueryKeyValue:
         return torch.cat(groups, dim=1).reshape(-1, *tensors[0].shape[1:])
 
 
-def _concatenated(shapes: Sequence[Shape]) -> Shape:
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+def transform_of(weight: weights.Weight, model: Model) -> Transform:
+    """How the blocks of a weight become it, as its split says."""
+    transforms: dict[weights.Split, Transform] = {
+        weights.Split.WHOLE: Replicated(),
+        weights.Split.ROWS: Split(0),
+        weights.Split.COLUMNS: Split(1),
+        weights.Split.GATED: GateUp(),
+        weights.Split.QKV: QueryKeyValue(model.num_query_groups),
+    }
+    return transforms[weight.split]

@@ -1,12 +1,13 @@
 """A model's weights one by one: which Hugging Face tensors are which part of which entry."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass
 
-from .architecture import Architecture
-from .hf_names import Row, rows, shape_of
-from .transforms import Shape, Transform
+from ..model.architecture import Architecture
+from ..model.families import named_weights
+from ..model.table import of_layer
+from ..model.weights import Place, Weight
+from .transforms import Shape, Transform, transform_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Unit:
         names: the Hugging Face tensors it is made of.
         shapes: theirs.
         transform: how.
-        also: a second key with the same content, see :class:`.hf_names.Row`.
+        also: a second key with the same content, see :class:`.weights.Weight`.
     """
 
     key: str
@@ -48,66 +49,52 @@ def units(architecture: Architecture, layers_stacked: bool | None = None) -> Ite
     """
     if layers_stacked is None:
         layers_stacked = architecture.layers_are_alike
-    table = [row for row in rows(architecture) if row.saved]
-    whole = [row for row in table if row.layers == "none"]
-    embedding, rest = whole[:1], whole[1:]
-    yield from (_unit(row, architecture) for row in embedding)
+    kinds = named_weights(architecture)
+    yield from _at("embedding", kinds, architecture)
     for layer, is_moe in enumerate(architecture.moe_layers):
-        here = [row for row in table if row.layers in ("all", "moe" if is_moe else "dense")]
-        yield from _of_layer(here, architecture, layer, layers_stacked)
-    yield from (_unit(row, architecture) for row in rest)
+        here = of_layer(kinds, is_moe)
+        # What is in it once, then expert by expert, then group by group.
+        for stack in (None, "E", "G"):
+            for index in range(architecture.sizes[stack] if stack else 1):
+                for weight in here:
+                    if weight.stack == stack:
+                        yield _unit(weight, architecture, layer, layers_stacked, index)
+    yield from _at("norm", kinds, architecture)
+    if not architecture.tied_embeddings:
+        yield from _at("output", kinds, architecture)
 
 
-def _of_layer(
-    table: list[Row], architecture: Architecture, layer: int, stacked: bool
-) -> Iterator[Unit]:
-    for row in table:
-        if row.stack is None and not (row.buffer and not architecture.expert_bias):
-            yield _unit(row, architecture, layer, stacked)
-    for stack, count in _stacks(architecture):
-        for index in range(count):
-            for row in table:
-                if row.stack == stack:
-                    yield _unit(row, architecture, layer, stacked, index)
-
-
-def _stacks(architecture: Architecture) -> tuple[tuple[str, int], ...]:
-    return ("expert", architecture.num_experts), ("group", architecture.num_groups)
+def _at(place: Place, kinds: list[Weight], architecture: Architecture) -> Iterator[Unit]:
+    return (_unit(weight, architecture) for weight in kinds if weight.place == place)
 
 
 def _unit(
-    row: Row,
+    weight: Weight,
     architecture: Architecture,
     layer: int | None = None,
     layers_stacked: bool = False,
-    index: int | None = None,
+    index: int = 0,
 ) -> Unit:
     place: tuple[int, ...] = ()
     stacked: tuple[int, ...] = ()
-    key, also = row.key, row.also
+    prefix = weight.prefix
     if layers_stacked:
         assert layer is not None
         place, stacked = (layer,), (architecture.num_layers,)
-        key = key.replace("{layer}.", "")
-        also = also and also.replace("{layer}.", "")
-    elif layer is not None:
-        key = key.format(layer=layer)
-        also = also and also.format(layer=layer)
-    if row.stack is not None:
-        assert index is not None
-        place, stacked = (*place, index), (*stacked, dict(_stacks(architecture))[row.stack])
-    shapes = tuple(shape_of(tensor, architecture) for tensor in row.hf)
-    numbers = {"layer": layer, "expert": index, "group": index}
+        prefix = prefix.replace("{layer}.", "")
+    prefix = prefix.format(layer=layer)
+    sizes = architecture.sizes
+    if weight.stack:
+        place, stacked = (*place, index), (*stacked, weight.count(sizes))
     return Unit(
-        key=key,
+        key=prefix + weight.name,
         place=place,
         stacked=stacked,
-        shape=row.transform.shape(shapes),
-        names=tuple(tensor.name.format(**numbers) for tensor in row.hf),
-        shapes=shapes,
-        transform=row.transform,
-        # A Grove layer looks for the first key alone.
-        also=None if architecture.is_grove else also,
+        shape=weight.shape(sizes),
+        names=tuple(name.format(layer=layer, index=index) for name in weight.hf),
+        shapes=weight.shapes(sizes),
+        transform=transform_of(weight, architecture),
+        also=weight.also and prefix + weight.also,
     )
 
 
@@ -118,9 +105,3 @@ def hf_shapes(architecture: Architecture) -> dict[str, Shape]:
         for unit in units(architecture)
         for name, shape in zip(unit.names, unit.shapes, strict=True)
     }
-
-
-def count_parameters(architecture: Architecture) -> int:
-    """Trained entries: without the expert bias, which is a buffer."""
-    without = replace(architecture, expert_bias=False)
-    return sum(prod(shape) for shape in hf_shapes(without).values())

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .architecture import Architecture
+from ..model.architecture import Architecture
+from ..model.families import is_buffer
 from .hf_config import brief
-from .hf_names import is_buffer
 from .source import Source
 from .transforms import Shape
 from .units import hf_shapes
@@ -306,18 +306,17 @@ def moe_architecture(
         problems.append(f"--num-experts ({num_experts}) is not above 1")
     if not 1 <= topk <= num_experts:
         problems.append(f"--topk ({topk}) is not between 1 and --num-experts ({num_experts})")
-    if granularity < 1 or (parent.ffn_hidden_size or 0) % max(granularity, 1):
+    if granularity < 1 or parent.ffn_hidden_size % max(granularity, 1):
         problems.append(
             f"--granularity ({granularity}) does not divide the width of the parent's MLP "
             f"({parent.ffn_hidden_size})"
         )
     if problems:
         raise ConversionError(problems)
-    assert parent.ffn_hidden_size is not None
     return replace(
         parent,
         moe_layers=(True,) * parent.num_layers,
-        ffn_hidden_size=None,
+        ffn_hidden_size=0,
         num_experts=num_experts * granularity,
         moe_ffn_hidden_size=parent.ffn_hidden_size // granularity,
         topk=topk * granularity,

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .architecture import Architecture
+from ..model.architecture import Architecture
 from .model_run import ModelRun, load_weights
 from .source import Source
 from .weights import ConversionError

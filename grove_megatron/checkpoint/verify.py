@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..model.families import is_buffer
 from .golden import Golden
 from .hf_config import brief
-from .hf_names import NameTable, is_buffer, rows
+from .hf_names import NameTable
 from .local_names import LocalParameter, local_parameters
 from .megatron_weights import iteration_folder
 from .model_run import Load, ModelRun, load_checkpoint, load_weights
@@ -127,9 +128,7 @@ def _verify(
         )
     run = ModelRun(source.architecture, golden.input_ids, extra_flags, load)
     logits, losses = run.logits(), run.losses_and_gradients(golden.labels)
-    return _compare(
-        run.models, NameTable(rows(source.architecture)), shapes, golden, logits, losses
-    )
+    return _compare(run.models, NameTable(source.architecture), shapes, golden, logits, losses)
 
 
 def _compare(

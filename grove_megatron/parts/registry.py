@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ..checks.problem import Problem
+from ..model.weights import Weight
 from . import __name__ as package
 from . import __path__ as folders
 from .part import Part, Slot, flag_of
@@ -45,6 +46,15 @@ def settings_classes() -> tuple[type, ...]:
     """Dataclasses of all flags of parts."""
     own = dict.fromkeys(part.settings for part in parts() if part.settings is not None)
     return (Choices, *own)
+
+
+def weights(settings: Any) -> tuple[Weight, ...]:
+    """What the parts of every router have, as its checkpoint names them."""
+    return tuple(
+        Weight(f"mlp.router.{part.slot}_{part.name}.{name}", ("".join(dims),))
+        for part in active(settings)
+        for name, dims in part.weights.items()
+    )
 
 
 def default(slot: str) -> str:

@@ -7,7 +7,8 @@ uniform: with imbalance, the ranks that get more rows keep more.
 
 from dataclasses import dataclass, replace
 
-from .inputs import Layout, Model, Sizes, Training
+from ..model.architecture import Model
+from .inputs import Layout, Sizes, Training
 from .pipeline import Stage, stages
 from .traffic import groups_per_token, rows_per_token
 
@@ -63,7 +64,7 @@ def in_flight(sizes: Sizes, stage: int) -> float:
 def _stage_activations(sizes: Sizes, number: int, stage: Stage) -> float:
     model = sizes.model
     rank = _Rank(sizes)
-    chunks = [[model.moe_pattern[layer] for layer in chunk] for chunk in stage.chunks]
+    chunks = [[model.moe_layers[layer] for layer in chunk] for chunk in stage.chunks]
     mtp = [model.mtp_is_moe] * model.mtp_depths if stage.mtp else []
     kept, again = _layers(sizes, chunks, mtp)
     if stage.mtp:
@@ -233,14 +234,14 @@ class _Rank:
     def output(self, times: int) -> float:
         """The final norm and the logits, in fp32 for the loss and as they were computed."""
         logit = 4 + (2 if self.element == 2 else 0)
-        logits = self.tokens * self.model.padded_vocab_size / self.layout.tensor * logit
+        logits = self.tokens * self.model.vocab_size / self.layout.tensor * logit
         return times * (2 * self.hidden + logits)
 
     def output_gradients(self) -> float:
         rows = self.tokens
         if not self.training.fused_weight_gradients:
             rows += self.model.hidden_size
-        return rows * self.model.padded_vocab_size / self.layout.tensor * self.element
+        return rows * self.model.vocab_size / self.layout.tensor * self.element
 
     def _over_tensor(self, width: int) -> float:
         """Elements that a dense FFN keeps of a row."""

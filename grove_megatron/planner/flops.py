@@ -7,7 +7,7 @@ adjugates are added here, one product for each that a token meets. One differenc
 GEGLU has three matrices, of which Megatron counts two.
 """
 
-from .inputs import Model
+from ..model.architecture import Model
 from .traffic import groups_per_token
 
 # Forward, gradient of the input, gradient of the weight.
@@ -41,7 +41,7 @@ def flops_per_token(model: Model, sequence_length: int, groups: float | None = N
     groups = groups_per_token(model) if groups is None else groups
     hidden, depths = model.hidden_size, model.mtp_depths
     passed = model.num_layers + depths
-    moe = model.moe_layers(mtp=depths)
+    moe = model.count_moe_layers(mtp=depths)
     matrices = 2 + model.gated
 
     projections = model.query_size * (2 + model.attention_output_gate) + 2 * model.key_size
@@ -50,7 +50,7 @@ def flops_per_token(model: Model, sequence_length: int, groups: float | None = N
     routed = model.moe_ffn_hidden_size * model.topk
     moe_ffn = hidden * (routed + model.shared_expert_size) * matrices
     mtp = 3 * hidden + 2 * hidden * hidden
-    logits = hidden * model.padded_vocab_size * (1 + depths)
+    logits = hidden * model.vocab_size * (1 + depths)
     products = (
         passed * attention + (passed - moe) * dense_ffn + moe * moe_ffn + depths * mtp + logits
     )

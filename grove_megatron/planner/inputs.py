@@ -1,80 +1,8 @@
-"""The sizes of a job that decide what it costs; three values in one."""
+"""What decides the cost of a job, beside its model: layout and training."""
 
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A GPT of Megatron's with routed experts in some layers, and groups of them or not.
-
-    Attributes:
-        hidden_size, kv_channels: width of the model and of one attention head.
-        num_attention_heads, num_query_groups: equal without grouped-query attention.
-        padded_vocab_size: rows of the embedding; 0 where they are not known, and what they would
-            take is left out.
-        moe_pattern: of every decoder layer, has it experts?
-        ffn_hidden_size: of the layers without.
-        num_experts, moe_ffn_hidden_size, topk: routed experts of a layer; 0 in a dense model.
-        num_groups, adjugate_ffn_hidden_size: 0 in a plain MoE.
-        shared_expert_size: width of the shared expert, 0 for none.
-        shared_expert_gate: has it a gate of its own?
-        mtp_depths: predictions beyond the next token.
-        mtp_modules: layers that make them; fewer than depths where one is used repeatedly.
-        gated: a SwiGLU-like FFN of three matrices and not two.
-        norm_vectors: of a norm; 1 for RMSNorm, 2 for LayerNorm.
-        qk_layernorm, attention_output_gate: as Megatron's flags.
-        softmax_offset: has every head a learned one?
-        linear_bias, qkv_bias: have the linear layers a bias, all or that of QKV?
-        learned_positions: rows of a learned position embedding, 0 without.
-        tied_embeddings: one matrix for embedding and output.
-    """
-
-    hidden_size: int
-    kv_channels: int
-    num_attention_heads: int
-    num_query_groups: int
-    padded_vocab_size: int
-    moe_pattern: tuple[bool, ...]
-    ffn_hidden_size: int = 0
-    num_experts: int = 0
-    moe_ffn_hidden_size: int = 0
-    topk: int = 0
-    num_groups: int = 0
-    adjugate_ffn_hidden_size: int = 0
-    shared_expert_size: int = 0
-    shared_expert_gate: bool = False
-    mtp_depths: int = 0
-    mtp_modules: int = 0
-    gated: bool = True
-    norm_vectors: int = 1
-    qk_layernorm: bool = False
-    attention_output_gate: bool = False
-    softmax_offset: bool = False
-    linear_bias: bool = False
-    qkv_bias: bool = False
-    learned_positions: int = 0
-    tied_embeddings: bool = False
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.moe_pattern)
-
-    @property
-    def mtp_is_moe(self) -> bool:
-        """An MTP layer is one like the last of the decoder."""
-        return self.moe_pattern[-1]
-
-    @property
-    def query_size(self) -> int:
-        return self.kv_channels * self.num_attention_heads
-
-    @property
-    def key_size(self) -> int:
-        return self.kv_channels * self.num_query_groups
-
-    def moe_layers(self, *, mtp: int) -> int:
-        """Layers with experts, among them ``mtp`` MTP layers."""
-        return sum(self.moe_pattern) + mtp * self.mtp_is_moe
+from ..model.architecture import Model
 
 
 @dataclass(frozen=True, kw_only=True)

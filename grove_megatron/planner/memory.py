@@ -7,9 +7,10 @@ weight, 4 of gradient, and 12 of optimizer (its fp32 copy and Adam's two moments
 
 from dataclasses import dataclass
 
+from ..model.parameters import Counts
 from .activations import stage_activations
 from .inputs import Sizes
-from .parameters import Counts, rank_parameters
+from .parameters import rank_parameters
 
 MARGIN = 0.10
 """Share to leave on top, for what is not counted: padding, the allocator's fragments, workspaces

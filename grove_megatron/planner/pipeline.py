@@ -7,7 +7,8 @@ layout in letters, pipeline_parallel_layer_layout.py.
 import re
 from dataclasses import dataclass
 
-from .inputs import Layout, Model
+from ..model.architecture import Model
+from .inputs import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,13 @@ from dataclasses import asdict
 from textwrap import wrap
 from typing import Any
 
+from ..model.architecture import Model
+from ..model.parameters import active_parameters, total_parameters
 from .fit import fit
 from .flops import flops_per_token
-from .inputs import Layout, Model, Sizes
+from .inputs import Layout, Sizes
 from .memory import MARGIN, largest, stage_memory
-from .parameters import active_parameters, rank_parameters, total_parameters
+from .parameters import rank_parameters
 from .traffic import distinct_range, groups_per_token, rows_per_token
 
 COLUMNS = 80
@@ -29,7 +31,7 @@ def plan(sizes: Sizes) -> dict[str, Any]:
     stage = largest(memories)
     groups = groups_per_token(model)
     numbers: dict[str, Any] = {
-        "vocabulary_rows": model.padded_vocab_size or None,
+        "vocabulary_rows": model.vocab_size or None,
         "params_total": total_parameters(model).total,
         "params_active": active_parameters(model, groups),
         "params_rank": [asdict(counts) for counts in rank_parameters(model, layout)],
@@ -82,7 +84,10 @@ def plan_lines(sizes: Sizes, tokens_of: str = "", gpu_memory: float | None = Non
 
 
 def _model(model: Model) -> str:
-    moe, layers = model.moe_layers(mtp=model.mtp_modules), model.num_layers + model.mtp_modules
+    moe, layers = (
+        model.count_moe_layers(mtp=model.mtp_modules),
+        model.num_layers + model.mtp_modules,
+    )
     text = f"{layers} layers"
     if model.mtp_modules:
         text += f", {model.mtp_modules} of them for multi-token prediction"
@@ -97,8 +102,8 @@ def _model(model: Model) -> str:
 
 
 def _vocabulary(model: Model, tokens_of: str) -> str:
-    if model.padded_vocab_size:
-        return f"{model.padded_vocab_size:,} rows: {tokens_of}" if tokens_of else ""
+    if model.vocab_size:
+        return f"{model.vocab_size:,} rows: {tokens_of}" if tokens_of else ""
     return (
         f"not known: {tokens_of}. Embedding, output layer and logits are left out of all that "
         "follows; --vocab-size plans with them"
@@ -108,7 +113,7 @@ def _vocabulary(model: Model, tokens_of: str) -> str:
 def _parameters(model: Model) -> str:
     counts = total_parameters(model)
     text = f"{counts.total:,}"
-    if not model.padded_vocab_size:
+    if not model.vocab_size:
         text += " beside embedding and output layer"
     if not counts.experts:
         return text
@@ -188,7 +193,7 @@ def _memory(sizes: Sizes, numbers: dict[str, Any]) -> str:
     return (
         f"{counts.total:,} parameters on a rank{where}; estimated {unit}: {listed}; "
         f"{total / size:.2f} with a margin of {MARGIN:.0%}"
-        + ("" if sizes.model.padded_vocab_size else "; embedding and logits are not counted")
+        + ("" if sizes.model.vocab_size else "; embedding and logits are not counted")
     )
 
 

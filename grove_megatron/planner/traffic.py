@@ -6,7 +6,8 @@ met if one of them is selected; b such sets hold all experts.
 
 from math import ceil, comb
 
-from .inputs import Layout, Model
+from ..model.architecture import Model
+from .inputs import Layout
 
 
 def expected_distinct(experts: int, selected: int, sets: int) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checkpoint.layout import goes_on, is_remote, iteration_of, read_tracker
 from ..comm.node_groups import ranks_per_node
-from ..planner.parameters import total_parameters
+from ..model.parameters import total_parameters
 from .machine import nearest
 from .sizes import sizes_of
 

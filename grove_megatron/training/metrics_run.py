@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ..checkpoint.layout import is_remote
 from ..compat import megatron_version
 from ..config import GroveTransformerConfig, grove_defaults
+from ..model.parameters import Counts
 from ..report.record import FOLDER, Run
 
 _SHOWN = (
@@ -35,7 +36,7 @@ def describe_run(
     args: Namespace,
     config: GroveTransformerConfig,
     layers: tuple[str, ...],
-    parameters: tuple[int, int, int],
+    parameters: Counts,
     before: int,
 ) -> Run:
     """The run that this process is part of.
@@ -62,7 +63,7 @@ def describe_run(
         world_size=dist.get_world_size(),
         row_bytes=config.hidden_size * config.params_dtype.itemsize,
         drops=config.moe_expert_capacity_factor is not None,
-        parameters=parameters,
+        parameters=(parameters.dense, parameters.experts, parameters.adjugates),
         settings=_settings(args),
     )
 

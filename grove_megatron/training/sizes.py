@@ -13,7 +13,9 @@ from ..config import (
     has_grove_layers,
     moe_pattern,
 )
-from ..planner.inputs import Layout, Model, Precision, Sizes, Training
+from ..model.architecture import Model
+from ..parts import registry
+from ..planner.inputs import Layout, Precision, Sizes, Training
 from ..planner.pipeline import chunks_in_letters
 from ..switches import flag_of
 from .vocabulary import Vocabulary
@@ -85,29 +87,35 @@ def _model(args: Namespace, tokens: int | None) -> Model:
     width = ffn_hidden_size(args)
     return Model(
         hidden_size=args.hidden_size,
-        kv_channels=args.kv_channels or args.hidden_size // args.num_attention_heads,
+        head_dim=args.kv_channels or args.hidden_size // args.num_attention_heads,
         num_attention_heads=args.num_attention_heads,
-        num_query_groups=_query_groups(args),
-        padded_vocab_size=padded_vocab_size(args, tokens),
-        moe_pattern=pattern,
+        num_query_groups=args.num_query_groups
+        if args.group_query_attention
+        else args.num_attention_heads,
+        vocab_size=padded_vocab_size(args, tokens),
+        moe_layers=pattern,
         ffn_hidden_size=width,
         num_experts=experts,
         moe_ffn_hidden_size=(args.moe_ffn_hidden_size or width) if experts else 0,
         topk=args.moe_router_topk if experts else 0,
         num_groups=args.grove_num_groups if grove else 0,
         adjugate_ffn_hidden_size=args.grove_adjugate_ffn_hidden_size if grove else 0,
+        expert_bias=bool(experts and args.moe_router_enable_expert_bias),
+        part_weights=registry.weights(args) if experts and has_grove_layers(args) else (),
         shared_expert_size=shared,
         shared_expert_gate=bool(shared and args.moe_shared_expert_gate),
         mtp_depths=depths,
         mtp_modules=min(depths, 1) if args.mtp_use_repeated_layer else depths,
         gated=is_gated(args),
-        norm_vectors=1 if args.normalization == "RMSNorm" else 2,
+        norm_bias=args.normalization != "RMSNorm",
         qk_layernorm=args.qk_layernorm,
         attention_output_gate=args.attention_output_gate,
         softmax_offset=args.softmax_type == "learnable",
         linear_bias=args.add_bias_linear,
         qkv_bias=args.add_qkv_bias,
-        learned_positions=_learned_positions(args),
+        learned_positions=args.max_position_embeddings
+        if args.position_embedding_type == "learned_absolute"
+        else 0,
         tied_embeddings=not args.untie_embeddings_and_output_weights,
     )
 
@@ -124,17 +132,6 @@ def ffn_hidden_size(args: Namespace) -> int:
         return int(args.ffn_hidden_size)
     hidden = int(args.hidden_size)
     return int((4 * hidden * 2 / 3) / 64) * 64 if args.swiglu else 4 * hidden
-
-
-def _query_groups(args: Namespace) -> int:
-    grouped = args.group_query_attention
-    return int(args.num_query_groups if grouped else args.num_attention_heads)
-
-
-def _learned_positions(args: Namespace) -> int:
-    if args.position_embedding_type != "learned_absolute":
-        return 0
-    return int(args.max_position_embeddings)
 
 
 def padded_vocab_size(args: Namespace, tokens: int | None) -> int:

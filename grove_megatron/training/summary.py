@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron.core import mpu
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from ..model.parameters import Counts
 from ..moe.layer import GroveMoELayer
 
 PREFIX = "grove_megatron summary: "
@@ -30,31 +31,25 @@ def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> N
         counted += counted.new_tensor([t.tokens, t.routed_pairs, t.rows, t.adjugate_pairs])
     dist.all_reduce(counted)
     tokens, pairs, rows, adjugate_pairs = counted.tolist()
-    dense, routed, adjugate = count_parameters(models)
-    summary: dict[str, Any] = {"params_total": dense + routed + adjugate}
-    if config.num_moe_experts is None:
-        summary["params_active"] = dense
-    elif tokens:
-        routed_share = pairs / tokens / config.num_moe_experts
-        active = dense + routed * routed_share
-        if groups := getattr(config, "grove_num_groups", None):
-            active += adjugate * adjugate_pairs / tokens / groups
-        summary["params_active"] = round(active)
+    counts = count_parameters(models)
+    experts, groups = config.num_moe_experts or 0, getattr(config, "grove_num_groups", None) or 0
+    met = (pairs / tokens, adjugate_pairs / tokens) if tokens else (config.moe_router_topk, 0.0)
+    summary: dict[str, Any] = {
+        "params_total": counts.total,
+        "params_active": round(counts.active(met[0], experts, met[1], groups)),
+    }
+    if tokens:
         summary["rows_per_token"] = rows / tokens
         summary["routed_pairs_per_token"] = pairs / tokens
         summary["adjugate_pairs_per_token"] = adjugate_pairs / tokens
-    else:
-        summary["params_active"] = round(
-            dense + routed * config.moe_router_topk / config.num_moe_experts
-        )
     if dist.get_backend() == "fake":
         summary["simulated_ranks"] = dist.get_world_size()
     if dist.get_rank() == 0:
         print(PREFIX + json.dumps(summary), flush=True)
 
 
-def count_parameters(models: list[torch.nn.Module]) -> tuple[int, int, int]:
-    """Parameters of the whole model, each counted once: dense, routed experts, adjugates.
+def count_parameters(models: list[torch.nn.Module]) -> Counts:
+    """Parameters of the whole model as it was built, each counted once.
 
     Every rank must call. Replicas are left out: data-parallel ones, tensor-parallel ones of
     parameters that are not split, and the second copy of tied embeddings.
@@ -67,8 +62,8 @@ def count_parameters(models: list[torch.nn.Module]) -> tuple[int, int, int]:
             kind = 2 if ".adjugate_experts." in name else 1 if ".experts." in name else 0
             counted[kind] += parameter.numel()
     dist.all_reduce(counted)
-    dense, routed, adjugate = (int(n) for n in counted.tolist())
-    return dense, routed, adjugate
+    dense, experts, adjugates = (int(n) for n in counted.tolist())
+    return Counts(dense=dense, experts=experts, adjugates=adjugates)
 
 
 def _is_counted_here(parameter: torch.nn.Parameter) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grove_megatron.checkpoint.hf_names import NameTable, rows
+from grove_megatron.checkpoint.hf_names import NameTable
 from grove_megatron.checkpoint.safetensors_io import bytes_of
 from grove_megatron.checkpoint.source import hf_source
 from grove_megatron.checkpoint.transforms import TensorParallel
@@ -429,7 +429,7 @@ NOT_IN_ARGS = (
 
 def assert_model_has(parameters: dict[str, str], hf: Path) -> None:
     """Hashes of the parameters of a model on one rank are those of a folder's tensors."""
-    tensors, table = tensors_of(hf), NameTable(rows(hf_source(hf).architecture))
+    tensors, table = tensors_of(hf), NameTable(hf_source(hf).architecture)
     used = set()
     for name, digest in parameters.items():
         names, transform = table.find(name)

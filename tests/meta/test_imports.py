@@ -13,7 +13,7 @@ ROOT = Path(grove_megatron.__file__).parent
 STDLIB = frozenset(sys.stdlib_module_names)
 ANYTHING_INSIDE = frozenset({"grove_megatron"})
 MODEL = frozenset(
-    {"checks.problem", "functional", "kernels", "comm", "compat", "config", "moe", "parts"}
+    {"checks.problem", "functional", "kernels", "comm", "compat", "config", "model", "moe", "parts"}
 )
 
 
@@ -50,7 +50,9 @@ RULES = {
     },
     "checks": Rule(inside={"checks"}),
     # What a router is composed of, in torch; Megatron where it is Megatron's own part.
-    "parts": Rule(inside={"parts", "functional", "checks.problem"}, outside={"torch"}),
+    "parts": Rule(
+        inside={"parts", "functional", "checks.problem", "model.weights"}, outside={"torch"}
+    ),
     "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
@@ -65,22 +67,24 @@ RULES = {
         outside={"typer"},
         in_functions={"torch", "rich", "grove_megatron"},
     ),
+    # What a model is: read by all who plan, convert and train one.
+    "model": Rule(inside={"model"}),
     "checkpoint": Rule(
-        inside={"checkpoint", "functional", "config"},
+        inside={"checkpoint", "functional", "config", "model"},
         outside={"torch", "safetensors", "tqdm"},
         in_functions={"transformers"},
     ),
-    # What a model is, without its weights.
+    # What files and flags say of a model, without its weights.
     **{
-        f"checkpoint/{module}": Rule(inside={"checkpoint.architecture", "checkpoint.hf_config"})
-        for module in ("architecture", "hf_config", "megatron_args")
+        f"checkpoint/{module}": Rule(inside={"model", "checkpoint.hf_config"})
+        for module in ("hf_config", "megatron_args")
     },
     # Where the weights meet a Megatron model; names and transforms stay free of it.
     "checkpoint/local_names": Rule(inside={"checkpoint"}, outside={"torch", "megatron.core"}),
     # Weights meet Megatron's parser, its loader and its models inside functions alone.
     **{
         f"checkpoint/{module}": Rule(
-            inside={"checkpoint"},
+            inside={"checkpoint", "model"},
             outside={"torch", "tqdm"},
             in_functions={"megatron.core", "megatron.training", "grove_megatron"},
         )
@@ -96,7 +100,7 @@ RULES = {
         inside={"verify_layer"}, outside={"typer"}, in_functions={"rich", "grove_megatron"}
     ),
     # Imported without Megatron-Bridge, and by hosts that have not decided anything yet.
-    "bridge": Rule(inside={"bridge", "checkpoint", "compat"}, outside={"packaging"}),
+    "bridge": Rule(inside={"bridge", "checkpoint", "compat", "model"}, outside={"packaging"}),
     "bridge/registration": Rule(
         inside=MODEL | {"bridge", "checkpoint", "layer_spec"},
         outside={"torch", "transformers", "megatron.core", "megatron.bridge"},
@@ -113,7 +117,7 @@ RULES = {
     },
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
-    "planner": Rule(inside={"planner"}),
+    "planner": Rule(inside={"planner", "model"}),
     # Read by the configuration, the tests and the page.
     "switches": Rule(inside={"switches"}),
     # In processes that wait for one another: little, and nothing that could wait itself.
@@ -258,6 +262,8 @@ def test_there_are_modules_to_look_at():
         ("report", "import matplotlib"),
         ("report", "from ..config import has_adjugates"),
         ("report/command", "from .figures import draw_all"),
+        ("model", "import torch"),
+        ("model", "from ..config import has_adjugates"),
         ("planner", "import torch"),
         ("switches", "import torch"),
         ("switches", "from ..config import has_adjugates"),
@@ -289,7 +295,7 @@ def test_a_forbidden_import_is_found(part, source):
         ("checkpoint/megatron_args", "from .hf_config import refuse_all"),
         ("checkpoint/verify", "def f():\n    from ..training import launch"),
         ("bridge/registration", "from megatron.bridge.models.gpt_provider import GPTModelProvider"),
-        ("planner", "import json\nimport grove_megatron.planner.inputs"),
+        ("planner", "import json\nfrom ..model.architecture import Model"),
         ("training", "from ..moe.layer import GroveMoELayer\nimport megatron.training"),
         ("benchmarks", "import torch\nfrom ..moe import layer\ndef f():\n    import rich.table"),
         ("benchmarks/commands", "import typer\nfrom .shape import Shape"),

@@ -91,10 +91,10 @@ def model_of(provider: Any) -> list[Any]:
 def parameters(models: list[Any], checkpoint: Checkpoint) -> dict[str, bool]:
     """By global name: is this rank's part what our own converter would have put there?"""
     from grove_megatron.checkpoint.hf_config import architecture_of
-    from grove_megatron.checkpoint.hf_names import NameTable, rows
+    from grove_megatron.checkpoint.hf_names import NameTable
     from grove_megatron.checkpoint.local_names import local_parameters
 
-    names = NameTable(rows(architecture_of(checkpoint.config.to_dict(), "the checkpoint")))
+    names = NameTable(architecture_of(checkpoint.config.to_dict(), "the checkpoint"))
     found = {}
     for parameter in local_parameters(models):
         tensors, transform = names.find(parameter.global_name)

@@ -5,7 +5,9 @@ The process takes one rank after the other of a world whose collectives do nothi
 """
 
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +32,7 @@ SIZE = (
 
 
 def built_and_planned(folder: str, cases: dict[str, list[Any]]) -> None:
-    """Job: by name, of every rank: parameters of its model by part, and those planned.
+    """Job: by name, of every rank: parameters of its model by part and by name, and those planned.
 
     Args:
         cases: name -> [world size, ranks to look at, flags].
@@ -82,22 +84,43 @@ def _case(world: int, ranks: int, flags: list[str]) -> list[dict[str, Any]]:
 def _one_rank(rank: int, args: Any, sizes: Any) -> dict[str, Any]:
     from megatron.core import mpu
 
-    from grove_megatron.planner.parameters import rank_parameters
+    from grove_megatron.planner.parameters import rank_parameters, share, stage_weights
+    from grove_megatron.planner.pipeline import stages
 
     with _groups(rank, args), _OnMeta():
         built = dict.fromkeys(("dense", "experts", "adjugates"), 0)
+        built_by_name: Counter[str] = Counter()
         for model in _models(args):
             for name, parameter in model.named_parameters():
                 built[_part(name)] += parameter.numel()
+                built_by_name[_kind(name)] += parameter.numel()
         stage = mpu.get_pipeline_model_parallel_rank()
     planned = rank_parameters(sizes.model, sizes.layout)[stage]
-    return {"built": built, "planned": vars(planned)}
+    planned_by_name: Counter[str] = Counter()
+    for weight in stage_weights(sizes.model, stages(sizes.model, sizes.layout)[stage]):
+        if not weight.buffer:
+            # The local implementation has norms as modules of their own.
+            name = weight.name if weight.stack else weight.module_names[-1]
+            planned_by_name[name] += share(weight, sizes.model, sizes.layout)
+    return {
+        "built": built,
+        "planned": vars(planned),
+        "built by name": built_by_name,
+        "planned by name": planned_by_name,
+    }
 
 
 def _part(name: str) -> str:
     if ".adjugate_experts." in name:
         return "adjugates"
     return "experts" if ".experts." in name else "dense"
+
+
+def _kind(name: str) -> str:
+    """A parameter's name without numbers of layers and experts, as a checkpoint's entry."""
+    name = re.sub(r"^(decoder|mtp)\.layers\.\d+\.(mtp_model_layer\.)?", "", name)
+    stacked = r"^(mlp\.(?:adjugate_)?experts)\.(?:local_experts\.\d+\.)?(linear_fc\d\.\w+?)\d*$"
+    return re.sub(stacked, r"\1.experts.\2", name)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from grove_megatron.bridge.names import table
-from grove_megatron.checkpoint.architecture import Architecture
 from grove_megatron.checkpoint.hf_config import architecture_of, config_of, read_config
 from grove_megatron.checkpoint.units import hf_shapes
+from grove_megatron.model.architecture import Architecture
 from tests.ranks import Ranks
 from tests.unit.checkpoint.architectures import GROVE
 

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from grove_megatron.checkpoint.architecture import Architecture
 from grove_megatron.checkpoint.checked import Plan
 from grove_megatron.checkpoint.megatron_args import megatron_flags
 from grove_megatron.checkpoint.sinks import MegatronSink
 from grove_megatron.checkpoint.units import Unit, hf_shapes, units
+from grove_megatron.model.architecture import Architecture
 from tests.ranks import Ranks
 
 DENSE = Architecture(
-    num_layers=4,
     hidden_size=16,
     num_attention_heads=4,
     num_query_groups=2,
@@ -25,13 +24,14 @@ DENSE = Architecture(
     norm_epsilon=1e-6,
     rotary_base=10000.0,
     tied_embeddings=False,
+    qk_layernorm=True,
     moe_layers=(False,) * 4,
     ffn_hidden_size=20,
 )
 PLAIN = replace(
     DENSE,
     moe_layers=(True,) * 4,
-    ffn_hidden_size=None,
+    ffn_hidden_size=0,
     num_experts=8,
     moe_ffn_hidden_size=12,
     topk=2,

@@ -29,6 +29,10 @@ LAYOUTS = {
         4,
         f"{PP2} {EP2} --moe-layer-freq [0,1,1,1] --ffn-hidden-size 40",
     ),
+    "TP2 EP2 ETP1, parts of the router with weights": (
+        2,
+        f"{TP2} {EP2} --expert-tensor-parallel-size 1 --grove-logit-bias --grove-noisy-topk",
+    ),
     "MTP, expert bias": (
         1,
         "--mtp-num-layers 1 --moe-router-enable-expert-bias --moe-router-score-function sigmoid",
@@ -138,7 +142,7 @@ def test_every_rank_has_the_planned_parameters(ranks, tmp_path, layouts):
         f"{name}, rank {rank}": one
         for name, found in built_and_planned(ranks, tmp_path, cases).items()
         for rank, one in enumerate(found)
-        if one["planned"] != one["built"]
+        if one["planned"] != one["built"] or one["planned by name"] != one["built by name"]
     }
     assert differing == {}
 

@@ -21,11 +21,12 @@ from grove_megatron.bridge.settings import (
     hf_config_of,
     provider_settings,
 )
-from grove_megatron.checkpoint.architecture import Architecture
 from grove_megatron.checkpoint.hf_config import RELEASED as RELEASED_KEYS
-from grove_megatron.checkpoint.hf_config import Family, architecture_of
+from grove_megatron.checkpoint.hf_config import architecture_of
 from grove_megatron.checkpoint.units import hf_shapes
 from grove_megatron.config import GroveTransformerConfig
+from grove_megatron.model.architecture import Architecture
+from grove_megatron.model.families.grove_moe import GROVE_MOE
 from tests.unit.checkpoint.architectures import GROVE, RELEASED, architectures
 
 # ------------------------------------------------------------------------------------- installation
@@ -336,7 +337,7 @@ def provider_like(a: Architecture, **settings: Any) -> SimpleNamespace:
     return SimpleNamespace(**(known | given))
 
 
-@given(architectures(Family.GROVE_MOE))
+@given(architectures(GROVE_MOE))
 def test_a_model_is_itself_after_settings(a: Architecture) -> None:
     assert architecture_of_provider(provider_like(a), is_silu=True) == a
 
@@ -374,7 +375,7 @@ def test_the_settings_make_a_configuration() -> None:
     assert vars(config) == before
 
 
-@given(architectures(Family.GROVE_MOE))
+@given(architectures(GROVE_MOE))
 def test_the_config_says_all_there_is(a: Architecture) -> None:
     config = hf_config_of(a, "bfloat16")
     assert RELEASED_KEYS.keys() <= config.keys()

@@ -5,12 +5,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from grove_megatron.checkpoint.architecture import Architecture
-from grove_megatron.checkpoint.hf_config import Family
+from grove_megatron.model.architecture import Architecture
+from grove_megatron.model.families import FAMILIES, grove_moe, qwen3, qwen3_moe
+from grove_megatron.model.families.family import Family
 
 # Qwen3-30B-A3B, of which the released GroveMoE has the sizes.
 QWEN3_MOE = Architecture(
-    num_layers=48,
     hidden_size=2048,
     num_attention_heads=32,
     num_query_groups=4,
@@ -20,6 +20,7 @@ QWEN3_MOE = Architecture(
     norm_epsilon=1e-6,
     rotary_base=1000000.0,
     tied_embeddings=False,
+    qk_layernorm=True,
     moe_layers=(True,) * 48,
     num_experts=128,
     moe_ffn_hidden_size=768,
@@ -27,7 +28,6 @@ QWEN3_MOE = Architecture(
 )
 RELEASED = replace(QWEN3_MOE, num_groups=64, adjugate_ffn_hidden_size=128, adjugate_scale=0.05)
 DENSE = Architecture(
-    num_layers=3,
     hidden_size=24,
     num_attention_heads=4,
     num_query_groups=2,
@@ -37,6 +37,7 @@ DENSE = Architecture(
     norm_epsilon=1e-6,
     rotary_base=10000.0,
     tied_embeddings=True,
+    qk_layernorm=True,
     moe_layers=(False, False, False),
     ffn_hidden_size=40,
 )
@@ -71,10 +72,9 @@ SIZES = st.integers(1, 200)
 @st.composite
 def architectures(draw: Any, family: Family | None = None) -> Architecture:
     """Any architecture that Hugging Face has a class for, of one family or of any."""
-    family = family or draw(st.sampled_from(list(Family)))
+    family = family or draw(st.sampled_from(FAMILIES))
     num_layers, groups = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     dense = Architecture(
-        num_layers=num_layers,
         hidden_size=draw(SIZES),
         num_attention_heads=groups * draw(st.integers(1, 4)),
         num_query_groups=groups,
@@ -84,10 +84,11 @@ def architectures(draw: Any, family: Family | None = None) -> Architecture:
         norm_epsilon=draw(st.floats(1e-12, 1e-2)),
         rotary_base=draw(st.integers(1, 10**8) | st.sampled_from([10000.0, 1e6, 5e6])),
         tied_embeddings=draw(st.booleans()),
+        qk_layernorm=True,
         moe_layers=(False,) * num_layers,
         ffn_hidden_size=draw(SIZES),
     )
-    return dense if family is Family.QWEN3 else draw(with_experts(dense, family))
+    return dense if family is qwen3.QWEN3 else draw(with_experts(dense, family))
 
 
 @st.composite
@@ -99,13 +100,13 @@ def with_experts(draw: Any, dense: Architecture, family: Family) -> Architecture
     plain = replace(
         dense,
         moe_layers=tuple(layers),
-        ffn_hidden_size=None if all(layers) else dense.ffn_hidden_size,
+        ffn_hidden_size=0 if all(layers) else dense.ffn_hidden_size,
         num_experts=num_groups * size,
         moe_ffn_hidden_size=draw(SIZES),
         topk=draw(st.integers(1, num_groups * size)),
-        normalized_topk=family is Family.GROVE_MOE or draw(st.booleans()),
+        normalized_topk=family is grove_moe.GROVE_MOE or draw(st.booleans()),
     )
-    if family is Family.QWEN3_MOE:
+    if family is qwen3_moe.QWEN3_MOE:
         return plain
     return replace(
         plain,

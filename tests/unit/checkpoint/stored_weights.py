@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from grove_megatron.checkpoint.architecture import Architecture
 from grove_megatron.checkpoint.safetensors_io import NAME_OF
 from grove_megatron.checkpoint.units import hf_shapes
 from grove_megatron.checkpoint.weights import TensorInfo
+from grove_megatron.model.architecture import Architecture
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grove_megatron.checkpoint.hf_names import NameTable, rows
+from grove_megatron.checkpoint.hf_names import NameTable
 from grove_megatron.checkpoint.transforms import GateUp, QueryKeyValue, Replicated, Split, Transform
 
 from .architectures import DENSE, MIXED, QWEN3_MOE, RELEASED
@@ -48,7 +48,7 @@ FOUND: dict[str, tuple[tuple[str, ...], Transform]] = {
 
 @pytest.mark.parametrize("name", FOUND)
 def test_a_parameter_is_found(name: str) -> None:
-    assert NameTable(rows(RELEASED)).find(name) == FOUND[name]
+    assert NameTable(RELEASED).find(name) == FOUND[name]
 
 
 @pytest.mark.parametrize(
@@ -64,24 +64,24 @@ def test_a_parameter_is_found(name: str) -> None:
 )
 def test_what_is_no_parameter_of_the_model_is_not_found(name: str) -> None:
     with pytest.raises(KeyError, match="has 0 rows in the name table; it needs 1"):
-        NameTable(rows(RELEASED)).find(name)
+        NameTable(RELEASED).find(name)
 
 
 def test_adjugates_are_known_to_grove_alone() -> None:
     name = f"{LAYER}.mlp.adjugate_experts.local_experts.5.linear_fc2.weight"
     with pytest.raises(KeyError):
-        NameTable(rows(QWEN3_MOE)).find(name)
+        NameTable(QWEN3_MOE).find(name)
 
 
 def test_dense_layers_are_found_in_dense_and_in_mixed_models() -> None:
     for architecture in (DENSE, MIXED):
-        names, transform = NameTable(rows(architecture)).find(f"{LAYER}.mlp.linear_fc1.weight")
+        names, transform = NameTable(architecture).find(f"{LAYER}.mlp.linear_fc1.weight")
         assert names == (f"{HF}.mlp.gate_proj.weight", f"{HF}.mlp.up_proj.weight")
         assert transform == GateUp()
-        norm = NameTable(rows(architecture)).find(f"{LAYER}.pre_mlp_layernorm.weight")
+        norm = NameTable(architecture).find(f"{LAYER}.pre_mlp_layernorm.weight")
         assert norm == ((f"{HF}.post_attention_layernorm.weight",), Replicated())
 
 
 def test_a_tied_output_layer_is_a_copy_of_the_embedding() -> None:
-    names, _ = NameTable(rows(DENSE)).find("output_layer.weight")
+    names, _ = NameTable(DENSE).find("output_layer.weight")
     assert names == ("model.embed_tokens.weight",)

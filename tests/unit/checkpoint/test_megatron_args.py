@@ -20,9 +20,9 @@ from megatron.training.arguments import parse_args, validate_args
 import grove_megatron.runtime
 from grove_megatron.arguments import LAYER_SPEC, add_grove_arguments
 from grove_megatron.checkpoint import megatron_args
-from grove_megatron.checkpoint.architecture import Architecture
 from grove_megatron.checkpoint.megatron_args import architecture_of_args, megatron_flags
 from grove_megatron.config import GroveTransformerConfig, grove_defaults
+from grove_megatron.model.architecture import Architecture
 
 from .architectures import DENSE, GROVE, MIXED, NAMED, RELEASED, architectures
 
@@ -139,7 +139,7 @@ def test_layers_are_those_megatron_makes(pattern: Any, layers: str, saved: Saved
     args.moe_layer_freq = pattern
     found = architecture_of_args(args)
     assert found.moe_layers == tuple(layer == "1" for layer in layers)
-    assert found.ffn_hidden_size == (None if layers == "111" else 40)
+    assert found.ffn_hidden_size == (0 if layers == "111" else 40)
 
 
 @pytest.mark.parametrize("pattern", [0, [1, 0], [0, 0, 0], [1, 2, 1]])

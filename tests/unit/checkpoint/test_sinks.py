@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grove_megatron.checkpoint.architecture import Architecture
 from grove_megatron.checkpoint.checked import Plan
 from grove_megatron.checkpoint.hf_files import INDEX, SINGLE, HfWeights
 from grove_megatron.checkpoint.layout import RELEASE
@@ -18,6 +17,7 @@ from grove_megatron.checkpoint.megatron_weights import MegatronWeights
 from grove_megatron.checkpoint.sinks import HfSink, MegatronSink
 from grove_megatron.checkpoint.torch_dist import TorchDistReader
 from grove_megatron.checkpoint.units import hf_shapes, units
+from grove_megatron.model.architecture import Architecture
 
 from .architectures import DENSE, GROVE, MIXED
 from .stored_weights import random_weights

@@ -7,9 +7,10 @@ from math import prod
 import pytest
 from hypothesis import given
 
-from grove_megatron.checkpoint.architecture import Architecture
-from grove_megatron.checkpoint.hf_names import rows
 from grove_megatron.checkpoint.units import Unit, hf_shapes, units
+from grove_megatron.model.architecture import Architecture
+from grove_megatron.model.families import is_buffer
+from grove_megatron.model.table import EXPERT_BIAS, weights
 
 from .architectures import DENSE, GROVE, MIXED, NAMED, QWEN3_MOE, RELEASED, architectures
 
@@ -120,7 +121,7 @@ def test_different_layers_are_entries_of_their_own() -> None:
 
 
 def test_layers_can_be_taken_for_entries_of_their_own() -> None:
-    found = by_key(replace(RELEASED, num_layers=2, moe_layers=(True, True)), False)
+    found = by_key(replace(RELEASED, moe_layers=(True, True)), False)
     unit = found["decoder.layers.1.self_attention.linear_qkv.weight"]
     assert (unit.global_shape, unit.place) == ((5120, 2048), ())
 
@@ -146,4 +147,6 @@ def test_the_bias_of_the_experts_is_there_where_the_model_has_one() -> None:
     assert hf_shapes(GROVE)[bias] == (6,)
     assert "model.layers.1.mlp.expert_bias" not in hf_shapes(GROVE)
     assert bias not in hf_shapes(replace(GROVE, expert_bias=False))
-    assert any(row.buffer for row in rows(GROVE))
+    assert [w.name for w in weights(GROVE) if w.buffer] == [EXPERT_BIAS.name]
+    assert is_buffer(bias)
+    assert not any(map(is_buffer, hf_shapes(replace(GROVE, expert_bias=False))))

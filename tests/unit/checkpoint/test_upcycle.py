@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grove_megatron.checkpoint.architecture import Architecture
 from grove_megatron.checkpoint.convert import Options, write_hf
 from grove_megatron.checkpoint.safetensors_io import NAME_OF, bytes_of
 from grove_megatron.checkpoint.source import Source
-from grove_megatron.checkpoint.units import count_parameters, hf_shapes
+from grove_megatron.checkpoint.units import hf_shapes
 from grove_megatron.checkpoint.upcycle import (
     ADJUGATE_STD,
     ROUTER_STD,
@@ -31,6 +30,8 @@ from grove_megatron.checkpoint.upcycle import (
 )
 from grove_megatron.checkpoint.weights import ConversionError, Weights, mismatches
 from grove_megatron.functional.reference import grove_layer, grove_routing, swiglu
+from grove_megatron.model.architecture import Architecture
+from grove_megatron.model.parameters import total_parameters
 
 from .architectures import DENSE, GROVE, MIXED, QWEN3_MOE
 from .stored_weights import StoredWeights, random_weights
@@ -145,7 +146,10 @@ def test_most_tensors_decide_the_dtype() -> None:
 def large_adjugates() -> dict[str, Tensor]:
     """Gate and up of a child wide enough for sharp statistics: 16 matrices, 2^20 entries."""
     parent = replace(
-        PARENT, hidden_size=512, num_experts=4, moe_layers=(True, False, True), num_layers=3
+        PARENT,
+        hidden_size=512,
+        num_experts=4,
+        moe_layers=(True, False, True),
     )
     child = grove_architecture(parent, 1, 128, 0.0)
     own = GroveChild(StoredWeights({}), child, SEED)
@@ -204,10 +208,10 @@ def test_every_group_size_that_divides_the_experts(size: int) -> None:
 
 @pytest.mark.parametrize("size", [2**i for i in range(8)])
 def test_every_group_size_of_a_real_layer(size: int) -> None:
-    parent = replace(QWEN3_MOE, num_layers=1, moe_layers=(True,))
+    parent = replace(QWEN3_MOE, moe_layers=(True,))
     child = grove_architecture(parent, size, 128, 1 / size)
     assert child.num_groups * size == 128
-    assert count_parameters(child) - count_parameters(parent) == (128 // size) * 786_432
+    assert total_parameters(child).total - total_parameters(parent).total == (128 // size) * 786_432
 
 
 @pytest.mark.parametrize(("groups", "width"), [(64, 128), (32, 256), (16, 512)])
@@ -216,8 +220,8 @@ def test_the_papers_three_configurations_have_33_billion_parameters(
 ) -> None:
     child = grove_architecture(QWEN3_MOE, 128 // groups, width, 0.05)
     assert child.num_groups == groups
-    assert count_parameters(QWEN3_MOE) == 30_532_122_624
-    assert count_parameters(child) == 32_948_041_728
+    assert total_parameters(QWEN3_MOE).total == 30_532_122_624
+    assert total_parameters(child).total == 32_948_041_728
 
 
 # ---------------------------------------------------------------------------------- Grove: refusals
@@ -689,7 +693,7 @@ def test_the_manifest_says_how_tensors_were_made(
         "seed": SEED,
         "grouping": {"0": ORDER, "2": ORDER},
     }
-    assert manifest.counts["parameters"] == count_parameters(CHILD)
+    assert manifest.counts["parameters"] == total_parameters(CHILD).total
     assert stored["made_by"]["source"]["parent"] == parent.weights.identity()
 
 

@@ -1,27 +1,15 @@
 """Models and layouts to plan, and strategies that draw them."""
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
-from grove_megatron.planner.inputs import Layout, Model, Sizes, Training
+from grove_megatron.model.architecture import Model
+from grove_megatron.planner.inputs import Layout, Sizes, Training
+from tests.unit.checkpoint.architectures import QWEN3_MOE, RELEASED
 
-GROVE_33B = Model(
-    hidden_size=2048,
-    kv_channels=128,
-    num_attention_heads=32,
-    num_query_groups=4,
-    padded_vocab_size=151936,
-    moe_pattern=(True,) * 48,
-    num_experts=128,
-    moe_ffn_hidden_size=768,
-    topk=8,
-    num_groups=64,
-    adjugate_ffn_hidden_size=128,
-    qk_layernorm=True,
-)
-QWEN3_30B = replace(GROVE_33B, num_groups=0, adjugate_ffn_hidden_size=0)
+GROVE_33B = RELEASED
+QWEN3_30B = QWEN3_MOE
 """Its parent, Qwen3-30B-A3B."""
 
 
@@ -37,11 +25,11 @@ def jobs(draw: st.DrawFn) -> Sizes:
     mtp = draw(st.integers(0, 2))
     model = Model(
         hidden_size=16,
-        kv_channels=4,
+        head_dim=4,
         num_attention_heads=8,
         num_query_groups=draw(st.sampled_from((4, 8))),
-        padded_vocab_size=32,
-        moe_pattern=tuple(draw(st.lists(st.booleans(), min_size=layers, max_size=layers))),
+        vocab_size=32,
+        moe_layers=tuple(draw(st.lists(st.booleans(), min_size=layers, max_size=layers))),
         ffn_hidden_size=24,
         num_experts=experts,
         moe_ffn_hidden_size=20,
@@ -53,7 +41,7 @@ def jobs(draw: st.DrawFn) -> Sizes:
         mtp_depths=mtp,
         mtp_modules=min(mtp, draw(st.sampled_from((1, 2)))),
         gated=draw(st.booleans()),
-        norm_vectors=draw(st.sampled_from((1, 2))),
+        norm_bias=draw(st.booleans()),
         qk_layernorm=draw(st.booleans()),
         linear_bias=draw(st.booleans()),
         learned_positions=draw(st.sampled_from((0, 32))),

@@ -39,5 +39,5 @@ def test_two_matrices_without_a_gate():
 def test_without_groups_nothing_is_added(sizes):
     plain = replace(sizes.model, num_groups=0, adjugate_ffn_hidden_size=0)
     assert flops_per_token(plain, 64) == flops_per_token(sizes.model, 64, groups=0.0)
-    layers = sizes.model.moe_layers(mtp=sizes.model.mtp_depths)
+    layers = sizes.model.count_moe_layers(mtp=sizes.model.mtp_depths)
     assert (flops_per_token(sizes.model, 64) > flops_per_token(plain, 64)) == (layers > 0)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 
+from grove_megatron.model.parameters import total_parameters
 from grove_megatron.planner.activations import (
     adjugate_activations,
     in_flight,
@@ -14,7 +15,7 @@ from grove_megatron.planner.activations import (
 )
 from grove_megatron.planner.inputs import Layout, Precision, Sizes
 from grove_megatron.planner.memory import largest, stage_memory
-from grove_megatron.planner.parameters import rank_parameters, total_parameters
+from grove_megatron.planner.parameters import rank_parameters
 
 from .models import GROVE_33B, QWEN3_30B, jobs, training
 
@@ -115,7 +116,7 @@ def test_what_is_recomputed_is_not_kept():
 
 def test_full_recompute_keeps_one_row_a_token_and_layer():
     def of(layers: int) -> float:
-        model = replace(GROVE_33B, moe_pattern=(True,) * layers)
+        model = replace(GROVE_33B, moe_layers=(True,) * layers)
         again = training(recompute=frozenset(["full"]))
         return stage_activations(job(model=model, training=again))[0]
 
@@ -134,7 +135,7 @@ def test_recompute_of_some_layers_keeps_the_others():
 def interleaved(layers: int | None, *, mtp: int = 0, **settings: Any) -> float:
     """Of the last of two stages with two chunks of three layers each."""
     again = training(recompute=frozenset(["full"]), recompute_layers=layers, **settings)
-    model = replace(GROVE_33B, moe_pattern=(True,) * 12, mtp_depths=mtp, mtp_modules=mtp)
+    model = replace(GROVE_33B, moe_layers=(True,) * 12, mtp_depths=mtp, mtp_modules=mtp)
     layout = Layout(pipeline=2, virtual=2, world=2)
     return stage_activations(job(model=model, layout=layout, training=again))[-1]
 

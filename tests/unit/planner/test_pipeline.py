@@ -11,18 +11,19 @@ from megatron.core.transformer.pipeline_parallel_layer_layout import PipelinePar
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from grove_megatron.planner.inputs import Layout, Model
+from grove_megatron.model.architecture import Model
+from grove_megatron.planner.inputs import Layout
 from grove_megatron.planner.pipeline import stages
 
 
 def model(layers: int, mtp: int = 0) -> Model:
     return Model(
         hidden_size=8,
-        kv_channels=4,
+        head_dim=4,
         num_attention_heads=2,
         num_query_groups=2,
-        padded_vocab_size=16,
-        moe_pattern=(False,) * layers,
+        vocab_size=16,
+        moe_layers=(False,) * layers,
         mtp_depths=mtp,
         mtp_modules=mtp,
     )

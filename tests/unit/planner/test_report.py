@@ -74,9 +74,7 @@ def test_the_stage_that_needs_most_is_named():
 
 
 def test_small_models_are_planned_in_mib():
-    small = replace(
-        GROVE_33B, hidden_size=64, kv_channels=4, padded_vocab_size=128, moe_pattern=(True,)
-    )
+    small = replace(GROVE_33B, hidden_size=64, head_dim=4, vocab_size=128, moe_layers=(True,))
     sizes = replace(ON_64, model=small, training=training())
     weights = stage_memory(sizes)[0].weights / 2**20
     assert "estimated GiB: weights" in as_one_line(ON_64)
@@ -95,7 +93,7 @@ def test_a_plain_and_a_dense_model_are_planned_too():
     plain = as_one_line(replace(ON_64, model=QWEN3_30B))
     assert "adjugate" not in plain
     assert "active 3,353,032,704 a token" in plain
-    dense = replace(QWEN3_30B, num_experts=0, moe_pattern=(False,) * 48, ffn_hidden_size=6144)
+    dense = replace(QWEN3_30B, num_experts=0, moe_layers=(False,) * 48, ffn_hidden_size=6144)
     text = as_one_line(replace(ON_64, model=dense, layout=Layout(world=64)))
     assert "expert" not in text
 

@@ -10,8 +10,9 @@ import pytest
 from megatron.training import arguments, training
 from megatron.training import theoretical_memory_usage as theory
 
+from grove_megatron.model.parameters import total_parameters
 from grove_megatron.planner.flops import flops_per_token
-from grove_megatron.planner.parameters import rank_parameters, total_parameters
+from grove_megatron.planner.parameters import rank_parameters
 from grove_megatron.runtime.registry import resolve
 from grove_megatron.training import reporting
 from grove_megatron.training.reporting import REPORTING, set_measured_groups_per_token

@@ -71,12 +71,12 @@ def test_the_schedule_is_read_from_its_flags():
 
 def test_a_model_is_read_from_its_flags():
     model = sizes_of(parsed("--moe-layer-freq 2 --num-layers 4")).model
-    assert model.moe_pattern == (True, False, True, False)
-    assert (model.hidden_size, model.kv_channels, model.num_query_groups) == (16, 8, 2)
+    assert model.moe_layers == (True, False, True, False)
+    assert (model.hidden_size, model.head_dim, model.num_query_groups) == (16, 8, 2)
     assert (model.num_experts, model.topk, model.num_groups) == (8, 2, 4)
     assert (model.moe_ffn_hidden_size, model.adjugate_ffn_hidden_size) == (0, 8)
     # 96 tokens in multiples of 128.
-    assert (model.padded_vocab_size, model.tied_embeddings) == (128, True)
+    assert (model.vocab_size, model.tied_embeddings) == (128, True)
 
 
 def test_experts_without_a_width_have_that_of_dense_layers():
@@ -87,7 +87,7 @@ def test_experts_without_a_width_have_that_of_dense_layers():
 @pytest.mark.parametrize(("size", "ranks", "rows"), [(1, 1, 128), (2, 2, 256)])
 def test_the_vocabulary_is_padded_for_every_tensor_parallel_rank(size, ranks, rows):
     flags = f"--tensor-model-parallel-size {size} --sequence-parallel"
-    assert sizes_of(parsed(flags), ranks).model.padded_vocab_size == rows
+    assert sizes_of(parsed(flags), ranks).model.vocab_size == rows
 
 
 def test_without_groups_a_plain_model_is_planned():
@@ -151,10 +151,10 @@ def test_what_the_planner_does_not_know_is_named(flags, named):
 def test_a_vocabulary_that_only_the_tokenizer_knows_is_left_out_or_given():
     args = parsed()
     args.vocab_size = None
-    assert sizes_of(args).model.padded_vocab_size == 0
-    assert sizes_of(args, vocabulary=Vocabulary(300, "")).model.padded_vocab_size == 384
+    assert sizes_of(args).model.vocab_size == 0
+    assert sizes_of(args, vocabulary=Vocabulary(300, "")).model.vocab_size == 384
     args.padded_vocab_size = 500
-    assert sizes_of(args, vocabulary=Vocabulary(300, "")).model.padded_vocab_size == 500
+    assert sizes_of(args, vocabulary=Vocabulary(300, "")).model.vocab_size == 500
 
 
 def test_one_pass_is_where_the_layer_uses_grouped_experts():

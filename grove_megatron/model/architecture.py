@@ -1,0 +1,153 @@
+"""What a model is: the sizes that decide its weights, and what it computes with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .weights import Weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A GPT of Megatron's with routed experts in some layers, and groups of them or not.
+
+    Attributes:
+        num_layers: decoder layers, as many as ``moe_layers``.
+        hidden_size: width of the residual stream.
+        num_attention_heads, num_query_groups: query heads, and heads of keys and values.
+        head_dim: width of one head.
+        vocab_size: rows of the embedding, with padding or without; 0 where they are not known, and
+            what they would take is left out.
+        tied_embeddings: the output layer is the input embedding.
+        moe_layers: of every decoder layer, has it experts?
+        ffn_hidden_size: width of the layers without; 0 where there are none.
+        num_experts, moe_ffn_hidden_size, topk: routed experts of a layer, the width of one, and how
+            many a token selects; 0 in a dense model.
+        num_groups, adjugate_ffn_hidden_size: groups of experts, each with an adjugate, and its
+            width; 0 without Grove.
+        expert_bias: is there a selection bias per expert and layer with experts?
+        shared_expert_size: width of the shared expert, 0 for none.
+        shared_expert_gate: has it a gate of its own?
+        part_weights: what else a layer with experts has, of a part of its router.
+        mtp_depths: predictions beyond the next token.
+        mtp_modules: layers that make them; fewer than depths where one is used repeatedly.
+        gated: a SwiGLU-like FFN of three matrices and not two.
+        norm_bias: LayerNorm, and not RMSNorm.
+        qk_layernorm, attention_output_gate: as Megatron's flags.
+        softmax_offset: has every head a learned one?
+        linear_bias, qkv_bias: have the linear layers a bias, all or that of QKV?
+        learned_positions: rows of a learned position embedding, 0 without.
+    """
+
+    num_layers: int = field(init=False)
+    hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    vocab_size: int
+    tied_embeddings: bool = False
+    moe_layers: tuple[bool, ...]
+    ffn_hidden_size: int = 0
+    num_experts: int = 0
+    moe_ffn_hidden_size: int = 0
+    topk: int = 0
+    num_groups: int = 0
+    adjugate_ffn_hidden_size: int = 0
+    expert_bias: bool = False
+    shared_expert_size: int = 0
+    shared_expert_gate: bool = False
+    part_weights: tuple[Weight, ...] = ()
+    mtp_depths: int = 0
+    mtp_modules: int = 0
+    gated: bool = True
+    norm_bias: bool = False
+    qk_layernorm: bool = False
+    attention_output_gate: bool = False
+    softmax_offset: bool = False
+    linear_bias: bool = False
+    qkv_bias: bool = False
+    learned_positions: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_layers", len(self.moe_layers))
+
+    @property
+    def is_grove(self) -> bool:
+        return self.num_groups > 0
+
+    @property
+    def layers_are_alike(self) -> bool:
+        """All are MoE layers, or none is: Megatron then keeps them as slices of one tensor."""
+        return len(set(self.moe_layers)) == 1
+
+    @property
+    def mtp_is_moe(self) -> bool:
+        """An MTP layer is one like the last of the decoder."""
+        return self.moe_layers[-1]
+
+    @property
+    def query_size(self) -> int:
+        return self.head_dim * self.num_attention_heads
+
+    @property
+    def key_size(self) -> int:
+        return self.head_dim * self.num_query_groups
+
+    def count_moe_layers(self, *, mtp: int) -> int:
+        """Layers with experts, among them ``mtp`` MTP layers."""
+        return sum(self.moe_layers) + mtp * self.mtp_is_moe
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The letters that :class:`.weights.Weight` uses for dimensions."""
+        return {
+            "V": self.vocab_size,
+            "P": self.learned_positions,
+            "H": self.hidden_size,
+            # Two of it, side by side.
+            "J": 2 * self.hidden_size,
+            "N": self.num_attention_heads,
+            "Q": self.query_size,
+            "K": self.key_size,
+            "D": self.head_dim,
+            "F": self.ffn_hidden_size,
+            "E": self.num_experts,
+            "I": self.moe_ffn_hidden_size,
+            "G": self.num_groups,
+            "A": self.adjugate_ffn_hidden_size,
+            "S": self.shared_expert_size,
+            "1": 1,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Model):
+    """A model whole enough to be written in another format: Grove MoE, Qwen3-MoE, Qwen3 (dense).
+
+    Attributes:
+        max_position_embeddings: longest sequence.
+        norm_epsilon: of every norm.
+        rotary_base: theta of the rotary embedding.
+        normalized_topk: the weights of the selected experts sum to 1.
+        adjugate_scale: weight of the adjugates' sum.
+    """
+
+    max_position_embeddings: int
+    norm_epsilon: float
+    rotary_base: float
+    normalized_topk: bool = True
+    adjugate_scale: float = 0.0
+
+
+def layers_with_experts(frequency: int | Sequence[int], num_layers: int) -> tuple[bool, ...]:
+    """Of every decoder layer: has it experts?
+
+    As get_gpt_decoder_layer_specs of Megatron 0.19.2 reads ``--moe-layer-freq``.
+
+    Args:
+        frequency: every n-th layer has, from the first; or a number for every layer, 0 for none.
+        num_layers: of the decoder.
+    """
+    if isinstance(frequency, int):
+        return tuple(layer % frequency == 0 for layer in range(num_layers))
+    return tuple(bool(has_experts) for has_experts in frequency)

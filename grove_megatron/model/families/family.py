@@ -1,0 +1,42 @@
+"""What a family of Hugging Face models calls things."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A model class and its tensors.
+
+    Args:
+        class_name: in ``architectures`` of ``config.json``.
+        model_type: there.
+        names: the tensors of every weight of :mod:`..table`, a name for each of its blocks; those
+            of a layer behind ``layer``. ``{index}`` counts experts or groups.
+        layer: what goes before the names of a layer.
+        module: is the class's module said before its name, ``modeling_grove_moe.Grove...``?
+    """
+
+    class_name: str
+    model_type: str
+    names: Mapping[str, tuple[str, ...]]
+    layer: str = "model.layers.{layer}."
+    module: bool = False
+
+    @property
+    def has_experts(self) -> bool:
+        return "mlp.router.weight" in self.names
+
+    def has_class(self, name: object) -> bool:
+        """Is this its class?"""
+        if self.module:
+            return isinstance(name, str) and name.endswith(self.class_name)
+        return name == self.class_name
+
+
+def swiglu(megatron: str, hf: str) -> dict[str, tuple[str, ...]]:
+    """The names of an FFN: linear_fc1 is gate_proj and up_proj, linear_fc2 is down_proj."""
+    return {
+        f"{megatron}.linear_fc1.weight": (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
+        f"{megatron}.linear_fc2.weight": (f"{hf}.down_proj.weight",),
+    }
