@@ -41,6 +41,8 @@ TORCH_KERNELS = (
 RULES = {
     "__init__": Rule(),
     "printable": Rule(),
+    # Said by everybody below.
+    "checks": Rule(inside={"checks"}),
     "functional": Rule(inside={"functional", "kernels"}, outside={"torch"}),
     # Only the modules that hold Triton kernels, which are imported where they can run.
     "kernels": Rule(inside={"kernels"}, outside={"torch", "triton"}),
@@ -54,25 +56,27 @@ RULES = {
     "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
-    "config": Rule(inside=MODEL | {"switches"}, outside={"torch", "megatron.core"}),
+    "config": Rule(inside=MODEL | {"checks", "switches"}, outside={"torch", "megatron.core"}),
     "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     # Apex's RMSNorm, where it is asked for.
     "moe/norm": Rule(outside={"torch", "megatron.core"}, in_functions={"apex"}),
     "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),
     "layer_count": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "checkpoint/commands": Rule(
-        inside={"checkpoint", "printable"},
+        inside={"checkpoint", "checks", "printable"},
         outside={"typer"},
         in_functions={"torch", "rich", "grove_megatron"},
     ),
     "checkpoint": Rule(
-        inside={"checkpoint", "functional", "config"},
+        inside={"checkpoint", "checks", "functional", "config"},
         outside={"torch", "safetensors", "tqdm"},
         in_functions={"transformers"},
     ),
     # What a model is, without its weights.
     **{
-        f"checkpoint/{module}": Rule(inside={"checkpoint.architecture", "checkpoint.hf_config"})
+        f"checkpoint/{module}": Rule(
+            inside={"checkpoint.architecture", "checkpoint.hf_config", "checks"}
+        )
         for module in ("architecture", "hf_config", "megatron_args")
     },
     # Where the weights meet a Megatron model; names and transforms stay free of it.
@@ -115,7 +119,7 @@ RULES = {
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner"}),
     # Read by the configuration, the tests and the page.
-    "switches": Rule(inside={"switches"}),
+    "switches": Rule(inside={"checks", "switches"}),
     # In processes that wait for one another: little, and nothing that could wait itself.
     "failure": Rule(inside={"failure", "checkpoint.layout"}, in_functions={"torch"}),
     "training": AROUND_THE_MODEL,
@@ -124,15 +128,17 @@ RULES = {
         inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"huggingface_hub"}
     ),
     # Imported by the command line before anything is decided.
-    "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
-    "training/tokenizer_files": Rule(in_functions={"huggingface_hub", "torch"}),
+    "training/doctor_command": Rule(
+        inside={"checks"}, outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}
+    ),
+    "training/tokenizer_files": Rule(inside={"checks"}, in_functions={"huggingface_hub", "torch"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.
     "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
     "benchmarks/shape": Rule(inside={"benchmarks"}),
     "arguments": AROUND_THE_MODEL,
-    "unparsed": Rule(),
+    "unparsed": Rule(inside={"checks"}),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
     "pretrain": AROUND_THE_MODEL,
@@ -259,6 +265,8 @@ def test_there_are_modules_to_look_at():
         ("report", "from ..config import has_adjugates"),
         ("report/command", "from .figures import draw_all"),
         ("planner", "import torch"),
+        ("checks", "import torch"),
+        ("checks", "from ..switches import refusals"),
         ("switches", "import torch"),
         ("switches", "from ..config import has_adjugates"),
         ("training/doctor_command", "from .doctor import diagnose"),
@@ -289,6 +297,7 @@ def test_a_forbidden_import_is_found(part, source):
         ("checkpoint/megatron_args", "from .hf_config import refuse_all"),
         ("checkpoint/verify", "def f():\n    from ..training import launch"),
         ("bridge/registration", "from megatron.bridge.models.gpt_provider import GPTModelProvider"),
+        ("switches", "from ..checks.flags import flag_of"),
         ("planner", "import json\nimport grove_megatron.planner.inputs"),
         ("training", "from ..moe.layer import GroveMoELayer\nimport megatron.training"),
         ("benchmarks", "import torch\nfrom ..moe import layer\ndef f():\n    import rich.table"),
