@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
+from ..checks.flags import flag_of
 from . import registry
-from .part import Part, Slot, flag_of
+from .part import Part, Slot
 from .slots import flag_fields
 
 PAGE = Path(__file__).with_name("README.md")

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from ..checks.flags import flag_of
 from ..checks.problem import Problem
 
 Slot = Literal[
@@ -296,8 +297,3 @@ def not_finite(settings: Any, name: str, *, above: bool = False, hint: str) -> l
         return []
     least = "above 0" if above else "of 0 or more"
     return [Problem(flag_of(name), value, f"is not a finite number {least}; {hint}")]
-
-
-def flag_of(name: str) -> str:
-    """The flag of a setting."""
-    return f"--{name.replace('_', '-')}"

@@ -7,10 +7,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from ..checks.flags import flag_of
 from ..checks.problem import Problem
 from . import __name__ as package
 from . import __path__ as folders
-from .part import Part, Slot, flag_of
+from .part import Part, Slot
 from .slots import Choices, flag_fields
 
 

@@ -12,9 +12,7 @@ import grove_megatron
 ROOT = Path(grove_megatron.__file__).parent
 STDLIB = frozenset(sys.stdlib_module_names)
 ANYTHING_INSIDE = frozenset({"grove_megatron"})
-MODEL = frozenset(
-    {"checks.problem", "functional", "kernels", "comm", "compat", "config", "moe", "parts"}
-)
+MODEL = frozenset({"checks", "functional", "kernels", "comm", "compat", "config", "moe", "parts"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +48,12 @@ RULES = {
         f"kernels/{module}": Rule(inside={"kernels"}, outside={"torch"})
         for module in ("__init__", "interface", "triton_support", *TORCH_KERNELS)
     },
-    "checks": Rule(inside={"checks"}),
     # What a router is composed of, in torch; Megatron where it is Megatron's own part.
-    "parts": Rule(inside={"parts", "functional", "checks.problem"}, outside={"torch"}),
+    "parts": Rule(inside={"parts", "functional", "checks"}, outside={"torch"}),
     "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
-    "config": Rule(inside=MODEL | {"checks", "switches"}, outside={"torch", "megatron.core"}),
+    "config": Rule(inside=MODEL | {"switches"}, outside={"torch", "megatron.core"}),
     "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     # Apex's RMSNorm, where it is asked for.
     "moe/norm": Rule(outside={"torch", "megatron.core"}, in_functions={"apex"}),

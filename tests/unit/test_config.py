@@ -14,6 +14,10 @@ from grove_megatron.config import (
     is_checked,
 )
 
+from .conftest import in_lines
+
+grove_problems = in_lines(grove_problems)
+
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 BIASED = f"{GROVE} --moe-router-enable-expert-bias"
 DECAYING = f"{BIASED} --grove-bias-rate-decay-style linear --grove-bias-rate-decay-iters 5"

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checks.flags import flag_of
 from ...checks.problem import Problem
 from ...functional.groups import group_map, group_probs
-from ..part import Balance, Part, experts_of, flag_of, not_finite
+from ..part import Balance, Part, experts_of, not_finite
 
 
 @dataclass

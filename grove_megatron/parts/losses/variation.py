@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checks.flags import flag_of
 from ...checks.problem import Problem
-from ..part import Balance, Part, experts_of, flag_of, not_finite
+from ..part import Balance, Part, experts_of, not_finite
 
 
 @dataclass

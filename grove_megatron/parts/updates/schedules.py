@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...checks.flags import flag_of
 from ...checks.problem import Problem
 from .. import registry
-from ..part import Part, flag_of, not_finite
+from ..part import Part, not_finite
 
 _RATE = "moe_router_bias_update_rate"
 

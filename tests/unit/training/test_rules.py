@@ -10,10 +10,16 @@ import pytest
 
 from grove_megatron.runtime import cpu
 from grove_megatron.training import checks, late_rules, preflight, rules
-from grove_megatron.training.checks import command_line_problems, megatrons_refusal
+from grove_megatron.training.checks import command_line_problems, refusal
 from grove_megatron.training.doctor import _megatrons
 from grove_megatron.training.guarded import FAILED
 from grove_megatron.training.rules import megatron_notices, smallest_world_size
+
+from ..conftest import in_lines
+
+command_line_problems = in_lines(command_line_problems)
+megatron_notices = in_lines(megatron_notices)
+_megatrons = in_lines(_megatrons)
 
 SOUND = (
     "--num-layers 4 --hidden-size 32 --num-attention-heads 4 --seq-length 32 "
@@ -581,6 +587,6 @@ def test_what_megatron_asserts_is_shown_with_its_place() -> None:
     for function, said in ((check, "the value should be 3"), (bare, "raise AssertionError")):
         with pytest.raises(AssertionError) as raised:
             function(5)
-        line = megatrons_refusal(raised.value)
+        (line,) = map(str, refusal(raised.value))
         assert said in line
         assert "unit/training/test_rules.py:" in line
