@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from grove_megatron.checks.problem import shown
 from grove_megatron.config import grove_problems
 from grove_megatron.switches import (
     AREAS,
@@ -83,9 +84,8 @@ def test_a_switch_without_effect_is_not_refused_as_well() -> None:
 @pytest.mark.parametrize("row", refused(), ids=lambda row: row.flags)
 def test_what_the_table_refuses_is_refused(row: Refused, parse: Callable[[str], Any]) -> None:
     args = parse(f"{GROVE} {row.flags}")
-    lines = [p for p in grove_problems(args, num_experts=8) if p.startswith(f"{row.switch} (")]
-    (line,) = lines
-    assert line.endswith(row.reason)
+    value = shown(getattr(args, row.setting))
+    assert grove_problems(args, num_experts=8) == [f"{row.switch} ({value}) {row.reason}"]
     without = parse(GROVE)
     assert not [p for p in grove_problems(without, num_experts=8) if p.startswith(row.switch)]
 

@@ -53,13 +53,6 @@ BROKEN: list[tuple[str, int, str, str]] = [
     ("--tensor-model-parallel-size 0", 1, "--tensor-model-parallel-size (0) is below 1", "use 1"),
     ("--pipeline-model-parallel-size 0", 1, "--pipeline-model-parallel-size (0) is", "use 1"),
     ("--context-parallel-size 0", 1, "--context-parallel-size (0) is below 1", "use 1"),
-    (
-        "--expert-model-parallel-size 3 --global-batch-size 9",
-        3,
-        "--expert-model-parallel-size (3) does not divide --grove-num-groups",
-        "one of 1",
-    ),
-    ("--expert-model-parallel-size 8", 8, "--expert-model-parallel-size (8) does not", "1, 2, 4"),
     ("--tensor-model-parallel-size 2", 2, "--tensor-model-parallel-size (2) with --num", "add it"),
     (f"{TP2} BIASED", 2, "--disable-bias-linear (False) is needed with", "add it"),
     (
@@ -133,7 +126,6 @@ BROKEN: list[tuple[str, int, str, str]] = [
     ("--global-batch-size 0", 1, "--global-batch-size (0) is below 1", "use 1"),
     ("--num-attention-heads 0", 1, "--num-attention-heads (0) is below 1", "use 1"),
     ("--moe-layer-freq 0", 1, "--moe-layer-freq (0) is below 1", "use 1"),
-    ("--rampup-batch-size 2 2 8", 1, "--rampup-batch-size (2 2 8) is not", "--train-sam"),
     (
         f"{PP2} --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 7",
         2,
