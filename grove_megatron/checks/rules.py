@@ -102,10 +102,11 @@ class Check:
         sentence = f"{{{name}}} is not one of ({', '.join(choices)}); {fix}"
         return self.those({sentence: self._value(name) not in choices})
 
-    def finite(self, name: str, fix: str) -> Iterator[Problem]:
-        """It is a finite number of 0 or more."""
-        is_so = not 0 <= self._value(name) < float("inf")
-        return self.those({f"{{{name}}} is not a finite number of 0 or more; {fix}": is_so})
+    def finite(self, name: str, fix: str, *, above: bool = False) -> Iterator[Problem]:
+        """It is a finite number of 0 or more, or ``above`` it."""
+        value, least = self._value(name), "above 0" if above else "of 0 or more"
+        is_so = (value > 0 or (value == 0 and not above)) and value < float("inf")
+        return self.those({f"{{{name}}} is not a finite number {least}; {fix}": not is_so})
 
     def _value(self, name: str) -> Any:
         return self._values[name] if name in self._values else getattr(self._settings, name)

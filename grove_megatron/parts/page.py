@@ -56,7 +56,7 @@ def _section(slot: Slot) -> Iterator[str]:
 def _asked(part: Part) -> str:
     if part.switch is None and part.slot in flag_fields():
         default = " (default)" if part.name == registry.default(part.slot) else ""
-        return f"`{registry.flag(part)} {part.name}`{default}"
+        return f"`{flag_of(registry.setting(part))} {part.name}`{default}"
     return f"`{flag_of(part.switch)}`" if part.switch else f"`{part.tried.split()[0]}`"
 
 

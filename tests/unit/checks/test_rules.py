@@ -68,7 +68,7 @@ SOUND: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     *(("divides", ("a", "b", ""), {"a": a, "b": 8}) for a in (None, 0, 4)),
     ("divides", ("a", "b", ""), {"a": 3, "b": None}),
     ("one_of", ("a", ("x", "y"), ""), {"a": "y"}),
-    ("finite", ("a", ""), {"a": 0}),
+    *(("finite", ("a", ""), {"a": a}) for a in (0, 2.5)),
 ]
 
 
@@ -116,3 +116,9 @@ def test_of_several_sentences_those_that_are_so_are_said() -> None:
     rules = {"{a} is odd; change it": True, "{b} is odd; change it": 0, "{b} is even; do": [1]}
     lines = [str(problem) for problem in Check(Namespace(a=1, b=2)).those(rules)]
     assert lines == ["--a (1) is odd; change it", "--b (2) is even; do"]
+
+
+def test_a_number_may_have_to_be_above_0() -> None:
+    (problem,) = Check(Namespace(a=0)).finite("a", "use 1", above=True)
+    assert str(problem) == "--a (0) is not a finite number above 0; use 1"
+    assert [*Check(Namespace(a=1)).finite("a", "use 1", above=True)] == []
