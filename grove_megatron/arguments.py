@@ -250,17 +250,12 @@ def yaml_problems(argv: list[str], *, own_script: bool = False) -> list[Problem]
     grove = [flag for flag in rest if flag.startswith("--grove-")]
     if options.yaml_cfg is None or (own_script and not grove):
         return []
-    if not grove:
-        text = (
-            "is not read by grove_megatron.pretrain or grove doctor; use flags, or "
-            "grove_megatron.run with Megatron's own script"
-        )
-    else:
-        text = (
-            f"replaces the command line and with it {grove[0]} ({len(grove)} Grove flags given); "
-            "use flags alone"
-        )
-    return [Problem("--yaml-cfg", options.yaml_cfg, text)]
+    what, fix = "is not read by grove_megatron.pretrain or grove doctor", "use flags, or "
+    fix += "grove_megatron.run with Megatron's own script"
+    if grove:
+        what = f"replaces the command line and with it {grove[0]} ({len(grove)} Grove flags given)"
+        fix = "use flags alone"
+    return [Problem("--yaml-cfg", options.yaml_cfg, f"{what}; {fix}")]
 
 
 def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list[Problem]:

@@ -187,12 +187,10 @@ def grove_problems(settings: Any, *, num_experts: int | None) -> list[Problem]:
         num_experts: routed experts, None for a dense model.
     """
     if has_adjugates(settings):
-        return _group_problems(settings, num_experts)
+        return [*_group_problems(settings, num_experts)]
     plain = has_grove_layers(settings)
-    return [
-        *_without_groups(settings, plain),
-        *(_plain_problems(settings, num_experts) if plain else ()),
-    ]
+    found = _plain_problems(settings, num_experts) if plain else ()
+    return [*_without_groups(settings, plain), *found]
 
 
 def _without_groups(settings: Any, plain: bool) -> Iterator[Problem]:
@@ -211,33 +209,28 @@ def _without_groups(settings: Any, plain: bool) -> Iterator[Problem]:
             yield check.problem(f"{{{name}}} {without} or {{grove_dispatch}}; {fix}")
 
 
-def _group_problems(settings: Any, num_experts: int | None) -> list[Problem]:
+def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
     check = Check(settings, num_experts=num_experts)
     groups, ranks = settings.grove_num_groups, settings.expert_model_parallel_size
-    found: list[Problem] = []
-    if not num_experts:
-        sentence = (
-            "{grove_num_groups} is set for a dense model, {num_experts}; set --num-experts, or "
-            "remove the --grove-* flags"
-        )
-        found.append(check.problem(sentence))
-    elif groups < 0:
-        sentence = "{grove_num_groups} is negative; leave it out for a plain MoE"
-        found.append(check.problem(sentence))
-    else:
+    rules = {
+        "{grove_num_groups} is set for a dense model, {num_experts}; set --num-experts, or remove "
+        "the --grove-* flags": not num_experts,
+        "{grove_num_groups} is negative; leave it out for a plain MoE": num_experts and groups < 0,
+    }
+    yield from check.those(rules)
+    if num_experts and groups > 0:
         fix = f"use one of {_divisors(num_experts)}"
-        found += check.divides("grove_num_groups", "num_experts", fix)
-    found += check.at_least("expert_model_parallel_size", 1)
+        yield from check.divides("grove_num_groups", "num_experts", fix)
+    yield from check.at_least("expert_model_parallel_size", 1)
     if ranks >= 1 and groups > 0:
         fix = f"a group and its adjugate stay on one rank, so use one of {_divisors(groups)}"
-        found += check.divides("expert_model_parallel_size", "grove_num_groups", fix)
-    found += _adjugate_problems(settings, num_experts)
+        yield from check.divides("expert_model_parallel_size", "grove_num_groups", fix)
+    yield from _adjugate_problems(settings, num_experts)
     if num_experts:
-        if not 1 <= settings.moe_router_topk <= num_experts:
-            sentence = "{moe_router_topk} is not between 1 and {num_experts}; choose the experts "
-            found.append(check.problem(sentence + "per token"))
-        found += _problems_of_layer(settings)
-    return found
+        is_so = not 1 <= settings.moe_router_topk <= num_experts
+        sentence = "{moe_router_topk} is not between 1 and {num_experts}; choose the experts per "
+        yield from check.those({f"{sentence}token": is_so})
+        yield from _problems_of_layer(settings)
 
 
 def _problems_of_layer(settings: Any) -> Iterator[Problem]:

@@ -39,13 +39,13 @@ class Problem:
         return f"{self.where}: {line}" if self.where else line
 
     def packed(self) -> list[Any]:
-        """As JSON, for another rank."""
+        """As JSON, for another rank, with the value as it is shown."""
         value = None if self.value is UNSAID else shown(self.value)
-        return [self.flag, value, self.text, [*self.about], self.where]
+        return [self.flag, value, self.text, self.about, self.where]
 
     @classmethod
     def unpacked(cls, packed: list[Any]) -> Self:
-        """What :meth:`packed` made, with the value as it is shown."""
+        """What :meth:`packed` made."""
         flag, value, text, about, where = packed
         return cls(flag, UNSAID if value is None else value, text, tuple(about), where)
 

@@ -5,7 +5,6 @@ import os
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from .disk import disk_problems
 from .guarded import problems_of
 from .late_rules import late_problems, needed
 from .machine import folder_problems
-from .of_ranks import problems_of_all_ranks
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
 from .saved_arguments import saved_arguments
@@ -104,7 +102,7 @@ def machine_problems(
 
     Without Grove flags a script's files are what it makes of them. One rank of a node looks:
     thousands would open every file and write to every folder at once. The others hear of it by
-    :func:`problems_of_all`.
+    :func:`.of_ranks.problems_of_all`.
 
     Args:
         args, world_size, own_script: see :func:`every_problem`.
@@ -116,18 +114,6 @@ def machine_problems(
     found = [one for check in checks if check not in its_own for one in problems_of(check, args)]
     sized = not problems_of(basic_problems, args)
     return found + (problems_of(disk_problems, args, world_size) if sized else [])
-
-
-def problems_of_all(args: Namespace, mine: list[Problem]) -> list[Problem]:
-    """What any rank has found, on every rank; every rank must call.
-
-    Args:
-        args: Megatron's, parsed.
-        mine: of this rank.
-    """
-    if args.fake_process_group:
-        return mine
-    return problems_of_all_ranks(mine, timedelta(minutes=args.distributed_timeout_minutes))
 
 
 def script_notices(args: Namespace) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, yaml_problems
-from ..checks.problem import Problem
+from ..checks.problem import Problem, Refusal
 from ..config import is_checked
 from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
@@ -84,7 +84,7 @@ def diagnose(
     try:
         with _launched_as(world_size or 1, per_node):
             args, problems = _parsed(flags, device)
-    except _NotParsed as error:
+    except Refusal as error:
         return Diagnosis(world_size or 1, device, error.problems)
     return examine(
         args,
@@ -188,18 +188,6 @@ def _launched_as(world_size: int, per_node: int | None) -> Iterator[None]:
         os.environ.update(given)
 
 
-class _NotParsed(Exception):
-    """Some flags of a job cannot be known.
-
-    Args:
-        problems: why.
-    """
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(*problems)
-        self.problems = [*problems]
-
-
 def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[Problem]]:
     """The namespace of a job, and what could not be parsed into it."""
     from megatron.training.arguments import parse_args
@@ -211,7 +199,7 @@ def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[Problem]]:
         return ()
 
     def stop(problems: Sequence[Problem]) -> NoReturn:
-        raise _NotParsed(problems)
+        raise Refusal(problems)
 
     def add(parser: Any) -> Any:
         parser = report_errors(add_grove_arguments(parser), stop, keep)
@@ -221,13 +209,13 @@ def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[Problem]]:
     try:
         sys.argv = ["grove_megatron.pretrain", *flags]
         return parse_args(extra_args_provider=add), []
-    except _NotParsed as error:
+    except Refusal as error:
         if not sound:
             raise
         as_launched(sound[0])
         return sound[0], error.problems
     except Exception as error:
-        raise _NotParsed(refusal(error)) from error
+        raise Refusal(refusal(error)) from error
     finally:
         sys.argv = given
 

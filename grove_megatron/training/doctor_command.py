@@ -55,8 +55,8 @@ def doctor(
     if processes is None and os.environ.get("WORLD_SIZE", "").isdecimal():
         processes = int(os.environ["WORLD_SIZE"])
     if processes is not None and processes < 1:
-        text = "is below 1; use the number of processes of the job"
-        refuse([Problem("--world-size", processes, text)])
+        fix = "use the number of processes of the job"
+        refuse([Problem("--world-size", processes, f"is below 1; {fix}")])
     # The runtime of this process is not that of the job.
     with started(say=False), quiet():
         from ..runtime import cpu_is_active

@@ -15,7 +15,6 @@ from megatron.training import get_args
 from ..checkpoint import manifest
 from ..checkpoint.megatron_weights import is_of_training
 from ..checkpoint.torch_dist import TorchDistReader
-from ..checks.problem import UNSAID, Problem
 from ..config import has_grove_layers
 from .checkpoint_folder import checkpoints_to_load, read_at_start
 from .refuse import refuse
@@ -54,13 +53,9 @@ def check_no_weight_is_dropped(models: list[Any]) -> list[Any]:
         more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
         refuse(
             [
-                Problem(
-                    folder,
-                    UNSAID,
-                    f"has weights ({dropped[0]}{more}) that the model of these flags does not; "
-                    "give the flags it was trained with, or --dist-ckpt-strictness ignore_all to "
-                    "go on without them",
-                )
+                f"{folder} has weights ({dropped[0]}{more}) that the model of these flags does "
+                "not; give the flags it was trained with, or --dist-ckpt-strictness ignore_all to "
+                "go on without them"
             ]
         )
     return models

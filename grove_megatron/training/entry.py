@@ -29,9 +29,10 @@ from ..runtime.registry import PatchSet
 from ..unparsed import report_errors
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
-from .checks import as_launched, every_problem, job_problems, problems_of_all, script_notices
+from .checks import as_launched, every_problem, job_problems, script_notices
 from .cpu_arguments import set_cpu_defaults
 from .late_rules import timeout_problems
+from .of_ranks import problems_of_all
 from .one_job import claim
 from .preflight import announce
 from .refuse import refuse

@@ -20,9 +20,10 @@ from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..unparsed import report_errors
 from . import gpt
-from .checks import as_launched, every_problem, model_config, problems_of_all, refusal
+from .checks import as_launched, every_problem, model_config, refusal
 from .cpu_arguments import set_cpu_defaults
 from .late_rules import timeout_problems
+from .of_ranks import problems_of_all
 from .one_job import claim
 from .preflight import announce
 from .refuse import refuse

@@ -37,27 +37,23 @@ def tokenizer_file_problems(args: Namespace) -> Iterator[Problem]:
     Args:
         args: Megatron's namespace, parsed.
     """
-    check = Check(args)
-    kind, model = args.tokenizer_type or "GPT2BPETokenizer", args.tokenizer_model
+    kind, check = args.tokenizer_type or "GPT2BPETokenizer", Check(args)
     package = _PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
         text = f"needs {package} (not installed); pip install {package}"
         yield Problem("--tokenizer-type", kind, text)
-    for name in ("vocab_file", "merge_file", "metadata_path"):
-        path = getattr(args, name)
-        if path is not None and not os.path.isfile(path):
-            yield check.problem(f"{{{name}}} {_NO_FILE}")
+    files = ["vocab_file", "merge_file", "metadata_path"]
     if kind in (*_SENTENCE_PIECE, "TikTokenizer"):
         yield from check.needs("tokenizer_type", "tokenizer_model", "give its file")
-        if model is not None and not os.path.isfile(model):
-            yield check.problem(f"{{tokenizer_model}} {_NO_FILE}")
-    elif kind in _OF_HUGGING_FACE and model is not None:
+        files.append("tokenizer_model")
+    for name in files:
+        path = getattr(args, name)
+        if path is not None and not os.path.isfile(path):
+            yield check.problem(f"{{{name}}} is not a file; correct the path")
+    if kind in _OF_HUGGING_FACE and args.tokenizer_model is not None:
         yield from _hugging_face_problems(args)
     elif kind in _MEGATRONS:
         yield from _problems_of_megatrons(args, kind)
-
-
-_NO_FILE = "is not a file; correct the path"
 
 
 def _problems_of_megatrons(args: Namespace, kind: str) -> Iterator[Problem]:

@@ -1,3 +1,4 @@
+from argparse import Namespace
 from datetime import timedelta
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 
 from grove_megatron.checks.problem import Problem
 from grove_megatron.failure import job_store
-from grove_megatron.training.of_ranks import problems_of_all_ranks, problems_of_rank_0
+from grove_megatron.training.of_ranks import problems_of_all, problems_of_rank_0
 from tests.unit.ranks_as_threads import of_ranks
 
 MINUTE = timedelta(minutes=1)
@@ -19,7 +20,8 @@ def test_every_rank_hears_of_a_problem_once_and_whose_it_is(
     mine = [[OF_ALL], [OF_ALL, OF_A_NODE], [OF_A_NODE]]
 
     def ask(rank: int) -> list[tuple[str, tuple[str, ...], str]]:
-        found = problems_of_all_ranks(mine[rank], MINUTE)
+        args = Namespace(fake_process_group=False, distributed_timeout_minutes=1)
+        found = problems_of_all(args, mine[rank])
         return [(one.flag, one.about, str(one)) for one in found]
 
     heard = [
