@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks.flags import flag_of
-from ..checks.problem import Problem, Refusal, shown
+from ..checks.problem import Problem, shown
 from ..checks.rules import Check
 
 _NO_ROW = ", so that tokens have no row in the embedding; raise it, or leave it out"
@@ -108,7 +108,8 @@ def check_tokens(batch: Mapping[str, Tensor | None], vocabulary: int, args: Name
         if name == "labels" and mask is not None and mask.shape == ids.shape:
             outside &= mask != 0
         if outside.any():
-            raise Refusal([outside_of_the_vocabulary(int(ids[outside][0]), vocabulary, args)])
+            token = int(ids[outside][0])
+            raise ValueError(str(outside_of_the_vocabulary(token, vocabulary, args)))
 
 
 def outside_of_the_vocabulary(
