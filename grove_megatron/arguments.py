@@ -9,6 +9,9 @@ from typing import Any
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import ArgumentGroupFactory
 
+from .checks.flags import flag_of
+from .checks.problem import Problem
+from .checks.rules import Check
 from .config import (
     MATRIX_OPTIMIZERS,
     NOT_OF_THE_WEIGHTS,
@@ -20,7 +23,6 @@ from .config import (
     layer_defaults,
 )
 from .parts import registry
-from .switches import flag_of
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
 
@@ -88,24 +90,22 @@ class _Forgettable:
 
     Args:
         name: the attribute.
-        flag: as on the command line.
         default: Megatron's.
         restored: whether ``--use-checkpoint-args`` restores it in Megatron 0.19.
     """
 
     name: str
-    flag: str
     default: object
     restored: bool
 
 
 _FORGETTABLE = (
-    _Forgettable("layernorm_epsilon", "--norm-epsilon", 1e-5, False),
-    _Forgettable("qk_layernorm", "--qk-layernorm", False, False),
-    _Forgettable("rotary_base", "--rotary-base", 10000, True),
-    _Forgettable("rotary_percent", "--rotary-percent", 1.0, True),
-    _Forgettable("moe_router_topk", "--moe-router-topk", 2, True),
-    _Forgettable("moe_router_pre_softmax", "--moe-router-pre-softmax", False, True),
+    _Forgettable("layernorm_epsilon", 1e-5, False),
+    _Forgettable("qk_layernorm", False, False),
+    _Forgettable("rotary_base", 10000, True),
+    _Forgettable("rotary_percent", 1.0, True),
+    _Forgettable("moe_router_topk", 2, True),
+    _Forgettable("moe_router_pre_softmax", False, True),
 )
 
 
@@ -129,15 +129,15 @@ def _forgotten(args: Namespace, checkpoint_args: Namespace) -> list[tuple[_Forge
     ]
 
 
-def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
-    """Settings of a run that differ from those its Grove checkpoint was made with, a line each.
+def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[Problem]:
+    """Settings of a run that differ from those its Grove checkpoint was made with.
 
     They describe the weights: loaded with others, a checkpoint would silently lose its adjugates
     or become another model. Those of Megatron count where they were left out.
     """
+    fix = "give the checkpoint's value, or --use-checkpoint-args"
     problems = [
-        f"{setting.flag} ({setting.default}, the default) differs from {setting.flag} of the "
-        f"checkpoint ({saved}); give the checkpoint's value, or --use-checkpoint-args"
+        _differs(setting.name, f"{setting.default}, the default", saved, f"; {fix}")
         for setting, saved in _forgotten(args, checkpoint_args)
     ]
     for name, default in layer_defaults().items():
@@ -146,21 +146,23 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[str]:
         # A checkpoint that knows nothing of Grove is one of a plain model.
         given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
         if (given or None) != (saved or None):
-            flag = flag_of(name)
-            problems.append(
-                f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); give the "
-                "checkpoint's value, or --use-checkpoint-args"
-            )
+            problems.append(_differs(name, given, saved, f"; {fix}"))
     return problems
 
 
-def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> list[str]:
-    """Distributed optimizer states that would be loaded into the wrong parameters, a line each.
+def _differs(name: str, given: object, saved: object, fix: str) -> Problem:
+    flag = flag_of(name)
+    return Problem(flag, given, f"differs from {flag} of the checkpoint ({saved}){fix}")
+
+
+def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> list[Problem]:
+    """Distributed optimizer states that would be loaded into the wrong parameters.
 
     Megatron's default format of these states keeps them in the order of the parameters in memory
     and names none of them. Another layout ends in an error about buckets or in none at all: the
     same number of elements in another order gets the moments of other parameters.
     """
+    check = Check(args)
     resumes = not (args.finetune or args.no_load_optim)
     imported = getattr(checkpoint_args, IMPORTED, False)
     saved = not (imported or getattr(checkpoint_args, "no_save_optim", False))
@@ -169,31 +171,30 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
     if not (ours and resumes and saved):
         return []
     if args.use_distributed_optimizer != distributed:
-        return [
-            f"--use-distributed-optimizer ({args.use_distributed_optimizer}) differs from "
-            f"--use-distributed-optimizer of the checkpoint ({distributed}), whose optimizer state "
-            "it cannot read; use the same, or give --no-load-optim"
-        ]
+        fix = ", whose optimizer state it cannot read; use the same, or give --no-load-optim"
+        given = args.use_distributed_optimizer
+        return [_differs("use_distributed_optimizer", given, distributed, fix)]
     if not distributed:
         return []
     if getattr(checkpoint_args, "dist_ckpt_optim_fully_reshardable", False):
         return []
     fits_no_other = (
-        "whose distributed optimizer state fits no other; use the same, or save once with "
+        ", whose distributed optimizer state fits no other; use the same, or save once with "
         "--dist-ckpt-optim-fully-reshardable at the old layout, or give --no-load-optim"
     )
     here, there = _parallel_sizes(args), _parallel_sizes(checkpoint_args)
     problems = [
-        f"{flag} ({here[flag]}) differs from {flag} of the checkpoint ({there[flag]}), "
-        f"{fits_no_other}"
-        for flag in here
-        if here[flag] != there[flag]
+        _differs(name, here[name], there[name], fits_no_other)
+        for name in here
+        if here[name] != there[name]
     ]
     modules, saved_modules = _expert_modules(args), _expert_modules(checkpoint_args)
     if modules != saved_modules:
         problems.append(
-            f"--grove-kernel ({args.grove_kernel}) makes expert modules ({modules}) that are not "
-            f"those of the checkpoint ({saved_modules}), {fits_no_other}"
+            check.problem(
+                f"{{grove_kernel}} makes expert modules ({modules}) that are not those of the "
+                f"checkpoint ({saved_modules}){fits_no_other}"
+            )
         )
     return problems
 
@@ -205,7 +206,7 @@ def optimizer_format_notice(args: Namespace) -> str | None:
         return None
     if args.dist_ckpt_optim_fully_reshardable:
         return None
-    sizes = ", ".join(f"{flag} {size}" for flag, size in _parallel_sizes(args).items())
+    sizes = ", ".join(f"{flag_of(name)} {size}" for name, size in _parallel_sizes(args).items())
     return (
         f"the optimizer state this run saves loads at any data-parallel size, but only with "
         f"{sizes} and expert modules {_expert_modules(args)}; for any layout add "
@@ -214,17 +215,17 @@ def optimizer_format_notice(args: Namespace) -> str | None:
 
 
 def _parallel_sizes(args: Namespace) -> dict[str, int]:
-    """The sizes that decide which parameters a rank holds, by flag.
+    """The sizes that decide which parameters a rank holds.
 
     Args:
         args: of a command line, validated or not, or of a checkpoint.
     """
     tensor = args.tensor_model_parallel_size
     return {
-        "--tensor-model-parallel-size": tensor,
-        "--pipeline-model-parallel-size": args.pipeline_model_parallel_size,
-        "--expert-model-parallel-size": args.expert_model_parallel_size,
-        "--expert-tensor-parallel-size": expert_tensor_parallel_size(args),
+        "tensor_model_parallel_size": tensor,
+        "pipeline_model_parallel_size": args.pipeline_model_parallel_size,
+        "expert_model_parallel_size": args.expert_model_parallel_size,
+        "expert_tensor_parallel_size": expert_tensor_parallel_size(args),
     }
 
 
@@ -237,7 +238,7 @@ def _expert_modules(args: Namespace) -> str:
     return "TEGroupedMLP" if args.moe_grouped_gemm else "SequentialMLP of TransformerEngine"
 
 
-def yaml_problems(argv: list[str], *, own_script: bool = False) -> list[str]:
+def yaml_problems(argv: list[str], *, own_script: bool = False) -> list[Problem]:
     """``--yaml-cfg`` replaces the whole command line, our flags and all our checks included.
 
     Args:
@@ -249,25 +250,22 @@ def yaml_problems(argv: list[str], *, own_script: bool = False) -> list[str]:
     grove = [flag for flag in rest if flag.startswith("--grove-")]
     if options.yaml_cfg is None or (own_script and not grove):
         return []
-    if not grove:
-        return [
-            f"--yaml-cfg ({options.yaml_cfg}) is not read by grove_megatron.pretrain or grove "
-            "doctor; use flags, or grove_megatron.run with Megatron's own script"
-        ]
-    return [
-        f"--yaml-cfg ({options.yaml_cfg}) replaces the command line and with it {grove[0]} "
-        f"({len(grove)} Grove flags given); use flags alone"
-    ]
+    what, fix = "is not read by grove_megatron.pretrain or grove doctor", "use flags, or "
+    fix += "grove_megatron.run with Megatron's own script"
+    if grove:
+        what = f"replaces the command line and with it {grove[0]} ({len(grove)} Grove flags given)"
+        fix = "use flags alone"
+    return [Problem("--yaml-cfg", options.yaml_cfg, f"{what}; {fix}")]
 
 
-def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list[str]:
+def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list[Problem]:
     """Take the Grove settings from a checkpoint, as ``--use-checkpoint-args`` does for Megatron's.
 
     They describe the weights. A flag that was given (differs from its default) and contradicts
     the checkpoint is not overruled silently.
 
     Returns:
-        One line per contradiction.
+        The contradictions.
     """
     problems = []
     for name, default in layer_defaults().items():
@@ -275,11 +273,8 @@ def restore_grove_arguments(args: Namespace, checkpoint_args: Namespace) -> list
             continue
         given, saved = getattr(args, name), getattr(checkpoint_args, name, default)
         if given not in (saved, default):
-            flag = flag_of(name)
-            problems.append(
-                f"{flag} ({given}) differs from {flag} of the checkpoint ({saved}); remove one of "
-                f"{flag} and --use-checkpoint-args"
-            )
+            fix = f"; remove one of {flag_of(name)} and --use-checkpoint-args"
+            problems.append(_differs(name, given, saved, fix))
         elif given != saved:
             _say_taken(name, saved)
         setattr(args, name, saved)

@@ -5,6 +5,7 @@ into argparse types.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
@@ -12,10 +13,12 @@ from typing import Any, Literal
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
+from .checks.problem import Problem, Refusal
+from .checks.rules import Check
 from .functional.groups import scale_bound
 from .model.architecture import layers_with_experts
 from .parts import registry
-from .switches import flag_of, refusals
+from .switches import refusals
 
 
 @dataclass
@@ -67,11 +70,10 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
         if has_grove_layers(self) and self.grove_kernel in GROUPED_KERNELS:
             why_not = grouped_experts_why_not(self)
             if why_not is not None:
-                problems.append(
-                    f"--grove-kernel ({self.grove_kernel}) cannot run: {why_not}; use auto"
-                )
+                sentence = "{grove_kernel} cannot run: {why_not}; use auto"
+                problems.append(Check(self).problem(sentence, why_not=why_not))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise Refusal(problems)
 
 
 @dataclass
@@ -174,116 +176,108 @@ def is_checked(args: Any) -> bool:
     return has_grove_layers(args)
 
 
-def grove_problems(settings: Any, *, num_experts: int | None) -> list[str]:
-    """What is wrong with the Grove settings: ``name (value) relation name (value); fix`` each.
+def grove_problems(settings: Any, *, num_experts: int | None) -> list[Problem]:
+    """What is wrong with the Grove settings, flags spelled as on the command line.
 
     Args:
         settings: a :class:`GroveTransformerConfig` or Megatron's argument namespace; the fields
             used here have the same names in both, except the number of experts.
         num_experts: routed experts, None for a dense model.
-
-    Returns:
-        One line per problem, flags spelled as on the command line; empty if all is well.
     """
-    groups = settings.grove_num_groups
-    width = settings.grove_adjugate_ffn_hidden_size
-    scale = settings.grove_adjugate_scale
-    problems = []
-    if not groups:
-        plain = bool(settings.grove_dispatch)
-        for name, default in grove_defaults().items():
-            # A configuration has none of the job's.
-            value = getattr(settings, name, default)
-            if name == "grove_num_groups" or value == default:
-                continue
-            flag, without = f"{flag_of(name)} ({value})", f"--grove-num-groups ({groups})"
-            if name in OF_GROUPS:
-                problems.append(
-                    f"{flag} is set without {without}; set the number of groups, or remove it"
-                )
-            elif not plain:
-                problems.append(
-                    f"{flag} is set without {without} or --grove-dispatch (False); give one of "
-                    "them, or remove it"
-                )
-        return problems + (_plain_problems(settings, num_experts) if plain else [])
-    if not num_experts:
-        problems.append(
-            f"--grove-num-groups ({groups}) is set for a dense model, --num-experts "
-            f"({num_experts}); set --num-experts, or remove the --grove-* flags"
-        )
-    elif groups < 0:
-        problems.append(f"--grove-num-groups ({groups}) is negative; leave it out for a plain MoE")
-    elif num_experts % groups:
-        problems.append(
-            f"--grove-num-groups ({groups}) does not divide --num-experts ({num_experts}); "
-            f"use one of {_divisors(num_experts)}"
-        )
-    expert_parallel = settings.expert_model_parallel_size
-    if expert_parallel < 1:
-        problems.append(
-            f"--expert-model-parallel-size ({expert_parallel}) is below 1; use 1 or more"
-        )
-    elif groups > 0 and groups % expert_parallel:
-        problems.append(
-            f"--expert-model-parallel-size ({expert_parallel}) does not divide --grove-num-groups "
-            f"({groups}); a group and its adjugate stay on one rank, so use one of "
-            f"{_divisors(groups)}"
-        )
-    if width is None or width <= 0:
-        problems.append(
-            f"--grove-adjugate-ffn-hidden-size ({width}) is not positive beside "
-            f"--grove-num-groups ({groups}); give the width of an adjugate expert"
-        )
-    elif (expert_tensor := expert_tensor_parallel_size(settings)) and width % expert_tensor:
-        problems.append(
-            f"--grove-adjugate-ffn-hidden-size ({width}) is not a multiple of "
-            f"--expert-tensor-parallel-size ({expert_tensor}), which splits it; use a width or a "
-            "size that fits"
-        )
-    if not 0 <= scale < math.inf:
-        problems.append(
-            f"--grove-adjugate-scale ({scale}) is not a finite number of 0 or more; the paper's "
-            "value is 0.05"
-        )
-    elif num_experts and groups > 0 and not settings.grove_allow_scale_above_bound:
-        bound = scale_bound(groups, num_experts)
-        if scale > bound:
-            problems.append(
-                f"--grove-adjugate-scale ({scale}) is above groups / experts ({bound:g}); lower "
-                "it, or pass --grove-allow-scale-above-bound"
-            )
-    if num_experts and not 1 <= settings.moe_router_topk <= num_experts:
-        problems.append(
-            f"--moe-router-topk ({settings.moe_router_topk}) is not between 1 and --num-experts "
-            f"({num_experts}); choose the experts per token"
-        )
+    if has_adjugates(settings):
+        return [*_group_problems(settings, num_experts)]
+    plain = has_grove_layers(settings)
+    found = _plain_problems(settings, num_experts) if plain else ()
+    return [*_without_groups(settings, plain), *found]
+
+
+def _without_groups(settings: Any, plain: bool) -> Iterator[Problem]:
+    """Settings that nothing reads: of a model without groups, or without our layer."""
+    check = Check(settings)
+    without = "is set without {grove_num_groups}"
+    for name, default in grove_defaults().items():
+        # A configuration has none of the job's.
+        if name == "grove_num_groups" or getattr(settings, name, default) == default:
+            continue
+        if name in OF_GROUPS:
+            fix = "set the number of groups, or remove it"
+            yield check.problem(f"{{{name}}} {without}; {fix}")
+        elif not plain:
+            fix = "give one of them, or remove it"
+            yield check.problem(f"{{{name}}} {without} or {{grove_dispatch}}; {fix}")
+
+
+def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
+    check = Check(settings, num_experts=num_experts)
+    groups, ranks = settings.grove_num_groups, settings.expert_model_parallel_size
+    rules = {
+        "{grove_num_groups} is set for a dense model, {num_experts}; set --num-experts, or remove "
+        "the --grove-* flags": not num_experts,
+        "{grove_num_groups} is negative; leave it out for a plain MoE": num_experts and groups < 0,
+    }
+    yield from check.those(rules)
+    if num_experts and groups > 0:
+        fix = f"use one of {_divisors(num_experts)}"
+        yield from check.divides("grove_num_groups", "num_experts", fix)
+    yield from check.at_least("expert_model_parallel_size", 1)
+    if ranks >= 1 and groups > 0:
+        fix = f"a group and its adjugate stay on one rank, so use one of {_divisors(groups)}"
+        yield from check.divides("expert_model_parallel_size", "grove_num_groups", fix)
+    yield from _adjugate_problems(settings, num_experts)
     if num_experts:
-        problems += [str(problem) for problem in registry.problems(settings)]
-        problems += _kernel_problems(settings)
-        problems += _metrics_problems(settings)
-        problems += refusals(settings)
-    return problems
+        is_so = not 1 <= settings.moe_router_topk <= num_experts
+        sentence = "{moe_router_topk} is not between 1 and {num_experts}; choose the experts per "
+        yield from check.those({f"{sentence}token": is_so})
+        yield from _problems_of_layer(settings)
 
 
-def _plain_problems(settings: Any, num_experts: int | None) -> list[str]:
-    """Of --grove-dispatch without groups."""
-    if not num_experts:
-        return [
-            f"--grove-dispatch (True) is set for a dense model, --num-experts ({num_experts}); set "
-            "--num-experts, or remove it"
-        ]
-    problems = []
-    expert_parallel = settings.expert_model_parallel_size
-    if expert_parallel < 1 or num_experts % expert_parallel:
-        problems.append(
-            f"--expert-model-parallel-size ({expert_parallel}) does not divide --num-experts "
-            f"({num_experts}); use one of {_divisors(num_experts)}"
+def _problems_of_layer(settings: Any) -> Iterator[Problem]:
+    """With groups or in a plain MoE."""
+    yield from registry.problems(settings)
+    yield from _kernel_problems(settings)
+    yield from _metrics_problems(settings)
+    yield from refusals(settings)
+
+
+def _adjugate_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
+    split = expert_tensor_parallel_size(settings)
+    check = Check(settings, expert_tensor_parallel_size=split)
+    width, scale = settings.grove_adjugate_ffn_hidden_size, settings.grove_adjugate_scale
+    if width is None or width <= 0:
+        yield check.problem(
+            "{grove_adjugate_ffn_hidden_size} is not positive beside {grove_num_groups}; give the "
+            "width of an adjugate expert"
         )
-    problems += [str(problem) for problem in registry.problems(settings)]
-    problems += _kernel_problems(settings)
-    problems += _metrics_problems(settings)
-    return problems + refusals(settings)
+    else:
+        both = ("grove_adjugate_ffn_hidden_size", "expert_tensor_parallel_size")
+        fix = "use a width or a size that fits"
+        yield from check.multiple(*both, fix, why=", which splits it")
+    yield from check.finite("grove_adjugate_scale", "the paper's value is 0.05")
+    groups = settings.grove_num_groups
+    if num_experts and groups > 0 and not settings.grove_allow_scale_above_bound:
+        bound = scale_bound(groups, num_experts)
+        if bound < scale < math.inf:
+            yield check.problem(
+                "{grove_adjugate_scale} is above groups / experts ({bound}); lower it, or pass "
+                "--grove-allow-scale-above-bound",
+                bound=f"{bound:g}",
+            )
+
+
+def _plain_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
+    """Of --grove-dispatch without groups."""
+    check = Check(settings, num_experts=num_experts)
+    ranks = settings.expert_model_parallel_size
+    if not num_experts:
+        yield check.problem(
+            "{grove_dispatch} is set for a dense model, {num_experts}; set --num-experts, or "
+            "remove it"
+        )
+        return
+    if ranks < 1 or num_experts % ranks:
+        sentence = "{expert_model_parallel_size} does not divide {num_experts}; use one of {sizes}"
+        yield check.problem(sentence, sizes=_divisors(num_experts))
+    yield from _problems_of_layer(settings)
 
 
 def grouped_experts_why_not(config: TransformerConfig) -> str | None:
@@ -309,43 +303,37 @@ def grouped_experts_why_not(config: TransformerConfig) -> str | None:
     return f"grouped experts compute SwiGLU without biases, not {', '.join(settings)}"
 
 
-def _kernel_problems(settings: Any) -> list[str]:
+def _kernel_problems(settings: Any) -> Iterator[Problem]:
+    check = Check(settings)
     kernel = settings.grove_kernel
-    if kernel not in (choices := ("auto", "megatron", *GROUPED_KERNELS)):
-        return [f"--grove-kernel ({kernel}) is not one of ({', '.join(choices)}); use auto"]
+    yield from check.one_of("grove_kernel", ("auto", "megatron", *GROUPED_KERNELS), "use auto")
     if kernel not in GROUPED_KERNELS:
-        return []
-    problems = []
+        return
     if settings.transformer_impl != "local":
-        problems.append(
-            f"--grove-kernel ({kernel}) would replace the experts of --transformer-impl "
-            f"({settings.transformer_impl}); use --transformer-impl local, or --grove-kernel auto"
+        yield check.problem(
+            "{grove_kernel} would replace the experts of {transformer_impl}; use "
+            "--transformer-impl local, or --grove-kernel auto"
         )
     # Only a command line knows the optimizer.
-    optimizer = getattr(settings, "optimizer", None)
-    if optimizer in MATRIX_OPTIMIZERS:
-        problems.append(
-            f"--grove-kernel ({kernel}) stacks the experts' matrices, which --optimizer "
-            f"({optimizer}) needs one by one; use --grove-kernel megatron"
+    if getattr(settings, "optimizer", None) in MATRIX_OPTIMIZERS:
+        yield check.problem(
+            "{grove_kernel} stacks the experts' matrices, which {optimizer} needs one by one; use "
+            "--grove-kernel megatron"
         )
-    return problems
 
 
-def _metrics_problems(settings: Any) -> list[str]:
+def _metrics_problems(settings: Any) -> Iterator[Problem]:
     # Only a command line has them.
-    interval = getattr(settings, "grove_metrics_interval", None)
-    folder = getattr(settings, "grove_metrics_dir", None)
-    if interval is not None and interval < 0:
-        return [
-            f"--grove-metrics-interval ({interval}) is below 0; use a number of iterations, or 0 "
-            "for no metrics"
-        ]
-    if interval == 0 and folder is not None:
-        return [
-            f"--grove-metrics-dir ({folder}) gets nothing at --grove-metrics-interval ({interval})"
-            "; remove one of them"
-        ]
-    return []
+    check = Check(settings)
+    if not hasattr(settings, "grove_metrics_interval"):
+        return
+    fix = "use a number of iterations, or 0 for no metrics"
+    yield from check.at_least("grove_metrics_interval", 0, fix)
+    if settings.grove_metrics_interval == 0 and settings.grove_metrics_dir is not None:
+        sentence = (
+            "{grove_metrics_dir} gets nothing at {grove_metrics_interval}; remove one of them"
+        )
+        yield check.problem(sentence)
 
 
 def _divisors(n: int) -> str:

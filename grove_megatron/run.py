@@ -12,6 +12,7 @@ import sys
 
 def main() -> None:
     """Run ``sys.argv[1]`` as ``__main__`` with the rest of the command line."""
+    from .checks.problem import Problem
     from .failure.watch import interruptible, watched
     from .training.one_job import writing_alone
     from .training.refuse import refuse
@@ -20,7 +21,7 @@ def main() -> None:
     if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
         given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
         usage = "torchrun -m grove_megatron.run path/to/script.py ..."
-        refuse([f"script ({given}) is not a file; {usage}"])
+        refuse([Problem("script", given, f"is not a file; {usage}")])
     del sys.argv[0]
     alone()
     with interruptible(), started(), watched(), writing_alone():

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
-Report = Callable[[Sequence[str]], NoReturn]
+from .checks.problem import UNSAID, Problem
+
+Report = Callable[[Sequence[Problem]], NoReturn]
 # Two flags of which one letter differs, or a word's end; not two that share a word.
 _CLOSE = 0.82
 _TYPES = {"int": "a whole number", "float": "a number"}
@@ -20,9 +22,9 @@ _TYPES = {"int": "a whole number", "float": "a number"}
 def report_errors(
     parser: ArgumentParser,
     report: Report,
-    others: Callable[[Namespace], Sequence[str]] = lambda args: (),
+    others: Callable[[Namespace], Sequence[Problem]] = lambda args: (),
 ) -> ArgumentParser:
-    """Have ``parser`` give its errors to ``report``, one line each.
+    """Have ``parser`` give its errors to ``report``.
 
     Args:
         parser: of Megatron, with all flags.
@@ -45,10 +47,11 @@ def report_errors(
         try:
             args = parser.parse_known_args(sound, namespace)[0]
         except Exception as error:
-            report([*problems, f"{error}; see --help"])
-        # That a flag is missing is no news where it could not be parsed.
-        said = tuple(line.partition(" ")[0] + " (" for line in problems)
-        report([*problems, *(line for line in others(args) if not line.startswith(said))])
+            report([*problems, Problem.of_text(f"{error}; see --help")])
+        # What a flag lacks, or others lack for it, is no news where it could not be parsed.
+        said = {one.flag for one in problems if one.flag}
+        rest = (one for one in others(args) if said.isdisjoint((one.flag, *one.about)))
+        report([*problems, *rest])
 
     parser.error = error  # type: ignore[method-assign]
     parser.parse_args = parse_args  # type: ignore[method-assign, assignment]
@@ -59,10 +62,10 @@ class _Wrong(Exception):
     """What argparse would print."""
 
 
-def _sort_out(parser: ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that can be parsed, and a line for each flag that cannot."""
+def _sort_out(parser: ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[Problem]]:
+    """The words that can be parsed, and a problem of each flag that cannot."""
     sound: list[str] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for given in _by_flag(parser, words):
         try:
             _, unknown = parser.parse_known_args(given)
@@ -76,8 +79,8 @@ def _sort_out(parser: ArgumentParser, words: Sequence[str]) -> tuple[list[str], 
         else:
             taken = given[: -len(unknown)]
             sound += taken
-            where = f" after {' '.join(taken)}" if taken else ""
-            problems.append(f"({' '.join(unknown)}){where} is of no flag; remove it")
+            where = f"after {' '.join(taken)} " if taken else ""
+            problems.append(Problem("", unknown, f"{where}is of no flag; remove it"))
     return sound, problems
 
 
@@ -94,27 +97,27 @@ def _by_flag(parser: ArgumentParser, words: Sequence[str]) -> Iterator[list[str]
         yield given
 
 
-def _not_taken(parser: ArgumentParser, given: Sequence[str], error: Exception) -> str:
+def _not_taken(parser: ArgumentParser, given: Sequence[str], error: Exception) -> Problem:
     """A flag of which ``parser`` does not take the values."""
     flag, equals, value = given[0].partition("=")
     values = [value] if equals else [*given[1:]]
     action = parser._option_string_actions.get(flag)
     said = re.sub(r"^argument [^:]*: ", "", str(error))
     if said.startswith("expected"):
-        return f"{flag} needs a value; give it"
-    shown = f"{flag} ({' '.join(values)})"
+        return Problem(flag, UNSAID, "needs a value; give it")
     if said.startswith("ignored explicit argument"):
-        return f"{shown} takes no value; remove it"
+        return Problem(flag, values, "takes no value; remove it")
     if action is not None and said.startswith("invalid choice"):
-        return f"{shown} is not one of {', '.join(map(str, action.choices or ()))}; use one"
+        choices = ", ".join(map(str, action.choices or ()))
+        return Problem(flag, values, f"is not one of {choices}; use one")
     kind = _TYPES.get(getattr(action and action.type, "__name__", ""))
-    return f"{shown} is not {kind or 'a value of this flag'}; correct it"
+    return Problem(flag, values, f"is not {kind or 'a value of this flag'}; correct it")
 
 
-def _unknown(flag: str, parser: ArgumentParser) -> str:
+def _unknown(flag: str, parser: ArgumentParser) -> Problem:
     """With the nearest flag, unless it would say the opposite."""
     negated = flag.startswith("--no-")
     options = [o for o in parser._option_string_actions if o.startswith("--no-") == negated]
     near = get_close_matches(flag.replace("_", "-"), options, n=1, cutoff=_CLOSE)
     fix = f"did you mean {near[0]}?" if near else "remove it"
-    return f"{flag} is no flag of Megatron or grove_megatron; {fix}"
+    return Problem(flag, UNSAID, f"is no flag of Megatron or grove_megatron; {fix}")

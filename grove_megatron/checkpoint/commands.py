@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checks.flags import flag_of
 from ..printable import printable
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def _given(context: typer.Context) -> dict[str, Any]:
 def _idle(given: dict[str, Any], needs: dict[str, tuple[bool, tuple[str, ...]]]) -> list[str]:
     """Of the options that nothing reads without another."""
     return [
-        f"--{name.replace('_', '-')} ({given[name]}) does nothing without {what}; remove it"
+        f"{flag_of(name)} ({given[name]}) does nothing without {what}; remove it"
         for what, (is_there, names) in needs.items()
         for name in names
         if name in given and not is_there

@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..checks.flags import flag_of
 from ..model.architecture import Architecture, layers_with_experts
 from .hf_config import brief, refuse_all
 
@@ -106,7 +107,7 @@ class _Setting:
         value = getattr(args, self.name, self.default)
         if value in self.handled:
             return None
-        flag = self.flag or f"--{self.name.replace('_', '-')}"
+        flag = self.flag or flag_of(self.name)
         handled = " or ".join(map(str, self.handled))
         return f"{flag} ({brief(value)}) is not {handled}; {self.fix}"
 
@@ -144,9 +145,7 @@ _EVERY_MODEL = [
     _Setting("softmax_type", "vanilla", ("vanilla",), _NOT_IN_HF),
     _Setting("glu_linear_offset", 0.0, (0.0,), _NOT_IN_HF),
     _Setting("mtp_num_layers", None, (None, 0), "MTP layers are not exported, train without"),
-    _Setting(
-        "layernorm_zero_centered_gamma", False, (False,), _NOT_IN_HF, flag="--apply-layernorm-1p"
-    ),
+    _Setting("layernorm_zero_centered_gamma", False, (False,), _NOT_IN_HF),
     _Setting(
         "spec",
         None,
@@ -273,7 +272,7 @@ class _Sizes:
         found = [v for name in names if (v := getattr(self.args, name, None)) is not None]
         value = found[0] if found else None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            flags = " or ".join(f"--{name.replace('_', '-')}" for name in names)
+            flags = " or ".join(map(flag_of, names))
             self.problems.append(
                 f"{flags} ({brief(value)}) is not a whole number above 0; name a "
                 "checkpoint that has it"

@@ -101,28 +101,28 @@ def from_rank_0(make: Callable[[], Any], timeout: timedelta) -> Any:
     return json.loads(store.get(name))
 
 
-def from_all_ranks(mine: list[str], timeout: timedelta) -> list[str]:
-    """The lines of all ranks, each once, on every rank; every rank must call.
+def from_all_ranks(mine: list[Any], timeout: timedelta) -> list[tuple[int, Any]]:
+    """What the ranks give, each once with the first of them, on every rank; every rank must call.
 
     Args:
-        mine: this rank's. What rank 0 has not is given with the number of the rank.
+        mine: of this rank, JSON each.
         timeout: how long to wait for the other ranks.
     """
     if not has_store():
-        return mine
+        return [(0, one) for one in mine]
     store, name, (rank, world_size) = job_store(timeout), key(f"of_all/{next(_said)}"), world()
-    store.set(f"{name}/{rank}", json.dumps(mine))
+    store.set(f"{name}/{rank}", json.dumps([json.dumps(one) for one in mine]))
 
-    def collect() -> list[str]:
+    def collect() -> dict[str, int]:
         found: dict[str, int] = {}
         for other in range(world_size):
             store.wait([f"{name}/{other}"], timeout)
-            for line in json.loads(store.get(f"{name}/{other}")):
-                found.setdefault(line, other)
-        return [f"rank {other}: {line}" if other else line for line, other in found.items()]
+            for one in json.loads(store.get(f"{name}/{other}")):
+                found.setdefault(one, other)
+        return found
 
-    lines: list[str] = from_rank_0(collect, timeout)
-    return lines
+    collected: dict[str, int] = from_rank_0(collect, timeout)
+    return [(first, json.loads(one)) for one, first in collected.items()]
 
 
 _said = itertools.count()

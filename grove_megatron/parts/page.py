@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
+from ..checks.flags import flag_of
 from . import registry
-from .part import Part, Slot, flag_of
+from .part import Part, Slot
 from .slots import flag_fields
 
 PAGE = Path(__file__).with_name("README.md")
@@ -55,7 +56,7 @@ def _section(slot: Slot) -> Iterator[str]:
 def _asked(part: Part) -> str:
     if part.switch is None and part.slot in flag_fields():
         default = " (default)" if part.name == registry.default(part.slot) else ""
-        return f"`{registry.flag(part)} {part.name}`{default}"
+        return f"`{flag_of(registry.setting(part))} {part.name}`{default}"
     return f"`{flag_of(part.switch)}`" if part.switch else f"`{part.tried.split()[0]}`"
 
 

@@ -287,17 +287,3 @@ def experts_of(settings: Any) -> int | None:
     """Routed experts: a configuration and Megatron's namespace name them differently."""
     found: int | None = getattr(settings, "num_moe_experts", getattr(settings, "num_experts", None))
     return found
-
-
-def not_finite(settings: Any, name: str, *, above: bool = False, hint: str) -> list[Problem]:
-    """That a number is below 0 (or, ``above``, not above it), infinite or none at all."""
-    value = getattr(settings, name)
-    if (value > 0 or (value == 0 and not above)) and value < float("inf"):
-        return []
-    least = "above 0" if above else "of 0 or more"
-    return [Problem(flag_of(name), value, f"is not a finite number {least}; {hint}")]
-
-
-def flag_of(name: str) -> str:
-    """The flag of a setting."""
-    return f"--{name.replace('_', '-')}"

@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import Any
 
 from ..checks.problem import Problem
+from ..checks.rules import Check
 from ..model.weights import Weight
 from . import __name__ as package
 from . import __path__ as folders
-from .part import Part, Slot, flag_of
+from .part import Part, Slot
 from .slots import Choices, flag_fields
 
 
@@ -68,9 +69,9 @@ def choices(slot: str) -> tuple[str, ...]:
     return tuple(part.name for part in parts() if part.slot == slot)
 
 
-def flag(part: Part) -> str:
+def setting(part: Part) -> str:
     """What asks for a part."""
-    return flag_of(part.switch or flag_fields()[part.slot])
+    return part.switch or flag_fields()[part.slot]
 
 
 def of_groups() -> frozenset[str]:
@@ -100,10 +101,7 @@ def problems(settings: Any) -> list[Problem]:
 
 def _unknown(settings: Any) -> Iterator[Problem]:
     for slot, name in flag_fields().items():
-        if (value := getattr(settings, name)) not in choices(slot):
-            default = getattr(Choices, name)
-            text = f"is not one of ({', '.join(choices(slot))}); use {default}"
-            yield Problem(flag_of(name), value, text)
+        yield from Check(settings).one_of(name, choices(slot), f"use {getattr(Choices, name)}")
 
 
 def _idle(settings: Any) -> Iterator[Problem]:
@@ -113,13 +111,14 @@ def _idle(settings: Any) -> Iterator[Problem]:
         switches = [part.switch for part in users if part.switch]
         if not switches or any(part.is_on(settings) for part in users):
             continue
-        without = " or ".join(f"{flag_of(name)} ({getattr(settings, name)})" for name in switches)
-        for field in fields(kind):
-            value = getattr(settings, field.name)
-            if field.name not in switches and value != field.default:
-                text = f"is set without {without}, which reads it; give that, or remove it"
-                about = tuple(flag_of(name) for name in switches)
-                yield Problem(flag_of(field.name), value, text, about)
+        without = " or ".join(f"{{{name}}}" for name in switches)
+        broken = {
+            f"{{{f.name}}} is set without {without}, which reads it; give that, or remove it": (
+                f.name not in switches and getattr(settings, f.name) != f.default
+            )
+            for f in fields(kind)
+        }
+        yield from Check(settings).those(broken)
     if not settings.moe_router_enable_expert_bias:
         yield from _of_no_bias(settings)
 
@@ -130,13 +129,12 @@ def _of_no_bias(settings: Any) -> Iterator[Problem]:
     names = [flag_fields()["update"], flag_fields()["schedule"]]
     defaults = {name: getattr(Choices, name) for name in names}
     defaults |= {f.name: f.default for kind in kinds for f in fields(kind)}
-    for name, default in defaults.items():
-        if (value := getattr(settings, name)) != default:
-            text = (
-                "is set without --moe-router-enable-expert-bias (False), so there is no bias to "
-                "move; add that, or remove it"
-            )
-            yield Problem(flag_of(name), value, text, ("--moe-router-enable-expert-bias",))
+    broken = {
+        f"{{{name}}} is set without {{moe_router_enable_expert_bias}}, so there is no bias to "
+        "move; add that, or remove it": getattr(settings, name) != default
+        for name, default in defaults.items()
+    }
+    yield from Check(settings).those(broken)
 
 
 def _of_those_that_are_on(settings: Any) -> Iterator[Problem]:

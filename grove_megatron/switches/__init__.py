@@ -6,6 +6,7 @@ The tables here are what the checks at start refuse by, what the tests run, and 
 
 from functools import cache
 
+from ..checks.problem import Problem
 from . import (
     balancing,
     checkpointing,
@@ -19,7 +20,7 @@ from . import (
     router,
     unread,
 )
-from .rows import Area, Idle, Ignored, Refused, Shown, Works, flag_of
+from .rows import Area, Idle, Ignored, Refused, Shown, Works
 
 AREAS: tuple[Area, ...] = (
     router.AREA,
@@ -103,13 +104,13 @@ def named() -> frozenset[str]:
     )
 
 
-def refusals(settings: object) -> list[str]:
-    """What a configuration or a command line asks for that is refused, one line each.
+def refusals(settings: object) -> list[Problem]:
+    """What a configuration or a command line asks for that is refused.
 
     Args:
         settings: a GroveTransformerConfig or Megatron's argument namespace, with Grove layers.
     """
-    return [line for row in refused() if (line := row.line(settings)) is not None]
+    return [found for row in refused() if (found := row.problem(settings)) is not None]
 
 
 __all__ = [
@@ -121,7 +122,6 @@ __all__ = [
     "Refused",
     "Shown",
     "Works",
-    "flag_of",
     "idle",
     "named",
     "refusals",

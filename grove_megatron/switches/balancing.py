@@ -56,6 +56,7 @@ AREA = Area(
             setting="moe_pad_expert_input_to_capacity",
             flags="--moe-expert-capacity-factor 1.0 --moe-pad-expert-input-to-capacity",
             reason="would count padding as tokens of an adjugate; remove it, dropping alone works",
+            of="groups",
         ),
         Refused(
             setting="moe_expert_rank_capacity_factor",
@@ -68,7 +69,7 @@ AREA = Area(
             flags="--moe-router-load-balancing-type sinkhorn",
             reason="selects experts itself and so excludes --grove-router-scoring (grove); use "
             "aux_loss, none or an expert bias, or --grove-router-scoring softmax",
-            when=None,
+            of="scoring",
         ),
         Idle(
             "--moe-aux-loss-coeff",

@@ -1,6 +1,6 @@
 """Dispatchers and their communication."""
 
-from .rows import Area, Idle, Ignored, Refused, Works, idle_without
+from .rows import Area, Idle, Ignored, Refused, Shown, Works, idle_without
 
 EP2 = "--expert-model-parallel-size 2"
 AREA = Area(
@@ -26,6 +26,14 @@ AREA = Area(
             reason="is not supported with --grove-num-groups; use --moe-token-dispatcher-type "
             "alltoall, which this plugin deduplicates",
             when=lambda v, _: v not in ("alltoall", "allgather"),
+            of="groups",
+        ),
+        Shown(
+            what="`--grove-dispatch`: a plain MoE, without groups",
+            tests=("tests/integration/test_plain_dispatch.py",),
+            note="losses and gradient norms are those of Megatron's own layer; beside tensor, "
+            "expert and virtual pipeline parallelism, MTP, shared experts, capacity, sinkhorn and "
+            "recompute too",
         ),
         Works(
             name="ep-overlap",
@@ -64,6 +72,7 @@ AREA = Area(
             flags="--moe-shared-expert-intermediate-size 16 --moe-shared-expert-overlap",
             reason="is not supported with --grove-num-groups; remove it, shared experts work "
             "without",
+            of="groups",
         ),
         Refused(
             setting="moe_paged_stash",

@@ -10,6 +10,7 @@ AREA = Area(
             flags="--transformer-impl inference_optimized",
             reason="is not supported with --grove-num-groups; use local or transformer_engine",
             when=lambda v, _: v == "inference_optimized",
+            of="groups",
         ),
         Refused(
             setting="cuda_graph_impl",
@@ -21,6 +22,7 @@ AREA = Area(
             setting="moe_pad_experts_for_cuda_graph_inference",
             flags="--moe-pad-experts-for-cuda-graph-inference",
             reason="would count padding as tokens of an adjugate; remove it",
+            of="groups",
         ),
         Refused(
             setting="inference_rng_tracker",

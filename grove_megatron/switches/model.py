@@ -63,11 +63,13 @@ AREA = Area(
             flags="--moe-latent-size 16",
             reason="has no defined meaning for adjugate experts; remove it",
             when=lambda v, _: v is not None,
+            of="groups",
         ),
         Refused(
             setting="moe_apply_probs_on_input",
             flags="--moe-apply-probs-on-input --moe-router-topk 1 --grove-router-scoring softmax",
             reason="would weigh a token before its adjugate sees it; remove it",
+            of="groups",
         ),
         Refused(
             setting="multi_latent_attention",

@@ -11,6 +11,12 @@ TESTS = "tests/integration/test_switches.py"
 _NEEDS = {"": "", "cuda": "needs CUDA", "te": "needs CUDA and TransformerEngine"}
 _NEEDS["mxfp8"] = "needs TransformerEngine on a GPU of compute capability 10"
 _NEEDS["einops"] = "needs the package einops"
+_PLAIN = "With `--grove-dispatch`"
+_OF = {
+    "layer": "refused",
+    "groups": "refused: not tried",
+    "scoring": "taken: the router is Megatron's",
+}
 
 _HEAD = f"""# Megatron's switches beside Grove layers
 
@@ -25,6 +31,10 @@ adjugates' scale at 0, what Megatron's own layer computes with the same switch. 
 same weights, losses and gradient norms are those without the switch. `grove doctor` says all of
 this of one command line, and what depends on several options and their values
 (`grove_megatron/training/rules.py`, `grove_megatron/training/late_rules.py`).
+
+What works is run with groups. Of a plain MoE with `--grove-dispatch` the row in
+[Dispatch](#dispatch) names what is run, and the last column of what is refused says whether it is
+refused there too.
 """
 
 
@@ -50,8 +60,10 @@ def _section(area: Area) -> str:
         lines += [f"| {row.what} | {_code([*row.tests])} | {row.note} |" for row in shown]
         lines.append("")
     if refused:
-        lines += ["| Refused | Why, and what instead |", "| --- | --- |"]
-        lines += [f"| `{row.flags}` | `{row.switch}` {row.reason} |" for row in refused]
+        lines += [f"| Refused | Why, and what instead | {_PLAIN} |", "| --- | --- | --- |"]
+        lines += [
+            f"| `{row.flags}` | `{row.switch}` {row.reason} | {_OF[row.of]} |" for row in refused
+        ]
         lines.append("")
     if idle:
         lines += ["| Does nothing | When, or why |", "| --- | --- |"]

@@ -122,18 +122,21 @@ AREA = Area(
             setting="use_megatron_fsdp",
             flags="--use-megatron-fsdp",
             reason="reduces adjugates over the wrong ranks; use --use-distributed-optimizer",
+            of="groups",
         ),
         Refused(
             setting="use_torch_fsdp2",
             flags="--use-torch-fsdp2",
             reason="has no expert parallelism and is not tested with groups; use "
             "--use-distributed-optimizer",
+            of="groups",
         ),
         Refused(
             setting="tensor_parallel_num_weight_shards",
             flags="--tensor-parallel-num-weight-shards 2",
             reason="is not tested with groups; remove it",
             when=lambda v, settings: v != settings.tensor_model_parallel_size,
+            of="groups",
         ),
         Refused(
             setting="expert_tensor_parallel_num_weight_shards",
@@ -142,6 +145,7 @@ AREA = Area(
             when=lambda v, settings: (
                 v != (settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size)
             ),
+            of="groups",
         ),
         Ignored(
             "--micro-batch-size --global-batch-size --step-batch-size-schedule "

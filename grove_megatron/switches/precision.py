@@ -100,7 +100,7 @@ AREA = Area(
             setting="fp4",
             flags="--fp4-format e2m1",
             reason="is not tested with groups; use --fp8-format, or --bf16",
-            flag="--fp4-format",
+            of="groups",
         ),
         Idle(
             "--fp8-recipe --fp8-quantizer-factory --fp8-margin --fp8-interval "

@@ -53,6 +53,7 @@ AREA = Area(
             flags="--fine-grained-activation-offloading --offload-modules moe_act",
             reason="gives experts and adjugates one name for their offloaded tensors; remove it, "
             "recompute works",
+            of="groups",
         ),
         idle_without(
             "fine_grained_activation_offloading",

@@ -78,14 +78,14 @@ AREA = Area(
             flags="--moe-router-fusion",
             reason="computes Megatron's score functions, not --grove-router-scoring (grove); "
             "remove it, or use --grove-router-scoring softmax",
-            when=None,
+            of="scoring",
         ),
         Refused(
             setting="moe_router_score_function",
             flags="--moe-router-score-function sqrtsoftplus",
             reason="is not used by --grove-router-scoring (grove), which selects on sigmoid; "
             "remove it, or use --grove-router-scoring softmax",
-            when=None,
+            of="scoring",
         ),
         Refused(
             setting="moe_router_padding_for_quantization",

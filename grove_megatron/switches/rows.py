@@ -4,11 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-
-def flag_of(setting: str) -> str:
-    """The flag of a setting, where it has the setting's name."""
-    return f"--{setting.replace('_', '-')}"
-
+from ..checks.flags import flag_of
+from ..checks.problem import Problem
 
 Compare = Literal["neutral", "losses", "math", "layout", "runs"]
 
@@ -55,9 +52,6 @@ class Works:
         return [word for word in self.flags.split() if word.startswith("--")]
 
 
-_PLAIN = "is not supported with --grove-dispatch; remove one of them"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Refused:
     """A value that is refused at start.
@@ -66,31 +60,34 @@ class Refused:
         setting: name of the argument, and of the field of the configuration if it has one.
         flags: an example, as on a command line.
         reason: why, and what to do instead; goes on after ``--flag (value)``.
-        when: is this value refused, beside the other settings? By default: is it set? None:
-            config.py says so, in other words for other settings.
-        flag: as it is spelled, where that is not the setting's name.
+        when: is this value refused, beside the other settings? By default: is it set?
+        of: what does not take it. ``layer``: this package's layer, or the run altogether.
+            ``groups``: groups and their adjugates; not tried in a plain MoE with
+            ``--grove-dispatch``, so refused there too, without this reason. ``scoring``:
+            ``--grove-router-scoring grove`` alone, whose rules are in config.py.
     """
 
     setting: str
     flags: str
     reason: str
-    when: Callable[[Any, Any], bool] | None = lambda value, settings: bool(value)
-    flag: str | None = None
+    when: Callable[[Any, Any], bool] = lambda value, settings: bool(value)
+    of: Literal["layer", "groups", "scoring"] = "layer"
 
     @property
     def switch(self) -> str:
-        return self.flag or flag_of(self.setting)
+        return flag_of(self.setting)
 
-    def line(self, settings: object) -> str | None:
+    def problem(self, settings: object) -> Problem | None:
         """The refusal of these settings, or None."""
         value = getattr(settings, self.setting, None)
-        if value is None or self.when is None or not self.when(value, settings):
+        if value is None or self.of == "scoring" or not self.when(value, settings):
             return None
-        shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        # What cannot be beside groups is not tried in a plain MoE either.
-        of_groups = "adjugate" in self.reason or "group" in self.reason
-        plain = of_groups and not getattr(settings, "grove_num_groups", None)
-        return f"{self.switch} ({shown}) {_PLAIN if plain else self.reason}"
+        plain = self.of == "groups" and not getattr(settings, "grove_num_groups", None)
+        return Problem(self.switch, value, UNTRIED if plain else self.reason)
+
+
+UNTRIED = "is not supported with --grove-dispatch; remove one of them"
+"""Why a plain MoE does not take what is refused beside groups."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,9 @@ from ..checkpoint.layout import (
     iteration_of,
     read_tracker,
 )
-from ..switches import flag_of
+from ..checks.flags import flag_of
+from ..checks.problem import UNSAID, Problem
+from ..checks.rules import Check
 
 
 def read_at_start(args: Namespace) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ def checkpoints_to_load(args: Namespace, load_arg: str) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda one: one[0])]
 
 
-def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:
+def checkpoint_folder_problem(args: Namespace, load_arg: str) -> Problem | None:
     """Why the checkpoint that ``load_arg`` (an argument's name) names cannot be read, or None.
 
     Args:
@@ -67,22 +69,27 @@ def checkpoint_folder_problem(args: Namespace, load_arg: str) -> str | None:
     tracker = folder / TRACKER
     written = read_tracker(folder)
     if written is None and os.path.isfile(tracker):
-        return f"{tracker} is there and cannot be read; give this job the right to"
+        text = "is there and cannot be read; give this job the right to"
+        return Problem(str(tracker), UNSAID, text)
     if written is None and not step:
-        return _without_tracker(folder, load_arg)
+        why = _without_tracker(folder)
+        return None if why is None else Problem(flag_of(load_arg), folder, why)
     if written == RELEASE and step:
-        return (
-            f"--ckpt-step ({step}) is passed over by Megatron beside {tracker} ({RELEASE}); write "
-            f"{step} into that file, or leave the step out"
+        return Check(args).problem(
+            "{ckpt_step} is passed over by Megatron beside {tracker}; write {step} into that file, "
+            "or leave the step out",
+            tracker=f"{tracker} ({RELEASE})",
+            step=step,
         )
     if written is not None and checkpoint_named(written) is None:
-        return f"{tracker} ({written}) does not name an iteration; {_way_out(folder)}"
+        text = f"does not name an iteration; {_way_out(folder)}"
+        return Problem(str(tracker), written, text)
     name = checkpoint_named(written, step)
     assert name is not None, "a step or an iteration is"
     if args.non_persistent_ckpt_type is not None or _is_whole(folder / name, args.ckpt_format):
         return None
-    who = f"--ckpt-step ({step})" if step else f"{tracker} ({written})"
-    return f"{who} names {folder / name}, which is not complete; {_way_out(folder, step)}"
+    text = f"names {folder / name}, which is not complete; {_way_out(folder, step)}"
+    return Problem("--ckpt-step", step, text) if step else Problem(str(tracker), written, text)
 
 
 # What is asked of a checkpoint that is not there, and what would happen without a word.
@@ -100,14 +107,15 @@ _NEEDS_ONE = {
 _OF_A_RESUMED_RUN = ("use_checkpoint_args", "override_ckpt_iteration")
 
 
-def nothing_to_load(args: Namespace) -> list[str]:
-    """Flags that name a checkpoint, or ask something of one, where there is none; one line each."""
+def nothing_to_load(args: Namespace) -> list[Problem]:
+    """Flags that name a checkpoint, or ask something of one, where there is none."""
+    check = Check(args)
     names = read_at_start(args)
     if any(_holds_one(args, name) for name in names):
         return []
     if "pretrained_checkpoint" in names:
-        folder = args.pretrained_checkpoint
-        return [f"--pretrained-checkpoint ({folder}) {_holds_nothing(folder)}"]
+        why_not = _holds_nothing(args.pretrained_checkpoint)
+        return [check.problem("{pretrained_checkpoint} {why_not}", why_not=why_not)]
     needy = {name: why for name, why in _NEEDS_ONE.items() if getattr(args, name, None)}
     begins = is_same(args.load, args.save)
     for name in _OF_A_RESUMED_RUN if begins else ():
@@ -117,9 +125,9 @@ def nothing_to_load(args: Namespace) -> list[str]:
         needy = {name: why for name, why in needy.items() if name == "finetune"}
         if args.ckpt_step:
             needy["ckpt_step"] = "would load nothing"
-    which = "--load (None) names none" if args.load is None else _nothing_in("--load", args.load)
+    which = "names none" if args.load is None else _holds_nothing(args.load)
     return [
-        f"{flag_of(name)} ({getattr(args, name)}) needs a checkpoint and {why}: {which}"
+        check.problem(f"{{{name}}} needs a checkpoint and {why}: {{load}} {{which}}", which=which)
         for name, why in needy.items()
     ]
 
@@ -129,6 +137,7 @@ def begins_at_random(args: Namespace) -> str | None:
 
     One that begins in the folder it will save to is as it should be.
     """
+    check = Check(args)
     if any(_holds_one(args, name) for name in read_at_start(args)):
         return None
     if args.load is None:
@@ -136,11 +145,7 @@ def begins_at_random(args: Namespace) -> str | None:
         return random if args.skip_train else None
     if is_same(args.load, args.save):
         return None
-    return f"the run begins with random weights: {_nothing_in('--load', args.load)}"
-
-
-def _nothing_in(flag: str, folder: str) -> str:
-    return f"{flag} ({folder}) {_holds_nothing(folder)}"
+    return f"the run begins with random weights: {check.said('load')} {_holds_nothing(args.load)}"
 
 
 def _holds_nothing(folder: str) -> str:
@@ -173,17 +178,16 @@ def _non_persistent(args: Namespace, folder: str) -> Path:
     return Path(args.non_persistent_global_ckpt_dir or Path(folder) / "non_persistent")
 
 
-def _without_tracker(folder: Path, load_arg: str) -> str | None:
+def _without_tracker(folder: Path) -> str | None:
     """Megatron starts such a run from the beginning: from random weights."""
-    flag = f"{flag_of(load_arg)} ({folder})"
     if not os.path.isdir(folder):
         return None  # said by nothing_to_load, or the folder of a run that begins
     if os.path.isfile(folder / COMPLETE) or any(folder.glob("mp_rank_0*")):
-        return f"{flag} is one checkpoint, not the folder of a run; give {folder.parent}"
+        return f"is one checkpoint, not the folder of a run; give {folder.parent}"
     if os.path.isfile(folder / RELEASE / COMPLETE):
-        return f"{flag} has {RELEASE} and no {TRACKER}; write {RELEASE} into {folder / TRACKER}"
+        return f"has {RELEASE} and no {TRACKER}; write {RELEASE} into {folder / TRACKER}"
     if len(_complete(folder)) > 1:
-        return f"{flag} has checkpoints and no {TRACKER}; {_way_out(folder)}"
+        return f"has checkpoints and no {TRACKER}; {_way_out(folder)}"
     return None  # one alone can be the first save of a run that was killed before the tracker
 
 

@@ -5,7 +5,6 @@ import os
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -17,15 +16,16 @@ from megatron.training.argument_utils import (
 from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import restore_grove_arguments, select_layer
+from ..checks.problem import Problem, Refusal, of_other_flags
+from ..checks.rules import Check
 from ..config import GroveTransformerConfig, grove_problems, is_checked
-from ..failure.job_store import from_all_ranks
 from ..runtime import cuda_is_here
 from . import gpt
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem, nothing_to_load, read_at_start
 from .data_files import data_file_problems, prefixes
 from .disk import disk_problems
-from .guarded import lines_of
+from .guarded import problems_of
 from .late_rules import late_problems, needed
 from .machine import folder_problems
 from .preflight import preflight
@@ -52,8 +52,8 @@ def is_elsewhere(device: str | None) -> bool:
 
 def every_problem(
     args: Namespace, world_size: int, device: str | None = None, *, own_script: bool = False
-) -> list[str]:
-    """All that is wrong with a parsed command line and the files it names, one line each.
+) -> list[Problem]:
+    """All that is wrong with a parsed command line and the files it names.
 
     ``args`` are filled in: with the flags of a checkpoint, and with what Grove flags select.
 
@@ -63,18 +63,20 @@ def every_problem(
     """
     try:
         problems = restore_from_checkpoint(args)
-    except ValueError as error:
+    except Refusal as error:
         # Without the flags of the checkpoint no other check makes sense.
-        return [str(error)]
+        return error.problems
+    except ValueError as error:
+        return [Problem.of_text(str(error))]
     except Exception as error:
-        return [megatrons_refusal(error)]
+        return refusal(error)
     select_layer(args)
     return problems + job_problems(args, world_size, device, own_script=own_script)
 
 
 def job_problems(
     args: Namespace, world_size: int, device: str | None = None, *, own_script: bool = False
-) -> list[str]:
+) -> list[Problem]:
     """The same of flags that a checkpoint has nothing to add to.
 
     Args:
@@ -85,20 +87,22 @@ def job_problems(
         # One that gives none of these does not train: it generates, or converts.
         given = (args.train_iters, args.train_samples, args.lr)
         trains = args.skip_train or any(value is not None for value in given)
-        problems += lines_of(partial(needed, trains=trains), args)
+        problems += problems_of(partial(needed, trains=trains), args)
     elif not own_script:
-        problems += lines_of(gpt.entry_problems, args)
+        problems += problems_of(gpt.entry_problems, args)
     if is_elsewhere(device):
         return problems
     return problems + machine_problems(args, world_size, own_script=own_script)
 
 
-def machine_problems(args: Namespace, world_size: int, *, own_script: bool = False) -> list[str]:
-    """Files that are not there and folders that cannot be written on this machine, a line each.
+def machine_problems(
+    args: Namespace, world_size: int, *, own_script: bool = False
+) -> list[Problem]:
+    """Files that are not there and folders that cannot be written on this machine.
 
     Without Grove flags a script's files are what it makes of them. One rank of a node looks:
     thousands would open every file and write to every folder at once. The others hear of it by
-    :func:`problems_of_all`.
+    :func:`.of_ranks.problems_of_all`.
 
     Args:
         args, world_size, own_script: see :func:`every_problem`.
@@ -107,21 +111,9 @@ def machine_problems(args: Namespace, world_size: int, *, own_script: bool = Fal
         return []
     checks = [nothing_to_load, folder_problems, data_file_problems, tokenizer_file_problems]
     its_own = _of_the_script(args) if own_script else []
-    found = [line for check in checks if check not in its_own for line in lines_of(check, args)]
-    sized = not lines_of(basic_problems, args)
-    return found + (lines_of(disk_problems, args, world_size) if sized else [])
-
-
-def problems_of_all(args: Namespace, mine: list[str]) -> list[str]:
-    """What any rank has found, on every rank; every rank must call.
-
-    Args:
-        args: Megatron's, parsed.
-        mine: of this rank, one line each.
-    """
-    if args.fake_process_group:
-        return mine
-    return from_all_ranks(mine, timedelta(minutes=args.distributed_timeout_minutes))
+    found = [one for check in checks if check not in its_own for one in problems_of(check, args)]
+    sized = not problems_of(basic_problems, args)
+    return found + (problems_of(disk_problems, args, world_size) if sized else [])
 
 
 def script_notices(args: Namespace) -> list[str]:
@@ -130,13 +122,11 @@ def script_notices(args: Namespace) -> list[str]:
     Args:
         args: of a script under grove_megatron.run.
     """
-    found = [line for check in _of_the_script(args) for line in lines_of(check, args)]
-    return [
-        f"if the script reads it as Megatron does: {line}" for line in found if is_checked(args)
-    ]
+    found = [one for check in _of_the_script(args) for one in problems_of(check, args)]
+    return [f"if the script reads it as Megatron does: {one}" for one in found if is_checked(args)]
 
 
-def _of_the_script(args: Namespace) -> list[Callable[[Namespace], Iterable[str]]]:
+def _of_the_script(args: Namespace) -> list[Callable[[Namespace], Iterable[Problem]]]:
     """Checks of files that a script may read in a way of its own."""
     # Of .bin and .idx files a flag names what they begin with, where nothing else is.
     own_data = any(os.path.exists(prefix) for prefix in prefixes(args))
@@ -145,8 +135,10 @@ def _of_the_script(args: Namespace) -> list[Callable[[Namespace], Iterable[str]]
     return [check for check, own in checks.items() if own]
 
 
-def command_line_problems(args: Namespace, world_size: int, device: str | None = None) -> list[str]:
-    """All problems of a parsed, not yet validated command line, one line each.
+def command_line_problems(
+    args: Namespace, world_size: int, device: str | None = None
+) -> list[Problem]:
+    """All problems of a parsed, not yet validated command line.
 
     Args:
         args: Megatron's namespace with the Grove flags.
@@ -155,43 +147,42 @@ def command_line_problems(args: Namespace, world_size: int, device: str | None =
     """
     if not is_checked(args):
         # A run is Megatron's own then, with its own checks.
-        return lines_of(preflight, args, device)
-    if problems := lines_of(basic_problems, args):
-        said = tuple(line.partition(")")[0] for line in problems)
-        groves = lines_of(partial(grove_problems, num_experts=args.num_experts), args)
-        return problems + [line for line in groves if not line.startswith(said)]
+        return problems_of(preflight, args, device)
+    if problems := problems_of(basic_problems, args):
+        groves = problems_of(partial(grove_problems, num_experts=args.num_experts), args)
+        return problems + of_other_flags(groves, problems)
     return [
-        *lines_of(preflight, args, device),
-        *lines_of(megatron_problems, args, world_size),
-        *lines_of(late_problems, args, world_size),
-        *lines_of(vocabulary_problems, args),
-        *lines_of(saving_problems, args),
+        *problems_of(preflight, args, device),
+        *problems_of(megatron_problems, args, world_size),
+        *problems_of(late_problems, args, world_size),
+        *problems_of(vocabulary_problems, args),
+        *problems_of(saving_problems, args),
     ]
 
 
-def restore_from_checkpoint(args: Namespace) -> list[str]:
-    """Do what ``--use-checkpoint-args`` asks for, to ``args``; problems, one line each.
+def restore_from_checkpoint(args: Namespace) -> list[Problem]:
+    """Do what ``--use-checkpoint-args`` asks for, to ``args``; what is wrong with it.
 
     Raises:
         ValueError: the flags cannot be had, so that no other check would make sense.
     """
+    check = Check(args)
     if not args.use_checkpoint_args:
         return []
-    if args.load is None and args.pretrained_checkpoint is None:
-        raise ValueError(
-            "--use-checkpoint-args (True) needs --load (None); name the checkpoint, or give the "
-            "flags"
-        )
+    problems: list[Problem] = []
+    if args.pretrained_checkpoint is None:
+        fix = "name the checkpoint, or give the flags"
+        problems += check.needs("use_checkpoint_args", "load", fix)
     if args.non_persistent_ckpt_type == "local":
-        raise ValueError(
-            "--use-checkpoint-args (True) excludes --non-persistent-ckpt-type (local), whose "
-            "checkpoints cannot be read before training starts; give the flags"
-        )
-    problems = []
+        both = ("use_checkpoint_args", "non_persistent_ckpt_type")
+        why = ", whose checkpoints cannot be read before training starts"
+        problems += check.excludes(*both, "give the flags", why=why)
+    if problems:
+        raise Refusal(problems)
     for load_arg in read_at_start(args):
         # Before Megatron reads it and ends the process without a word.
         if problem := checkpoint_folder_problem(args, load_arg):
-            raise ValueError(problem)
+            raise Refusal([problem])
         # Megatron runs what is in it.
         saved_arguments(args, load_arg)
         # The namespace alone comes back where there is no such checkpoint.
@@ -201,8 +192,8 @@ def restore_from_checkpoint(args: Namespace) -> list[str]:
     return problems
 
 
-def config_problems(args: Namespace) -> list[str]:
-    """Build the configurations of a validated command line; why they cannot be, one line each.
+def config_problems(args: Namespace) -> list[Problem]:
+    """Build the configurations of a validated command line; why they cannot be.
 
     What Megatron has made of older names (--enable-cuda-graph is a --cuda-graph-impl) is looked at
     again here.
@@ -210,7 +201,7 @@ def config_problems(args: Namespace) -> list[str]:
     try:
         pretrain_cfg_container_from_args(args, model_config(args))
     except Exception as error:
-        return [megatrons_refusal(error)]
+        return refusal(error)
     return []
 
 
@@ -228,17 +219,16 @@ def model_config(args: Namespace) -> GroveGPTModelConfig:
     return config
 
 
-def megatrons_refusal(error: BaseException) -> str:
-    """An exception of Megatron's own checks as a problem: what it says, or what it asserted.
-
-    One of ours is a problem already.
-    """
+def refusal(error: BaseException) -> list[Problem]:
+    """An exception of the checks as problems: ours, or what Megatron says or asserted."""
+    if isinstance(error, Refusal):
+        return error.problems
     frame = traceback.extract_tb(error.__traceback__)[-1]
     asserted = linecache.getline(frame.filename, frame.lineno or 0).strip()
     place = f"{'/'.join(frame.filename.split('/')[-3:])}:{frame.lineno}"
     said = " ".join(str(error).split()) or asserted
     if isinstance(error, SystemExit):
         said = f"Megatron ends the job here: {asserted}"
-    if Path(frame.filename).is_relative_to(_PACKAGE):
-        return said
-    return f"{said} (Megatron, {place}); correct the flags it names"
+    if not Path(frame.filename).is_relative_to(_PACKAGE):
+        said = f"{said} (Megatron, {place}); correct the flags it names"
+    return [Problem.of_text(said)]

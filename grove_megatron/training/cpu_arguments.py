@@ -5,12 +5,13 @@ value that needs a GPU, it is refused like everything else here, never changed.
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron.core.transformer.enums import AttnBackend
 
-from ..switches import flag_of
+from ..checks.flags import flag_of
+from ..checks.problem import Problem
 
 CPU_DEFAULTS: dict[str, Any] = {
     "distributed_backend": "gloo",
@@ -106,22 +107,15 @@ _REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
 ]
 
 
-# Flags whose name is not that of the setting.
-_FLAG = {"fp8": "--fp8-format", "fp4": "--fp4-format", "nccl_ub": "--use-nccl-ub"}
-
-
-def cpu_problems(args: Namespace) -> list[str]:
-    """Flags that cannot work on a CPU, one line each."""
-    problems = []
+def cpu_problems(args: Namespace) -> Iterator[Problem]:
+    """Flags that cannot work on a CPU."""
     for name, refused, why in _REFUSED:
         value = getattr(args, name, None)
         if value is not None and refused(value):
-            shown = value.name if isinstance(value, AttnBackend) else value
-            flag = _FLAG.get(name, flag_of(name))
-            problems.append(f"{flag} ({shown}) on the CPU runtime {why}")
+            yield Problem(flag_of(name), value, f"on the CPU runtime {why}")
     if getattr(args, "profile", False) and not args.use_pytorch_profiler:
-        problems.append(
-            "--profile (True) on the CPU runtime switches a profiler of CUDA on and off; add "
-            "--use-pytorch-profiler"
+        yield Problem(
+            "--profile",
+            True,
+            "on the CPU runtime switches a profiler of CUDA on and off; add --use-pytorch-profiler",
         )
-    return problems

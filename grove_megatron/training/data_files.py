@@ -17,7 +17,8 @@ import numpy
 from megatron.core.datasets.indexed_dataset import DType
 from megatron.core.datasets.object_storage_utils import is_object_storage_path
 
-from ..switches import flag_of
+from ..checks.flags import flag_of
+from ..checks.problem import UNSAID, Problem
 from .token_ids import known_vocabulary, outside_of_the_vocabulary
 
 # A blend may be of thousands.
@@ -30,8 +31,8 @@ _SUFFIXES = (".bin", ".idx")
 _SPLITS = ("train", "valid", "test")
 
 
-def data_file_problems(args: Namespace) -> list[str]:
-    """What is wrong with the data that ``--data-path`` and its relatives name, one line each.
+def data_file_problems(args: Namespace) -> list[Problem]:
+    """What is wrong with the data that ``--data-path`` and its relatives name.
 
     Args:
         args: Megatron's namespace, parsed.
@@ -44,7 +45,8 @@ def data_file_problems(args: Namespace) -> list[str]:
     )
     problems = [*islice(found, _SHOWN)]
     if rest := sum(1 for _ in found):
-        problems.append(f"{rest} more problems of the data files; correct these first")
+        text = f"{rest} more problems of the data files; correct these first"
+        problems.append(Problem.of_text(text))
     return problems
 
 
@@ -79,42 +81,46 @@ def _blends(args: Namespace) -> Iterator[tuple[str, list[str]]]:
                 yield f"--per-split-data-args-path: {split}", [str(word) for word in words]
 
 
-def _file_problems(args: Namespace) -> Iterator[str]:
+def _file_problems(args: Namespace) -> Iterator[Problem]:
     """Of the files that name data files, not of those."""
     for name in ("data_args_path", "per_split_data_args_path", "per_dataset_sequences_path"):
         path = getattr(args, name, None)
         if not path or is_object_storage_path(path):
             continue
-        flag = f"{flag_of(name)} ({path})"
         content = _read(path) if name == "data_args_path" else _read_json(path)
+        text = ""
         if isinstance(content, Exception):
-            yield f"{flag} cannot be read: {_reason(content)}; correct it"
+            text = f"cannot be read: {_reason(content)}; correct it"
         elif name == "data_args_path" and not content.split():
-            yield f"{flag} is empty; write weights and prefixes into it"
+            text = "is empty; write weights and prefixes into it"
         elif name == "per_split_data_args_path" and (
             not isinstance(content, dict)
             or not all(isinstance(content.get(split), str | list | None) for split in _SPLITS)
             or not content.keys() >= {*_SPLITS}
         ):
-            yield f"{flag} has no lists of prefixes for {', '.join(_SPLITS)}; give all three"
+            text = f"has no lists of prefixes for {', '.join(_SPLITS)}; give all three"
         elif name == "per_dataset_sequences_path":
             missing = [p for p in prefixes(args) if p not in content]
             if missing:
-                yield f"{flag} does not name ({missing[0]}), which the data flags do; add it"
+                text = f"does not name ({missing[0]}), which the data flags do; add it"
+        if text:
+            yield Problem(flag_of(name), path, text)
 
 
-def _blend_problems(args: Namespace, flag: str, words: list[str]) -> Iterator[str]:
+def _blend_problems(args: Namespace, flag: str, words: list[str]) -> Iterator[Problem]:
     blend = _split_blend(words)
     if blend is None:
-        yield (
-            f"{flag} ({' '.join(words[:6])}{' ...' if len(words) > 6 else ''}) mixes prefixes with "
-            "and without a weight; give a weight before every prefix, or none"
+        yield Problem(
+            flag,
+            words if len(words) <= 6 else [*words[:6], "..."],
+            "mixes prefixes with and without a weight; give a weight before every prefix, or none",
         )
         return
     found, weights = blend
     for weight in weights:
         if not (weight > 0 and math.isfinite(weight)):
-            yield f"{flag} has a weight ({weight}) that is not above 0; leave that prefix out"
+            text = f"has a weight ({weight}) that is not above 0; leave that prefix out"
+            yield Problem(flag, UNSAID, text)
     for prefix in found:
         if not is_object_storage_path(prefix):
             yield from _prefix_problems(args, flag, prefix)
@@ -137,19 +143,19 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _prefix_problems(args: Namespace, flag: str, prefix: str) -> Iterator[str]:
+def _prefix_problems(args: Namespace, flag: str, prefix: str) -> Iterator[Problem]:
     missing = [suffix for suffix in _SUFFIXES if not os.path.isfile(prefix + suffix)]
     if missing:
         there = " and ".join(f"{prefix}{suffix}" for suffix in missing)
-        yield f"{flag} ({prefix}) has no {there}; {_hint(prefix)}"
+        yield Problem(flag, prefix, f"has no {there}; {_hint(prefix)}")
         return
     try:
-        if problem := _index_problem(args, prefix):
-            yield f"{flag} ({prefix}): {problem}"
+        if wrong := _why_no_index(prefix):
+            yield Problem(flag, prefix, f": {wrong}")
         elif problem := _tokens_problem(args, f"{flag} ({prefix})", prefix):
             yield problem
     except (OSError, ValueError, struct.error) as error:
-        yield f"{flag} ({prefix}) cannot be read: {_reason(error)}; correct it"
+        yield Problem(flag, prefix, f"cannot be read: {_reason(error)}; correct it")
 
 
 def _hint(prefix: str) -> str:
@@ -161,7 +167,7 @@ def _hint(prefix: str) -> str:
     return "give the path of both without their suffix"
 
 
-def _index_problem(args: Namespace, prefix: str) -> str | None:
+def _why_no_index(prefix: str) -> str | None:
     """Is the index whole, and are there as many bytes of tokens as it says?"""
     index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     made = "make it again with Megatron's tools/preprocess_data.py"
@@ -192,7 +198,7 @@ def _index_problem(args: Namespace, prefix: str) -> str | None:
     return None
 
 
-def _tokens_problem(args: Namespace, where: str, prefix: str) -> str | None:
+def _tokens_problem(args: Namespace, where: str, prefix: str) -> Problem | None:
     """Do the first tokens belong to the vocabulary, as far as the flags tell it?"""
     vocabulary = known_vocabulary(args)
     if vocabulary is None:

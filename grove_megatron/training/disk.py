@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.layout import goes_on, is_remote, iteration_of, read_tracker
+from ..checks.problem import Problem
 from ..comm.node_groups import ranks_per_node
 from ..model.parameters import total_parameters
 from .machine import nearest
@@ -16,8 +17,8 @@ from .sizes import sizes_of
 _GIB = 2**30
 
 
-def disk_problems(args: Namespace, world_size: int | None) -> Iterator[str]:
-    """Folders on disks without room for one checkpoint, one line each.
+def disk_problems(args: Namespace, world_size: int | None) -> Iterator[Problem]:
+    """Folders on disks without room for one checkpoint.
 
     Args:
         args: parsed, not yet validated, without basic problems.
@@ -25,9 +26,11 @@ def disk_problems(args: Namespace, world_size: int | None) -> Iterator[str]:
     """
     for flag, folder, size in _saves(args, world_size):
         if size > (free := _free(folder)):
-            yield (
-                f"{flag} ({folder}) has {_gib(free)} free and a checkpoint needs ({_gib(size)}); "
-                "make room, use another disk, or --no-save-optim"
+            yield Problem(
+                flag,
+                folder,
+                f"has {_gib(free)} free and a checkpoint needs ({_gib(size)}); make room, use "
+                "another disk, or --no-save-optim",
             )
 
 

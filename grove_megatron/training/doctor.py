@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, yaml_problems
+from ..checks.problem import Problem, Refusal
 from ..config import is_checked
 from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
@@ -21,13 +22,13 @@ from .checks import (
     every_problem,
     is_elsewhere,
     machine_problems,
-    megatrons_refusal,
+    refusal,
     restore_from_checkpoint,
     script_notices,
 )
 from .cpu_arguments import set_cpu_defaults
 from .elsewhere import everything_is_there
-from .guarded import lines_of
+from .guarded import lines_of, problems_of
 from .installed import look, uses
 from .one_job import lock_notices, lock_problems
 from .preflight import notices
@@ -44,7 +45,7 @@ class Diagnosis:
     Args:
         world_size: processes it was looked at for.
         device: ``cpu`` or ``cuda``.
-        problems: why it would not run, one line each.
+        problems: why it would not run.
         notices: what computes it, and what may not be what was meant, one line each; empty beside
             problems.
         plan: what it will do, to be read; empty beside problems other than too little memory.
@@ -53,7 +54,7 @@ class Diagnosis:
 
     world_size: int
     device: str
-    problems: list[str]
+    problems: list[Problem]
     notices: list[str] = field(default_factory=list)
     plan: list[str] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +84,7 @@ def diagnose(
     try:
         with _launched_as(world_size or 1, per_node):
             args, problems = _parsed(flags, device)
-    except _NotParsed as error:
+    except Refusal as error:
         return Diagnosis(world_size or 1, device, error.problems)
     return examine(
         args,
@@ -101,7 +102,7 @@ def examine(
     world_size: int | None,
     device: str,
     *,
-    problems: Sequence[str] = (),
+    problems: Sequence[Problem] = (),
     per_node: int | None = None,
     own_script: bool = False,
     gpu_memory: float | None = None,
@@ -116,7 +117,7 @@ def examine(
     with _launched_as(size, per_node):
         args.world_size = size
         problems = [*problems, *every_problem(args, size, device, own_script=own_script)]
-        problems += [] if is_elsewhere(device) else lines_of(lock_problems, args)
+        problems += [] if is_elsewhere(device) else problems_of(lock_problems, args)
         if is_elsewhere(device):
             elsewhere += [
                 f"on this machine: {p}" for p in machine_problems(args, size, own_script=own_script)
@@ -149,7 +150,7 @@ def examine(
         return Diagnosis(size, device, [], noted, [f"no plan: {error}"])
 
 
-def _rows_problem(args: Namespace, vocabulary: Vocabulary) -> str | None:
+def _rows_problem(args: Namespace, vocabulary: Vocabulary) -> Problem | None:
     """What the job finds with its tokenizer: tokens without a row in the embedding."""
     if vocabulary.ids is None:
         return None
@@ -169,7 +170,7 @@ def _planned(
     if gpu_memory is not None:
         found = fit(sizes, gpu_memory)
         numbers["fits_gpu_memory"] = found.fits
-        problems = [] if found.fits else [found.problem]
+        problems = [] if found.fits else [Problem.of_text(found.problem)]
     return replace(sound, problems=problems, plan=lines, numbers=numbers)
 
 
@@ -187,30 +188,18 @@ def _launched_as(world_size: int, per_node: int | None) -> Iterator[None]:
         os.environ.update(given)
 
 
-class _NotParsed(Exception):
-    """Some flags of a job cannot be known.
-
-    Args:
-        problems: why, one line each.
-    """
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(*problems)
-        self.problems = [*problems]
-
-
-def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[str]]:
-    """The namespace of a job, and the words that could not be parsed into it, one line each."""
+def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[Problem]]:
+    """The namespace of a job, and what could not be parsed into it."""
     from megatron.training.arguments import parse_args
 
     sound: list[Namespace] = []
 
-    def keep(args: Namespace) -> Sequence[str]:
+    def keep(args: Namespace) -> Sequence[Problem]:
         sound.append(args)
         return ()
 
-    def stop(problems: Sequence[str]) -> NoReturn:
-        raise _NotParsed(problems)
+    def stop(problems: Sequence[Problem]) -> NoReturn:
+        raise Refusal(problems)
 
     def add(parser: Any) -> Any:
         parser = report_errors(add_grove_arguments(parser), stop, keep)
@@ -220,13 +209,13 @@ def _parsed(flags: list[str], device: str) -> tuple[Namespace, list[str]]:
     try:
         sys.argv = ["grove_megatron.pretrain", *flags]
         return parse_args(extra_args_provider=add), []
-    except _NotParsed as error:
+    except Refusal as error:
         if not sound:
             raise
         as_launched(sound[0])
         return sound[0], error.problems
     except Exception as error:
-        raise _NotParsed([megatrons_refusal(error)]) from error
+        raise Refusal(refusal(error)) from error
     finally:
         sys.argv = given
 
@@ -240,14 +229,14 @@ def _smallest_world_size(args: Namespace) -> int:
     return smallest_world_size(args)
 
 
-def _megatrons(args: Namespace) -> list[str]:
+def _megatrons(args: Namespace) -> list[Problem]:
     """The first of Megatron's own complaints, if it has one; ``args`` are changed."""
     from megatron.training.arguments import validate_args
 
     try:
         validate_args(args, {} if args.tokenizer_type else {"tokenizer_type": "GPT2BPETokenizer"})
     except (Exception, SystemExit) as error:
-        return [megatrons_refusal(error)]
+        return refusal(error)
     if args.vocab_size is None and args.padded_vocab_size is None:
         # The job takes it from its tokenizer, which may not be on this machine.
         args.padded_vocab_size = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..checks.problem import Problem
+
 
 def doctor(
     context: typer.Context,
@@ -43,15 +45,18 @@ def doctor(
     from .start import quiet, started
 
     if device not in ("", "cpu", "cuda"):
-        refuse([f"--device ({device}) is not one of cpu, cuda; leave it out for what is here"])
+        fix = "leave it out for what is here"
+        refuse([Problem("--device", device, f"is not one of cpu, cuda; {fix}")])
     if gpu_memory is not None and not gpu_memory > 0:
-        refuse([f"--gpu-memory ({gpu_memory:g}) is not above 0; use the GiB of one GPU"])
+        fix = "use the GiB of one GPU"
+        refuse([Problem("--gpu-memory", f"{gpu_memory:g}", f"is not above 0; {fix}")])
     job = _job(context.args)
     processes = job.processes if world_size is None else world_size
     if processes is None and os.environ.get("WORLD_SIZE", "").isdecimal():
         processes = int(os.environ["WORLD_SIZE"])
     if processes is not None and processes < 1:
-        refuse([f"--world-size ({processes}) is below 1; use the number of processes of the job"])
+        fix = "use the number of processes of the job"
+        refuse([Problem("--world-size", processes, f"is below 1; {fix}")])
     # The runtime of this process is not that of the job.
     with started(say=False), quiet():
         from ..runtime import cpu_is_active
@@ -79,7 +84,7 @@ def doctor(
     for line in [*found.plan, *(f"note: {notice}" for notice in found.notices)]:
         print(line, file=stream)
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(found) | {"problems": [*map(str, found.problems)]}))
     raise typer.Exit(2 if found.problems else 0)
 
 
@@ -110,7 +115,8 @@ def _job(words: list[str]) -> _Job:
         per_node = int(here) if here.isdecimal() else None
         nodes = str(launch.nnodes).rpartition(":")[2]
         if not nodes.isdecimal():
-            refuse([f"--nnodes ({launch.nnodes}) is not a number or two, as 2 or 1:4; correct it"])
+            text = "is not a number or two, as 2 or 1:4; correct it"
+            refuse([Problem("--nnodes", launch.nnodes, text)])
         return replace(
             _program(launch.training_script, launch.training_script_args),
             processes=per_node and int(nodes) * per_node,

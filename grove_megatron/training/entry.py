@@ -19,6 +19,7 @@ from ..arguments import (
     select_layer,
     yaml_problems,
 )
+from ..checks.problem import Problem, of_other_flags
 from ..config import GroveTransformerConfig, is_checked
 from ..failure.job_store import group_store
 from ..failure.watch import begin
@@ -28,9 +29,10 @@ from ..runtime.registry import PatchSet
 from ..unparsed import report_errors
 from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem
-from .checks import as_launched, every_problem, job_problems, problems_of_all, script_notices
+from .checks import as_launched, every_problem, job_problems, script_notices
 from .cpu_arguments import set_cpu_defaults
 from .late_rules import timeout_problems
+from .of_ranks import problems_of_all
 from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
@@ -50,7 +52,7 @@ def _add_arguments(original: Callable[..., ArgumentParser]) -> Callable[..., Arg
     return add_megatron_arguments
 
 
-def _other_problems(args: Namespace) -> list[str]:
+def _other_problems(args: Namespace) -> list[Problem]:
     as_launched(args)
     return every_problem(args, args.world_size, own_script=True) if is_checked(args) else []
 
@@ -61,7 +63,7 @@ def _validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
             # By it, ranks wait for each other below.
             select_layer(args)
             others = job_problems(args, args.world_size, own_script=True)
-            refuse([*dict.fromkeys(problems + others)])
+            refuse(problems + of_other_flags(others, problems))
         begin(args)
         refuse_differences(args)
         select_layer(args)
@@ -96,7 +98,7 @@ def _load_args(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             saved_arguments(args, load_arg)
         except ValueError as error:
-            refuse([str(error)])
+            refuse([Problem.of_text(str(error))])
         loaded = original(args, load_arg, *rest, **named)
         if isinstance(loaded, tuple) and (problems := restore_grove_arguments(*loaded)):
             refuse(problems)

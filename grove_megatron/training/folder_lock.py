@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..checks.problem import Problem
 from . import lock_beat
 
 BEAT_SECONDS = 5.0
@@ -115,7 +116,7 @@ class FolderLocks:
         self._beat: subprocess.Popen[bytes] | None = None
         self._releasing = threading.Lock()
 
-    def take(self, folders: Mapping[str, Path], say: Callable[[str], None]) -> list[str]:
+    def take(self, folders: Mapping[str, Path], say: Callable[[str], None]) -> list[Problem]:
         """Hold all ``folders``, or none.
 
         Args:
@@ -123,7 +124,7 @@ class FolderLocks:
             say: told, in a line, what is taken over and what takes a while.
 
         Returns:
-            Why not, one problem a line.
+            Why not.
         """
         problems = []
         before = len(self._held)
@@ -133,10 +134,8 @@ class FolderLocks:
             try:
                 owner = self._take(folder, say)
             except OSError as error:
-                problems.append(
-                    f"{flag} ({folder}) cannot be written on {self._ours.host} ({error}); give a "
-                    "folder that can"
-                )
+                text = f"cannot be written on {self._ours.host} ({error}); give a folder that can"
+                problems.append(Problem(flag, folder, text))
                 continue
             if owner is not None:
                 problems.append(in_use(flag, folder, owner))
@@ -220,12 +219,13 @@ class FolderLocks:
                 return
 
 
-def in_use(flag: str, folder: Path, owner: Owner) -> str:
+def in_use(flag: str, folder: Path, owner: Owner) -> Problem:
     """The problem."""
-    return (
-        f"{flag} ({folder}) is written to by another job ({owner}); wait for its end or end it, or "
-        f"give another folder (the lock is {folder / lock_beat.LOCK})"
+    text = (
+        f"is written to by another job ({owner}); wait for its end or end it, or give another "
+        f"folder (the lock is {folder / lock_beat.LOCK})"
     )
+    return Problem(flag, folder, text)
 
 
 def _created(file: Path, text: str) -> bool:

@@ -25,8 +25,9 @@ from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 from torch import Tensor
 
+from ..checks.problem import Problem
+from ..checks.rules import Check
 from ..config import GroveTransformerConfig
-from ..switches import flag_of
 from .late_rules import needed
 from .token_ids import check_tokens, vocabulary_size
 
@@ -53,38 +54,30 @@ _SOURCES = ("mock_data", "data_path", "data_args_path", "per_split_data_args_pat
 _SPLITS = ("train_data_path", "valid_data_path", "test_data_path")
 
 
-def entry_problems(args: Namespace) -> list[str]:
-    """What this entry point has not: modes of Megatron's own script, other data; one line each."""
-    problems = [
-        f"{flag_of(name)} ({value}) is not a mode of grove_megatron.pretrain; use "
-        "torchrun -m grove_megatron.run path/to/pretrain_gpt.py with the same flags"
-        for name in _ELSEWHERE
-        if (value := getattr(args, name, None))
-    ]
+def entry_problems(args: Namespace) -> Iterator[Problem]:
+    """What this entry point has not: modes of Megatron's own script, other data."""
+    check = Check(args)
+    for name in _ELSEWHERE:
+        if getattr(args, name, None):
+            yield check.problem(
+                f"{{{name}}} is not a mode of grove_megatron.pretrain; use torchrun -m "
+                "grove_megatron.run path/to/pretrain_gpt.py with the same flags"
+            )
     if args.dataloader_type == "external":
-        problems.append(
-            "--dataloader-type (external) needs a script that brings its own data loaders, which "
+        yield check.problem(
+            "{dataloader_type} needs a script that brings its own data loaders, which "
             "grove_megatron.pretrain does not; use single or cyclic"
         )
-    return [*problems, *needed(args), *_data_problems(args)]
-
-
-def _data_problems(args: Namespace) -> list[str]:
-    """Where the tokens come from: one place, which Megatron's validation does not ask for."""
+    yield from needed(args)
+    # Where the tokens come from: one place, which Megatron's validation does not ask for.
     splits = [name for name in _SPLITS if getattr(args, name, None)]
-    given = [
-        f"{flag_of(name)} ({' '.join(value) if isinstance(value, list) else value})"
-        for name in (*_SOURCES, *splits[:1])
-        if (value := getattr(args, name, None))
-    ]
-    problems = []
+    given = [f"{{{name}}}" for name in (*_SOURCES, *splits[:1]) if getattr(args, name, None)]
     if not given:
-        problems.append(
-            "--data-path (None) is needed; give a prefix of .bin and .idx files, or --mock-data"
-        )
+        fix = "give a prefix of .bin and .idx files, or --mock-data"
+        yield check.problem(f"{{data_path}} is needed; {fix}")
     elif len(given) > 1:
-        problems.append(f"{given[0]} excludes {' and '.join(given[1:])}; give one source of data")
-    return problems
+        others = " and ".join(given[1:])
+        yield check.problem(f"{given[0]} excludes {others}; give one source of data")
 
 
 def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:

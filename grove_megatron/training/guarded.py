@@ -4,18 +4,26 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..checks.problem import Problem
+
 FAILED = "the command line cannot be checked"
 
 
-def lines_of(check: Callable[..., Iterable[str]], *given: Any) -> list[str]:
-    """What ``check`` says of what it is given, or that it cannot."""
-    found = []
+def problems_of[T](check: Callable[..., Iterable[T]], *given: Any) -> list[T | Problem]:
+    """What ``check`` finds in what it is given, or that it cannot."""
+    found: list[T | Problem] = []
     try:
-        for line in check(*given):
-            found.append(line)
+        for one in check(*given):
+            found.append(one)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{'/'.join(place.filename.split('/')[-3:])}:{place.lineno}"
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        found.append(f"{FAILED}: {said} ({where}); correct the flag that this is of")
+        text = f"{FAILED}: {said} ({where}); correct the flag that this is of"
+        found.append(Problem.of_text(text))
     return found
+
+
+def lines_of(check: Callable[..., Iterable[str]], *given: Any) -> list[str]:
+    """The same of a check that says notices, a line each."""
+    return [*map(str, problems_of(check, *given))]

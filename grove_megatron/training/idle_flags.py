@@ -3,12 +3,13 @@
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterator
 
+from ..checks.problem import Problem
 from ..switches import Idle, idle, named
 from .megatrons_flags import megatrons_flags
 
 
-def idle_flags(args: Namespace) -> Iterator[str]:
-    """One line for each flag that was given and does nothing beside the others.
+def idle_flags(args: Namespace) -> Iterator[Problem]:
+    """Each flag that was given and does nothing beside the others.
 
     Args:
         args: parsed, not yet validated.
@@ -22,7 +23,7 @@ def idle_flags(args: Namespace) -> Iterator[str]:
             # Of a pair with one setting it may have been the other.
             other = isinstance(action.const, bool) and action.const != value
             if value != getattr(defaults, action.dest) and not other:
-                yield f"{flag} ({_shown(value)}) does nothing{row.reason}"
+                yield Problem(flag, value, f"does nothing{row.reason}")
 
 
 def _options(row: Idle, parser: ArgumentParser) -> Iterator[tuple[str, Action]]:
@@ -33,7 +34,3 @@ def _options(row: Idle, parser: ArgumentParser) -> Iterator[tuple[str, Action]]:
             for action in group._group_actions:
                 if not named() & {*action.option_strings}:
                     yield action.option_strings[0], action
-
-
-def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

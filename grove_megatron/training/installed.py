@@ -9,12 +9,13 @@ ImportError where it is only half there, and the ``apex`` of PyPI is a stranger'
 import importlib.metadata
 import importlib.util
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checks.problem import UNSAID, Problem
+from ..checks.rules import Check
 from ..compat import is_foreign_apex
-from ..switches import flag_of
 
 APEX_KERNELS = {
     "amp_C": "optimizers",
@@ -86,28 +87,27 @@ def uses(args: Namespace, found: Installed, device: str) -> list[str]:
     return lines
 
 
-def package_problems(args: Namespace, found: Installed) -> list[str]:
-    """Flags of a job on CUDA whose packages are not there, ``flag (value) needs ...; fix`` each."""
-    problems = []
+def package_problems(args: Namespace, found: Installed) -> Iterator[Problem]:
+    """Flags of a job on CUDA whose packages are not there."""
     for package in (found.transformer_engine, found.apex):
         if package.version is not None and package.lacks and not _may_lack(package, found):
-            problems.append(
-                f"{package.name} ({package.version}) is installed without "
-                f"({', '.join(package.lacks)}) and Megatron would take it for complete; uninstall "
-                "it, or install it as CONTRIBUTING.md says"
+            yield Problem(
+                package.name,
+                package.version,
+                f"is installed without ({', '.join(package.lacks)}) and Megatron would take it for "
+                "complete; uninstall it, or install it as CONTRIBUTING.md says",
             )
-    problems += [rule.line(args) for rule in _RULES if rule.applies(args, found)]
-    return problems
+    yield from Check(args, **dict.fromkeys(_NOT_GIVEN, UNSAID)).those(
+        {sentence: is_so(args, found) for sentence, is_so in _RULES.items()}
+    )
 
 
-def optimizer_problems(args: Namespace) -> list[str]:
+def optimizer_problems(args: Namespace) -> list[Problem]:
     """An optimizer that is not Megatron's, and not there; on a CPU too."""
     if args.optimizer in ("adam", "sgd") or importlib.util.find_spec("emerging_optimizers"):
         return []
-    return [
-        f"--optimizer ({args.optimizer}) needs the package emerging-optimizers (not installed); "
-        "install it, or use adam"
-    ]
+    needs = "needs the package emerging-optimizers (not installed)"
+    return [Check(args).problem(f"{{optimizer}} {needs}; install it, or use adam")]
 
 
 _WRITERS = {
@@ -119,27 +119,16 @@ _WRITERS = {
 """Flag of a log, the module that writes it, and where that comes from."""
 
 
-def writer_problems(args: Namespace) -> list[str]:
-    """Logs that are asked for and that nothing on this machine can write, one line each."""
+def writer_problems(args: Namespace) -> list[Problem]:
+    """Logs that are asked for and that nothing on this machine can write."""
     return [
-        f"{flag_of(name)} ({value}) needs {module} (not installed here), which writes "
-        f"it; pip install '{requirement}', or remove it"
+        Check(args).problem(
+            f"{{{name}}} needs {module} (not installed here), which writes it; pip install "
+            f"'{requirement}', or remove it"
+        )
         for name, (module, requirement) in _WRITERS.items()
-        if (value := getattr(args, name)) and importlib.util.find_spec(module) is None
+        if getattr(args, name) and importlib.util.find_spec(module) is None
     ]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A default or a flag of Megatron that needs a package.
-
-    Args:
-        applies: is it asked for, and the package not there?
-        line: the problem.
-    """
-
-    applies: Callable[[Namespace, Installed], bool]
-    line: Callable[[Namespace], str]
 
 
 def _is_local(args: Namespace) -> bool:
@@ -171,51 +160,35 @@ def _fuses_rope(args: Namespace, found: Installed) -> bool:
     return bool(fuses and not found.transformer_engine.complete)
 
 
-_RULES = (
-    _Rule(
-        lambda args, found: not _is_local(args) and found.transformer_engine.version is None,
-        lambda args: (
-            f"--transformer-impl ({args.transformer_impl}) needs TransformerEngine (not "
-            "installed); install it as CONTRIBUTING.md says, or use --transformer-impl local"
-        ),
-    ),
-    _Rule(
-        # Of the output layer, whatever the implementation of the others.
-        lambda args, found: bool(
-            args.gradient_accumulation_fusion
-            and not args.fp8_output_proj
-            and not found.has_kernel("fused_weight_gradient_mlp_cuda")
-        ),
-        lambda args: (
-            "--no-gradient-accumulation-fusion is not given, and the fusion needs "
-            "fused_weight_gradient_mlp_cuda (not installed) of NVIDIA Apex; give it, or build Apex "
-            "as CONTRIBUTING.md says"
-        ),
-    ),
-    _Rule(
-        _fuses_softmax,
-        lambda args: (
-            "--no-masked-softmax-fusion is not given beside --transformer-impl (local), "
-            "and the fusion needs scaled_masked_softmax_cuda (not installed) of NVIDIA Apex; "
-            "give it, or build Apex as CONTRIBUTING.md says"
-        ),
-    ),
-    _Rule(
-        _keeps_persistent_norm,
-        lambda args: (
-            "--no-persist-layer-norm is not given beside --transformer-impl (local) and "
-            f"--normalization ({args.normalization}), for which torch's norm stands; give it"
-        ),
-    ),
-    _Rule(
-        _fuses_rope,
-        lambda args: (
-            "--no-rope-fusion is not given beside --transformer-impl (local), and the "
-            "fusion needs TransformerEngine (not installed); give it, or install that as "
-            "CONTRIBUTING.md says"
-        ),
-    ),
+def _fuses_gradients(args: Namespace, found: Installed) -> bool:
+    # Of the output layer, whatever the implementation of the others.
+    fuses = args.gradient_accumulation_fusion and not args.fp8_output_proj
+    return bool(fuses and not found.has_kernel("fused_weight_gradient_mlp_cuda"))
+
+
+# What turns a default off.
+_NOT_GIVEN = (
+    *("no_gradient_accumulation_fusion", "no_masked_softmax_fusion"),
+    *("no_persist_layer_norm", "no_rope_fusion"),
 )
+_RULES: dict[str, Callable[[Namespace, Installed], bool]] = {
+    "{transformer_impl} needs TransformerEngine (not installed); install it as CONTRIBUTING.md "
+    "says, or use --transformer-impl local": (
+        lambda args, found: not _is_local(args) and found.transformer_engine.version is None
+    ),
+    "{no_gradient_accumulation_fusion} is not given, and the fusion needs "
+    "fused_weight_gradient_mlp_cuda (not installed) of NVIDIA Apex; give it, or build Apex as "
+    "CONTRIBUTING.md says": _fuses_gradients,
+    "{no_masked_softmax_fusion} is not given beside {transformer_impl}, and the fusion needs "
+    "scaled_masked_softmax_cuda (not installed) of NVIDIA Apex; give it, or build Apex as "
+    "CONTRIBUTING.md says": _fuses_softmax,
+    "{no_persist_layer_norm} is not given beside {transformer_impl} and {normalization}, for which "
+    "torch's norm stands; give it": _keeps_persistent_norm,
+    "{no_rope_fusion} is not given beside {transformer_impl}, and the fusion needs "
+    "TransformerEngine (not installed); give it, or install that as CONTRIBUTING.md "
+    "says": _fuses_rope,
+}
+"""What a default or a flag of Megatron needs that is not there, and when it is asked for."""
 
 
 def _may_lack(package: Package, found: Installed) -> bool:

@@ -11,16 +11,17 @@ from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
+from ..checks.problem import Problem
+from ..checks.rules import Check
 from ..config import expert_tensor_parallel_size
-from ..switches import flag_of
 from .data_files import validation_prefixes
-from .guarded import lines_of
+from .guarded import problems_of
 from .rules import virtual_batch
 from .sizes import model_chunks
 
 
-def late_problems(args: Namespace, world_size: int) -> list[str]:
-    """What would end or change the run later, one line each.
+def late_problems(args: Namespace, world_size: int) -> list[Problem]:
+    """What would end or change the run later.
 
     Args:
         args: parsed, not yet validated, without basic problems.
@@ -28,56 +29,47 @@ def late_problems(args: Namespace, world_size: int) -> list[str]:
     """
     run = (timeout_problems, _numbers, _groups, _steps, _optimizer, _data, _evaluation, _documents)
     rest = (_files, _profile, _skipped)
-    return [line for rule in (*run, *rest) for line in lines_of(rule, args, world_size)]
+    return [one for rule in (*run, *rest) for one in problems_of(rule, args, world_size)]
 
 
-def needed(args: Namespace, *, trains: bool = True) -> Iterator[str]:
-    """What Megatron reads without asking whether it is there, one line each.
+def needed(args: Namespace, *, trains: bool = True) -> Iterator[Problem]:
+    """What Megatron reads without asking whether it is there.
 
     Args:
         args: parsed, not yet validated.
         trains: will it run its training loop?
     """
+    check = Check(args)
     if trains:
         yield from _needed_to_train(args)
-    if args.tokenizer_type == "NullTokenizer" and args.vocab_size is None:
-        yield (
-            "--tokenizer-type (NullTokenizer) needs --vocab-size (None); give the number of tokens"
-        )
-    if args.tokenizer_type == "HuggingFaceTokenizer" and args.tokenizer_model is None:
-        yield (
-            "--tokenizer-type (HuggingFaceTokenizer) needs --tokenizer-model (None); give its "
-            "folder or name"
-        )
+    if args.tokenizer_type == "NullTokenizer":
+        yield from check.needs("tokenizer_type", "vocab_size", "give the number of tokens")
+    if args.tokenizer_type == "HuggingFaceTokenizer":
+        yield from check.needs("tokenizer_type", "tokenizer_model", "give its folder or name")
 
 
-def _needed_to_train(args: Namespace) -> Iterator[str]:
-    if args.train_iters is None and args.train_samples is None:
+def _needed_to_train(args: Namespace) -> Iterator[Problem]:
+    check = Check(args)
+    if args.train_samples is None:
         # With --skip-train too: it counts the samples that training would take.
-        yield "--train-iters (None) is needed; say how long to train"
+        yield from check.missing("train_iters", "say how long to train")
     if args.skip_train:
         return
-    if args.lr is None:
-        yield "--lr (None) is needed; give the learning rate"
-    if args.eval_interval is None and not args.full_validation:
-        yield (
-            "--eval-interval (None) is needed; say how often to evaluate, and --eval-iters 0 for "
-            "never"
-        )
+    yield from check.missing("lr", "give the learning rate")
+    if not args.full_validation:
+        fix = "say how often to evaluate, and --eval-iters 0 for never"
+        yield from check.missing("eval_interval", fix)
 
 
 # Above, torch's clocks overflow; a year.
 _MOST_MINUTES = 365 * 24 * 60
 
 
-def timeout_problems(args: Namespace, _: int = 1) -> Iterator[str]:
+def timeout_problems(args: Namespace, _: int = 1) -> Iterator[Problem]:
     """Of the flag by which ranks wait for each other: to be known before they do."""
-    minutes = args.distributed_timeout_minutes
-    if not 1 <= minutes <= _MOST_MINUTES:
-        yield (
-            f"--distributed-timeout-minutes ({minutes}) is not between 1 and {_MOST_MINUTES}; "
-            "correct it"
-        )
+    if not 1 <= args.distributed_timeout_minutes <= _MOST_MINUTES:
+        most = f"{_MOST_MINUTES}; correct it"
+        yield Check(args).problem(f"{{distributed_timeout_minutes}} is not between 1 and {most}")
 
 
 # The least that is possible; below, the modulo or the division by an interval ends the job, or the
@@ -99,72 +91,61 @@ _BELOW_1 = ("adam_beta1", "adam_beta2", "lr_warmup_fraction")
 _AT_MOST_1 = ("attention_dropout", "hidden_dropout")
 
 
-def _numbers(args: Namespace, _: int) -> Iterator[str]:
+def _numbers(args: Namespace, _: int) -> Iterator[Problem]:
+    check = Check(args)
     for least, names in _LEAST.items():
         for name in names.split():
-            value = getattr(args, name)
-            if value is not None and value < least:
-                yield f"{flag_of(name)} ({value}) is below {least}; use {least} or more"
+            yield from check.at_least(name, least)
     for name in _BELOW_1:
         value = getattr(args, name)
         if value is not None and value >= 1:
-            yield f"{flag_of(name)} ({value}) is not below 1; give a fraction"
+            yield check.problem(f"{{{name}}} is not below 1; give a fraction")
     for name in _AT_MOST_1:
-        if getattr(args, name) > 1:
-            yield f"{flag_of(name)} ({getattr(args, name)}) is above 1; give a fraction"
+        yield from check.at_most(name, 1, "give a fraction")
 
 
-def _groups(args: Namespace, world_size: int) -> Iterator[str]:
+def _groups(args: Namespace, world_size: int) -> Iterator[Problem]:
     """What is asserted when process groups and buffers are made."""
+    check = Check(args)
     stages, tensor = args.pipeline_model_parallel_size, args.tensor_model_parallel_size
     expert_tensor = expert_tensor_parallel_size(args)
     dense = world_size // (tensor * stages)
     expert = world_size // (expert_tensor * args.expert_model_parallel_size * stages)
-    if args.use_tp_pp_dp_mapping and stages > 1 and dense // args.context_parallel_size != expert:
-        yield (
-            f"--use-tp-pp-dp-mapping (True) with --pipeline-model-parallel-size ({stages}) wants "
-            f"as many copies of experts ({expert}) as of the rest "
-            f"({dense // args.context_parallel_size}); remove it"
-        )
-    copies = args.num_distributed_optimizer_instances
-    flag = f"--num-distributed-optimizer-instances ({copies})"
-    if copies > 1 and not args.use_distributed_optimizer:
-        yield f"{flag} needs --use-distributed-optimizer (False); add it, or remove the instances"
-    if copies > 1 and (dense % copies or expert % copies):
-        yield (
-            f"{flag} does not divide the copies of the model ({dense}) and of experts ({expert}); "
-            "use a number that does"
-        )
-    sharp = args.sharp_enabled_group
-    if sharp and not args.use_sharp:
-        yield f"--sharp-enabled-group ({sharp}) needs --use-sharp (False); add it"
-    elif sharp == "dp_replica" and copies == 1:
-        yield f"--sharp-enabled-group (dp_replica) needs {flag} above 1; use dp"
-    if args.calculate_per_token_loss and args.ddp_average_in_collective:
-        yield (
-            "--calculate-per-token-loss (True) excludes --ddp-average-in-collective (True); remove "
-            "one of them"
-        )
+    replicas = dense // args.context_parallel_size
+    copies, sharp = args.num_distributed_optimizer_instances, args.sharp_enabled_group
+    rules = {
+        "{use_tp_pp_dp_mapping} with {pipeline_model_parallel_size} wants as many copies of "
+        f"experts ({expert}) as of the rest ({replicas}); remove it": (
+            args.use_tp_pp_dp_mapping and stages > 1 and replicas != expert
+        ),
+        "{num_distributed_optimizer_instances} needs {use_distributed_optimizer}; add it, or "
+        "remove the instances": copies > 1 and not args.use_distributed_optimizer,
+        "{num_distributed_optimizer_instances} does not divide the copies of the model "
+        f"({dense}) and of experts ({expert}); use a number that does": (
+            copies > 1 and (dense % copies or expert % copies)
+        ),
+        "{sharp_enabled_group} needs {num_distributed_optimizer_instances} above 1; use dp": (
+            args.use_sharp and sharp == "dp_replica" and copies == 1
+        ),
+    }
+    yield from check.those(rules)
+    yield from check.needs("sharp_enabled_group", "use_sharp", "add it")
+    both = ("calculate_per_token_loss", "ddp_average_in_collective")
+    yield from check.excludes(*both, "remove one of them")
 
 
-def _steps(args: Namespace, world_size: int) -> Iterator[str]:
+def _steps(args: Namespace, world_size: int) -> Iterator[Problem]:
     """A schedule of batch sizes; of samples there are enough for one batch."""
-    text, samples = args.step_batch_size_schedule, args.train_samples
+    check = Check(args)
+    name, text = "step_batch_size_schedule", args.step_batch_size_schedule
     if text is None:
-        if args.global_batch_size and samples and samples < args.global_batch_size:
-            yield (
-                f"--train-samples ({samples}) is below --global-batch-size "
-                f"({args.global_batch_size}), so nothing would be trained; raise it"
-            )
+        why = ", so nothing would be trained"
+        yield from check.at_least("train_samples", "global_batch_size", "raise it", why=why)
         return
-    flag = f"--step-batch-size-schedule ({text})"
-    if args.global_batch_size is not None:
-        yield f"{flag} excludes --global-batch-size ({args.global_batch_size}); remove one of them"
-    if samples is None and not args.skip_train:
-        yield (
-            f"{flag} needs --train-samples (None): with --train-iters, data and learning rate "
-            "would end as if every batch were the smallest; use it"
-        )
+    yield from check.excludes(name, "global_batch_size", "remove one of them")
+    if not args.skip_train:
+        why = ": with --train-iters, data and learning rate would end as if every batch were the "
+        yield from check.needs(name, "train_samples", "use it", why=why + "smallest")
     parallel = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
     copies = max(world_size // (parallel * args.context_parallel_size), 1)
     try:
@@ -177,262 +158,236 @@ def _steps(args: Namespace, world_size: int) -> Iterator[str]:
             args.seq_length or args.encoder_seq_length,
         ).schedule
     except (AssertionError, ValueError, OverflowError) as error:
-        yield f"{flag} is not a schedule: {error}; write TOKENS:BATCH TOKENS:BATCH, from 0 up"
+        yield check.problem(
+            "{step_batch_size_schedule} is not a schedule: {error}; write TOKENS:BATCH "
+            "TOKENS:BATCH, from 0 up",
+            error=error,
+        )
         return
     sizes = [batch for _, batch in schedule]
     unit = args.micro_batch_size * copies
     # A run that goes on with more processes has left the small batches behind.
     for batch in sizes if args.load is None else sizes[-1:]:
         if batch % unit:
-            yield (
-                f"{flag} has a batch ({batch}) that is not a multiple of --micro-batch-size x "
-                f"data-parallel size ({unit}); use multiples of that"
+            yield check.problem(
+                f"{{step_batch_size_schedule}} has a batch ({batch}) that is not a multiple of "
+                f"--micro-batch-size x data-parallel size ({unit}); use multiples of that"
             )
         else:
-            yield from virtual_batch(args, batch // unit, "an iteration", flag)
+            yield from virtual_batch(args, batch // unit, "an iteration", name)
     if sizes != sorted(sizes):
-        yield f"{flag} goes down, at which Megatron ends the job; let it grow"
+        ends = "goes down, at which Megatron ends the job; let it grow"
+        yield check.problem(f"{{step_batch_size_schedule}} {ends}")
 
 
-def _optimizer(args: Namespace, _: int) -> Iterator[str]:
+def _optimizer(args: Namespace, _: int) -> Iterator[Problem]:
     """What the optimizer asserts, and then the scheduler of learning rate and weight decay."""
+    check = Check(args)
     if args.skip_train:
         return
     unit = "iters" if args.train_iters else "samples"
-    total = getattr(args, f"train_{unit}")
-    decay = getattr(args, f"lr_decay_{unit}") or total
-    warmup = getattr(args, f"lr_warmup_{unit}")
-    flag = f"--lr-warmup-{unit} ({warmup})"
-    if args.lr_warmup_fraction is not None and decay:
-        warmup = args.lr_warmup_fraction * decay
-        flag = f"--lr-warmup-fraction ({args.lr_warmup_fraction})"
-    if decay and not args.lr_warmup_fraction and warmup >= decay:
-        given = f"--lr-decay-{unit}" if getattr(args, f"lr_decay_{unit}") else f"--train-{unit}"
-        yield f"{flag} is not below {given} ({decay}), where the decay ends; lower it"
-    if args.lr_decay_style == "WSD" and getattr(args, f"lr_wsd_decay_{unit}") is None:
-        yield (
-            f"--lr-decay-style (WSD) needs --lr-wsd-decay-{unit} (None); say how long it decays "
-            "at the end"
-        )
-    if args.lr is not None and args.lr_warmup_init > args.lr:
-        yield f"--lr-warmup-init ({args.lr_warmup_init}) is above --lr ({args.lr}); lower it"
-    if args.override_opt_param_scheduler and args.use_checkpoint_opt_param_scheduler:
-        yield (
-            "--override-opt-param-scheduler (True) excludes --use-checkpoint-opt-param-scheduler "
-            "(True); remove one of them"
-        )
-    start, end = args.start_weight_decay, args.end_weight_decay
-    if start is not None and end is not None and start > end:
-        yield (
-            f"--start-weight-decay ({start}) is above --end-weight-decay ({end}); weight decay "
-            "only grows"
-        )
-    if args.fp16 and args.optimizer not in ("adam", "sgd"):
-        yield f"--optimizer ({args.optimizer}) excludes --fp16 (True); use --bf16"
+    fraction, given = args.lr_warmup_fraction, getattr(args, f"lr_decay_{unit}")
+    decay = given or getattr(args, f"train_{unit}")
+    warmup, flag = getattr(args, f"lr_warmup_{unit}"), f"lr_warmup_{unit}"
+    if fraction is not None and decay:
+        warmup, flag = fraction * decay, "lr_warmup_fraction"
+    end = f"lr_decay_{unit}" if given else f"train_{unit}"
+    style = args.lr_decay_style == "WSD" and getattr(args, f"lr_wsd_decay_{unit}") is None
+    rules = {
+        f"{{{flag}}} is not below {{{end}}}, where the decay ends; lower it": (
+            decay and not fraction and warmup >= decay
+        ),
+        f"{{lr_decay_style}} needs {{lr_wsd_decay_{unit}}}; say how long it decays at the "
+        "end": style,
+    }
+    yield from check.those(rules)
+    yield from check.at_most("lr_warmup_init", "lr", "lower it")
+    both = ("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler")
+    yield from check.excludes(*both, "remove one of them")
+    both = ("start_weight_decay", "end_weight_decay")
+    yield from check.at_most(*both, "weight decay only grows")
+    if args.optimizer not in ("adam", "sgd"):
+        yield from check.excludes("optimizer", "fp16", "use --bf16")
 
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _SPLIT = re.compile(rf"\s*{_NUMBER}(?:\s*[,/\s]\s*{_NUMBER}){{0,2}}\s*")
 
 
-def _data(args: Namespace, _: int) -> Iterator[str]:
+def _data(args: Namespace, _: int) -> Iterator[Problem]:
     """What the datasets take for parts of the data, and whether there is what is evaluated."""
+    check = Check(args)
     blended = args.data_path or args.data_args_path
     paths = {name: getattr(args, f"{name}_data_path") for name in ("train", "valid", "test")}
-    per_split = any(paths.values()) or args.per_split_data_args_path
     if args.split is not None and not _SPLIT.fullmatch(args.split):
-        yield (
-            f"--split ({args.split}) is not up to three numbers with commas between, of which "
-            "Megatron would take what looks like digits; write 969,30,1"
+        yield check.problem(
+            "{split} is not up to three numbers with commas between, of which Megatron would take "
+            "what looks like digits; write 969,30,1"
         )
         return
-    if args.split is not None and per_split:
-        yield (
-            f"--split ({args.split}) excludes data that are given in parts "
-            f"({_given_parts(args, paths)}); remove one of them"
+    if args.split is not None and (any(paths.values()) or args.per_split_data_args_path):
+        yield check.problem(
+            f"{{split}} excludes data that are given in parts ({_given_parts(paths)}); remove one "
+            "of them"
         )
-    if args.data_args_path and args.split is None:
-        yield (
-            f"--data-args-path ({args.data_args_path}) needs --split (None); give the parts, as "
-            "969,30,1"
-        )
+    yield from check.needs("data_args_path", "split", "give the parts, as 969,30,1")
     if blended and args.split is not None:
         yield from _parts(args, [float(n) for n in re.findall(_NUMBER, args.split)])
     elif any(paths.values()):
-        if not paths["train"] and not args.skip_train:
-            yield "--train-data-path (None) is needed; without it nothing would be trained"
-        if not paths["valid"] and _evaluates(args):
-            yield (
-                f"--valid-data-path (None) is needed with --eval-iters ({args.eval_iters}); give "
-                "it, or --eval-iters 0"
-            )
+        rules = {
+            "{train_data_path} is needed; without it nothing would be trained": (
+                not paths["train"] and not args.skip_train
+            ),
+            "{valid_data_path} is needed with {eval_iters}; give it, or --eval-iters 0": (
+                not paths["valid"] and _evaluates(args)
+            ),
+        }
+        yield from check.those(rules)
     for name in ("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap"):
-        if getattr(args, name) and args.data_cache_path is None:
-            yield f"{flag_of(name)} (True) needs --data-cache-path (None); give the folder"
+        yield from check.needs(name, "data_cache_path", "give the folder")
     if args.dataloader_fast_cache_load and blended:
-        yield (
-            "--dataloader-fast-cache-load (True) excludes data that --split divides; use "
+        yield check.problem(
+            "{dataloader_fast_cache_load} excludes data that --split divides; use "
             "--train-data-path and its relatives"
         )
 
 
-def _given_parts(args: Namespace, paths: dict[str, Any]) -> str:
+def _given_parts(paths: dict[str, Any]) -> str:
     names = [f"--{name}-data-path" for name, path in paths.items() if path]
     return ", ".join(names or ["--per-split-data-args-path"])
 
 
-def _parts(args: Namespace, shares: list[float]) -> Iterator[str]:
+def _parts(args: Namespace, shares: list[float]) -> Iterator[Problem]:
+    check = Check(args)
     train, valid, _ = [*shares, 0.0, 0.0][:3]
     if not any(shares):
-        yield f"--split ({args.split}) adds up to 0; give the parts, as 969,30,1"
+        yield check.problem("{split} adds up to 0; give the parts, as 969,30,1")
         return
-    if not train and not args.skip_train:
-        yield f"--split ({args.split}) leaves nothing to train on; raise its first number"
-    if not valid and _evaluates(args):
-        yield (
-            f"--split ({args.split}) leaves nothing to evaluate on, and --eval-iters "
-            f"({args.eval_iters}) asks for it; raise its second number, or give --eval-iters 0"
-        )
+    rules = {
+        "{split} leaves nothing to train on; raise its first number": (
+            not train and not args.skip_train
+        ),
+        "{split} leaves nothing to evaluate on, and {eval_iters} asks for it; raise its second "
+        "number, or give --eval-iters 0": not valid and _evaluates(args),
+    }
+    yield from check.those(rules)
 
 
 def _evaluates(args: Namespace) -> bool:
     return bool(args.eval_iters or args.full_validation)
 
 
-def _evaluation(args: Namespace, _: int) -> Iterator[str]:
+def _evaluation(args: Namespace, _: int) -> Iterator[Problem]:
+    check = Check(args)
     full, many = args.full_validation, args.multiple_validation_sets
-    if args.validation_set_names and not many:
-        yield (
-            f"--validation-set-names ({' '.join(args.validation_set_names)}) needs "
-            "--multiple-validation-sets (False); add it"
-        )
+    yield from check.needs("validation_set_names", "multiple_validation_sets", "add it")
     if full != many:
-        given, missing = ("full-validation", "multiple-validation-sets")[:: 1 if full else -1]
-        yield (
-            f"--{given} (True) works with --{missing} (False) alone, in Megatron 0.19; add it, or "
-            "use --eval-iters"
-        )
+        given, other = ("full_validation", "multiple_validation_sets")[:: 1 if full else -1]
+        alone = "alone, in Megatron 0.19; add it, or use --eval-iters"
+        yield check.problem(f"{{{given}}} works with {{{other}}} {alone}")
     if not (full and many):
         return
-    both = "--full-validation (True) and --multiple-validation-sets (True)"
-    if args.mock_data or args.data_path or args.data_args_path:
-        yield f"{both} need sets of their own; use --train-data-path and --valid-data-path"
     names, sets = args.validation_set_names, validation_prefixes(args)
-    if names and sets and len(names) != len(sets):
-        yield (
-            f"--validation-set-names ({' '.join(names)}) are not as many as the sets of validation "
-            f"data ({' '.join(sets)}); give a name for each"
-        )
-    if args.test_data_path:
-        yield (
-            f"--test-data-path ({' '.join(args.test_data_path)}) excludes {both}, after which "
-            "Megatron takes the test data for a list of sets; remove it"
-        )
     split = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
     micro = args.eval_micro_batch_size or args.micro_batch_size
-    if split > 1 and micro > 1:
-        yield (
-            f"{both} read one sample at a time, not --eval-micro-batch-size ({micro}), which "
-            "tensor- and pipeline-parallel ranks expect; use --eval-micro-batch-size 1"
+    both = "{full_validation} and {multiple_validation_sets}"
+    check = Check(args, eval_micro_batch_size=micro)
+    rules = {
+        f"{both} need sets of their own; use --train-data-path and --valid-data-path": (
+            args.mock_data or args.data_path or args.data_args_path
+        ),
+        f"{both} read one sample at a time, not {{eval_micro_batch_size}}, which tensor- and "
+        "pipeline-parallel ranks expect; use --eval-micro-batch-size 1": (split > 1 and micro > 1),
+        f"{both} do not work with virtual pipeline stages; remove one of them": (
+            model_chunks(args) > 1
+        ),
+        f"{{test_data_path}} excludes {both}, after which Megatron takes the test data for a "
+        "list of sets; remove it": args.test_data_path,
+    }
+    yield from check.those(rules)
+    if names and sets and len(names) != len(sets):
+        yield check.problem(
+            "{validation_set_names} are not as many as the sets of validation data ({sets}); give "
+            "a name for each",
+            sets=" ".join(sets),
         )
-    if model_chunks(args) > 1:
-        yield f"{both} do not work with virtual pipeline stages; remove one of them"
 
 
-def _documents(args: Namespace, _: int) -> Iterator[str]:
+def _documents(args: Namespace, _: int) -> Iterator[Problem]:
     """Masks and positions that begin anew at every document: what in the model reads them?"""
-    rotary = args.use_rotary_position_embeddings
-    if args.reset_position_ids and (rotary or args.position_embedding_type != "learned_absolute"):
-        kind = "rope" if rotary else args.position_embedding_type
-        yield (
-            f"--reset-position-ids (True) changes nothing with --position-embedding-type ({kind}), "
-            "which reads no position of the data; remove it"
+    kind = "rope" if args.use_rotary_position_embeddings else args.position_embedding_type
+    check = Check(args, position_embedding_type=kind)
+    if args.reset_position_ids and kind != "learned_absolute":
+        yield check.problem(
+            "{reset_position_ids} changes nothing with {position_embedding_type}, which reads no "
+            "position of the data; remove it"
         )
     if not args.reset_attention_mask:
         return
-    flag = "--reset-attention-mask (True)"
-    if not args.create_attention_mask_in_dataloader:
-        yield (
-            f"{flag} changes nothing with --no-create-attention-mask-in-dataloader; remove one of "
-            "them"
-        )
-    if args.transformer_impl != "local":
-        yield (
-            f"{flag} changes nothing with --transformer-impl ({args.transformer_impl}), whose "
-            "causal attention reads no mask; use --dataloader-inter-document-masking with "
-            "Megatron's own script, or --transformer-impl local"
-        )
-    elif args.masked_softmax_fusion and (args.bf16 or args.fp16):
-        yield (
-            f"{flag} changes nothing in fused softmax kernels, which read no mask; add "
-            "--no-masked-softmax-fusion"
-        )
-    if args.window_size is not None:
-        yield f"{flag} is overruled by --window-size ({args.window_size}); remove one of them"
+    is_local = args.transformer_impl == "local"
     stages = args.pipeline_model_parallel_size * model_chunks(args)
-    if stages > 2:
-        yield (
-            f"{flag} reaches the first and the last pipeline stage alone, not all ({stages}); use "
-            "two at most"
-        )
+    nothing = "{reset_attention_mask} changes nothing"
+    rules = {
+        f"{nothing} with --no-create-attention-mask-in-dataloader; remove one of them": (
+            not args.create_attention_mask_in_dataloader
+        ),
+        f"{nothing} with {{transformer_impl}}, whose causal attention reads no mask; use "
+        "--dataloader-inter-document-masking with Megatron's own script, or "
+        "--transformer-impl local": not is_local,
+        f"{nothing} in fused softmax kernels, which read no mask; add --no-masked-softmax-fusion": (
+            is_local and args.masked_softmax_fusion and (args.bf16 or args.fp16)
+        ),
+        "{reset_attention_mask} is overruled by {window_size}; remove one of them": (
+            args.window_size is not None
+        ),
+        "{reset_attention_mask} reaches the first and the last pipeline stage alone, not all "
+        f"({stages}); use two at most": stages > 2,
+    }
+    yield from check.those(rules)
 
 
 _DUMPS = ("params", "activations", "tokens_per_expert", "wgrads", "dgrads")
 
 
-def _files(args: Namespace, _: int) -> Iterator[str]:
+def _files(args: Namespace, _: int) -> Iterator[Problem]:
     """What is written where nothing says where to."""
-    if args.wandb_project:
-        flag = f"--wandb-project ({args.wandb_project})"
-        if args.save is None and not args.wandb_save_dir:
-            yield f"{flag} needs --wandb-save-dir (None) or --save (None) for its files; give one"
-        if args.wandb_exp_name == "":
-            yield f"{flag} needs a name, not --wandb-exp-name (); give one, or leave it out"
-        if not args.tensorboard_dir:
-            yield (
-                f"{flag} gets no losses without --tensorboard-dir (None), behind which Megatron "
-                "sends them; add it"
-            )
-    for what in _DUMPS:
-        name = f"save_{what}_interval"
-        value = getattr(args, name)
-        if value is not None and args.save is None:
-            yield f"{flag_of(name)} ({value}) needs --save (None); give the folder"
-    every = args.non_persistent_save_interval
-    if every and args.save is None:
-        yield f"--non-persistent-save-interval ({every}) needs --save (None); give the folder"
-    if args.enable_ft_package and args.save is None:
-        yield "--enable-ft-package (True) needs --save (None) for its state; give the folder"
+    check = Check(args)
+    nowhere = args.save is None and not args.wandb_save_dir
+    rules = {
+        "{wandb_project} needs {wandb_save_dir} or {save} for its files; give one": nowhere,
+        "{wandb_project} needs a name, not {wandb_exp_name}; give one, or leave it out": (
+            args.wandb_exp_name == ""
+        ),
+        "{wandb_project} gets no losses without {tensorboard_dir}, behind which Megatron sends "
+        "them; add it": not args.tensorboard_dir,
+    }
+    yield from check.those(rules if args.wandb_project else {})
+    dumps = [f"save_{what}_interval" for what in _DUMPS]
+    for name in (*dumps, "non_persistent_save_interval"):
+        yield from check.needs(name, "save", "give the folder")
+    yield from check.needs("enable_ft_package", "save", "give the folder", why=" for its state")
 
 
-def _profile(args: Namespace, _: int) -> Iterator[str]:
+def _profile(args: Namespace, _: int) -> Iterator[Problem]:
+    check = Check(args)
     if not args.profile:
         return
-    start, end = args.profile_step_start, args.profile_step_end
-    if end <= start:
-        yield f"--profile-step-end ({end}) is not above --profile-step-start ({start}); raise it"
-    if args.use_pytorch_profiler and not args.tensorboard_dir:
-        yield (
-            "--use-pytorch-profiler (True) needs --tensorboard-dir (None), beside which it "
-            "writes; add it"
-        )
+    if args.profile_step_end <= args.profile_step_start:
+        yield check.problem("{profile_step_end} is not above {profile_step_start}; raise it")
+    why = ", beside which it writes"
+    yield from check.needs("use_pytorch_profiler", "tensorboard_dir", "add it", why=why)
 
 
-def _skipped(args: Namespace, _: int) -> Iterator[str]:
+def _skipped(args: Namespace, _: int) -> Iterator[Problem]:
     """Iterations that are left out, and phases of the data."""
-    skips = args.iterations_to_skip or args.result_rejected_tracker_filename
+    check = Check(args)
     stages, chunks = args.pipeline_model_parallel_size, model_chunks(args)
-    if skips and (stages > 2 or chunks > 1):
-        shown = skips if isinstance(skips, str) else " ".join(map(str, skips))
-        name = (
-            "result-rejected-tracker-filename" if isinstance(skips, str) else ("iterations-to-skip")
-        )
-        yield (
-            f"--{name} ({shown}) reads data on every pipeline stage, and inner and virtual ones "
+    names = ("iterations_to_skip", "result_rejected_tracker_filename")
+    given = [name for name in names if getattr(args, name)]
+    if given and (stages > 2 or chunks > 1):
+        yield check.problem(
+            f"{{{given[0]}}} reads data on every pipeline stage, and inner and virtual ones "
             f"({stages} x {chunks}) have none; use two stages at most"
         )
-    if args.phase_transition_iterations and args.train_samples is None:
-        yield (
-            f"--phase-transition-iterations ({args.phase_transition_iterations}) needs "
-            "--train-samples (None); use it in place of --train-iters"
-        )
+    fix = "use it in place of --train-iters"
+    yield from check.needs("phase_transition_iterations", "train_samples", fix)

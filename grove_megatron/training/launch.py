@@ -14,14 +14,16 @@ from megatron.training.global_vars import set_global_variables
 from megatron.training.training import train
 
 from ..arguments import add_grove_arguments, yaml_problems
+from ..checks.problem import Problem, of_other_flags
 from ..failure.job_store import group_store
 from ..failure.watch import begin
 from ..runtime import cpu_is_active
 from ..unparsed import report_errors
 from . import gpt
-from .checks import as_launched, every_problem, megatrons_refusal, model_config, problems_of_all
+from .checks import as_launched, every_problem, model_config, refusal
 from .cpu_arguments import set_cpu_defaults
 from .late_rules import timeout_problems
+from .of_ranks import problems_of_all
 from .one_job import claim
 from .preflight import announce
 from .refuse import refuse
@@ -43,7 +45,7 @@ def _pretrain() -> None:
         config = model_config(args)
         container = pretrain_cfg_container_from_args(args, config)
     except Exception as error:
-        refuse([megatrons_refusal(error)])
+        refuse(refusal(error))
     models: list[Any] = []
 
     def keep(built: list[Any]) -> list[Any]:
@@ -88,10 +90,10 @@ def parse_arguments(*, training: bool = False) -> Namespace:
     try:
         args = parse_args(extra_args_provider=_add_arguments)
     except Exception as error:
-        refuse([megatrons_refusal(error)])
+        refuse(refusal(error))
     if problems := [*timeout_problems(args)]:
         # By it, ranks wait for each other below.
-        refuse([*dict.fromkeys(problems + every_problem(args, args.world_size))])
+        refuse(problems + of_other_flags(every_problem(args, args.world_size), problems))
     begin(args)
     refuse_differences(args)
     problems = problems_of_all(args, every_problem(args, args.world_size))
@@ -107,7 +109,7 @@ def parse_arguments(*, training: bool = False) -> Namespace:
     try:
         validate_args(args, defaults)
     except (Exception, SystemExit) as error:
-        refuse([megatrons_refusal(error)])
+        refuse(refusal(error))
     begin_megatron(args)
     return args
 
@@ -117,12 +119,12 @@ def begin_megatron(args: Namespace) -> None:
     try:
         set_global_variables(args)
     except Exception as error:
-        refuse([megatrons_refusal(error)])
+        refuse(refusal(error))
     if problem := tokenizer_problem(args, get_tokenizer()):
         refuse([problem])
 
 
-def _other_problems(args: Namespace) -> list[str]:
+def _other_problems(args: Namespace) -> list[Problem]:
     """Of flags of which some could not be parsed."""
     as_launched(args)
     return every_problem(args, args.world_size)

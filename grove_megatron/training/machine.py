@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.layout import TRACKER, is_remote
-from ..switches import flag_of
+from ..checks.flags import flag_of
+from ..checks.problem import Problem
+from ..checks.rules import Check
 from .data_files import prefixes
 
 # What a job writes to, and the setting that it takes besides.
@@ -42,33 +44,38 @@ _FILES_OR_FOLDERS = ("flight_recorder_dump_path",)
 _READS_CACHE = ("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap")
 
 
-def folder_problems(args: Namespace) -> Iterator[str]:
-    """Places to write to that cannot be written, one line each.
+def folder_problems(args: Namespace) -> Iterator[Problem]:
+    """Places to write to that cannot be written.
 
     Args:
         args: Megatron's namespace, parsed.
     """
     for name, path in _given(args, _FOLDERS):
         if why := why_not_writable(path):
-            yield f"{flag_of(name)} ({path}) cannot be written: {why}; use another folder"
+            yield _unwritable(name, path, why)
     for name, path in _given(args, _FILES):
         if why := _why_no_file(name, path):
-            yield f"{flag_of(name)} ({path}) cannot be written: {why}; use another file"
+            yield _unwritable(name, path, why, "file")
     if args.save and not is_remote(args, args.save):
         tracker = Path(args.save) / TRACKER
         if os.path.exists(tracker) and (why := _why_not_opened(tracker)):
-            yield f"--save ({args.save}) cannot be written: {tracker}: {why}; use another folder"
+            yield _unwritable("save", args.save, f"{tracker}: {why}")
     yield from _profile_problems(args)
     yield from _cache_problems(args)
 
 
+def _unwritable(name: str, path: Path, why: str, kind: str = "folder") -> Problem:
+    return Problem(flag_of(name), path, f"cannot be written: {why}; use another {kind}")
+
+
 def cache_notice(args: Namespace) -> str | None:
     """That the order of samples can be read alone, as a job before has left it, or None."""
-    for flag, cache, why in _unwritable_caches(args):
+    check = Check(args)
+    for puts, cache, why in _unwritable_caches(args):
         if _is_filled(cache):
             return (
-                f"{flag} cannot be written ({why}); an order of samples that is not there yet "
-                "would end the job"
+                f"{check.said('data_cache_path')} {puts}cannot be written ({why}); an order of "
+                "samples that is not there yet would end the job"
             )
     return None
 
@@ -119,8 +126,9 @@ def _why_no_file(name: str, path: Path) -> str | None:
     return why
 
 
-def _profile_problems(args: Namespace) -> Iterator[str]:
+def _profile_problems(args: Namespace) -> Iterator[Problem]:
     """The profiler of torch writes beside the folder of TensorBoard."""
+    check = Check(args)
     board = args.tensorboard_dir
     if not (board and args.profile and args.use_pytorch_profiler) or is_remote(args, board):
         return
@@ -129,49 +137,51 @@ def _profile_problems(args: Namespace) -> Iterator[str]:
     for name in ["torch_profile", *["chakra"] * args.pytorch_profiler_collect_chakra]:
         folder = Path(os.path.realpath(board)).parent / name
         if why := why_not_writable(folder):
-            yield (
-                f"--tensorboard-dir ({board}) puts the traces of --use-pytorch-profiler into "
-                f"{folder}, which cannot be written: {why}; use another folder"
+            yield check.problem(
+                "{tensorboard_dir} puts the traces of --use-pytorch-profiler into {folder}, which "
+                "cannot be written: {why}; use another folder",
+                folder=folder,
+                why=why,
             )
 
 
-def _cache_problems(args: Namespace) -> Iterator[str]:
+def _cache_problems(args: Namespace) -> Iterator[Problem]:
+    check = Check(args)
     path = args.data_cache_path
-    if path and (flags := [flag_of(name) for name in _READS_CACHE if getattr(args, name)]):
+    if path and (readers := [name for name in _READS_CACHE if getattr(args, name)]):
         if not is_remote(args, path) and (why := _why_not_read(Path(path))):
-            yield (
-                f"--data-cache-path ({path}) cannot be read: {why}; {flags[0]} (True) needs the "
-                "folder that a job without it has filled"
+            yield check.problem(
+                f"{{data_cache_path}} cannot be read: {{why}}; {{{readers[0]}}} needs the folder "
+                "that a job without it has filled",
+                why=why,
             )
         return
-    for flag, cache, why in _unwritable_caches(args):
+    for puts, cache, why in _unwritable_caches(args):
         if not _is_filled(cache):
-            yield f"{flag} cannot be written: {why}; give another folder"
+            text = f"{puts}cannot be written: {why}; give another folder"
+            yield Problem("--data-cache-path", path, text)
             return
 
 
 def _unwritable_caches(args: Namespace) -> Iterator[tuple[str, Path, str]]:
-    """Where Megatron keeps the order of samples and cannot add one: how it is said, where, why."""
+    """Where Megatron cannot add an order of samples: what it puts there, where, why not."""
     if any(getattr(args, name) for name in _READS_CACHE):
         return
-    for flag, cache in _caches(args):
+    for puts, cache in _caches(args):
         if why := why_not_writable(cache):
-            yield flag, cache, why
+            yield puts, cache, why
 
 
 def _caches(args: Namespace) -> Iterator[tuple[str, Path]]:
     """Without --data-cache-path they are beside the data."""
     if path := args.data_cache_path:
         if not is_remote(args, path):
-            yield f"--data-cache-path ({path})", Path(path)
+            yield "", Path(path)
     elif not args.mock_data and args.dataloader_type != "external":
         for prefix in prefixes(args):
             cache = Path(prefix) / "cache" / "GPTDataset_indices"
             if os.path.isfile(f"{prefix}.idx"):  # or it is refused as data
-                yield (
-                    f"--data-cache-path (None) puts an index of samples into {cache}, which",
-                    cache,
-                )
+                yield f"puts an index of samples into {cache}, which ", cache
 
 
 def _is_filled(cache: Path) -> bool:

@@ -10,11 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..checkpoint.layout import is_remote
-from ..failure.job_store import from_rank_0
+from ..checks.flags import flag_of
+from ..checks.problem import Problem
 from ..failure.member import last_acts
 from ..failure.watch import fail
-from ..switches import flag_of
 from .folder_lock import GONE_SECONDS, FolderLocks, Owner, in_use, look
+from .of_ranks import problems_of_rank_0
 
 _FLAGS = ("save", "non_persistent_global_ckpt_dir", "grove_metrics_dir")
 
@@ -36,7 +37,7 @@ def writing_alone() -> Iterator[None]:
         _locks = None
 
 
-def claim(args: Namespace, problems: list[str]) -> list[str]:
+def claim(args: Namespace, problems: list[Problem]) -> list[Problem]:
     """Have this job alone write into its folders; every rank must call, and hears the same.
 
     Nothing is created where the job will be refused anyway; that a folder is in use is said.
@@ -46,26 +47,23 @@ def claim(args: Namespace, problems: list[str]) -> list[str]:
         problems: found before.
 
     Returns:
-        Folders that another job writes into, one line each.
+        Folders that another job writes into.
     """
     folders = _folders(args)
     if not folders or args.fake_process_group or args.inprocess_restart:
         return []
 
-    def ask() -> list[str]:
+    def ask() -> list[Problem]:
         if problems or _locks is None:
             return lock_problems(args)
         return _locks.take(folders, _say)
 
     # Rank 0 may wait for a sign of life of every owner.
     timeout = timedelta(minutes=args.distributed_timeout_minutes)
-    found: list[str] = from_rank_0(
-        ask, timeout + len(folders) * timedelta(seconds=2 * GONE_SECONDS)
-    )
-    return found
+    return problems_of_rank_0(ask, timeout + len(folders) * timedelta(seconds=2 * GONE_SECONDS))
 
 
-def lock_problems(args: Namespace) -> list[str]:
+def lock_problems(args: Namespace) -> list[Problem]:
     """Folders that another job writes into by now, as far as can be said without waiting."""
     return [
         in_use(flag, folder, owner)

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 import torch
@@ -16,6 +16,8 @@ from ..arguments import (
     optimizer_layout_problems,
 )
 from ..checkpoint.layout import goes_on, is_same
+from ..checks.problem import Problem, of_other_flags
+from ..checks.rules import Check
 from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
 from ..config import (
     expert_tensor_parallel_size,
@@ -24,18 +26,19 @@ from ..config import (
     has_grove_layers,
     is_checked,
 )
-from ..failure.job_store import from_rank_0, have_met
+from ..failure.job_store import have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
 from .cpu_arguments import cpu_problems
 from .disk import disk_notice
-from .guarded import lines_of
+from .guarded import lines_of, problems_of
 from .idle_flags import idle_flags
 from .installed import look, optimizer_problems, package_problems, writer_problems
 from .machine import cache_notice
 from .metrics_run import record_folder
+from .of_ranks import problems_of_rank_0
 from .rules import megatron_notices
 from .saved_arguments import look_into
 from .saving import replaced_run
@@ -45,8 +48,8 @@ from .tokenizer_files import tokenizer_notice
 _READING = timedelta(hours=1)
 
 
-def preflight(args: Namespace, device: str | None = None) -> list[str]:
-    """Problems of the Grove settings and of what they meet, one line each.
+def preflight(args: Namespace, device: str | None = None) -> list[Problem]:
+    """Problems of the Grove settings and of what they meet.
 
     Args:
         args: Megatron's namespace with the Grove flags, parsed and not yet validated.
@@ -55,8 +58,8 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     elsewhere = device == "cuda" and not cuda_is_here()
     device = device or ("cpu" if cpu_is_active() else "cuda")
     problems = grove_problems(args, num_experts=args.num_experts)
-    problems += lines_of(_spec_problems, args)
-    problems += lines_of(_checkpoint_problems, args)
+    problems += problems_of(_spec_problems, args)
+    problems += problems_of(_checkpoint_problems, args)
     if not elsewhere:
         problems += _kernel_problems(args, device)
         problems += optimizer_problems(args)
@@ -64,8 +67,7 @@ def preflight(args: Namespace, device: str | None = None) -> list[str]:
     problems += _node_problems(args)
     if device == "cpu":
         # What is refused beside groups on any device has been said, with its own reason.
-        said = {line.partition(")")[0] for line in problems}
-        problems += [p for p in cpu_problems(args) if p.partition(")")[0] not in said]
+        problems += of_other_flags(cpu_problems(args), problems)
     elif cuda_is_here() and is_checked(args):
         # Of another machine than the job's, what is installed says nothing.
         problems += package_problems(args, look())
@@ -100,8 +102,8 @@ def notices(args: Namespace) -> list[str]:
     ]
     ignored = (*megatron_notices(args), *idle_flags(args)) if is_checked(args) else ()
     # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
-    unwritten = writer_problems(args)
-    return [*(notice for notice in found if notice is not None), *unwritten, *ignored]
+    told = (*writer_problems(args), *ignored)
+    return [*(notice for notice in found if notice is not None), *map(str, told)]
 
 
 def _dispatcher_notice(args: Namespace) -> str | None:
@@ -150,7 +152,7 @@ def _restart_notice(args: Namespace) -> str | None:
     )
 
 
-def _checkpoint_problems(args: Namespace) -> list[str]:
+def _checkpoint_problems(args: Namespace) -> list[Problem]:
     """What is wrong with the checkpoints the run would load; every rank must call.
 
     Whether they are there every rank sees for itself. What may be thousands of records is read by
@@ -160,13 +162,13 @@ def _checkpoint_problems(args: Namespace) -> list[str]:
     problems = [why for why in folders.values() if why is not None]
     sound = [load_arg for load_arg, why in folders.items() if why is None]
 
-    def looked() -> list[str]:
-        return lines_of(_content_problems, args, sound)
+    def looked() -> list[Problem]:
+        return problems_of(_content_problems, args, sound)
 
-    return problems + (from_rank_0(looked, _READING) if have_met() else looked())
+    return problems + (problems_of_rank_0(looked, _READING) if have_met() else looked())
 
 
-def _folders_to_load(args: Namespace) -> dict[str, str | None]:
+def _folders_to_load(args: Namespace) -> dict[str, Problem | None]:
     """By their arguments, with why they cannot be loaded.
 
     Local ones are known to a manager that there is once the job runs, and loaded in place of these;
@@ -179,9 +181,9 @@ def _folders_to_load(args: Namespace) -> dict[str, str | None]:
     }
 
 
-def _content_problems(args: Namespace, load_args: list[str]) -> list[str]:
+def _content_problems(args: Namespace, load_args: list[str]) -> list[Problem]:
     """What must not be loaded, and the Grove settings that a checkpoint has otherwise."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     for load_arg in load_args:
         saved, found = look_into(args, load_arg)
         problems += found
@@ -195,10 +197,11 @@ def _content_problems(args: Namespace, load_args: list[str]) -> list[str]:
     return problems
 
 
-def _kernel_problems(args: Namespace, device: str) -> list[str]:
+def _kernel_problems(args: Namespace, device: str) -> Iterator[Problem]:
     """Kernels that were asked for by name and cannot run here."""
+    check = Check(args)
     if not has_grove_layers(args) or args.grove_kernel != "triton":
-        return []
+        return
     split = expert_tensor_parallel_size(args)
     widths = {
         "--hidden-size": args.hidden_size,
@@ -212,16 +215,17 @@ def _kernel_problems(args: Namespace, device: str) -> list[str]:
     }
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     reason = why_not(dtype, torch.device(device), num_pairs=1, **local)
-    return [] if reason is None else [f"--grove-kernel (triton) cannot run: {reason}; use auto"]
+    if reason is not None:
+        yield check.problem("{grove_kernel} cannot run: {reason}; use auto", reason=reason)
 
 
-def _node_problems(args: Namespace) -> list[str]:
+def _node_problems(args: Namespace) -> list[Problem]:
     """Expert-parallel groups that do not lie evenly on the nodes of a hierarchical dispatch."""
     if not (has_grove_layers(args) and args.grove_hierarchical_dispatch):
         return []
     per_node = ranks_per_node()
     if per_node is None:
-        return [NO_NODES]
+        return [Problem.of_text(NO_NODES)]
     experts = args.expert_model_parallel_size
     tensor = expert_tensor_parallel_size(args)
     for first in range(0, int(os.environ.get("WORLD_SIZE", "1")), experts * tensor):
@@ -229,39 +233,32 @@ def _node_problems(args: Namespace) -> list[str]:
             try:
                 spread_over_nodes(range(place, place + experts * tensor, tensor), per_node)
             except ValueError as error:
-                return [str(error)]
+                return [Problem.of_text(str(error))]
     return []
 
 
-def _asks(args: Namespace) -> str:
-    """What asks for our layer."""
-    if has_adjugates(args):
-        return f"--grove-num-groups ({args.grove_num_groups})"
-    return f"--grove-dispatch ({args.grove_dispatch})"
-
-
-def _spec_problems(args: Namespace) -> list[str]:
+def _spec_problems(args: Namespace) -> Iterator[Problem]:
     """Megatron only logs a spec it cannot import, and trains its default layer instead."""
-    if args.spec is None:
-        return []
-    ours = " ".join(LAYER_SPEC)
-    shown = " ".join(args.spec)
+    check = Check(args)
+    grove = has_grove_layers(args)
+    if args.spec is None or (args.spec == ["local"] and not grove):
+        return  # the latter is Megatron's own spelling, beside --attention-backend local
+    use = f"use --spec {' '.join(LAYER_SPEC)}"
     if len(args.spec) != 2:
-        if args.spec == ["local"] and not has_grove_layers(args):
-            return []  # Megatron's own spelling, beside --attention-backend local
-        return [f"--spec ({shown}) is not a module and a name; use --spec {ours}"]
+        yield check.problem(f"{{spec}} is not a module and a name; {use}")
+        return
     module_name, name = args.spec
     try:
         module = importlib.import_module(module_name)
     except (ImportError, TypeError, ValueError) as error:
-        return [
-            f"--spec ({shown}) names a module that does not import ({error}); use --spec {ours}"
-        ]
+        sentence = f"{{spec}} names a module that does not import ({{error}}); {use}"
+        yield check.problem(sentence, error=error)
+        return
     if name not in vars(module):
-        return [f"--spec ({shown}) names nothing in {module_name}; use --spec {ours}"]
-    if has_grove_layers(args) and vars(module)[name] is not grove_layer_spec:
-        return [
-            f"--spec ({shown}) is not the Grove layer that {_asks(args)} asks for; use --spec "
-            f"{ours}, or remove the --grove-* flags"
-        ]
-    return []
+        yield check.problem(f"{{spec}} names nothing in {{module}}; {use}", module=module_name)
+    elif grove and vars(module)[name] is not grove_layer_spec:
+        asks = "grove_num_groups" if has_adjugates(args) else "grove_dispatch"
+        yield check.problem(
+            f"{{spec}} is not the Grove layer that {{{asks}}} asks for; {use}, or remove the "
+            "--grove-* flags"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import NoReturn
 
+from ..checks.problem import Problem
 from ..failure.job_store import has_store, job_store, key, world
 from ..printable import printable
 
@@ -14,12 +15,15 @@ REFUSED_EXIT_CODE = 2
 _WAIT_SECONDS = 15.0
 
 
-def refuse(problems: Sequence[str]) -> NoReturn:
+def refuse(problems: Sequence[Problem | str]) -> NoReturn:
     """Print the list on rank 0 and exit 2 on every rank that calls this.
 
     The launcher ends all ranks as soon as one exits, so the others first wait until rank 0 has
     printed, and nobody lets the launcher's SIGTERM turn the exit code into another. A rank that
     waits in vain has a problem of its own node and prints it.
+
+    Args:
+        problems: of a job; a line each of what has no flags: an installation, a benchmark, weights.
     """
     rank, world_size = world()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -32,8 +36,8 @@ def refuse(problems: Sequence[str]) -> NoReturn:
     sys.exit(REFUSED_EXIT_CODE)
 
 
-def _print(problems: Sequence[str], where: str) -> None:
-    lines = "\n".join(f"  {i}. {printable(line)}" for i, line in enumerate(problems, 1))
+def _print(problems: Sequence[Problem | str], where: str) -> None:
+    lines = "\n".join(f"  {i}. {printable(str(line))}" for i, line in enumerate(problems, 1))
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     print(f"\ngrove_megatron: {where}{count}, nothing was started:\n{lines}", file=sys.stderr)
     sys.stderr.flush()

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from ..checks.flags import flag_of
+from ..checks.problem import Problem
 from ..compat import installed_version, megatron_version
 from ..failure.job_store import has_store, job_store, key, world
 from ..failure.message import ranks_named
-from ..switches import flag_of
 from .refuse import refuse
 
 OF_THE_RANK = frozenset({"rank", "local_rank"})
@@ -54,13 +55,13 @@ def refuse_differences(args: Namespace) -> None:
         refuse(problems)
 
 
-def compare_ranks(args: Namespace) -> tuple[list[str], list[str]]:
+def compare_ranks(args: Namespace) -> tuple[list[Problem], list[str]]:
     """Compare the flags of all ranks; every rank must call with its own.
 
     Rank 0's travel once, everyone else answers with what it has otherwise.
 
     Returns:
-        Problems and warnings, one line each, the same on every rank.
+        Problems, and warnings, one line each, the same on every rank.
 
     Raises:
         torch.distributed.DistError: a rank did not come within
@@ -86,16 +87,16 @@ def compare_ranks(args: Namespace) -> tuple[list[str], list[str]]:
     if rank == 0:
         write("first", ours)
         theirs = {r: read(str(r)) for r in range(1, world_size)}
-        found = differences(ours, theirs)
-        write("compared", found)
+        problems, warnings = differences(ours, theirs)
+        write("compared", ([one.packed() for one in problems], warnings))
         # The store may live in this process; it has to outlive the questions of the others.
         for other in range(1, world_size):
             read(f"{other}/read")
-        return found
+        return problems, warnings
     write(str(rank), otherwise(read("first"), ours))
-    problems, warnings = read("compared")
+    packed, warnings = read("compared")
     write(f"{rank}/read", True)
-    return problems, warnings
+    return [Problem.unpacked(one) for one in packed], warnings
 
 
 _comparisons = itertools.count()
@@ -108,7 +109,9 @@ def otherwise(first: Described, ours: Described) -> Described:
     return {n: ours.get(n, "absent") for n in names if ours.get(n) != first.get(n)}
 
 
-def differences(first: Described, others: Mapping[int, Described]) -> tuple[list[str], list[str]]:
+def differences(
+    first: Described, others: Mapping[int, Described]
+) -> tuple[list[Problem], list[str]]:
     """Problems and warnings for what ranks have otherwise than rank 0.
 
     Paths may differ, as nodes may mount their file systems in different places; not that one is
@@ -118,7 +121,7 @@ def differences(first: Described, others: Mapping[int, Described]) -> tuple[list
         first: rank 0's.
         others: what every other rank has otherwise, see :func:`otherwise`.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     warnings: list[str] = []
     names = dict.fromkeys(name for other in others.values() for name in other)
     for name in names:
@@ -130,7 +133,7 @@ def differences(first: Described, others: Mapping[int, Described]) -> tuple[list
             warnings.append(f"{name} ({values}) differs between ranks")
         else:
             fix = "install one" if name.startswith("version") else "give every node the same flags"
-            problems.append(f"{name} ({values}) differs between ranks; {fix}")
+            problems.append(Problem(name, values, f"differs between ranks; {fix}"))
     return problems, warnings
 
 

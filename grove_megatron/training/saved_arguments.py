@@ -18,6 +18,7 @@ from megatron.training.checkpointing import load_args_from_checkpoint
 from ..checkpoint.layout import COMPLETE, INDEX
 from ..checkpoint.pickles import ON_PURPOSE, NotData, is_trusted, read_objects, unknown_names, why
 from ..checkpoint.torch_dist import COMMON, TorchDistReader
+from ..checks.problem import Problem
 from .checkpoint_folder import checkpoints_to_load
 
 
@@ -39,14 +40,14 @@ def saved_arguments(args: Namespace, load_arg: str) -> Namespace | None:
     return _arguments(folders[-1], _reader(folders[-1])) if folders else None
 
 
-def look_into(args: Namespace, load_arg: str) -> tuple[Namespace | None, list[str]]:
+def look_into(args: Namespace, load_arg: str) -> tuple[Namespace | None, list[Problem]]:
     """:func:`saved_arguments`, and what Megatron must not load of any checkpoint of a run.
 
     Args:
         args, load_arg: as of :func:`saved_arguments`.
 
     Returns:
-        the arguments, None where they cannot be had, and problems, one line each.
+        the arguments, None where they cannot be had, and problems.
     """
     saved, problems = None, []
     folders = [] if is_trusted() else checkpoints_to_load(args, load_arg)
@@ -62,7 +63,7 @@ def look_into(args: Namespace, load_arg: str) -> tuple[Namespace | None, list[st
     except ValueError as error:
         problems.append(str(error))
     # The arguments are one of the objects that are looked at.
-    return saved, list(dict.fromkeys(problems))
+    return saved, [*map(Problem.of_text, dict.fromkeys(problems))]
 
 
 def _as_megatron_reads(args: Namespace, load_arg: str) -> Namespace | None:

@@ -13,11 +13,12 @@ from ..checkpoint.layout import (
     iteration_of,
     read_tracker,
 )
-from ..switches import flag_of
+from ..checks.problem import Problem
+from ..checks.rules import Check
 
 
-def saving_problems(args: Namespace) -> list[str]:
-    """One line each.
+def saving_problems(args: Namespace) -> list[Problem]:
+    """What is wrong with what is saved, and where.
 
     Args:
         args: Megatron's namespace, parsed.
@@ -31,79 +32,72 @@ def saving_problems(args: Namespace) -> list[str]:
     return problems
 
 
-def _retained(args: Namespace) -> Iterator[str]:
+def _retained(args: Namespace) -> Iterator[Problem]:
     """Megatron reads the iteration before from the tracker, once the data are written
     (checkpointing.py:1010 @ 0.19.2)."""
+    check = Check(args)
     kept = args.save_retain_interval
     if kept is None:
         return
     written = read_tracker(args.save)
     if written == RELEASE:
-        yield (
-            f"--save-retain-interval ({kept}) cannot count from the {RELEASE} that --save "
-            f"({args.save}) holds; save to another folder and give this one as "
-            "--pretrained-checkpoint"
+        yield check.problem(
+            f"{{save_retain_interval}} cannot count from the {RELEASE} that {{save}} holds; save "
+            "to another folder and give this one as --pretrained-checkpoint"
         )
     elif written is not None and iteration_of(written) is None:
-        yield (
-            f"--save-retain-interval ({kept}) cannot count from {Path(args.save) / TRACKER} "
-            f"({written}), which is not an iteration; correct it, or save to another folder"
+        yield check.problem(
+            "{save_retain_interval} cannot count from {tracker}, which is not an iteration; "
+            "correct it, or save to another folder",
+            tracker=f"{Path(args.save) / TRACKER} ({written})",
         )
     if args.non_persistent_save_interval:
-        yield (
-            f"--save-retain-interval ({kept}) excludes --non-persistent-save-interval "
-            f"({args.non_persistent_save_interval}): Megatron would delete checkpoints in --save "
-            "by the iterations of the other; leave one out"
-        )
+        why = ": Megatron would delete checkpoints in --save by the iterations of the other"
+        both = ("save_retain_interval", "non_persistent_save_interval")
+        yield from check.excludes(*both, "leave one out", why=why)
 
 
-def _formats(args: Namespace) -> Iterator[str]:
+def _formats(args: Namespace) -> Iterator[Problem]:
     """Kinds of checkpoints that do not go together, whatever is saved."""
-    every, kind = args.non_persistent_save_interval, args.non_persistent_ckpt_type
-    if args.ckpt_format == "torch" and args.async_save:
-        yield "--async-save (True) excludes --ckpt-format (torch); use torch_dist"
-    if every and kind is None:
-        yield (
-            f"--non-persistent-save-interval ({every}) needs --non-persistent-ckpt-type (None); "
-            "use global"
-        )
-    saves = every or args.use_distributed_optimizer
-    if kind == "local" and saves and args.dist_ckpt_optim_fully_reshardable:
-        yield (
-            f"--non-persistent-ckpt-type ({kind}) excludes --dist-ckpt-optim-fully-reshardable "
-            "(True); use global"
-        )
+    check = Check(args)
+    every, kind = args.non_persistent_save_interval, "non_persistent_ckpt_type"
+    if args.ckpt_format == "torch":
+        yield from check.excludes("async_save", "ckpt_format", "use torch_dist")
+    yield from check.needs("non_persistent_save_interval", kind, "use global")
+    if args.non_persistent_ckpt_type == "local" and (every or args.use_distributed_optimizer):
+        yield from check.excludes(kind, "dist_ckpt_optim_fully_reshardable", "use global")
 
 
-def _non_persistent(args: Namespace) -> Iterator[str]:
+def _non_persistent(args: Namespace) -> Iterator[Problem]:
     kind = args.non_persistent_ckpt_type
     if kind == "in_memory":
-        yield f"--non-persistent-ckpt-type ({kind}) is not there in Megatron; use global"
+        yield Check(args).problem("{non_persistent_ckpt_type} is not there in Megatron; use global")
     if kind == "global":
         yield from _global(args)
 
 
-def _global(args: Namespace) -> Iterator[str]:
-    kind, own = args.non_persistent_ckpt_type, args.non_persistent_global_ckpt_dir
+def _global(args: Namespace) -> Iterator[Problem]:
+    check = Check(args)
+    own = args.non_persistent_global_ckpt_dir
     if args.ckpt_format == "torch":
-        yield f"--non-persistent-ckpt-type ({kind}) excludes --ckpt-format (torch); use torch_dist"
+        yield from check.excludes("non_persistent_ckpt_type", "ckpt_format", "use torch_dist")
     if own is None:
         return
     # All but the last checkpoint in it and below it is deleted.
     for name in ("save", "load", "pretrained_checkpoint"):
         folder = getattr(args, name)
         if folder and Path(folder).resolve().is_relative_to(Path(own).resolve()):
-            yield (
-                f"--non-persistent-global-ckpt-dir ({own}) holds {flag_of(name)} "
-                f"({folder}), and all but the last checkpoint in it is deleted; use a folder of "
-                "its own"
+            yield check.problem(
+                f"{{non_persistent_global_ckpt_dir}} holds {{{name}}}, and all but the last "
+                "checkpoint in it is deleted; use a folder of its own"
             )
             return
     for path in Path(own).rglob("iter_*"):
         if not path.name.removeprefix("iter_").isdecimal():
-            yield (
-                f"--non-persistent-global-ckpt-dir ({own}) holds {path}, which is not a checkpoint "
-                "of Megatron's; use a folder of its own"
+            yield check.problem(
+                "{non_persistent_global_ckpt_dir} holds {path}, which is not a checkpoint of "
+                "Megatron's; use a folder of its own",
+                path=path,
             )
             return
 

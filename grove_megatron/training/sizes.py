@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..checks.flags import flag_of
 from ..config import (
     expert_tensor_parallel_size,
     has_adjugates,
@@ -17,7 +18,6 @@ from ..model.architecture import Model
 from ..parts import registry
 from ..planner.inputs import Layout, Precision, Sizes, Training
 from ..planner.pipeline import chunks_in_letters
-from ..switches import flag_of
 from .vocabulary import Vocabulary
 
 # Bytes of the optimizer's state for every parameter, beside its copy of the weights.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..checks.problem import Problem
 from ..compat import environment_problems
 from ..runtime import runtime_problems, selected
 from .refuse import refuse
@@ -42,13 +43,11 @@ def alone() -> None:
         return
     for name in _LAUNCHERS:
         if os.environ.get(name, "1") not in ("", "1"):
-            refuse(
-                [
-                    f"RANK (unset) is needed beside {name} ({os.environ[name]}); start the job "
-                    "with torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and "
-                    "MASTER_PORT of every process"
-                ]
+            text = (
+                f"is needed beside {name} ({os.environ[name]}); start the job with torchrun, or "
+                "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of every process"
             )
+            refuse([Problem("RANK", "unset", text)])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

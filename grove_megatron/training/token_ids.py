@@ -13,37 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..switches import flag_of
+from ..checks.flags import flag_of
+from ..checks.problem import Problem, shown
+from ..checks.rules import Check
 
+_NO_ROW = ", so that tokens have no row in the embedding; raise it, or leave it out"
 _SOURCES = (
     *("data_path", "train_data_path", "valid_data_path", "test_data_path"),
     *("data_args_path", "per_split_data_args_path", "mock_data"),
 )
 
 
-def vocabulary_problems(args: Namespace) -> Iterator[str]:
-    """Vocabularies that contradict each other, one line each, as far as the flags tell."""
+def vocabulary_problems(args: Namespace) -> Iterator[Problem]:
+    """Vocabularies that contradict each other, as far as the flags tell."""
+    check = Check(args)
     size, padded = args.vocab_size, args.padded_vocab_size
-    if size is not None and size < 1:
-        yield f"--vocab-size ({size}) is below 1; give the number of tokens"
+    yield from check.at_least("vocab_size", 1, "give the number of tokens")
     if padded is not None and padded < (size or 1):
-        yield (
-            f"--padded-vocab-size ({padded}) is below --vocab-size ({size}), so that tokens have "
-            "no row in the embedding; raise it, or leave it out"
-        )
+        yield check.problem("{padded_vocab_size} is below {vocab_size}" + _NO_ROW)
     if args.tokenizer_model is not None and args.tokenizer_type is None:
-        yield (
-            f"--tokenizer-model ({args.tokenizer_model}) is not read without --tokenizer-type "
-            "(None), which is GPT2BPETokenizer then; give the type, as HuggingFaceTokenizer"
+        yield check.problem(
+            "{tokenizer_model} is not read without {tokenizer_type}, which is GPT2BPETokenizer "
+            "then; give the type, as HuggingFaceTokenizer"
         )
     end = args.null_tokenizer_eod_id
     # Every document of the mock data ends with it.
     ends = args.tokenizer_type == "NullTokenizer" and args.mock_data and end is not None
     if ends and size and not 0 <= end < size:
-        yield (
-            f"--null-tokenizer-eod-id ({end}) is not a token of --vocab-size ({size}); use 0 to "
-            f"{size - 1}"
+        sentence = (
+            f"{{null_tokenizer_eod_id}} is not a token of {{vocab_size}}; use 0 to {size - 1}"
         )
+        yield check.problem(sentence)
 
 
 def known_vocabulary(args: Namespace) -> int | None:
@@ -53,7 +53,7 @@ def known_vocabulary(args: Namespace) -> int | None:
     return args.padded_vocab_size and int(args.padded_vocab_size)
 
 
-def tokenizer_problem(args: Namespace, tokenizer: Any) -> str | None:
+def tokenizer_problem(args: Namespace, tokenizer: Any) -> Problem | None:
     """Why the model has no row for some token of ``tokenizer``, or None.
 
     Args:
@@ -63,16 +63,14 @@ def tokenizer_problem(args: Namespace, tokenizer: Any) -> str | None:
     return rows_problem(args, vocabulary_size(tokenizer))
 
 
-def rows_problem(args: Namespace, size: int) -> str | None:
+def rows_problem(args: Namespace, size: int) -> Problem | None:
     """The same of a tokenizer whose ids are below ``size``."""
     rows = args.padded_vocab_size or args.vocab_size
     if rows is None or size <= rows:
         return None
-    flag = "--padded-vocab-size" if args.padded_vocab_size else "--vocab-size"
-    return (
-        f"{flag} ({rows}) is below the vocabulary ({size}) of {_tokenizer(args)}, so that tokens "
-        "have no row in the embedding; raise it, or leave it out"
-    )
+    flag = "{padded_vocab_size}" if args.padded_vocab_size else "{vocab_size}"
+    sentence = f"{flag} is below the vocabulary ({size}) of {{tokenizer}}{_NO_ROW}"
+    return Check(args).problem(sentence, tokenizer=_tokenizer(args))
 
 
 @lru_cache(maxsize=2)
@@ -110,36 +108,37 @@ def check_tokens(batch: Mapping[str, Tensor | None], vocabulary: int, args: Name
         if name == "labels" and mask is not None and mask.shape == ids.shape:
             outside &= mask != 0
         if outside.any():
-            raise ValueError(outside_of_the_vocabulary(int(ids[outside][0]), vocabulary, args))
+            token = int(ids[outside][0])
+            raise ValueError(str(outside_of_the_vocabulary(token, vocabulary, args)))
 
 
 def outside_of_the_vocabulary(
     token: int, vocabulary: int, args: Namespace, where: str | None = None
-) -> str:
-    """The message: which id, of which vocabulary, from which data.
+) -> Problem:
+    """The problem: which id, of which vocabulary, from which data.
 
     Args:
         where: the data; None: what the flags name.
     """
-    return (
-        f"token id ({token}) in the data of {where or _data(args)} is not in the vocabulary of "
-        f"{_tokenizer(args)}, 0 to {vocabulary - 1}; use the tokenizer that made the data, or make "
-        "them again"
+    return Problem(
+        "token id",
+        token,
+        f"in the data of {where or _data(args)} is not in the vocabulary of {_tokenizer(args)}, 0 "
+        f"to {vocabulary - 1}; use the tokenizer that made the data, or make them again",
     )
 
 
 def _data(args: Namespace) -> str:
     given = {name: value for name in _SOURCES if (value := getattr(args, name, None))}
-    shown = (f"{flag_of(name)} ({_short(value)})" for name, value in given.items())
-    return ", ".join(shown) or "the data loader"
+    sources = (f"{flag_of(name)} ({_short(value)})" for name, value in given.items())
+    return ", ".join(sources) or "the data loader"
 
 
 def _short(value: Any) -> str:
     """The first of what may be a blend of hundreds."""
-    if not isinstance(value, list):
-        return str(value)
-    more = f" and {len(value) - 4} more" if len(value) > 4 else ""
-    return " ".join(map(str, value[:4])) + more
+    if not isinstance(value, list) or len(value) <= 4:
+        return shown(value)
+    return f"{shown(value[:4])} and {len(value) - 4} more"
 
 
 def _tokenizer(args: Namespace) -> str:

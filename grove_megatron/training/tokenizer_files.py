@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from ..checks.problem import Problem
+from ..checks.rules import Check
+
 # Megatron's own, and what each takes from the Hub, whatever files it is given.
 _MEGATRONS = {
     "GPT2BPETokenizer": "gpt2",
@@ -28,42 +31,45 @@ _HUGGING_FACE_FILES = ("tokenizer*", "vocab*", "*.model", "config.json", "merges
 _FOR_GOOD = {"RepositoryNotFoundError", "HFValidationError", "ConnectError", "ConnectionError"}
 
 
-def tokenizer_file_problems(args: Namespace) -> Iterator[str]:
-    """Files and packages of the tokenizer that are not on this machine, one line each.
+def tokenizer_file_problems(args: Namespace) -> Iterator[Problem]:
+    """Files and packages of the tokenizer that are not on this machine.
 
     Args:
         args: Megatron's namespace, parsed.
     """
-    kind, model = args.tokenizer_type or "GPT2BPETokenizer", args.tokenizer_model
+    kind, check = args.tokenizer_type or "GPT2BPETokenizer", Check(args)
     package = _PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
-        yield f"--tokenizer-type ({kind}) needs {package} (not installed); pip install {package}"
-    for flag, path in (
-        ("--vocab-file", args.vocab_file),
-        ("--merge-file", args.merge_file),
-        ("--tokenizer-metadata", args.metadata_path),
-    ):
-        if path is not None and not os.path.isfile(path):
-            yield f"{flag} ({path}) is not a file; correct the path"
+        text = f"needs {package} (not installed); pip install {package}"
+        yield Problem("--tokenizer-type", kind, text)
+    files = ["vocab_file", "merge_file", "metadata_path"]
     if kind in (*_SENTENCE_PIECE, "TikTokenizer"):
-        if model is None:
-            yield f"--tokenizer-type ({kind}) needs --tokenizer-model (None); give its file"
-        elif not os.path.isfile(model):
-            yield f"--tokenizer-model ({model}) is not a file; correct the path"
-    elif kind in _OF_HUGGING_FACE and model is not None:
-        yield from _hugging_face_problems(model)
+        yield from check.needs("tokenizer_type", "tokenizer_model", "give its file")
+        files.append("tokenizer_model")
+    for name in files:
+        path = getattr(args, name)
+        if path is not None and not os.path.isfile(path):
+            yield check.problem(f"{{{name}}} is not a file; correct the path")
+    if kind in _OF_HUGGING_FACE and args.tokenizer_model is not None:
+        yield from _hugging_face_problems(args)
     elif kind in _MEGATRONS:
-        shown = f"--tokenizer-type ({kind}{'' if args.tokenizer_type else ', the default'})"
-        if why := _why_not_from_the_hub(_MEGATRONS[kind]):
-            yield (
-                f"{shown} needs {_MEGATRONS[kind]} of the Hugging Face Hub, which cannot be had: "
-                f"{why}; use HuggingFaceTokenizer with --tokenizer-model, or download it first"
-            )
-        if (flags := _fetched(args, kind)) and importlib.util.find_spec("wget") is None:
-            yield (
-                f"{shown} without {' and '.join(flags)} needs wget (not installed), with which "
-                "Megatron fetches their files; give them, or pip install wget"
-            )
+        yield from _problems_of_megatrons(args, kind)
+
+
+def _problems_of_megatrons(args: Namespace, kind: str) -> Iterator[Problem]:
+    default = "" if args.tokenizer_type else ", the default"
+    check = Check(args, tokenizer_type=f"{kind}{default}")
+    if why := _why_not_from_the_hub(_MEGATRONS[kind]):
+        yield check.problem(
+            f"{{tokenizer_type}} needs {_MEGATRONS[kind]} of the Hugging Face Hub, which cannot be "
+            "had: {why}; use HuggingFaceTokenizer with --tokenizer-model, or download it first",
+            why=why,
+        )
+    if (files := _fetched(args, kind)) and importlib.util.find_spec("wget") is None:
+        yield check.problem(
+            f"{{tokenizer_type}} without {' and '.join(files)} needs wget (not installed), with "
+            "which Megatron fetches their files; give them, or pip install wget"
+        )
 
 
 def tokenizer_notice(args: Namespace) -> str | None:
@@ -85,36 +91,39 @@ def tokenizer_notice(args: Namespace) -> str | None:
 
 
 def _fetched(args: Namespace, kind: str) -> list[str]:
-    """Flags whose files Megatron's own tokenizers fetch, unless torch's cache has them."""
+    """Settings whose files Megatron's own tokenizers fetch, unless torch's cache has them."""
     from torch.hub import _get_torch_home
 
     cache = os.path.join(_get_torch_home(), "megatron")  # type: ignore[no-untyped-call]
     files = {"vocab": args.vocab_file, "merges": args.merge_file}
     if kind != "GPT2BPETokenizer":
         del files["merges"]
-    flags = {"vocab": "--vocab-file (None)", "merges": "--merge-file (None)"}
+    settings = {"vocab": "{vocab_file}", "merges": "{merge_file}"}
     return [
-        flags[name]
+        settings[name]
         for name, given in files.items()
         if not given and not os.path.exists(os.path.join(cache, f"{kind}_{name}"))
     ]
 
 
-def _hugging_face_problems(model: str) -> Iterator[str]:
+def _hugging_face_problems(args: Namespace) -> Iterator[Problem]:
     """A folder here, a file of one, or a name of the Hub."""
+    check = Check(args)
+    model = args.tokenizer_model
     path = Path(model)
     if os.path.isdir(path):
         if not any(any(path.glob(name)) for name in _HUGGING_FACE_FILES):
-            yield f"--tokenizer-model ({model}) has no files of a tokenizer; correct the path"
+            yield check.problem("{tokenizer_model} has no files of a tokenizer; correct the path")
         return
     if os.path.isfile(path):
         return
     if _is_a_path(model):
-        yield f"--tokenizer-model ({model}) is not a folder; correct the path"
+        yield check.problem("{tokenizer_model} is not a folder; correct the path")
     elif why := _why_not_from_the_hub(model):
-        yield (
-            f"--tokenizer-model ({model}) is no folder here and cannot be had from the Hugging "
-            f"Face Hub: {why}; correct the path, or download it first"
+        yield check.problem(
+            "{tokenizer_model} is no folder here and cannot be had from the Hugging Face Hub: "
+            "{why}; correct the path, or download it first",
+            why=why,
         )
 
 

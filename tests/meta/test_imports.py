@@ -13,7 +13,7 @@ ROOT = Path(grove_megatron.__file__).parent
 STDLIB = frozenset(sys.stdlib_module_names)
 ANYTHING_INSIDE = frozenset({"grove_megatron"})
 MODEL = frozenset(
-    {"checks.problem", "functional", "kernels", "comm", "compat", "config", "model", "moe", "parts"}
+    {"checks", "functional", "kernels", "comm", "compat", "config", "model", "moe", "parts"}
 )
 
 
@@ -41,6 +41,8 @@ TORCH_KERNELS = (
 RULES = {
     "__init__": Rule(),
     "printable": Rule(),
+    # Said by everybody below.
+    "checks": Rule(inside={"checks"}),
     "functional": Rule(inside={"functional", "kernels"}, outside={"torch"}),
     # Only the modules that hold Triton kernels, which are imported where they can run.
     "kernels": Rule(inside={"kernels"}, outside={"torch", "triton"}),
@@ -48,11 +50,8 @@ RULES = {
         f"kernels/{module}": Rule(inside={"kernels"}, outside={"torch"})
         for module in ("__init__", "interface", "triton_support", *TORCH_KERNELS)
     },
-    "checks": Rule(inside={"checks"}),
     # What a router is composed of, in torch; Megatron where it is Megatron's own part.
-    "parts": Rule(
-        inside={"parts", "functional", "checks.problem", "model.weights"}, outside={"torch"}
-    ),
+    "parts": Rule(inside={"parts", "functional", "checks", "model.weights"}, outside={"torch"}),
     "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
@@ -63,20 +62,20 @@ RULES = {
     "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),
     "layer_count": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
     "checkpoint/commands": Rule(
-        inside={"checkpoint", "printable"},
+        inside={"checkpoint", "checks", "printable"},
         outside={"typer"},
         in_functions={"torch", "rich", "grove_megatron"},
     ),
     # What a model is: read by all who plan, convert and train one.
     "model": Rule(inside={"model"}),
     "checkpoint": Rule(
-        inside={"checkpoint", "functional", "config", "model"},
+        inside={"checkpoint", "checks", "functional", "config", "model"},
         outside={"torch", "safetensors", "tqdm"},
         in_functions={"transformers"},
     ),
     # What files and flags say of a model, without its weights.
     **{
-        f"checkpoint/{module}": Rule(inside={"model", "checkpoint.hf_config"})
+        f"checkpoint/{module}": Rule(inside={"model", "checkpoint.hf_config", "checks"})
         for module in ("hf_config", "megatron_args")
     },
     # Where the weights meet a Megatron model; names and transforms stay free of it.
@@ -119,7 +118,7 @@ RULES = {
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model"}),
     # Read by the configuration, the tests and the page.
-    "switches": Rule(inside={"switches"}),
+    "switches": Rule(inside={"checks", "switches"}),
     # In processes that wait for one another: little, and nothing that could wait itself.
     "failure": Rule(inside={"failure", "checkpoint.layout"}, in_functions={"torch"}),
     "training": AROUND_THE_MODEL,
@@ -128,15 +127,17 @@ RULES = {
         inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"huggingface_hub"}
     ),
     # Imported by the command line before anything is decided.
-    "training/doctor_command": Rule(outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}),
-    "training/tokenizer_files": Rule(in_functions={"huggingface_hub", "torch"}),
+    "training/doctor_command": Rule(
+        inside={"checks"}, outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}
+    ),
+    "training/tokenizer_files": Rule(inside={"checks"}, in_functions={"huggingface_hub", "torch"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.
     "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
     "benchmarks/shape": Rule(inside={"benchmarks"}),
     "arguments": AROUND_THE_MODEL,
-    "unparsed": Rule(),
+    "unparsed": Rule(inside={"checks"}),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
     "pretrain": AROUND_THE_MODEL,
@@ -262,9 +263,11 @@ def test_there_are_modules_to_look_at():
         ("report", "import matplotlib"),
         ("report", "from ..config import has_adjugates"),
         ("report/command", "from .figures import draw_all"),
+        ("planner", "import torch"),
         ("model", "import torch"),
         ("model", "from ..config import has_adjugates"),
-        ("planner", "import torch"),
+        ("checks", "import torch"),
+        ("checks", "from ..switches import refusals"),
         ("switches", "import torch"),
         ("switches", "from ..config import has_adjugates"),
         ("training/doctor_command", "from .doctor import diagnose"),
@@ -295,6 +298,7 @@ def test_a_forbidden_import_is_found(part, source):
         ("checkpoint/megatron_args", "from .hf_config import refuse_all"),
         ("checkpoint/verify", "def f():\n    from ..training import launch"),
         ("bridge/registration", "from megatron.bridge.models.gpt_provider import GPTModelProvider"),
+        ("switches", "from ..checks.flags import flag_of"),
         ("planner", "import json\nfrom ..model.architecture import Model"),
         ("training", "from ..moe.layer import GroveMoELayer\nimport megatron.training"),
         ("benchmarks", "import torch\nfrom ..moe import layer\ndef f():\n    import rich.table"),

@@ -3,10 +3,14 @@ import os
 import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from grove_megatron.checks.problem import Problem
 
 # A shared machine makes single examples slow at random; pytest-timeout ends what hangs.
 settings.register_profile("unit", deadline=None, database=None)
@@ -18,6 +22,20 @@ MODEL = (
     "--moe-token-dispatcher-type alltoall"
 )
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
+
+
+def in_lines(check: Callable[..., Any]) -> Callable[..., Any]:
+    """A check, or a diagnosis, with its problems as they are shown."""
+
+    def shown(*given: Any, **named: Any) -> Any:
+        found = check(*given, **named)
+        if found is None or isinstance(found, Problem):
+            return found and str(found)
+        if hasattr(found, "problems"):
+            return replace(found, problems=[*map(str, found.problems)])
+        return [*map(str, found)]
+
+    return shown
 
 
 @pytest.fixture(autouse=True)

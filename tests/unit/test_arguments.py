@@ -16,6 +16,12 @@ from grove_megatron.arguments import (
 )
 from grove_megatron.config import NOT_OF_THE_WEIGHTS, layer_defaults
 
+from .conftest import in_lines
+
+contradictions = in_lines(contradictions)
+restore_grove_arguments = in_lines(restore_grove_arguments)
+yaml_problems = in_lines(yaml_problems)
+
 
 @pytest.fixture(scope="module")
 def parser() -> argparse.ArgumentParser:

@@ -13,6 +13,11 @@ from grove_megatron.config import (
     has_grove_layers,
     is_checked,
 )
+from grove_megatron.switches import refused
+
+from .conftest import in_lines
+
+grove_problems = in_lines(grove_problems)
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 BIASED = f"{GROVE} --moe-router-enable-expert-bias"
@@ -94,53 +99,6 @@ REFUSED = [
     (
         f"{GROVE} --moe-router-load-balancing-type quantile_balancing",
         "--moe-router-load-balancing-type (quantile_balancing) selects experts itself and so",
-    ),
-    (
-        f"{GROVE} --moe-token-dispatcher-type flex",
-        "--moe-token-dispatcher-type (flex) is not supported with --grove-num-groups; use "
-        "--moe-token-dispatcher-type alltoall, which this plugin deduplicates",
-    ),
-    (
-        f"{GROVE} --moe-pad-expert-input-to-capacity",
-        "--moe-pad-expert-input-to-capacity (True) would count padding as tokens of an adjugate; "
-        "remove it, dropping alone works",
-    ),
-    (
-        f"{GROVE} --moe-apply-probs-on-input",
-        "--moe-apply-probs-on-input (True) would weigh a token before its adjugate sees it; remove",
-    ),
-    (
-        f"{GROVE} --moe-shared-expert-overlap",
-        "--moe-shared-expert-overlap (True) is not supported with --grove-num-groups; remove it, "
-        "shared experts work without",
-    ),
-    (
-        f"{GROVE} --moe-latent-size 8",
-        "--moe-latent-size (8) has no defined meaning for adjugate experts; remove it",
-    ),
-    (
-        f"{GROVE} --moe-router-padding-for-quantization",
-        "--moe-router-padding-for-quantization (True) would add routed pairs that no token chose; "
-        "remove it",
-    ),
-    (
-        f"{GROVE} --transformer-impl inference_optimized",
-        "--transformer-impl (inference_optimized) is not supported with --grove-num-groups; use "
-        "local or transformer_engine",
-    ),
-    (
-        f"{GROVE} --multi-latent-attention",
-        "--multi-latent-attention (True) makes Megatron drop the Grove settings; remove one",
-    ),
-    (
-        f"{GROVE} --heterogeneous-layers-config-path layers.json",
-        "--heterogeneous-layers-config-path (layers.json) makes Megatron drop the Grove settings; "
-        "remove one",
-    ),
-    (
-        f"{GROVE} --use-megatron-fsdp",
-        "--use-megatron-fsdp (True) reduces adjugates over the wrong ranks; use "
-        "--use-distributed-optimizer",
     ),
     (
         f"{GROVE} --grove-metrics-interval -1",
@@ -331,7 +289,8 @@ def test_every_flag_that_a_refusal_names_exists():
     from grove_megatron.arguments import add_grove_arguments
 
     parser = add_grove_arguments(add_megatron_arguments(ArgumentParser()))
-    named = {flag for _, line in REFUSED for flag in re.findall(r"--[a-z][a-z0-9-]*[a-z0-9]", line)}
+    lines = [*(line for _, line in REFUSED), *(row.reason for row in refused())]
+    named = {flag for line in lines for flag in re.findall(r"--[a-z][a-z0-9-]*[a-z0-9]", line)}
     assert len(named) > 20
     assert named <= set(parser._option_string_actions)
 

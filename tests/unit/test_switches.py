@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from grove_megatron.checks.problem import shown
 from grove_megatron.config import grove_problems
 from grove_megatron.switches import (
     AREAS,
@@ -21,8 +22,11 @@ from grove_megatron.switches import (
     works,
 )
 from grove_megatron.switches.page import PAGE, page
+from grove_megatron.switches.rows import UNTRIED
 
-from .conftest import GROVE, MODEL
+from .conftest import GROVE, MODEL, in_lines
+
+grove_problems = in_lines(grove_problems)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +84,25 @@ def test_a_switch_without_effect_is_not_refused_as_well() -> None:
 @pytest.mark.parametrize("row", refused(), ids=lambda row: row.flags)
 def test_what_the_table_refuses_is_refused(row: Refused, parse: Callable[[str], Any]) -> None:
     args = parse(f"{GROVE} {row.flags}")
-    lines = [p for p in grove_problems(args, num_experts=8) if p.startswith(f"{row.switch} (")]
-    (line,) = lines
-    assert line.endswith(row.reason)
+    value = shown(getattr(args, row.setting))
+    assert grove_problems(args, num_experts=8) == [f"{row.switch} ({value}) {row.reason}"]
     without = parse(GROVE)
     assert not [p for p in grove_problems(without, num_experts=8) if p.startswith(row.switch)]
+
+
+@pytest.mark.parametrize("row", refused(), ids=lambda row: row.flags)
+def test_a_plain_moe_is_refused_what_the_page_says(
+    row: Refused, parse: Callable[[str], Any]
+) -> None:
+    flags = row.flags.replace("--grove-router-scoring softmax", "")
+    lines = grove_problems(parse(f"--grove-dispatch {flags}"), num_experts=8)
+    reason = {"layer": row.reason, "groups": UNTRIED, "scoring": None}[row.of]
+    assert [line.partition(") ")[2] for line in lines] == ([] if reason is None else [reason])
+
+
+def test_a_reason_that_names_groups_is_one_of_groups() -> None:
+    names = re.compile("adjugate|--grove-num-groups|with groups")
+    assert [row for row in refused() if names.search(row.reason) and row.of != "groups"] == []
 
 
 @pytest.mark.parametrize("row", works(), ids=lambda row: row.name)

@@ -8,6 +8,8 @@ import pytest
 from megatron.training.arguments import add_megatron_arguments
 
 from grove_megatron.arguments import add_grove_arguments
+from grove_megatron.checks.problem import Problem
+from grove_megatron.checks.rules import Check
 from grove_megatron.unparsed import report_errors
 
 
@@ -19,11 +21,13 @@ class Reported(Exception):
 def parser() -> argparse.ArgumentParser:
     """Megatron's, which says of each namespace that --lr, if it is not there, is needed."""
 
-    def report(problems: Sequence[str]) -> NoReturn:
-        raise Reported(*problems)
+    def report(problems: Sequence[Problem]) -> NoReturn:
+        raise Reported(*map(str, problems))
 
-    def others(args: argparse.Namespace) -> Sequence[str]:
-        return ["--lr (None) is needed"] if args.lr is None else []
+    def others(args: argparse.Namespace) -> Sequence[Problem]:
+        check = Check(args)
+        found = [*check.missing("lr", "give it"), *check.needs("lr_warmup_init", "lr", "give it")]
+        return found if args.lr is None else []
 
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     return report_errors(add_grove_arguments(parser), report, others)
@@ -85,6 +89,12 @@ def test_all_of_them_and_what_else_is_wrong_are_listed(parser: argparse.Argument
 
 def test_what_could_not_be_parsed_is_not_missing_too(parser: argparse.ArgumentParser) -> None:
     assert reported(parser, "--lr fast") == ["--lr (fast) is not a number; correct it"]
+
+
+def test_nor_is_it_missing_beside_another_flag(parser: argparse.ArgumentParser) -> None:
+    words = "--lr-warmup-init 1 --seed x"
+    assert "--lr-warmup-init (1.0) needs --lr (None); give it" in reported(parser, words)
+    assert len(reported(parser, f"{words} --lr fast")) == 2
 
 
 def test_a_sound_command_line_is_what_it_was(parser: argparse.ArgumentParser) -> None:

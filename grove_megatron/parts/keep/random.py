@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
-from ..part import Part, Seen, not_finite
+from ...checks.rules import Check
+from ..part import Part, Seen
 
 
 @dataclass
@@ -54,15 +55,12 @@ class Reference(RandomKeep):
 
 
 def rules(settings: Any) -> list[Problem]:
-    threshold, topk = settings.grove_second_expert_threshold, settings.moe_router_topk
-    flag = "--grove-second-expert-threshold"
-    problems = not_finite(
-        settings, "grove_second_expert_threshold", above=True, hint="0.5 is GShard's"
-    )
-    if topk < 2:
-        text = f"needs a second expert, --moe-router-topk ({topk}); use 2 or more, or remove it"
-        problems.append(Problem(flag, threshold, text, ("--moe-router-topk",)))
-    return problems
+    check, name = Check(settings), "grove_second_expert_threshold"
+    sentence = f"{{{name}}} needs a second expert, {{moe_router_topk}}; use 2 or more, or remove it"
+    return [
+        *check.finite(name, "0.5 is GShard's", above=True),
+        *check.those({sentence: settings.moe_router_topk < 2}),
+    ]
 
 
 PARTS = (

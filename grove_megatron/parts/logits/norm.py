@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 
 from ...checks.problem import Problem
-from ..part import Logits, Part, Seen, experts_of, not_finite
+from ...checks.rules import Check
+from ..part import Logits, Part, Seen, experts_of
 
 
 @dataclass
@@ -70,19 +71,13 @@ def reference(config: Any) -> Any:
 
 
 def rules(settings: Any) -> list[Problem]:
-    problems = not_finite(
-        settings, "grove_logit_norm_scale", above=True, hint="1 is the paper's"
-    ) + not_finite(settings, "grove_logit_norm_eps", above=True, hint="1e-6 is small")
-    if (experts := experts_of(settings)) is not None and experts < 2:
-        problems.append(
-            Problem(
-                "--grove-logit-norm",
-                settings.grove_logit_norm,
-                f"has no spread to normalise with --num-experts ({experts}); use 2 or more",
-                ("--num-experts",),
-            )
-        )
-    return problems
+    check, experts = Check(settings, num_experts=experts_of(settings)), experts_of(settings)
+    sentence = "{grove_logit_norm} has no spread to normalise with {num_experts}; use 2 or more"
+    return [
+        *check.finite("grove_logit_norm_scale", "1 is the paper's", above=True),
+        *check.finite("grove_logit_norm_eps", "1e-6 is small", above=True),
+        *check.those({sentence: experts is not None and experts < 2}),
+    ]
 
 
 PARTS = (

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
+from ...checks.rules import Check
 from ..part import Part, Routed
 
 
@@ -55,16 +56,16 @@ class Reference:
 
 
 def rules(settings: Any) -> list[Problem]:
-    counts, kinds = settings.grove_aux_loss_counts, settings.moe_router_load_balancing_type
-    kinds = kinds if isinstance(kinds, list) else [kinds]
-    if counts == "first" and "global_aux_loss" in kinds:
-        text = (
-            "is not summed over a global batch by --moe-router-load-balancing-type "
-            "(global_aux_loss), which counts all of a token's experts; use aux_loss or seq_aux_loss"
+    kinds = settings.moe_router_load_balancing_type
+    if settings.grove_aux_loss_counts != "first" or "global_aux_loss" not in kinds:
+        return []
+    return [
+        Check(settings, moe_router_load_balancing_type="global_aux_loss").problem(
+            "{grove_aux_loss_counts} is not summed over a global batch by "
+            "{moe_router_load_balancing_type}, which counts all of a token's experts; use aux_loss "
+            "or seq_aux_loss"
         )
-        about = ("--moe-router-load-balancing-type",)
-        return [Problem("--grove-aux-loss-counts", counts, text, about)]
-    return []
+    ]
 
 
 def _part(name: str, help: str, kind: type[OfScores] | type[OfRouted], source: str) -> Part:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
+from ...checks.rules import Check
 from ...functional.groups import group_map, group_probs
-from ..part import Balance, Part, experts_of, flag_of, not_finite
+from ..part import Balance, Part, experts_of
 
 
 @dataclass
@@ -112,33 +113,25 @@ class Reference:
 
 
 def _rules(settings: Any, name: str) -> list[Problem]:
-    coeff, devices = getattr(settings, name), devices_of(settings)
-    flag, experts = flag_of(name), experts_of(settings)
-    problems = not_finite(settings, name, hint="0 is none")
-    if devices is None:
-        text = (
-            "needs the number of devices, --grove-loss-devices (None) or --moe-router-num-groups "
-            "(None); give one"
-        )
-        about = ("--grove-loss-devices", "--moe-router-num-groups")
-        problems.append(Problem(flag, coeff, text, about))
-    elif devices < 2 or (experts and experts % devices):
-        text = f"is not 2 or more that divide --num-experts ({experts}); correct it"
-        problems.append(Problem("--grove-loss-devices", devices, text, ("--num-experts",)))
-    return problems
+    devices, experts = devices_of(settings), experts_of(settings)
+    check = Check(settings, grove_loss_devices=devices, num_experts=experts)
+    broken = {
+        f"{{{name}}} needs the number of devices, {{grove_loss_devices}} or "
+        "{moe_router_num_groups}; give one": devices is None,
+        "{grove_loss_devices} is not 2 or more that divide {num_experts}; correct it": (
+            devices is not None and (devices < 2 or (experts and experts % devices))
+        ),
+    }
+    return [*check.finite(name, "0 is none"), *check.those(broken)]
 
 
 def communication_rules(settings: Any) -> list[Problem]:
-    problems = _rules(settings, "grove_communication_loss_coeff")
-    if not settings.moe_router_group_topk:
-        text = (
-            "is of tokens that are limited to some devices, --moe-router-group-topk (None); give "
-            "it, or remove this"
-        )
-        coeff = settings.grove_communication_loss_coeff
-        about = ("--moe-router-group-topk",)
-        problems.append(Problem("--grove-communication-loss-coeff", coeff, text, about))
-    return problems
+    sentence = (
+        "{grove_communication_loss_coeff} is of tokens that are limited to some devices, "
+        "{moe_router_group_topk}; give it, or remove this"
+    )
+    limited = Check(settings).those({sentence: not settings.moe_router_group_topk})
+    return [*_rules(settings, "grove_communication_loss_coeff"), *limited]
 
 
 PARTS = (

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
+from ...checks.rules import Check
 from ...functional.balance import group_balancing_loss
 from ...functional.groups import group_map
-from ..part import Balance, Part, not_finite
+from ..part import Balance, Part
 
 NAME = "group_load_balancing_loss"
 """In Megatron's metrics tracker."""
@@ -56,13 +57,12 @@ class Reference(GroupLoss):
 
 
 def rules(settings: Any) -> list[Problem]:
-    problems = not_finite(settings, "grove_group_aux_loss_coeff", hint="0 is none")
-    if not problems and settings.grove_num_groups == 1:
-        coeff = settings.grove_group_aux_loss_coeff
-        text = "has nothing to balance with --grove-num-groups (1); remove it"
-        about = ("--grove-num-groups",)
-        problems.append(Problem("--grove-group-aux-loss-coeff", coeff, text, about))
-    return problems
+    check = Check(settings)
+    sentence = (
+        "{grove_group_aux_loss_coeff} has nothing to balance with {grove_num_groups}; remove it"
+    )
+    one = check.those({sentence: settings.grove_num_groups == 1})
+    return [*check.finite("grove_group_aux_loss_coeff", "0 is none")] or [*one]
 
 
 PARTS = (

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
-from ..part import Balance, Part, experts_of, flag_of, not_finite
+from ...checks.rules import Check
+from ..part import Balance, Part, experts_of
 
 
 @dataclass
@@ -97,27 +98,20 @@ class Reference:
 
 
 def load_rules(settings: Any) -> list[Problem]:
-    flag, coeff = "--grove-load-loss-coeff", settings.grove_load_loss_coeff
-    problems = not_finite(settings, "grove_load_loss_coeff", hint="0 is none")
-    if not settings.grove_noisy_topk:
-        text = "is an expectation over noise, --grove-noisy-topk (False); give it, or remove this"
-        problems.append(Problem(flag, coeff, text, ("--grove-noisy-topk",)))
-    experts = experts_of(settings)
-    if experts and settings.moe_router_topk >= experts:
-        text = (
-            f"has nothing to choose with --moe-router-topk ({settings.moe_router_topk}) of "
-            f"--num-experts ({experts}); use fewer, or remove it"
-        )
-        problems.append(Problem(flag, coeff, text, ("--moe-router-topk", "--num-experts")))
-    for name in ("moe_router_enable_expert_bias", "moe_router_group_topk"):
-        if value := getattr(settings, name):
-            other = flag_of(name)
-            text = (
-                f"is of a choice by the logits alone and so excludes {other} ({value}); remove one "
-                "of them"
-            )
-            problems.append(Problem(flag, coeff, text, (other,)))
-    return problems
+    experts, coeff = experts_of(settings), "grove_load_loss_coeff"
+    check = Check(settings, num_experts=experts)
+    broken = {
+        "{grove_load_loss_coeff} is an expectation over noise, {grove_noisy_topk}; give it, or "
+        "remove this": not settings.grove_noisy_topk,
+        "{grove_load_loss_coeff} has nothing to choose with {moe_router_topk} of {num_experts}; "
+        "use fewer, or remove it": experts and settings.moe_router_topk >= experts,
+    }
+    broken |= {
+        "{grove_load_loss_coeff} is of a choice by the logits alone and so excludes "
+        f"{{{name}}}; remove one of them": getattr(settings, name)
+        for name in ("moe_router_enable_expert_bias", "moe_router_group_topk")
+    }
+    return [*check.finite(coeff, "0 is none"), *check.those(broken)]
 
 
 PARTS = (
@@ -131,7 +125,7 @@ PARTS = (
         is_on=lambda s: bool(s.grove_importance_loss_coeff),
         build=lambda c: ImportanceLoss(c.grove_importance_loss_coeff),
         reference=lambda c: Reference(c.grove_importance_loss_coeff, load=False),
-        rules=lambda s: not_finite(s, "grove_importance_loss_coeff", hint="0 is none"),
+        rules=lambda s: [*Check(s).finite("grove_importance_loss_coeff", "0 is none")],
         tried="--grove-importance-loss-coeff 0.1",
         free=("grove_importance_loss_coeff",),
     ),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
+from ...checks.rules import Check
 from ..part import Part
 
 
@@ -66,52 +67,29 @@ class Reference(DecoupledScoring):
 
 
 def rules(settings: Any) -> list[Problem]:
-    problems = []
-    score_function = settings.moe_router_score_function
-    if score_function not in ("softmax", "sigmoid"):
-        problems.append(
-            Problem(
-                "--moe-router-score-function",
-                score_function,
-                "is not used by --grove-router-scoring (grove), which selects on sigmoid; remove "
-                "it, or use --grove-router-scoring softmax",
-                ("--grove-router-scoring",),
-            )
-        )
-    if settings.moe_router_topk == 1 and not settings.moe_router_pre_softmax:
-        problems.append(
-            Problem(
-                "--moe-router-topk",
-                1,
-                "with --grove-router-scoring (grove) leaves the router without a gradient: the "
-                "softmax over one selected logit is constant; use 2 or more, or "
-                "--grove-router-scoring softmax",
-                ("--grove-router-scoring",),
-            )
-        )
-    if settings.moe_router_fusion:
-        problems.append(
-            Problem(
-                "--moe-router-fusion",
-                True,
-                "computes Megatron's score functions, not --grove-router-scoring (grove); remove "
-                "it, or use --grove-router-scoring softmax",
-                ("--grove-router-scoring",),
-            )
-        )
+    check = Check(settings)
+    broken = {
+        "{moe_router_score_function} is not used by {grove_router_scoring}, which selects on "
+        "sigmoid; remove it, or use --grove-router-scoring softmax": (
+            settings.moe_router_score_function not in ("softmax", "sigmoid")
+        ),
+        "{moe_router_topk} with {grove_router_scoring} leaves the router without a gradient: the "
+        "softmax over one selected logit is constant; use 2 or more, or --grove-router-scoring "
+        "softmax": settings.moe_router_topk == 1 and not settings.moe_router_pre_softmax,
+        "{moe_router_fusion} computes Megatron's score functions, not {grove_router_scoring}; "
+        "remove it, or use --grove-router-scoring softmax": settings.moe_router_fusion,
+    }
     balancing = settings.moe_router_load_balancing_type
-    for kind in balancing if isinstance(balancing, list) else [balancing]:
-        if kind in ("sinkhorn", "quantile_balancing"):
-            problems.append(
-                Problem(
-                    "--moe-router-load-balancing-type",
-                    kind,
-                    "selects experts itself and so excludes --grove-router-scoring (grove); use "
-                    "aux_loss, none or an expert bias, or --grove-router-scoring softmax",
-                    ("--grove-router-scoring",),
-                )
-            )
-    return problems
+    kinds = balancing if isinstance(balancing, list) else [balancing]
+    return [*check.those(broken)] + [
+        Check(settings, moe_router_load_balancing_type=kind).problem(
+            "{moe_router_load_balancing_type} selects experts itself and so excludes "
+            "{grove_router_scoring}; use aux_loss, none or an expert bias, or "
+            "--grove-router-scoring softmax"
+        )
+        for kind in kinds
+        if kind in ("sinkhorn", "quantile_balancing")
+    ]
 
 
 PARTS = (

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...checks.problem import Problem
+from ...checks.rules import Check
 from .. import registry
 from ..part import Part
 from .grove import widened
@@ -99,8 +100,8 @@ def rules(settings: Any) -> list[Problem]:
     """Where Megatron selects and weighs in one function of its own, no other part has a say."""
     balancing = settings.moe_router_load_balancing_type
     kinds = balancing if isinstance(balancing, list) else [balancing]
-    own = [("--moe-router-load-balancing-type", kind) for kind in kinds if kind in OWN_SELECTION]
-    fused = [("--moe-router-fusion", True)] if settings.moe_router_fusion else []
+    own = [{"moe_router_load_balancing_type": kind} for kind in kinds if kind in OWN_SELECTION]
+    fused = [{"moe_router_fusion": True}] if settings.moe_router_fusion else []
     on = registry.active(settings)
     losses = [part for part in on if part.slot == "loss"]
     problems = [_beside(settings, p, by, "takes no auxiliary loss") for p in losses for by in own]
@@ -111,11 +112,10 @@ def rules(settings: Any) -> list[Problem]:
     ]
 
 
-def _beside(settings: Any, part: Part, other: tuple[str, object], what: str) -> Problem:
-    (flag, value), own = other, registry.flag(part)
-    given = getattr(settings, own.removeprefix("--").replace("-", "_"))
-    text = f"is set beside {flag} ({value}), which {what}; remove one of them"
-    return Problem(own, given, text, (flag,))
+def _beside(settings: Any, part: Part, other: dict[str, Any], what: str) -> Problem:
+    (beside,) = other
+    sentence = f"{{{registry.setting(part)}}} is set beside {{{beside}}}, which {what}; remove one "
+    return Check(settings, **other).problem(f"{sentence}of them")
 
 
 PARTS = (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
+from ...checks.rules import Check
 from ..part import Part, experts_of
 
 
@@ -74,24 +75,22 @@ def _part(name: str, help: str, counted: Callable[[Any], int], source: str) -> P
 
 
 def rules(settings: Any) -> list[Problem]:
-    score, groups = settings.grove_group_score, settings.moe_router_num_groups
-    flag = "--grove-group-score"
-    if score == "megatron":
+    groups, experts = settings.moe_router_num_groups, experts_of(settings)
+    check = Check(settings, num_experts=experts)
+    if settings.grove_group_score == "megatron":
         return []
     if not (groups and settings.moe_router_group_topk):
-        text = (
-            f"needs --moe-router-num-groups ({groups}) and --moe-router-group-topk "
-            f"({settings.moe_router_group_topk}); give both, or remove it"
+        sentence = (
+            "{grove_group_score} needs {moe_router_num_groups} and {moe_router_group_topk}; give "
+            "both, or remove it"
         )
-        about = ("--moe-router-num-groups", "--moe-router-group-topk")
-        return [Problem(flag, score, text, about)]
-    experts = experts_of(settings)
-    if score == "top2" and experts and experts // groups < 2:
-        text = (
-            f"adds the two best experts of a group, and --moe-router-num-groups ({groups}) of "
-            f"--num-experts ({experts}) have {experts // groups}; use max"
+        return [check.problem(sentence)]
+    if settings.grove_group_score == "top2" and experts and experts // groups < 2:
+        sentence = (
+            "{grove_group_score} adds the two best experts of a group, and {moe_router_num_groups} "
+            f"of {{num_experts}} have {experts // groups}; use max"
         )
-        return [Problem(flag, score, text, ("--moe-router-num-groups", "--num-experts"))]
+        return [check.problem(sentence)]
     return []
 
 

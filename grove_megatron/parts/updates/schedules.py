@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ...checks.problem import Problem
+from ...checks.rules import Check
 from .. import registry
-from ..part import Part, flag_of, not_finite
+from ..part import Part
 
 _RATE = "moe_router_bias_update_rate"
 
@@ -35,37 +36,21 @@ def rate_after(settings: Any, done: int) -> float:
 
 
 def rules(settings: Any) -> list[Problem]:
-    style, minimum = settings.grove_bias_rate_decay_style, settings.grove_bias_rate_min
-    rate, iterations = getattr(settings, _RATE), settings.grove_bias_rate_decay_iters
-    problems = not_finite(settings, _RATE, hint="the paper's value is 0.001")
-    if style == "constant":
-        given = {name: getattr(settings, name) for name in vars(Settings())}
-        problems += [
-            Problem(
-                flag_of(name),
-                value,
-                "is set beside --grove-bias-rate-decay-style (constant), which does not read it; "
-                "choose another style, or remove it",
-                ("--grove-bias-rate-decay-style",),
-            )
-            for name, value in given.items()
-            if value != getattr(Settings, name)
-        ]
-        return problems
-    if iterations is None or iterations < 1:
-        text = (
-            f"is not 1 or more beside --grove-bias-rate-decay-style ({style}); give the iterations "
-            "of the decay"
-        )
-        about = ("--grove-bias-rate-decay-style",)
-        problems.append(Problem("--grove-bias-rate-decay-iters", iterations, text, about))
-    if not 0 <= minimum <= rate:
-        text = (
-            f"is not between 0 and --moe-router-bias-update-rate ({rate}), from which the rate "
-            "decays; use 0 to stop the bias"
-        )
-        problems.append(Problem("--grove-bias-rate-min", minimum, text, (flag_of(_RATE),)))
-    return problems
+    check, iterations = Check(settings), settings.grove_bias_rate_decay_iters
+    constant = settings.grove_bias_rate_decay_style == "constant"
+    broken = {
+        f"{{{f.name}}} is set beside {{grove_bias_rate_decay_style}}, which does not read it; "
+        "choose another style, or remove it": constant and getattr(settings, f.name) != f.default
+        for f in fields(Settings)
+    } | {
+        "{grove_bias_rate_decay_iters} is not 1 or more beside {grove_bias_rate_decay_style}; give "
+        "the iterations of the decay": not constant and (iterations is None or iterations < 1),
+        "{grove_bias_rate_min} is not between 0 and {moe_router_bias_update_rate}, from which the "
+        "rate decays; use 0 to stop the bias": (
+            not constant and not 0 <= settings.grove_bias_rate_min <= getattr(settings, _RATE)
+        ),
+    }
+    return [*check.finite(_RATE, "the paper's value is 0.001"), *check.those(broken)]
 
 
 def _part(

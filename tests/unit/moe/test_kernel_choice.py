@@ -27,6 +27,11 @@ from grove_megatron.training.preflight import preflight
 from tests.multirank.on_ranks import grove_config, megatron, moe_layer
 from tests.unit.triton_process import interpreted
 
+from ..conftest import in_lines
+
+grove_problems = in_lines(grove_problems)
+preflight = in_lines(preflight)
+
 GROVE = {"grove_num_groups": 2, "grove_adjugate_ffn_hidden_size": 8}
 FLAGS = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 import grove_megatron.parts
+from grove_megatron.checks.flags import flag_of
 from grove_megatron.config import has_adjugates
 from grove_megatron.moe.router import loss_names
 from grove_megatron.parts import registry
 from grove_megatron.parts.page import PAGE
-from grove_megatron.parts.part import Part, flag_of
+from grove_megatron.parts.part import Part
 from grove_megatron.training.doctor import diagnose
 from tests.unit.training.command_lines import parsed
 from tests.unit.training.test_rules import SOUND

@@ -13,7 +13,8 @@ SCRATCH = '''"""A temperature of the logits, for a test."""
 
 from dataclasses import dataclass, replace
 
-from ..part import Part, not_finite
+from ...checks.rules import Check
+from ..part import Part
 
 
 @dataclass
@@ -43,7 +44,7 @@ PARTS = (
         is_on=lambda s: s.grove_logit_temperature != 1,
         build=lambda config: Divided(config.grove_logit_temperature),
         reference=lambda config: Divided(config.grove_logit_temperature),
-        rules=lambda s: not_finite(s, "grove_logit_temperature", above=True, hint="1 is none"),
+        rules=lambda s: [*Check(s).finite("grove_logit_temperature", "1 is none", above=True)],
         tried="--grove-logit-temperature 2",
     ),
 )

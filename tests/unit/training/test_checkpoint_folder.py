@@ -12,6 +12,11 @@ from grove_megatron.training.checkpoint_folder import (
     read_at_start,
 )
 
+from ..conftest import in_lines
+
+checkpoint_folder_problem = in_lines(checkpoint_folder_problem)
+nothing_to_load = in_lines(nothing_to_load)
+
 TRACKER = "latest_checkpointed_iteration.txt"
 
 

@@ -8,7 +8,10 @@ import pytest
 
 from grove_megatron.training.data_files import data_file_problems
 
+from ..conftest import in_lines
 from .data import write_tokens
+
+data_file_problems = in_lines(data_file_problems)
 
 NULL = "--tokenizer-type NullTokenizer --vocab-size 96"
 

@@ -17,8 +17,12 @@ from grove_megatron.training.doctor import diagnose
 from grove_megatron.training.doctor_command import _job
 from grove_megatron.training.folder_lock import FolderLocks
 
+from ..conftest import in_lines
 from .command_lines import parsed, validated
 from .test_rules import SOUND
+
+config_problems = in_lines(config_problems)
+diagnose = in_lines(diagnose)
 
 TORCHRUN = "torchrun --nnodes 2 --nproc-per-node 4"
 EP4 = "--expert-model-parallel-size 4"

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 
+from grove_megatron.checks.problem import Problem
 from grove_megatron.runtime import cpu
 from grove_megatron.training import entry
 from grove_megatron.training.checks import every_problem
 
+from ..conftest import in_lines
 from .command_lines import parsed
+
+every_problem = in_lines(every_problem)
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "of the attempt"), ("theirs", "theirs")])
@@ -52,8 +56,8 @@ def refused(args: Namespace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the script hears where it has Megatron validate ``args``; nothing is validated."""
     said: list[str] = []
 
-    def refuse(problems: list[str]) -> None:
-        said.extend(problems)
+    def refuse(problems: list[Problem]) -> None:
+        said.extend(map(str, problems))
         raise SystemExit(2)
 
     monkeypatch.setattr(entry, "refuse", refuse)

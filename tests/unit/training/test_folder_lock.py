@@ -53,7 +53,7 @@ def lock(folder: Path, owner: Owner) -> Owner:
 def take(locks: FolderLocks, folder: Path) -> tuple[list[str], list[str]]:
     """Problems, and what was said."""
     said: list[str] = []
-    return locks.take({"--save": folder}, said.append), said
+    return [*map(str, locks.take({"--save": folder}, said.append))], said
 
 
 def test_a_lock_names_its_owner_and_is_removed_in_the_end(
@@ -112,7 +112,7 @@ def test_all_folders_or_none(
     lock(records, owner(other.pid))
     folders = {"--save": tmp_path / "save", "--grove-metrics-dir": records}
     (problem,) = locks.take(folders, print)
-    assert problem.startswith(f"--grove-metrics-dir ({records}) is written to by another job ")
+    assert str(problem).startswith(f"--grove-metrics-dir ({records}) is written to by another job ")
     assert not (tmp_path / "save").exists()
 
 

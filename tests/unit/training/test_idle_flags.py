@@ -12,7 +12,10 @@ from grove_megatron.switches import Idle, idle, refused
 from grove_megatron.training.idle_flags import _options, idle_flags
 from grove_megatron.training.megatrons_flags import megatrons_flags
 
+from ..conftest import in_lines
 from .command_lines import parsed
+
+idle_flags = in_lines(idle_flags)
 
 ROWS = [pytest.param(row, id=row.names or row.group) for row in idle()]
 # What a row is about a use beside, by the first of its names or all of them.

@@ -19,7 +19,10 @@ from grove_megatron.training.installed import (
     uses,
 )
 
+from ..conftest import in_lines
 from .command_lines import parsed
+
+package_problems = in_lines(package_problems)
 
 ENGINE = Package("TransformerEngine", "2.20.2")
 APEX = Package("Apex", "0.1")
@@ -147,7 +150,9 @@ def test_a_job_is_refused_for_packages_on_the_machine_it_will_run_on(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: here)
     monkeypatch.setattr(preflight, "look", lambda: NOTHING)
-    problems = preflight.preflight(args(**LOCAL | OFF | {"apply_rope_fusion": True}), device)
+    problems = in_lines(preflight.preflight)(
+        args(**LOCAL | OFF | {"apply_rope_fusion": True}), device
+    )
     named = [problem for problem in problems if problem.startswith("--no-rope-fusion")]
     assert bool(named) is (here and device == "cuda")
 

@@ -12,7 +12,11 @@ from grove_megatron.training import gpt
 from grove_megatron.training.checks import command_line_problems, model_config
 from grove_megatron.training.late_rules import late_problems
 
+from ..conftest import in_lines
 from .command_lines import parsed, validated
+
+command_line_problems = in_lines(command_line_problems)
+late_problems = in_lines(late_problems)
 
 DATA = "--data-path a"
 PARTS = "--train-data-path a --valid-data-path b"
@@ -401,5 +405,5 @@ def test_what_the_own_entry_has_not(flags: str, begin: str) -> None:
     args = parsed(flags)
     if args.skip_train:
         args.train_iters = None
-    (line,) = gpt.entry_problems(args)
+    (line,) = map(str, gpt.entry_problems(args))
     assert line.startswith(begin)

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import pytest
 
+from grove_megatron.checks.problem import Problem
 from grove_megatron.runtime import cpu
 from grove_megatron.training import launch
 
@@ -19,8 +20,8 @@ def test_a_timeout_is_refused_before_ranks_wait_by_it(
 ) -> None:
     said: list[str] = []
 
-    def refuse(problems: Sequence[str]) -> NoReturn:
-        said.extend(problems)
+    def refuse(problems: Sequence[Problem]) -> NoReturn:
+        said.extend(map(str, problems))
         raise SystemExit(2)
 
     monkeypatch.setattr(launch, "refuse", refuse)

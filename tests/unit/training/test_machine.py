@@ -16,7 +16,12 @@ from grove_megatron.training.machine import (
     why_not_writable,
 )
 
+from ..conftest import in_lines
 from .data import write_tokens
+
+machine_problems = in_lines(machine_problems)
+disk_problems = in_lines(disk_problems)
+folder_problems = in_lines(folder_problems)
 
 SAVE = "--save {} --save-interval 10 --train-iters 100 --vocab-size 96"
 

@@ -7,6 +7,7 @@ import os
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grove_megatron.arguments import add_grove_arguments
+from grove_megatron.checks.problem import Problem
 from grove_megatron.runtime import cpu
 from grove_megatron.training.checks import as_launched
 from grove_megatron.training.cpu_arguments import set_cpu_defaults
 from grove_megatron.training.doctor import diagnose, examine
-from grove_megatron.training.guarded import FAILED, lines_of
+from grove_megatron.training.guarded import FAILED, lines_of, problems_of
 
 from .test_rules import SOUND
 
@@ -74,7 +76,7 @@ def is_answered(args: Namespace | None) -> list[str]:
         return []
     with contextlib.redirect_stdout(io.StringIO()):
         found = examine(args, None, "cpu")
-    said = [*found.problems, *found.notices, *found.plan]
+    said = [*map(str, found.problems), *found.notices, *found.plan]
     # A check that fails is caught, and is still one that has to be mended.
     assert said
     assert [line for line in said if FAILED in line] == []
@@ -153,9 +155,14 @@ def test_what_does_not_get_as_far_is_answered_too(flags: str) -> None:
 
 
 def test_a_check_that_fails_is_a_line() -> None:
-    def check(args: Namespace) -> list[str]:
+    def check(args: Namespace) -> Iterator[Any]:
+        yield said
         raise KeyError("odd")
 
-    (line,) = lines_of(check, Namespace())
-    assert line.startswith(f"{FAILED}: KeyError: 'odd' (unit/training/test_odd_values.py:")
+    said: object = Problem("--a", 1, "is odd")
+    first, line = problems_of(check, Namespace())
+    assert first is said
+    assert str(line).startswith(f"{FAILED}: KeyError: 'odd' (unit/training/test_odd_values.py:")
+    said = "a notice"
+    assert lines_of(check, Namespace()) == ["a notice", str(line)]
     assert lines_of(lambda args: ["said"], Namespace()) == ["said"]

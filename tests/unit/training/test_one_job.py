@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from grove_megatron.checks.problem import Problem
 from grove_megatron.failure.member import last_acts
 from grove_megatron.training import folder_lock, one_job
 from grove_megatron.training.lock_beat import LOCK
@@ -97,10 +98,10 @@ def test_one_folder_by_two_names_is_one(tmp_path: Path) -> None:
 def test_beside_other_problems_nothing_is_made(lock: Path, tmp_path: Path) -> None:
     args = job(save=str(lock), grove_metrics_dir=str(tmp_path / "metrics"))
     with one_job.writing_alone():
-        (problem,) = one_job.claim(args, ["another problem"])
-        assert problem.startswith(f"--save ({lock}) is written to by another job ")
+        (problem,) = one_job.claim(args, [Problem.of_text("another problem")])
+        assert str(problem).startswith(f"--save ({lock}) is written to by another job ")
         assert not (tmp_path / "metrics").exists()
-    assert one_job.lock_problems(args) == [problem]
+    assert [*map(str, one_job.lock_problems(args))] == [str(problem)]
     assert one_job.lock_notices(args) == []
 
 
@@ -109,7 +110,7 @@ def test_a_folder_that_this_job_holds_is_not_another_s(tmp_path: Path) -> None:
     args = job(save=str(tmp_path))
     with one_job.writing_alone():
         assert one_job.claim(args, []) == []
-        assert one_job.claim(args, ["another problem"]) == []
+        assert one_job.claim(args, [Problem.of_text("another problem")]) == []
 
 
 def test_a_thread_that_ends_the_process_finds_the_release_under_way(

@@ -5,9 +5,16 @@ import pytest
 
 from grove_megatron import runtime
 from grove_megatron.arguments import IMPORTED, LAYER_SPEC, optimizer_layout_problems, select_layer
+from grove_megatron.checks.flags import flag_of
+from grove_megatron.checks.problem import Problem
 from grove_megatron.training import preflight as preflight_module
-from grove_megatron.training.cpu_arguments import _FLAG, _REFUSED, CPU_DEFAULTS
+from grove_megatron.training.cpu_arguments import _REFUSED, CPU_DEFAULTS
 from grove_megatron.training.preflight import announce, notices, preflight
+
+from ..conftest import in_lines
+
+optimizer_layout_problems = in_lines(optimizer_layout_problems)
+preflight = in_lines(preflight)
 
 GROVE = "--grove-num-groups 4 --grove-adjugate-ffn-hidden-size 8"
 OURS = "--spec grove_megatron.layer_spec grove_layer_spec"
@@ -127,7 +134,7 @@ class TestOnTheCpuRuntime:
             ("optimizer_cuda_graph", True, "--optimizer-cuda-graph (True)"),
             ("te_rng_tracker", True, "--te-rng-tracker (True)"),
             ("cross_entropy_fusion_impl", "te", "--cross-entropy-fusion-impl (te)"),
-            ("high_priority_stream_groups", ["ep"], "--high-priority-stream-groups (['ep'])"),
+            ("high_priority_stream_groups", ["ep"], "--high-priority-stream-groups (ep)"),
         ],
     )
     def test_what_needs_a_gpu_is_refused(self, parse, name, value, line):
@@ -153,7 +160,7 @@ class TestOnTheCpuRuntime:
         assert len([p for p in problems if p.startswith("--moe-token-dispatcher-type")]) == 1
 
     def test_every_refused_flag_is_one_of_megatrons(self, megatron_flags):
-        named = {_FLAG.get(name, f"--{name.replace('_', '-')}") for name, *_ in _REFUSED}
+        named = {flag_of(name) for name, *_ in _REFUSED}
         assert named <= megatron_flags
 
     def test_an_attention_backend_is_shown_by_the_name_of_its_flag(self, parse):
@@ -340,10 +347,10 @@ class TestNotice:
 
 def test_rank_0_reads_a_checkpoint_for_all(parse, tmp_path, monkeypatch) -> None:
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("seven")
-    said: list[object] = [["what rank 0 has found"]]
+    said = [[Problem.of_text("what rank 0 has found")]]
     monkeypatch.setattr(preflight_module, "look_into", None)  # not by this rank
     monkeypatch.setattr(preflight_module, "have_met", lambda: True)
-    monkeypatch.setattr(preflight_module, "from_rank_0", lambda make, timeout: said.pop())
+    monkeypatch.setattr(preflight_module, "problems_of_rank_0", lambda make, timeout: said.pop())
     found = preflight(parse(f"--load {tmp_path}"))
     # The folder itself every rank looks at, on its own machine.
     assert [line for line in found if "does not name an iteration" in line]

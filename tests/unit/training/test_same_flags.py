@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from grove_megatron.checks.problem import Problem
 from grove_megatron.training import same_flags
 from grove_megatron.training.same_flags import described, differences, otherwise
 from tests.unit.ranks_as_threads import of_ranks
@@ -23,10 +24,8 @@ def test_equal_flags_have_no_differences() -> None:
 
 
 def test_a_flag_is_named_with_the_values_of_all_ranks() -> None:
-    problems, warnings = differences(
-        FIRST, others(r1={}, r2={"--lr": "1"}, r3={}, r4={"--lr": "2"})
-    )
-    assert problems == [
+    found, warnings = differences(FIRST, others(r1={}, r2={"--lr": "1"}, r3={}, r4={"--lr": "2"}))
+    assert [*map(str, found)] == [
         "--lr (0.1 on ranks 0-1, 3; 1 on rank 2; 2 on rank 4) differs between ranks; give every "
         "node the same flags"
     ]
@@ -35,9 +34,9 @@ def test_a_flag_is_named_with_the_values_of_all_ranks() -> None:
 
 def test_a_flag_that_a_rank_does_not_know_is_absent() -> None:
     theirs = {1: otherwise(FIRST, {k: v for k, v in FIRST.items() if k != "--lr"} | {"--new": "1"})}
-    assert [line.partition(")")[0] for line in differences(FIRST, theirs)[0]] == [
-        "--lr (0.1 on rank 0; absent on rank 1",
-        "--new (absent on rank 0; 1 on rank 1",
+    assert [(found.flag, found.value) for found in differences(FIRST, theirs)[0]] == [
+        ("--lr", "0.1 on rank 0; absent on rank 1"),
+        ("--new", "absent on rank 0; 1 on rank 1"),
     ]
 
 
@@ -53,9 +52,9 @@ def test_paths_may_differ_unless_one_is_missing() -> None:
 
 
 def test_versions_are_compared() -> None:
-    assert differences(FIRST, others(r1={"version of torch": "2.11"}))[0] == [
-        "version of torch (2.13.0 on rank 0; 2.11 on rank 1) differs between ranks; install one"
-    ]
+    (found,), _ = differences(FIRST, others(r1={"version of torch": "2.11"}))
+    line = "version of torch (2.13.0 on rank 0; 2.11 on rank 1) differs between ranks; install one"
+    assert str(found) == line
 
 
 def test_what_is_a_ranks_own_is_not_compared() -> None:
@@ -76,9 +75,10 @@ def test_every_rank_hears_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return first, same_flags.compare_ranks(args)
 
     heard = of_ranks(same_flags, world, twice, monkeypatch)
-    line = "--topk (2 on ranks 0-2; 3 on rank 3) differs between ranks; give every node the same"
+    text = "differs between ranks; give every node the same flags"
+    found = Problem("--topk", "2 on ranks 0-2; 3 on rank 3", text)
     # And the next model of the same processes.
-    assert heard == dict.fromkeys(range(world), (([f"{line} flags"], []), ([], [])))
+    assert heard == dict.fromkeys(range(world), (([found], []), ([], [])))
 
 
 def test_one_rank_compares_with_nobody() -> None:

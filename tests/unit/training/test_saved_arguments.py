@@ -20,9 +20,13 @@ from grove_megatron.training.doctor import diagnose
 from grove_megatron.training.preflight import preflight
 from grove_megatron.training.saved_arguments import look_into, saved_arguments
 
+from ..conftest import in_lines
 from ..planted import KINDS, Planted
 from .command_lines import parsed
 from .test_rules import SOUND
+
+diagnose = in_lines(diagnose)
+preflight = in_lines(preflight)
 
 TRACKER = "latest_checkpointed_iteration.txt"
 LOADED = ("load", "pretrained_checkpoint")

@@ -5,7 +5,11 @@ import pytest
 from grove_megatron.training.checks import command_line_problems
 from grove_megatron.training.saving import replaced_run, saving_problems
 
+from ..conftest import in_lines
 from .command_lines import parsed
+
+command_line_problems = in_lines(command_line_problems)
+saving_problems = in_lines(saving_problems)
 
 TRACKER = "latest_checkpointed_iteration.txt"
 

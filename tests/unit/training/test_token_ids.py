@@ -14,6 +14,11 @@ from grove_megatron.training.token_ids import (
     vocabulary_size,
 )
 
+from ..conftest import in_lines
+
+tokenizer_problem = in_lines(tokenizer_problem)
+vocabulary_problems = in_lines(vocabulary_problems)
+
 NULL = "--tokenizer-type NullTokenizer --vocab-size 96"
 FINE = {"tokens": torch.tensor([[0, 95]]), "labels": torch.tensor([[95, 0]])}
 

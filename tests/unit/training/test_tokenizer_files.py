@@ -8,6 +8,10 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from grove_megatron.training import tokenizer_files
 from grove_megatron.training.tokenizer_files import tokenizer_file_problems, tokenizer_notice
 
+from ..conftest import in_lines
+
+tokenizer_file_problems = in_lines(tokenizer_file_problems)
+
 HF = "--tokenizer-type HuggingFaceTokenizer --tokenizer-model"
 
 
