@@ -13,6 +13,7 @@ from .checks.flags import flag_of
 from .checks.problem import Problem
 from .checks.rules import Check
 from .config import (
+    IMPORTED,
     MATRIX_OPTIMIZERS,
     NOT_OF_THE_WEIGHTS,
     GroveTransformerConfig,
@@ -21,6 +22,7 @@ from .config import (
     has_adjugates,
     has_grove_layers,
     layer_defaults,
+    unknown_settings,
 )
 from .parts import registry
 
@@ -109,10 +111,6 @@ _FORGETTABLE = (
 )
 
 
-# In the arguments of a checkpoint that `grove import` made, plain models included.
-IMPORTED = "grove_imported"
-
-
 def _forgotten(args: Namespace, checkpoint_args: Namespace) -> list[tuple[_Forgettable, object]]:
     """Settings at their default that a Grove checkpoint or an import has otherwise, and its values.
 
@@ -148,6 +146,16 @@ def contradictions(args: Namespace, checkpoint_args: Namespace) -> list[Problem]
         if (given or None) != (saved or None):
             problems.append(_differs(name, given, saved, f"; {fix}"))
     return problems
+
+
+def unknown_problems(checkpoint_args: Namespace) -> list[Problem]:
+    """Settings that a later version has, or a part that is not installed here."""
+    text = (
+        "is a setting of the checkpoint that this grove_megatron does not know; load it with the "
+        "version that wrote it, or with the file of its part in grove_megatron/parts"
+    )
+    unknown = unknown_settings(checkpoint_args)
+    return [Problem(flag_of(name), value, text) for name, value in unknown.items()]
 
 
 def _differs(name: str, given: object, saved: object, fix: str) -> Problem:

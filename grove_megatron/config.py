@@ -124,6 +124,9 @@ OF_GROUPS = frozenset(
 )
 """Settings that mean nothing without groups; a plain MoE with --grove-dispatch takes the others."""
 
+IMPORTED = "grove_imported"
+"""In the arguments of a checkpoint that `grove import` made, plain models included."""
+
 MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
 """Optimizers that treat a two-dimensional parameter as a matrix, and so need one per expert."""
 
@@ -141,6 +144,20 @@ def layer_defaults() -> dict[str, Any]:
 def grove_defaults() -> dict[str, Any]:
     """Names and defaults of all Grove settings, in flag order; made once."""
     return layer_defaults() | {f.name: f.default for f in fields(JobSettings)}
+
+
+def unknown_settings(saved: Any) -> dict[str, Any]:
+    """Settings in the arguments of a checkpoint that another version has written: name, value.
+
+    Args:
+        saved: an argument namespace.
+    """
+    known = grove_defaults().keys() | {IMPORTED}
+    return {
+        name: value
+        for name, value in vars(saved).items()
+        if name.startswith("grove_") and name not in known and value not in (None, False)
+    }
 
 
 def has_adjugates(config: Any) -> bool:

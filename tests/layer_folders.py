@@ -86,6 +86,93 @@ def write_qwen2_moe(
     return folder
 
 
+def write_noisy_topk(
+    folder: Path,
+    *,
+    hidden: int = 7,
+    experts: int = 8,
+    topk: int = 3,
+    width: int = 5,
+    tokens: int = 11,
+    seed: int = 1,
+) -> Path:
+    """A folder of noisy top-k gating (arXiv 1701.06538, Eq. 3-11), expert by expert.
+
+    Args:
+        folder: to write.
+        hidden, experts, topk, width, tokens: sizes.
+        seed: of all numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        values = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+        return values.double().requires_grad_()
+
+    w = {"router.weight": random(experts, hidden)}
+    w["router.logits_noise.weight"] = random(experts, hidden)
+    for e in range(experts):
+        w[f"experts.{e}.linear_fc1.weight"] = random(2 * width, hidden)
+        w[f"experts.{e}.linear_fc2.weight"] = random(hidden, width)
+    gate, noise = w["router.weight"], w["router.logits_noise.weight"]
+    rows = 2 * torch.randn(40 * tokens, hidden, generator=generator).double()
+    normal = torch.randn(40 * tokens, experts, generator=generator).double()
+    with torch.no_grad():
+        noisy = rows @ gate.T + normal * F.softplus(rows @ noise.T)
+        best = noisy.sort(descending=True).values
+        clear = (best[:, :-1] - best[:, 1:]).amin(1) > MARGIN
+    x, normal = rows[clear][:tokens].clone().requires_grad_(), normal[clear][:tokens]
+    assert len(x) == tokens
+    r = random(tokens, hidden).detach()
+    mean, deviation = x @ gate.T, F.softplus(x @ noise.T)
+    h = mean + normal * deviation
+    chosen = torch.zeros_like(h).scatter(1, h.topk(topk).indices, 1.0)
+    weights = h.masked_fill(chosen == 0, float("-inf")).softmax(-1)
+
+    def mlp(e: int) -> Tensor:
+        up, gated = (x @ w[f"experts.{e}.linear_fc1.weight"].T).chunk(2, dim=-1)
+        return (F.silu(up) * gated) @ w[f"experts.{e}.linear_fc2.weight"].T
+
+    y = sum(weights[:, e, None] * mlp(e) for e in range(experts))
+    load = []
+    for e in range(experts):
+        others = torch.cat([h[:, :e], h[:, e + 1 :]], dim=1)
+        threshold = others.topk(topk).values[:, -1]
+        distance = (mean[:, e] - threshold) / deviation[:, e]
+        load.append(torch.distributions.Normal(0.0, 1.0).cdf(distance).sum())
+    losses = {"importance": weights.sum(0), "load": torch.stack(load)}
+    losses = {name: (s.std(correction=0) / s.mean()) ** 2 for name, s in losses.items()}
+    leaves = {"x": x} | {f"w.{name}": weight for name, weight in w.items()}
+    tensors = {"x": x, "r": r, "y": y, "routing_map": chosen.to(torch.uint8), "normal": normal}
+    tensors |= leaves | _gradients("grad", (y * r).sum(), leaves)
+    for name, loss in losses.items():
+        tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.detach().contiguous() for k, v in tensors.items()}, folder / "layer.safetensors"
+    )
+    config = {
+        "system": "grove_megatron",
+        "source": "arXiv 1701.06538, written out in tests/layer_folders.py",
+        "hidden_size": hidden,
+        "num_tokens": tokens,
+        "flags": f"--num-experts {experts} --moe-router-topk {topk} --swiglu "
+        f"--moe-ffn-hidden-size {width} --grove-noisy-topk",
+        "draws": "normal",
+        "weights": {name: list(weight.shape) for name, weight in w.items()},
+        "losses": {
+            name: {
+                "metric": f"{name}_loss",
+                "coefficient": 1.0,
+                "fields": {f"grove_{name}_loss_coeff": 1.0},
+            }
+            for name in losses
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    return folder
+
+
 def _clear_rows(gate: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:
     """Rows whose last selected expert is ahead of the next by more than rounding."""
     rows = 2 * torch.randn(20 * tokens, gate.shape[1], generator=generator).double()

@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..checks.flags import flag_of
+from ..config import NOT_OF_THE_WEIGHTS, layer_defaults, unknown_settings
 from ..model.architecture import Architecture
 from ..model.families import is_buffer
-from .hf_config import DEQUANTISE, architecture_of, brief, read_config
+from .hf_config import DEQUANTISE, architecture_of, brief, read_config, refuse_all
 from .hf_files import HfWeights
 from .manifest import read_checksums
 from .megatron_args import architecture_of_args
@@ -126,7 +128,9 @@ def megatron_source(
     """
     folder = iteration_folder(load, step)
     reader = TorchDistReader(folder)
-    architecture = architecture_of_args(checkpoint_args(reader))
+    args = checkpoint_args(reader)
+    architecture = architecture_of_args(args)
+    _refuse_parts(args, folder)
     if hf_files is None and (folder.parent / HF_FILES / "config.json").is_file():
         hf_files = folder.parent / HF_FILES
     config = None if hf_files is None else read_config(hf_files, "--hf-config")
@@ -149,6 +153,30 @@ def megatron_source(
         config,
         {},
     )
+
+
+# Of the settings that make another model, those that a Hugging Face model has.
+_IN_HF = frozenset(
+    (
+        "grove_num_groups",
+        "grove_adjugate_ffn_hidden_size",
+        "grove_adjugate_scale",
+        "grove_router_scoring",
+    )
+)
+
+
+def _refuse_parts(args: Any, folder: Path) -> None:
+    """Parts of the router without which it is another model, and which no config.json can say."""
+    of_model = {
+        name: getattr(args, name, default)
+        for name, default in layer_defaults().items()
+        if name not in {*_IN_HF, *NOT_OF_THE_WEIGHTS} and getattr(args, name, default) != default
+    }
+    given = {flag_of(name): value for name, value in (of_model | unknown_settings(args)).items()}
+    if given:
+        lines = [f"{flag} ({value}): no Hugging Face model has it" for flag, value in given.items()]
+        refuse_all(f"the arguments in {folder}", lines)
 
 
 def _contradictions(

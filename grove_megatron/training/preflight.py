@@ -14,6 +14,7 @@ from ..arguments import (
     contradictions,
     optimizer_format_notice,
     optimizer_layout_problems,
+    unknown_problems,
 )
 from ..checkpoint.layout import goes_on, is_same
 from ..checks.problem import Problem, of_other_flags
@@ -189,6 +190,7 @@ def _content_problems(args: Namespace, load_args: list[str]) -> list[Problem]:
         problems += found
         if saved is None or args.non_persistent_ckpt_type == "local":
             continue
+        problems += unknown_problems(saved)
         if not args.use_checkpoint_args:
             # With it, the settings are those of the checkpoint already.
             problems += contradictions(args, saved)

@@ -99,7 +99,7 @@ class _File:
         self.needed: dict[str, Shape] = {"x": rows, "r": rows, "y": rows} | weights
         self.needed |= dict.fromkeys(system.buffers.values(), self.routed[1:])
         if system.draws is not None:
-            self.needed[system.draws] = self.routed[:1]
+            self.needed[system.draws] = self.routed[: 1 if system.draws == "uniform" else 2]
         self.optional: dict[str, Shape] = {f"{_LOSS}{loss}": (1,) for loss in self.losses}
         for kind in (_GRAD, *(f"{_GRAD}_{loss}" for loss in self.losses)):
             self.optional |= {

@@ -56,8 +56,8 @@ def measure(
         layer.router.losses.append(loss.own)
     routing_map = _keep_routing(layer)
     if golden.system.draws is not None:
-        drawn = as_dtype(spread.local(golden.extras[golden.system.draws].unsqueeze(1)), dtype)
-        layer.router.draws = _Given(drawn.flatten())
+        numbers = golden.extras[golden.system.draws].reshape(len(golden.x), -1)
+        layer.router.draws = _Given(as_dtype(spread.local(numbers), dtype))
     destroy_moe_metrics_tracker()
     # As Megatron's schedule sets it for a loss that is not scaled.
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=torch.cuda.current_device()))
@@ -84,7 +84,10 @@ class _Given(Draws):
 
     def uniform(self, like: Tensor) -> Tensor:
         """[T, 1]: of the second expert of every token."""
-        assert like.shape == (self.numbers.numel(), 1)
+        return self.numbers.reshape(like.shape).to(like.dtype)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """[T, E]"""
         return self.numbers.reshape(like.shape).to(like.dtype)
 
 

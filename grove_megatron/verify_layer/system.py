@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -75,8 +75,8 @@ class System:
         buffers: the layer's buffers, and the tensors of the folder that they are.
         losses: of the folder, by name.
         experts: builds expert modules where Megatron has none of the form.
-        draws: the tensor of the folder [T] that the router is given where it would draw a number
-            for a token's second expert.
+        draws: the tensor of the folder that the router is given where it would draw numbers:
+            ``uniform`` [T], for a token's second expert, or ``normal`` [T, E], for its logits.
         extras: names of other tensors that the folder may have.
         needs_extras: those of them that must be there.
         routing: which expert gets which token, [T, E] bool, of those tensors.
@@ -89,7 +89,7 @@ class System:
     buffers: dict[str, str] = field(default_factory=dict)
     losses: dict[str, Loss] = field(default_factory=dict)
     experts: Callable[..., Any] | None = None
-    draws: str | None = None
+    draws: Literal["uniform", "normal"] | None = None
     extras: frozenset[str] = ROUTING
     needs_extras: frozenset[str] = frozenset({"routing_map"})
     routing: Callable[[Mapping[str, Tensor]], Tensor] = routing_map

@@ -403,6 +403,7 @@ def sources(name: str, folder: Path, qwen3: Any) -> tuple[Path, int]:
         long("moe", 1, DISTRIBUTED, id="plain-distributed"),
         long("mixed", 2, EP2, id="mixed-ep2"),
         long("mixed", 2, [*PP2], id="mixed-pp2"),
+        long("mixed", 2, [*EP2, "--grove-dispatch"], id="mixed-ep2-grove-dispatch"),
         long("dense", 2, [*TP2, "--padded-vocab-size", "128"], id="dense-tp2-padded"),
         long("dense-tied", 2, PP2, id="dense-tied-pp2"),
     ],

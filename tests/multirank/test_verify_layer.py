@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.layer_folders import write_qwen2_moe
+from tests.layer_folders import write_noisy_topk, write_qwen2_moe
 from tests.ranks import Job, Ranks
 
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
@@ -33,6 +33,7 @@ LAYERS = {
     ("st_moe", "default"): 28,
     ("st_moe", "gshard"): 28,
     ("switch", "default"): 18,
+    ("noisy_topk", "default"): 25,
 }
 TOLERANCES = {"fp32": 1e-5, "fp64": 1e-10}
 
@@ -100,9 +101,18 @@ def test_odd_sizes(size: int, experts_on: int, ranks: Ranks, tmp_path: Path) -> 
         (str(write_qwen2_moe(tmp_path / f"layer{i}", **one)), "default")
         for i, one in enumerate(sizes)
     ]
+    noisy: list[dict[str, Any]] = [
+        {"tokens": 11, "seed": 3},
+        {"tokens": 3, "experts": 4, "topk": 2},
+        {"hidden": 5, "experts": 12, "topk": 11, "tokens": 9},
+    ]
+    layers += [
+        (str(write_noisy_topk(tmp_path / f"noisy{i}", **one)), "default")
+        for i, one in enumerate(noisy)
+    ]
     args = (str(tmp_path), layers, "fp32", ["--expert-model-parallel-size", str(experts_on)])
     for results in ranks.run(size, VERIFY, *args, folder=tmp_path).check().results():
-        assert len(results) == len(sizes)
+        assert len(results) == len(sizes) + len(noisy)
         for found in results:
             assert found["passed"], found
             assert found["grads_compared"] == found["grads_in_file"]

@@ -90,6 +90,9 @@ class _Same(Draws):
         generator = torch.Generator().manual_seed(3)
         return torch.rand(like.shape, generator=generator, dtype=like.dtype)
 
+    def normal(self, like: Tensor) -> Tensor:
+        return self.uniform(like)
+
 
 def _gradients(y: Tensor, r: Tensor, shared: list[Tensor], own: list[Any]) -> list[Tensor]:
     import torch

@@ -12,6 +12,7 @@ from grove_megatron.arguments import (
     contradictions,
     restore_grove_arguments,
     select_layer,
+    unknown_problems,
     yaml_problems,
 )
 from grove_megatron.config import NOT_OF_THE_WEIGHTS, layer_defaults
@@ -219,6 +220,17 @@ def test_the_defaults_are_megatrons(parser: argparse.ArgumentParser) -> None:
     assert {name: getattr(args, name) for name, _, _ in FORGETTABLE.values()} == {
         name: default for name, default, _ in FORGETTABLE.values()
     }
+
+
+def test_a_setting_of_another_version_is_named() -> None:
+    saved = argparse.Namespace(
+        **SAME, grove_metrics_interval=5, grove_imported=True, grove_new_part="on", grove_gone=None
+    )
+    (problem,) = map(str, unknown_problems(saved))
+    assert problem.startswith(
+        "--grove-new-part (on) is a setting of the checkpoint that this grove_megatron does not "
+        "know; load it with "
+    )
 
 
 def test_every_setting_is_one_of_the_weights_or_known_not_to_be() -> None:

@@ -12,6 +12,7 @@ from ..settings import Settings
 from ..system import System
 from . import (
     base,
+    by_flags,
     dbrx,
     deepseek_v2,
     deepseek_v3,
@@ -30,7 +31,7 @@ from . import (
 _FILES = (
     *(mixtral, qwen2_moe, qwen3_moe, olmoe, dbrx, grok1, deepseek_v2, deepseek_v3, switch),
     # Read, and wait for a part of the router.
-    *(skywork, yuan, hash_layer, base, st_moe),
+    *(skywork, yuan, hash_layer, base, st_moe, by_flags),
 )
 
 
