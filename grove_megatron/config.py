@@ -354,4 +354,5 @@ def _metrics_problems(settings: Any) -> Iterator[Problem]:
 
 
 def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+    # As large as any that is used; somebody may have given 10^18 experts.
+    return ", ".join(str(d) for d in range(1, min(n, 4096) + 1) if n % d == 0)

@@ -17,8 +17,8 @@ import torch
 from ..kernels import TORCH, Kernels
 from ..kernels.torch_products import grouped_why_not
 from ..kernels.triton_support import why_not as triton_why_not
-from ..kernels.triton_variants import with_two_passes
 from . import concatenated
+from .two_passes import with_two_passes
 
 STRATEGIES = ("owner_rows", "separate", "concatenated", "two_streams", "triton")
 

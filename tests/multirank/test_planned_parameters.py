@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
+from grove_megatron.parts import registry
 from tests.ranks import Ranks
 
 EP2 = "--expert-model-parallel-size 2"
 TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 TP4 = "--tensor-model-parallel-size 4 --sequence-parallel"
 PP2 = "--pipeline-model-parallel-size 2"
+# Of all parts that there are.
+WITH_WEIGHTS = " ".join(part.tried for part in registry.parts() if part.weights)
 TIED, BIASES, PLAIN = "tied", "biases", "plain"
 
 # Name -> ranks, flags. Embeddings are apart, linear layers without biases, experts in groups; but
@@ -31,7 +34,7 @@ LAYOUTS = {
     ),
     "TP2 EP2 ETP1, parts of the router with weights": (
         2,
-        f"{TP2} {EP2} --expert-tensor-parallel-size 1 --grove-logit-bias --grove-noisy-topk",
+        f"{TP2} {EP2} --expert-tensor-parallel-size 1 {WITH_WEIGHTS}",
     ),
     "MTP, expert bias": (
         1,

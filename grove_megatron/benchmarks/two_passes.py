@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .interface import Kernels, SegmentsLike
-from .torch_owners import add_to_owners, owners_in, owners_out, owners_weights
+from ..kernels.interface import Kernels, SegmentsLike
+from ..kernels.torch_owners import add_to_owners, owners_in, owners_out, owners_weights
 
 
 def with_two_passes(base: Kernels, *, second_stream: bool) -> Kernels:

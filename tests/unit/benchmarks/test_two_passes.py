@@ -3,11 +3,10 @@
 import pytest
 import torch
 
+from grove_megatron.benchmarks.two_passes import with_two_passes
 from grove_megatron.kernels import TORCH
-from grove_megatron.kernels.triton_variants import with_two_passes
-
-from . import triton_cases as loops
-from .triton_cases import CASES, assert_close
+from tests.unit import triton_cases as loops
+from tests.unit.triton_cases import CASES, assert_close
 
 
 @pytest.mark.parametrize("second_stream", [False, True])
