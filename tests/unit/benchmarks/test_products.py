@@ -1,5 +1,6 @@
 """The products alone are those that a layer has to compute."""
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,5 +20,8 @@ def test_six_for_every_expert_and_as_many_operations_as_are_counted() -> None:
     assert counted.get_total_flops() == expected
 
 
-def test_of_the_layers_dtype() -> None:
+def test_of_the_layers_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    monkeypatch.setattr(torch, "mm", lambda *factors, out: seen.update(t.dtype for t in factors))
     products(ROWS, hidden=6, width=4, like=torch.empty(0, dtype=torch.bfloat16))()
+    assert seen == {torch.bfloat16}
