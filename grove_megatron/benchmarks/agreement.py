@@ -65,6 +65,8 @@ def check_layers(layers: Mapping[str, MoELayer], x: Tensor, grad: Tensor) -> Non
         with _zeroed({n: p for n, p in grove.named_parameters() if "adjugate" in n}):
             without = forward_backward(grove, x, grad)
         check_same("grove without adjugates beside plain", without, plain)
+        if (ours := layers.get("grove-dispatch")) is not None:
+            check_same("grove-dispatch beside plain", forward_backward(ours, x, grad), plain)
 
 
 def check_repeats(what: str, layer: MoELayer, x: Tensor, grad: Tensor) -> None:

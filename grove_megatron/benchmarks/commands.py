@@ -42,7 +42,9 @@ Kernel = Annotated[
         help="Implementation of the experts: sequential, grouped, triton, te; repeatable."
     ),
 ]
-Variant = Annotated[list[str] | None, typer.Option(help="plain, naive, grove; repeatable.")]
+Variant = Annotated[
+    list[str] | None, typer.Option(help="plain, naive, grove-dispatch, grove; repeatable.")
+]
 Deterministic = Annotated[
     bool,
     typer.Option("--deterministic", help="Also time grove with torch's deterministic algorithms."),
@@ -97,7 +99,7 @@ def layer(
     csv: Csv = None,
     as_json: Json = False,
 ) -> None:
-    """A whole MoE layer beside plain and naive: time and peak memory. 1 rank by default."""
+    """A whole MoE layer beside plain and naive: time, memory, operators. 1 rank by default."""
     _run("layer", locals(), default_ranks=1)
 
 

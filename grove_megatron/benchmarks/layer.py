@@ -1,6 +1,7 @@
 """``grove bench layer``: a whole MoE layer, router included, forward and backward.
 
-plain, naive and grove, each with every expert implementation asked for; time and peak memory.
+Every variant, with every expert implementation asked for: time, peak memory, and the operators and
+the time beside the matrix products of its experts.
 """
 
 from dataclasses import replace
@@ -18,7 +19,9 @@ from .determinism import deterministic, prepare_determinism
 from .harness import Samples, Subject, cuda_clock, interleave, wall_clock
 from .layer_findings import DETERMINISTIC, Key, Measured, findings
 from .memory import peak_bytes
+from .operators import Stage, count_stages
 from .peaks import matmul_flops_per_second
+from .products import products
 from .report import Findings
 from .shape import Settings, Shape
 from .variants import DTYPES, layers
@@ -34,9 +37,13 @@ def measure(settings: Settings) -> Findings:
         x, grad = tokens(shape, settings.seed + dist.get_rank())
         built = _build(settings, x, grad)
         some_grove = built["grove", settings.kernels[0]]
-        subjects = _subjects(built, x, grad)
+        operators = _operators(settings, built, x)
+        subjects, alone = _subjects(built, x, grad), _products(settings.shape, some_grove, x)
+        times = _times([*subjects.values(), *alone.values()], settings)
         measured = Measured(
-            samples=_times(subjects, settings),
+            samples={key: times[one.name] for key, one in subjects.items()},
+            products={kind: times[one.name] for kind, one in alone.items()},
+            operators=operators,
             peak={key: _peak(subjects[key], layer) for key, layer in built.items()},
             work=work_of(some_grove, x, shape.groups),
             matmul_flops=matmul_flops_per_second(DTYPES[shape.dtype]),
@@ -102,16 +109,39 @@ def _deterministically(one: Subject) -> None:
         one.run()
 
 
-def _times(subjects: dict[Key, Subject], settings: Settings) -> dict[Key, Samples]:
-    by_name = interleave(
-        list(subjects.values()),
+def _operators(
+    settings: Settings, built: dict[Key, MoELayer], x: Tensor
+) -> dict[Key, dict[str, Stage]]:
+    """Of every variant, with the first kernel."""
+    keys = [(name, settings.kernels[0]) for name in settings.variants]
+    return {key: count_stages(built[key], x) for key in keys}
+
+
+def _products(shape: Shape, grove: MoELayer, x: Tensor) -> dict[str, Subject]:
+    """Those of the experts and of the adjugates on this rank, for the rows they get from ``x``."""
+    grove(x)
+    work = grove.token_dispatcher.work
+    kinds = {
+        "experts": (work.tokens_per_expert, shape.expert_width),
+        "adjugates": (work.tokens_per_group, shape.adjugate_width),
+    }
+    return {
+        kind: Subject(
+            name=f"products of {kind}", run=products(rows.tolist(), shape.hidden, width, x)
+        )
+        for kind, (rows, width) in kinds.items()
+    }
+
+
+def _times(subjects: list[Subject], settings: Settings) -> dict[str, Samples]:
+    return interleave(
+        subjects,
         rounds=settings.rounds,
         warmup=settings.warmup,
         clock=cuda_clock if ranks.cuda_is_used() else wall_clock,
         together=ranks.together,
         slowest=ranks.slowest,
     )
-    return {key: by_name[one.name] for key, one in subjects.items()}
 
 
 def _peak(one: Subject, layer: MoELayer) -> float:

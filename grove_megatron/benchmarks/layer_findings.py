@@ -1,9 +1,11 @@
 """What ``grove bench layer`` says about its measurements."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from .harness import Samples, ratio
+from .operator_findings import operator_table, operator_values, operators_ratio
+from .operators import Stage
 from .records import Value
 from .report import Findings, Table, spread
 from .shape import Settings
@@ -13,19 +15,37 @@ Key = tuple[str, str]
 """(variant, kernel)."""
 DETERMINISTIC = "grove, deterministic"
 """grove with torch's deterministic algorithms."""
+_KINDS = {
+    "plain": ("experts",),
+    "grove-dispatch": ("experts",),
+    "grove": ("experts", "adjugates"),
+    DETERMINISTIC: ("experts", "adjugates"),
+}
+"""What a variant has to multiply; naive does more than it has to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """Times and peak bytes (weights included) of every key, the largest of all ranks.
 
-    ``matmul_flops`` is the speed of a large matrix product, operations a second.
+    ``matmul_flops`` is the speed of a large matrix product, operations a second; ``products`` the
+    times of the products of experts and of adjugates alone; ``operators`` those of every
+    stage, of every variant once.
     """
 
     samples: dict[Key, Samples]
     peak: dict[Key, float]
     work: Work
     matmul_flops: float
+    products: dict[str, Samples] = field(default_factory=dict)
+    operators: dict[Key, dict[str, Stage]] = field(default_factory=dict)
+
+    def products_share(self, key: Key) -> float | None:
+        """The time of the products alone over that of the layer; None where it is not known."""
+        kinds = _KINDS.get(key[0], ())
+        if not kinds or not self.products:
+            return None
+        return sum(self.products[kind].median for kind in kinds) / self.samples[key].median
 
 
 def findings(settings: Settings, m: Measured) -> Findings:
@@ -38,15 +58,16 @@ def findings(settings: Settings, m: Measured) -> Findings:
     summary = summarize(settings, m)
     assert summary["flop_ratio"] is not None
     values.append(Value.once("grove", "", "flop_ratio", "of plain", summary["flop_ratio"]))
+    values += operator_values(m.operators)
     table = Table(
         title=f"One MoE layer, forward and backward: {_words(settings)}",
-        header=("", "ms p50 (p20-p80)", "of plain", "GFLOP/s", "of matmul", "peak MB"),
+        header=("", "ms p50 (p20-p80)", "of plain", "GFLOP/s", "of matmul", "products", "peak MB"),
         lines=lines,
     )
     return Findings(
         values=values,
         summary=summary,
-        tables=[table],
+        tables=[table, *operator_table(m.operators, settings.ranks)],
         notes=_notes(summary),
     )
 
@@ -68,6 +89,9 @@ def _line(settings: Settings, m: Measured, key: Key) -> tuple[list[Value], tuple
     if variant == "grove" and (plain_peak := m.peak.get(("plain", kernel))) is not None:
         allowed = plain_peak + m.work.adjugate_bytes(settings.shape, settings.ranks)
         values.append(once("peak_bytes_allowed", "bytes", allowed))
+    share = m.products_share(key)
+    if share is not None:
+        values.append(once("products_share", "of the layer's time", share))
     plain = m.samples.get(("plain", kernel))
     relative = f"{ratio(samples, plain):.3f}" if plain else ""
     speeds = (f"{speed / 1e9:.1f}", f"{speed / m.matmul_flops:.0%}")
@@ -76,6 +100,7 @@ def _line(settings: Settings, m: Measured, key: Key) -> tuple[list[Value], tuple
         spread(time),
         relative,
         *speeds,
+        "" if share is None else f"{share:.0%}",
         f"{peak / 1e6:.1f}",
     )
 
@@ -106,6 +131,9 @@ def summarize(settings: Settings, m: Measured) -> dict[str, float | None]:
         "peak_bytes_ratio": m.peak[ours] / plain_peak if plain_peak else None,
         "peak_bytes_allowed_ratio": (plain_peak + allowed) / plain_peak if plain_peak else None,
         "deterministic_ratio": ratio(repeatable, m.samples[ours]) if repeatable else None,
+        "products_share": m.products_share(ours),
+        "plain_products_share": m.products_share(plain) if plain else None,
+        "operators_ratio": operators_ratio(m.operators),
     }
 
 
@@ -123,6 +151,13 @@ def _notes(summary: dict[str, float | None]) -> list[str]:
         )
     if (time := summary["deterministic_ratio"]) is not None:
         notes.append(f"Deterministic beside the fastest grove: {time:.3f} of the time, same bits")
+    if (share := summary["products_share"]) is not None:
+        plain = summary["plain_products_share"]
+        beside = "" if plain is None else f", {plain:.3f} of the fastest plain"
+        notes.append(
+            f"The products of experts and adjugates alone: {share:.3f} of the fastest grove's time"
+            f"{beside}"
+        )
     return notes
 
 

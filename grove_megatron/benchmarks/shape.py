@@ -7,7 +7,7 @@ from typing import Any
 
 DTYPES = ("fp32", "bf16")
 KERNELS = ("sequential", "grouped", "triton", "te")
-VARIANTS = ("plain", "naive", "grove")
+VARIANTS = ("plain", "naive", "grove-dispatch", "grove")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ PRESETS: dict[str, dict[str, Shape]] = {
     "kernels": {"small": _LAYER, "33b": _LAYER_33B},
     "step": {
         "small": replace(_LAYER, tokens=512, expert_width=192, adjugate_width=32, layers=4),
-        # 4 of its 48 layers: what fits one GPU with the optimizer states of three models.
+        # 4 of its 48 layers: what fits a GPU of 4 ranks with the optimizer states of all variants.
         "33b": replace(_LAYER_33B, layers=4),
     },
     "convert": {

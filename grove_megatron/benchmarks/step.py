@@ -1,8 +1,8 @@
 """``grove bench step``: a training step of a GPT model through megatron.training.
 
-plain, naive and grove are built one after another in one initialised job, each with its own DDP
-wrapper and optimizer, from the same initial weights; their steps are interleaved. Every step trains
-on the same mock batches, loaded beforehand.
+The variants are built one after another in one initialised job, each with its own DDP wrapper and
+optimizer, from the same initial weights; their steps are interleaved. Every step trains on the same
+mock batches, loaded beforehand.
 """
 
 import copy
@@ -38,16 +38,18 @@ from ..config import GroveTransformerConfig, grove_defaults
 from ..layer_spec import grove_layer_spec, swap_classes
 from ..moe.experts import GroupedExperts
 from ..moe.layer import GroveMoELayer
+from ..planner.flops import flops_per_token
 from ..training import gpt
 from ..training.builder import GroveGPTModelConfig
 from ..training.launch import parse_arguments
+from ..training.sizes import sizes_of
 from . import ranks
-from .harness import Samples, Subject, cuda_clock, interleave, ratio, wall_clock
-from .metrics_cost import MetricsCost, measure_metrics
-from .records import Value
+from .harness import Subject, cuda_clock, interleave, wall_clock
+from .metrics_cost import measure_metrics
 from .refusals import HEAD
-from .report import Findings, Table, spread
+from .report import Findings
 from .shape import Settings
+from .step_findings import findings
 from .variants import GROVE_KERNEL, NaiveGroveLayer
 
 _BATCHES = 4
@@ -139,9 +141,9 @@ def _measure(settings: Settings, folder: str) -> Findings:
     cost = None
     if counts:
         cost = measure_metrics(grove.step, rounds=settings.rounds, clock=clock)
-    rows = _rows_per_token(grove)
+    routed = _routed(grove)
     dist.destroy_process_group()
-    return _findings(settings, samples, rows, cost)
+    return findings(settings, samples, routed.rows, _flop_ratio(args, routed.adjugates), cost)
 
 
 def _batches() -> list[dict[str, Tensor]]:
@@ -160,15 +162,18 @@ def _trainee(
 ) -> Trainee:
     """Build one variant as Megatron's ``pretrain`` does; ``weights`` replace its own."""
     args = copy.copy(args)
-    if variant == "plain":
+    if variant in ("plain", "grove-dispatch"):
         for name, default in grove_defaults().items():
             setattr(args, name, default)
+        args.grove_dispatch = variant == "grove-dispatch"
+    if variant == "plain":
         args.spec = None
     config = core_transformer_config_from_args(args, GroveTransformerConfig)
     config.grove_kernel = GROVE_KERNEL[settings.kernels[0]]
-    kind = GroveGPTModelConfig if variant == "grove" else GPTModelConfig
+    is_ours = variant in ("grove-dispatch", "grove")
+    kind = GroveGPTModelConfig if is_ours else GPTModelConfig
     model_config = gpt_config_from_args(args, config=config, model_config_cls=kind)
-    if variant != "grove":
+    if not is_ours:
         model_config.transformer_layer_spec = partial(_spec, settings.kernels[0])
     if weights is not None:
         model_config.pre_wrap_hooks.append(partial(_load, weights))
@@ -204,53 +209,40 @@ def _load(weights: dict[str, Any], models: list[Any]) -> list[Any]:
 
 
 def _check_losses(losses: dict[str, float]) -> None:
-    """naive computes what grove computes, at least at first."""
+    """naive computes what grove computes, and grove-dispatch what plain does, at least at first."""
     from .agreement import DisagreementError
 
-    if "naive" in losses:
-        error = abs(losses["naive"] / losses["grove"] - 1)
-        if not error <= _LOSS_TOLERANCE:
-            raise DisagreementError(f"first losses {losses}: naive differs from grove")
+    for other, name in (("naive", "grove"), ("grove-dispatch", "plain")):
+        if {other, name} <= set(losses):
+            error = abs(losses[other] / losses[name] - 1)
+            if not error <= _LOSS_TOLERANCE:
+                raise DisagreementError(f"first losses {losses}: {other} differs from {name}")
 
 
-def _rows_per_token(trainee: Trainee) -> float:
+@dataclass(frozen=True)
+class Routed:
+    """Of a token in a layer of grove, on average: rows sent, and adjugates evaluated."""
+
+    rows: float
+    adjugates: float
+
+
+def _routed(trainee: Trainee) -> Routed:
     layers = [m for m in trainee.models[0].modules() if isinstance(m, GroveMoELayer)]
     traffic = [layer.token_dispatcher.traffic for layer in layers]
-    rows, tokens = ranks.total([sum(t.rows for t in traffic), sum(t.tokens for t in traffic)])
-    return rows / tokens
+    counted = [(t.rows, t.adjugate_pairs, t.tokens) for t in traffic]
+    rows, pairs, tokens = ranks.total([sum(column) for column in zip(*counted, strict=True)])
+    return Routed(rows / tokens, pairs / tokens)
 
 
-def _findings(
-    settings: Settings, samples: dict[str, Samples], rows: float, cost: MetricsCost | None
-) -> Findings:
-    kernel = settings.kernels[0]
-    times = {n: Value.milliseconds(n, kernel, s) for n, s in samples.items()}
-    beside = {n: ratio(samples["grove"], s) for n, s in samples.items()}
-    s = settings.shape
-    table = Table(
-        title=(
-            f"Training step: {settings.ranks} ranks, {s.tokens} tokens a rank, {s.layers} layers, "
-            f"hidden {s.hidden} {s.dtype}, {s.experts} experts x {s.expert_width}, "
-            f"{s.groups} adjugates x {s.adjugate_width}, top-{s.topk}"
-        ),
-        header=("", "ms p50 (p20-p80)", "grove / this"),
-        lines=[(n, spread(times[n]), f"{beside[n]:.3f}") for n in samples],
-    )
-    return Findings(
-        values=[
-            *times.values(),
-            Value.once("grove", kernel, "rows_per_token", "rows", rows),
-            *(cost.values(samples["grove"], kernel) if cost else []),
-        ],
-        summary={
-            "ratio_vs_plain": beside.get("plain"),
-            "ratio_vs_naive": beside.get("naive"),
-            "rows_per_token": rows,
-            "metrics_share": cost.share(samples["grove"]) if cost else None,
-        },
-        tables=[table],
-        notes=[
-            f"grove sent {rows:.2f} rows a token and layer; the others {s.topk}.",
-            *([cost.note(samples["grove"])] if cost else []),
-        ],
-    )
+def _flop_ratio(args: Namespace, adjugates: float) -> float | None:
+    """The operations of a step of grove over those of plain, as the planner counts them.
+
+    None where Megatron's flags ask for a model that it does not know.
+    """
+    try:
+        model = sizes_of(args).model
+    except ValueError:
+        return None
+    ours, plain = (flops_per_token(model, args.seq_length, groups=g) for g in (adjugates, 0.0))
+    return ours / plain

@@ -1,8 +1,9 @@
-"""The three layers that are compared, with the same experts and the same weights.
+"""The layers that are compared, with the same experts and the same weights.
 
 - ``plain``: Megatron's MoELayer and its all-to-all; no adjugates.
 - ``naive``: the same, with a second pass that evaluates the adjugate of every selected slot, as
   the authors' own code does.
+- ``grove-dispatch``: :class:`GroveMoELayer` without groups (``--grove-dispatch``): plain's model.
 - ``grove``: :class:`GroveMoELayer`.
 """
 
@@ -76,20 +77,23 @@ class NaiveGroveLayer(MoELayer):
 
 
 def layers(shape: Shape, ranks: int, kernel: str) -> dict[str, MoELayer]:
-    """All three, with one expert implementation and the weights of ``grove``."""
+    """All of them, with one expert implementation and the weights of ``grove``."""
     plain_config, grove_config = (config(shape, ranks, kernel, grove=g) for g in (False, True))
+    dispatch_config = config(shape, ranks, kernel, grove=False, dispatch=True)
     built: dict[str, MoELayer] = {
         "plain": MoELayer(plain_config, _submodules(shape, kernel)),
         "naive": NaiveGroveLayer(
             grove_config, replace(_submodules(shape, kernel), router=GroveRouter)
         ),
-        # As a model gets it.
+        # As a model gets them.
+        "grove-dispatch": adapt_spec(_spec(shape, kernel), dispatch_config)(config=dispatch_config),
         "grove": adapt_spec(_spec(shape, kernel), grove_config)(config=grove_config),
     }
     same_experts(built)
     weights = built["grove"].state_dict()
     built["naive"].load_state_dict(weights)
-    built["plain"].load_state_dict({k: v for k, v in weights.items() if "adjugate" not in k})
+    for name in ("plain", "grove-dispatch"):
+        built[name].load_state_dict({k: v for k, v in weights.items() if "adjugate" not in k})
     return built
 
 
@@ -118,12 +122,14 @@ def same_experts(built: dict[str, MoELayer]) -> None:
     assert len(kinds) == 1, f"one expert implementation for all variants, not {kinds}"
 
 
-def config(shape: Shape, ranks: int, kernel: str, *, grove: bool) -> GroveTransformerConfig:
+def config(
+    shape: Shape, ranks: int, kernel: str, *, grove: bool, dispatch: bool = False
+) -> GroveTransformerConfig:
     """The configuration of a layer: SwiGLU experts without biases, no balancing loss."""
     dtype = DTYPES[shape.dtype]
-    groups: dict[str, Any] = {}
+    groups: dict[str, Any] = {"grove_dispatch": dispatch}
     if grove:
-        groups = {
+        groups |= {
             "grove_num_groups": shape.groups,
             "grove_adjugate_ffn_hidden_size": shape.adjugate_width,
             "grove_adjugate_scale": min(PAPER_SCALE, scale_bound(shape.groups, shape.experts)),

@@ -26,7 +26,7 @@ class Work:
 
         A product costs in the backward pass twice what it costs forward.
         """
-        evaluations = {"plain": 0, "naive": self.pairs, "grove": self.adjugate_pairs}[variant]
+        evaluations = {"naive": self.pairs, "grove": self.adjugate_pairs}.get(variant, 0)
         router = 3 * 2.0 * self.tokens * shape.hidden * shape.experts
         return router + self.expert_flops(shape, evaluations)
 

@@ -17,7 +17,8 @@ class Counts:
         sent_rows, sent_pairs: for every expert-parallel rank, R ints each.
         received_rows, received_pairs: from every rank, R ints each.
         gathered_rows: what each rank of the expert tensor parallel group has received.
-        received: [R, 2] int64 on the device, received_rows and received_pairs.
+        received: [R, 1 + L + L_groups] int64 on the device, what comes from every rank: rows, pairs
+            of every expert, pairs of every group.
         tokens_per_expert, tokens_per_group: [L], [L_groups] int64 on the CPU, this rank's work.
     """
 
@@ -65,28 +66,20 @@ def exchange_counts(
         flat = mine_RC.new_empty((tp_size * mine_RC.shape[0], mine_RC.shape[1]))
         dist.all_gather_into_tensor(flat, mine_RC.contiguous(), group=tp_group)
         everyone = flat.reshape(tp_size, *mine_RC.shape)
-    experts = slice(1, 1 + num_local_experts)
-    received = torch.stack([mine_RC[:, 0], mine_RC[:, experts].sum(1)], dim=1)
-    parts = [
-        work_RC[:, 0],
-        work_RC[:, experts].sum(1),
-        received[:, 0],
-        received[:, 1],
-        everyone[:, :, 0].sum(1),
-        everyone.sum((0, 1))[1:],
-    ]
-    # The one moment the host waits for the device.
-    on_host = torch.cat(parts).cpu()
-    pieces = torch.split(on_host, [part.numel() for part in parts])
-    sizes = [tuple(part.tolist()) for part in pieces[:5]]
-    tokens_per_expert, tokens_per_group = pieces[5].tensor_split([num_local_experts])
+    # The one moment the host waits for the device. It adds up the few numbers itself.
+    on_host = torch.cat([work_RC.unsqueeze(0), mine_RC.unsqueeze(0), everyone]).cpu()
+    sent, mine, *every = on_host.tolist()
+    end = 1 + num_local_experts
+    tokens_per_expert, tokens_per_group = (
+        on_host[2:].sum((0, 1))[1:].tensor_split([num_local_experts])
+    )
     return Counts(
-        sent_rows=sizes[0],
-        sent_pairs=sizes[1],
-        received_rows=sizes[2],
-        received_pairs=sizes[3],
-        gathered_rows=sizes[4],
-        received=received,
+        sent_rows=tuple(row[0] for row in sent),
+        sent_pairs=tuple(sum(row[1:end]) for row in sent),
+        received_rows=tuple(row[0] for row in mine),
+        received_pairs=tuple(sum(row[1:end]) for row in mine),
+        gathered_rows=tuple(sum(row[0] for row in rank) for rank in every),
+        received=mine_RC,
         tokens_per_expert=tokens_per_expert,
         tokens_per_group=tokens_per_group,
     )

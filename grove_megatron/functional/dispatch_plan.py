@@ -39,19 +39,14 @@ def count_work(routing_map_TE: Tensor, num_ranks: int, num_groups: int) -> Tenso
     Column 0: rows; then pairs per local expert of that rank; then pairs per local group. All that
     both sides need to size their buffers, so that one exchange and one copy to the host suffice.
     """
-    num_experts = routing_map_TE.shape[1]
-    rows_R = _is_token_in_rank(routing_map_TE, num_ranks).sum(0)
-    experts_RL = routing_map_TE.sum(0).reshape(num_ranks, num_experts // num_ranks)
-    groups_RL = (
-        group_map(routing_map_TE, num_groups).sum(0).reshape(num_ranks, num_groups // num_ranks)
-    )
-    return torch.cat([rows_R.reshape(-1, 1), experts_RL, groups_RL], dim=1)
-
-
-def _is_token_in_rank(routing_map_TE: Tensor, num_ranks: int) -> Tensor:
     num_tokens, num_experts = routing_map_TE.shape
-    by_rank = (num_tokens, num_ranks, num_experts // num_ranks)
-    return routing_map_TE.reshape(by_rank).any(-1)
+    map_TRL = routing_map_TE.reshape(num_tokens, num_ranks, num_experts // num_ranks)
+    columns = [map_TRL.any(-1, keepdim=True), map_TRL]
+    if num_groups:
+        by_rank = (num_tokens, num_ranks, num_groups // num_ranks)
+        columns.append(group_map(routing_map_TE, num_groups).reshape(by_rank))
+    # One sum for all of them.
+    return torch.cat(columns, dim=-1).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +86,15 @@ def plan_send(routing_map_TE: Tensor, num_ranks: int, num_rows: int, num_pairs: 
             f"tokens on this rank ({num_tokens}) x experts on a rank ({local}) is above "
             f"{MAX_POSITIONS}, the positions a record can name; use a smaller micro batch"
         )
-    in_rank_RT = _is_token_in_rank(routing_map_TE, num_ranks).T.contiguous()
-    token_U = torch.nonzero_static(in_rank_RT, size=num_rows)[:, 1].contiguous()
     map_RTL = routing_map_TE.reshape(num_tokens, num_ranks, local).transpose(0, 1).contiguous()
+    in_rank_RT = map_RTL.any(-1)
+    token_U = torch.nonzero_static(in_rank_RT, size=num_rows)[:, 1].contiguous()
     rank_P, token_P, expert_P = torch.nonzero_static(map_RTL, size=num_pairs).unbind(1)
     row_RT = in_rank_RT.cumsum(1) - 1
     return SendPlan(
         rows=RowMap.of(token_U, in_rank_RT.sum(0)),
-        pair_P=token_P * num_experts + rank_P * local + expert_P,
-        code_P=row_RT[rank_P, token_P] * local + expert_P,
+        pair_P=expert_P.add(token_P, alpha=num_experts).add_(rank_P, alpha=local),
+        code_P=expert_P.add(row_RT[rank_P, token_P], alpha=local),
         num_tokens=num_tokens,
     )
 
@@ -133,5 +128,5 @@ def receive_probs(
     """
     first_row_R = rows_R.cumsum(0) - rows_R
     first_row_P = first_row_R.repeat_interleave(pairs_R, output_size=values_P.numel())
-    position_P = code_P + first_row_P * num_local_experts
+    position_P = code_P.add(first_row_P, alpha=num_local_experts)
     return scatter_distinct(values_P, position_P, (num_rows, num_local_experts), NOT_ROUTED)

@@ -45,14 +45,13 @@ class Segments:
     @staticmethod
     def of_experts(tokens_per_expert: Tensor, device: torch.device) -> "Segments":
         """Of experts alone, without adjugates; tokens_per_expert [L] int64."""
-        end = tokens_per_expert.cumsum(0).to(device, torch.int32, non_blocking=True)
-        pairs = int(tokens_per_expert.sum())
+        end = tokens_per_expert.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
         return Segments(
             expert_end=end,
             owner_end=torch.zeros_like(end),
-            owner_index=torch.zeros(0, dtype=torch.int64, device=device),
+            owner_index=torch.empty(0, dtype=torch.int64, device=device),
             experts_per_group=1,
-            num_pairs=pairs,
+            num_pairs=sum(tokens_per_expert.tolist()),
             num_owner_pairs=0,
         )
 
@@ -104,23 +103,24 @@ def plan_expand(
         return _plan_experts(selected_VL, tokens_per_expert, tokens_per_group)
     num_rows, num_experts = packed_probs_VL.shape
     group_size = num_experts // num_groups
-    pairs, owner_pairs = int(tokens_per_expert.sum()), int(tokens_per_group.sum())
+    pairs, owner_pairs = sum(tokens_per_expert.tolist()), sum(tokens_per_group.tolist())
 
     selected_VGm = selected_VL.reshape(num_rows, num_groups, group_size)
     first_VGm = selected_VGm & (selected_VGm.cumsum(-1, dtype=torch.int32) == 1)
     owner_VL = first_VGm.reshape(num_rows, num_experts)
     # [L, 2, V]: an expert's owners, then its other rows, each in the order of rows.
-    ordered = torch.stack([owner_VL.T, (selected_VL & ~owner_VL).T], dim=1)
+    ordered = torch.stack([owner_VL.T, (selected_VL ^ owner_VL).T], dim=1)
     expert_N, other_N, row_N = torch.nonzero_static(ordered, size=pairs).unbind(1)
     owner_N = torch.nonzero_static(other_N == 0, size=owner_pairs)[:, 0]
-    owner_group_M = expert_N[owner_N] // group_size
+    position_N = expert_N.add(row_N, alpha=num_experts)
     return ExpandPlan(
         rows=RowMap.of(row_N.contiguous(), selected_VL.sum(1)),
-        position_N=row_N * num_experts + expert_N,
-        owner_position_M=row_N[owner_N] * num_groups + owner_group_M,
+        position_N=position_N,
+        # (row * L + expert) // group size = row * L_groups + group
+        owner_position_M=position_N[owner_N] // group_size,
         segments=Segments(
-            expert_end=selected_VL.sum(0).cumsum(0).int(),
-            owner_end=owner_VL.sum(0).cumsum(0).int(),
+            expert_end=selected_VL.sum(0).cumsum(0, dtype=torch.int32),
+            owner_end=owner_VL.sum(0).cumsum(0, dtype=torch.int32),
             owner_index=owner_N,
             experts_per_group=group_size,
             num_pairs=pairs,
@@ -136,13 +136,13 @@ def _plan_experts(
     selected_VL: Tensor, tokens_per_expert: Tensor, tokens_per_group: Tensor
 ) -> ExpandPlan:
     """Without groups: pairs by expert, in the order of rows."""
-    pairs, num_experts = int(tokens_per_expert.sum()), selected_VL.shape[1]
-    expert_N, row_N = torch.nonzero_static(selected_VL.T, size=pairs).unbind(1)
+    segments = Segments.of_experts(tokens_per_expert, selected_VL.device)
+    expert_N, row_N = torch.nonzero_static(selected_VL.T, size=segments.num_pairs).unbind(1)
     return ExpandPlan(
         rows=RowMap.of(row_N.contiguous(), selected_VL.sum(1)),
-        position_N=row_N * num_experts + expert_N,
-        owner_position_M=row_N.new_zeros(0),
-        segments=Segments.of_experts(tokens_per_expert, selected_VL.device),
+        position_N=expert_N.add(row_N, alpha=selected_VL.shape[1]),
+        owner_position_M=row_N.new_empty(0),
+        segments=segments,
         tokens_per_expert=tokens_per_expert,
         tokens_per_group=tokens_per_group,
         num_rows=selected_VL.shape[0],
@@ -154,10 +154,11 @@ def unpack_probs(packed_probs_VL: Tensor, plan: ExpandPlan) -> tuple[Tensor, Ten
 
     The former in the dtype that came, the latter summed over the group in fp32 or wider.
     """
+    probs_N = gather_distinct(packed_probs_VL, plan.position_N)
+    wide = torch.promote_types(probs_N.dtype, torch.float32)
+    num_groups = plan.tokens_per_group.numel()
+    if num_groups == 0:
+        return probs_N, probs_N.new_empty(0, dtype=wide)
     probs_VL = packed_probs_VL.masked_fill(packed_probs_VL == NOT_ROUTED, 0.0)
-    wide = torch.promote_types(probs_VL.dtype, torch.float32)
-    group_probs_VG = group_probs(probs_VL.to(wide), plan.tokens_per_group.numel())
-    return (
-        gather_distinct(probs_VL, plan.position_N),
-        gather_distinct(group_probs_VG, plan.owner_position_M),
-    )
+    group_probs_VG = group_probs(probs_VL.to(wide), num_groups)
+    return probs_N, gather_distinct(group_probs_VG, plan.owner_position_M)

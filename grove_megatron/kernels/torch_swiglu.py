@@ -24,7 +24,7 @@ def weighted_swiglu(h: Tensor, weight: Tensor) -> Tensor:
     out = h.new_empty((n, width // 2))
     for rows in _chunks(n, width, h.device):
         gate, up = _wide(h[rows]).chunk(2, -1)
-        out[rows] = F.silu(gate).mul_(up).mul_(weight[rows, None])
+        torch.mul(F.silu(gate).mul_(up), weight[rows, None], out=out[rows])
     return out
 
 
@@ -37,7 +37,7 @@ def weighted_swiglu_grad(grad: Tensor, h: Tensor, weight: Tensor) -> tuple[Tenso
         dgate, dup = dh[rows].chunk(2, -1)
         dsilu_up = g * F.silu(gate)
         dweight[rows] = torch.linalg.vecdot(dsilu_up, up)
-        dup.copy_(dsilu_up.mul_(weight[rows, None]))
+        torch.mul(dsilu_up, weight[rows, None], out=dup)
         dsilu = (g * up).mul_(weight[rows, None])
-        dgate.copy_(torch.ops.aten.silu_backward(dsilu, gate))
+        torch.ops.aten.silu_backward.grad_input(dsilu, gate, grad_input=dgate)
     return dh, dweight

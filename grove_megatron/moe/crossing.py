@@ -35,11 +35,14 @@ class Crossing:
     counts: Counts
     group: dist.ProcessGroup
 
-    def pack(self, x_TH: Tensor, packed_TE: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
-        """Copy out what is to be sent: rows [U, H], and the weights of the pairs on them [P]."""
+    def pack(self, x_TH: Tensor, probs_TE: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
+        """Copy out what is to be sent: rows [U, H], and the weights of the pairs on them [P].
+
+        With one rank nothing is: both stay, and the weights have to be packed.
+        """
         if self.plan is None:
-            return x_TH, packed_TE
-        return expand_rows(x_TH, self.plan.rows, kernels), send_values(packed_TE, self.plan)
+            return x_TH, probs_TE
+        return expand_rows(x_TH, self.plan.rows, kernels), send_values(probs_TE, self.plan)
 
     def send(self, x_UH: Tensor, values_P: Tensor) -> tuple[Tensor, Tensor]:
         """Cross: rows [V, H], and the weights of this rank's experts on them, [V, L] packed."""
@@ -50,14 +53,14 @@ class Crossing:
             counts.sent_rows, counts.received_rows, counts.sent_pairs, counts.received_pairs
         )
         x_VH, values, codes = send_rows(x_UH, values_P, self.plan.code_P, splits, self.group)
-        received_rows_R, received_pairs_R = counts.received.unbind(1)
+        num_local_experts = counts.tokens_per_expert.numel()
         packed_VL = receive_probs(
             values,
             codes,
-            received_rows_R,
-            received_pairs_R,
+            counts.received[:, 0],
+            counts.received[:, 1 : 1 + num_local_experts].sum(1),
             num_rows=x_VH.shape[0],
-            num_local_experts=counts.tokens_per_expert.numel(),
+            num_local_experts=num_local_experts,
         )
         return x_VH, packed_VL
 

@@ -123,7 +123,10 @@ class GroveTokenDispatcher(MoETokenDispatcher):
         self.journey = Journey((crossing,), hidden_states.shape)
         self.traffic.tokens += x_TH.shape[0]
         self.traffic.routed_pairs += sum(crossing.counts.sent_pairs)
-        return crossing.pack(x_TH, pack_probs(probs, routing_map), self._kernels(x_TH))
+        if crossing.plan is None:
+            # Otherwise the weights of the routed pairs alone are read.
+            probs = pack_probs(probs, routing_map)
+        return crossing.pack(x_TH, probs, self._kernels(x_TH))
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Cross to the expert-parallel ranks: x_UH -> x_VH, and packed weights [V, L]."""

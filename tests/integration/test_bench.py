@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from grove_megatron.benchmarks.records import COLUMNS, read_rows
+from grove_megatron.benchmarks.shape import VARIANTS
 from tests.ranks import Ranks
 
 from .launching import REPOSITORY, launch
@@ -18,6 +19,7 @@ from .launching import REPOSITORY, launch
 SMALL = "--tokens 24 --hidden 64 --experts 16 --groups 8 --topk 3 --rounds 2 --warmup 1".split()
 WIDTHS = "--expert-width 24 --adjugate-width 16".split()
 EXPERTS, GROUPS, TOPK, TOKENS = 16, 8, 3, 24
+STAGES = ("route", "preprocess", "dispatch", "arrive", "leave", "combine", "postprocess")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,18 @@ def test_layer_counts_the_work_that_was_routed(bench: Any, tmp_path: Path) -> No
     rows = read_rows(file)
     timed = {(r.variant, r.kernel): r.iterations for r in rows if r.quantity == "time"}
     kernels = ("sequential", "grouped")
-    assert timed == {(v, k): 2 for k in kernels for v in ("plain", "naive", "grove")}
+    assert timed == {(v, k): 2 for k in kernels for v in VARIANTS}
+    shares = {(r.variant, r.kernel) for r in rows if r.quantity == "products_share" and r.p50 > 0}
+    assert shares == {(v, k) for k in kernels for v in VARIANTS if v != "naive"}
+    assert report["products_share"] > 0
+    assert report["plain_products_share"] > 0
+    operators = {(r.variant, r.quantity): r.p50 for r in rows if r.unit == "operators"}
+    for variant in VARIANTS:
+        for way in ("forward", "backward"):
+            beside = [operators[variant, f"{way} operators of {stage}"] for stage in STAGES]
+            assert operators[variant, f"{way} operators of beside the experts"] == sum(beside)
+            assert operators[variant, f"{way} operators of experts"] > 0
+    assert report["operators_ratio"] > 0
 
 
 def test_layer_runs_expert_parallel_and_without_a_variant(bench: Any) -> None:
@@ -171,7 +184,7 @@ def test_layer_times_deterministic_algorithms_too(bench: Any, tmp_path: Path) ->
     report = bench("layer", 1, "layer", *arguments).report
     assert report["deterministic_ratio"] > 0
     timed = {(r.variant, r.kernel) for r in read_rows(file) if r.quantity == "time"}
-    assert len(timed) == 8
+    assert len(timed) == 10
     assert {("grove, deterministic", k) for k in ("sequential", "grouped")} <= timed
 
 
@@ -238,8 +251,11 @@ def test_step_trains_every_variant() -> None:
     assert report["ratio_vs_plain"] > 0
     assert report["ratio_vs_naive"] > 0
     assert 1 <= report["rows_per_token"] <= 2
-    times = {row["variant"] for row in report["rows"] if row["quantity"] == "time"}
-    assert times == {"plain", "naive", "grove"}
+    assert 1 < report["flop_ratio"] < 2
+    times = {row["variant"]: row["p50"] for row in report["rows"] if row["quantity"] == "time"}
+    assert set(times) == set(VARIANTS)
+    ratio = times["grove-dispatch"] / times["plain"]
+    assert report["grove_dispatch_vs_plain"] == pytest.approx(ratio, rel=1e-4)
 
 
 @pytest.mark.long

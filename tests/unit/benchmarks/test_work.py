@@ -8,7 +8,7 @@ from grove_megatron.benchmarks.layer_findings import (
     summarize,
 )
 from grove_megatron.benchmarks.scaling import slope
-from grove_megatron.benchmarks.shape import Settings, Shape
+from grove_megatron.benchmarks.shape import VARIANTS, Settings, Shape
 from grove_megatron.benchmarks.work import Work
 
 SHAPE = Shape(tokens=3, hidden=5, experts=4, groups=2, topk=2, expert_width=7, adjugate_width=11)
@@ -30,8 +30,13 @@ def operations(evaluations: int) -> int:
 
 
 def test_operations_of_every_variant() -> None:
-    found = {name: WORK.flops(SHAPE, name) for name in ("plain", "naive", "grove")}
-    assert found == {"plain": operations(0), "naive": operations(6), "grove": operations(4)}
+    found = {name: WORK.flops(SHAPE, name) for name in VARIANTS}
+    assert found == {
+        "plain": operations(0),
+        "naive": operations(6),
+        "grove-dispatch": operations(0),
+        "grove": operations(4),
+    }
 
 
 def test_bytes_that_adjugates_cannot_do_without() -> None:
@@ -64,7 +69,27 @@ def test_the_summary_compares_the_fastest_and_the_peaks_of_its_kernel() -> None:
         "peak_bytes_ratio": 1.5,
         "peak_bytes_allowed_ratio": (1000 + allowed) / 1000,
         "deterministic_ratio": None,
+        "products_share": None,
+        "plain_products_share": None,
+        "operators_ratio": None,
     }
+
+
+def test_the_products_share_is_of_what_a_variant_has_to_multiply() -> None:
+    times = {"plain": 4.0, "naive": 8.0, "grove-dispatch": 5.0, "grove": 6.0}
+    m = Measured(
+        samples={(name, "grouped"): Samples((time,)) for name, time in times.items()},
+        peak={(name, "grouped"): 1.0 for name in times},
+        work=WORK,
+        matmul_flops=1.0,
+        products={"experts": Samples((3.0,)), "adjugates": Samples((1.5,))},
+    )
+    settings = Settings(benchmark="layer", preset="small", shape=SHAPE, ranks=1, rounds=1, warmup=0)
+    found = findings(settings, m)
+    shares = {v.variant: v.p50 for v in found.values if v.quantity == "products_share"}
+    assert shares == {"plain": 0.75, "grove-dispatch": 0.6, "grove": 0.75}
+    assert found.summary["products_share"] == 0.75
+    assert found.summary["plain_products_share"] == 0.75
 
 
 def test_deterministic_is_beside_grove_of_its_kernel_and_does_the_same_work() -> None:
