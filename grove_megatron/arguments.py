@@ -25,6 +25,8 @@ from .config import (
     unknown_settings,
 )
 from .parts import registry
+from .presets.flags import read_presets
+from .presets.table import PRESETS
 
 LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
 
@@ -37,7 +39,8 @@ def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
     factory.build_group(parser, title="grove")
     for kind in registry.settings_classes():
         _OfParts(kind).build_group(parser, title="grove router")
-    ArgumentGroupFactory(JobSettings).build_group(parser, title="grove job")
+    _OfTheJob(JobSettings).build_group(parser, title="grove job")
+    read_presets(parser)
     _repair_help(parser)
     return parser
 
@@ -55,6 +58,14 @@ class _OfParts(ArgumentGroupFactory):
                 "help": f"{built['help']} {listed}.",
             }
         return built
+
+
+class _OfTheJob(ArgumentGroupFactory):
+    """Flags of the job; the choices of a preset are the presets there are."""
+
+    def _build_argparse_kwargs_from_field(self, attribute: Field[Any]) -> dict[str, Any]:
+        built: dict[str, Any] = super()._build_argparse_kwargs_from_field(attribute)
+        return built | ({"choices": tuple(PRESETS)} if attribute.name == "grove_preset" else {})
 
 
 def _repair_help(parser: ArgumentParser) -> None:

@@ -97,6 +97,10 @@ class JobSettings:
     message. off: Megatron's own behaviour; the other ranks wait in a collective until it times
     out."""
 
+    grove_preset: str | None = None
+    """A released model, by name: what it is, sizes, router and losses, stands for the flags that
+    are left out. A flag that says otherwise is refused."""
+
     grove_print_arguments: Literal["changed", "all"] = "changed"
     """Of Megatron's 800 arguments, print those that differ from its defaults, or all."""
 
@@ -212,9 +216,11 @@ def _without_groups(settings: Any, plain: bool) -> Iterator[Problem]:
     """Settings that nothing reads: of a model without groups, or without our layer."""
     check = Check(settings)
     without = "is set without {grove_num_groups}"
+    # What contradicts a preset is said as that.
+    spoken_of = ("grove_num_groups", "grove_preset")
     for name, default in grove_defaults().items():
         # A configuration has none of the job's.
-        if name == "grove_num_groups" or getattr(settings, name, default) == default:
+        if name in spoken_of or getattr(settings, name, default) == default:
             continue
         if name in OF_GROUPS:
             fix = "set the number of groups, or remove it"

@@ -19,6 +19,7 @@ from ..arguments import restore_grove_arguments, select_layer
 from ..checks.problem import Problem, Refusal, of_other_flags
 from ..checks.rules import Check
 from ..config import GroveTransformerConfig, grove_problems, is_checked
+from ..presets.flags import preset_problems
 from ..runtime import cuda_is_here
 from . import gpt
 from .builder import GroveGPTModelConfig
@@ -145,6 +146,11 @@ def command_line_problems(
         world_size: processes of the job.
         device: ``cuda`` or ``cpu``, what it will run on; None: what this process runs on.
     """
+    contradicting = problems_of(preset_problems, args)
+    return contradicting + of_other_flags(_other_problems(args, world_size, device), contradicting)
+
+
+def _other_problems(args: Namespace, world_size: int, device: str | None) -> list[Problem]:
     if not is_checked(args):
         # A run is Megatron's own then, with its own checks.
         return problems_of(preflight, args, device)

@@ -30,6 +30,7 @@ from ..config import (
 from ..failure.job_store import have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
+from ..presets.flags import preset_notices
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
 from .cpu_arguments import cpu_problems
@@ -104,7 +105,8 @@ def notices(args: Namespace) -> list[str]:
     ignored = (*megatron_notices(args), *idle_flags(args)) if is_checked(args) else ()
     # Refused where it holds for a Grove job's own machine; Megatron's own run goes on without.
     told = (*writer_problems(args), *ignored)
-    return [*(notice for notice in found if notice is not None), *map(str, told)]
+    said = [*preset_notices(args), *(notice for notice in found if notice is not None)]
+    return [*said, *map(str, told)]
 
 
 def _dispatcher_notice(args: Namespace) -> str | None:

@@ -117,6 +117,8 @@ RULES = {
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model"}),
+    # Said of released models before anything of Megatron's is imported.
+    "presets": Rule(inside={"presets", "checks"}),
     # Read by the configuration, the tests and the page.
     "switches": Rule(inside={"checks", "switches"}),
     # In processes that wait for one another: little, and nothing that could wait itself.

@@ -16,6 +16,7 @@ from grove_megatron.arguments import (
     yaml_problems,
 )
 from grove_megatron.config import NOT_OF_THE_WEIGHTS, layer_defaults
+from grove_megatron.presets.table import PRESETS
 
 from .conftest import in_lines
 
@@ -47,6 +48,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-metrics-interval": (None, None),
         "--grove-metrics-dir": (None, None),
         "--grove-failure-watch": ("on", ("on", "off")),
+        "--grove-preset": (None, tuple(PRESETS)),
         "--grove-print-arguments": ("changed", ("changed", "all")),
         "--grove-bias-update-rule": ("rms", ("rms", "sign")),
         "--grove-bias-rate-decay-style": (

@@ -327,6 +327,7 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_loss_devices": None,
         "grove_importance_loss_coeff": 0.0,
         "grove_load_loss_coeff": 0.0,
+        "grove_preset": None,
         "grove_print_arguments": "changed",
     }
 

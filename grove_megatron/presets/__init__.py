@@ -1,0 +1,1 @@
+"""Released models as Megatron's settings: ``--grove-preset NAME``."""
