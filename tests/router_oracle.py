@@ -53,7 +53,6 @@ def oracle(
         topk=config.moe_router_topk,
         select=slow("select"),
         keep=slow("keep"),
-        factor=config.moe_router_topk_scaling_factor,
     )
     routed = route(steps, logits.z_TE, router.expert_bias, seen, best)
     drop = slow("drop")

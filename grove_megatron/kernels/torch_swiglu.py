@@ -39,5 +39,9 @@ def weighted_swiglu_grad(grad: Tensor, h: Tensor, weight: Tensor) -> tuple[Tenso
         dweight[rows] = torch.linalg.vecdot(dsilu_up, up)
         torch.mul(dsilu_up, weight[rows, None], out=dup)
         dsilu = (g * up).mul_(weight[rows, None])
-        torch.ops.aten.silu_backward.grad_input(dsilu, gate, grad_input=dgate)
+        if dgate.dtype == dsilu.dtype:
+            torch.ops.aten.silu_backward.grad_input(dsilu, gate, grad_input=dgate)
+        else:
+            # On CUDA an output in 16 bits would round what goes in as well.
+            dgate.copy_(torch.ops.aten.silu_backward(dsilu, gate))
     return dh, dweight

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +16,13 @@ from ..parts import registry
 from ..parts.compose import Steps, best, route, transformed
 from ..parts.part import (
     Balance,
-    Counts,
     Draws,
-    Drop,
     Logits,
     Loss,
     Part,
     Routed,
     Seen,
     Slot,
-    Transform,
 )
 from ..parts.scoring.softmax import OWN_SELECTION
 from .logits_watch import LogitsWatch
@@ -60,7 +56,7 @@ class GroveRouter(TopKRouter):
     z-loss, Megatron's auxiliary losses, replay and the expert bias. Where Megatron 0.19.2 is wrong
     this is not: jitter ends with training; the z-loss is the mean over all tokens whatever
     padding each rank has; and the tokens per expert, from which the bias is moved, are those that
-    selected the expert, before any are dropped, without padding, in training alone, as integers.
+    go to the expert, before any are dropped, without padding, in training alone, as integers.
     """
 
     config: GroveTransformerConfig
@@ -82,27 +78,26 @@ class GroveRouter(TopKRouter):
             # Megatron's buffer, under its name: fp32, which is exact below 2^24, and which
             # Float16Module turns into bf16, exact below 2^8.
             self.local_tokens_per_expert = self.local_tokens_per_expert.to(torch.int64)
-        self.transforms = [self._with_weights(p) for p in registry.active(config, "logits")]
+        self.transforms = [self._built(p) for p in registry.active(config, "logits")]
         self.steps = Steps(
             scoring=self._step("scoring"),
             topk=config.moe_router_topk,
             select=self._step("select"),
             keep=self._step("keep"),
-            factor=config.moe_router_topk_scaling_factor,
+            drop=self._step("drop"),
+            counts=self._step("counts"),
         )
-        self.drop: Drop | None = self._step("drop")
-        self.counts: Counts = self._step("counts")
-        self.losses: list[Loss] = [p.build(config) for p in registry.active(config, "loss")]
+        self.losses: list[Loss] = [self._built(p) for p in registry.active(config, "loss")]
         self.is_megatrons = config.moe_router_fusion or self.routing_type in OWN_SELECTION
         self._passing: Logits | None = None
 
     def _step(self, slot: Slot) -> Any:
         part = registry.one(self.config, slot)
-        return None if part is None else part.build(self.config)
+        return None if part is None else self._built(part)
 
-    def _with_weights(self, part: Part) -> Transform:
-        """A transform; its weights are this router's, treated as its own matrix is."""
-        step: Transform = part.build(self.config)
+    def _built(self, part: Part) -> Any:
+        """Its step; weights of it are this router's, treated as its own matrix is."""
+        step = part.build(self.config)
         if isinstance(step, torch.nn.Module):
             self.add_module(f"{part.slot}_{part.name}", step)
             for weight in step.parameters():
@@ -175,7 +170,7 @@ class GroveRouter(TopKRouter):
         # Before dropping: past its capacity every expert would seem equally loaded, and with
         # experts padded to capacity all of them always would (and the bias never move).
         self._apply_expert_bias(routed.map_TE, padding_mask=seen.padding_T)
-        sent = routed if self.drop is None else self.drop(routed, seen)
+        sent = routed if self.steps.drop is None else self.steps.drop(routed, seen)
         probs_TE = sent.probs_TE
         if seen.learns and (self.losses or self.is_aux_loss_enabled()):
             balance = self._balance(passed, routed, seen)
@@ -205,9 +200,16 @@ class GroveRouter(TopKRouter):
             training=self.training,
             learns=self.training and torch.is_grad_enabled(),
             draws=self.draws,
-            everywhere=partial(reduce_from_tensor_model_parallel_region, group=self.tp_cp_group),
+            everywhere=self._everywhere,
             ranks=self.tp_cp_group.size(),
         )
+
+    def _everywhere(self, tensor: Tensor) -> Tensor:
+        # Of a copy: Megatron sums in place.
+        summed: Tensor = reduce_from_tensor_model_parallel_region(
+            tensor.clone(), group=self.tp_cp_group
+        )
+        return summed
 
     def _topk(self, scores_TE: Tensor, topk: int, in_order: bool) -> Tensor:
         """Indices of the best experts, [T, K], or those that are replayed."""
@@ -225,14 +227,16 @@ class GroveRouter(TopKRouter):
 
     def _balance(self, logits: Logits, routed: Routed, seen: Seen) -> Balance:
         distribution_TE = self.steps.scoring.distribution(logits.z_TE)
-        counted_TE = self.counts(distribution_TE.detach(), routed)
+        counts = self.steps.counts
+        assert counts is not None, "some part of the slot is there"
+        counted_TE = counts(distribution_TE.detach(), routed)
         return Balance(
             seen=seen,
             logits=logits,
             routed=routed,
             distribution_TE=seen.without_padding(distribution_TE),
             counted_TE=seen.without_padding(counted_TE),
-            per_token=self.counts.per_token,
+            per_token=counts.per_token,
         )
 
     def _with_aux_losses(self, probs_TE: Tensor, balance: Balance, sequence: int) -> Tensor:
@@ -267,7 +271,11 @@ class GroveRouter(TopKRouter):
             self.topk = topk
 
     def _with_losses(self, probs_TE: Tensor, balance: Balance) -> Tensor:
-        tokens = balance.seen.tokens(balance.counted_TE)[0]
+        seen = balance.seen
+        tokens = seen.tokens(balance.counted_TE)[0]
+        if seen.padding_T is not None:
+            # Megatron takes it times the ranks for the tokens of all of them.
+            tokens = seen.everywhere(tokens) / seen.ranks
         for loss in self.losses:
             probs_TE = self.attach_and_log_load_balancing_loss(
                 probs_TE,
@@ -290,11 +298,16 @@ class GroveRouter(TopKRouter):
             return replace(logits, z_TE=self.apply_z_loss(z_TE))
         if coefficient is None or not seen.learns:
             return logits
-        tokens_1 = seen.tokens(z_TE)
+        total = seen.everywhere(seen.tokens(z_TE))[0]
         squares_T1 = seen.without_padding(torch.logsumexp(before_TE, -1, keepdim=True).square())
-        loss = coefficient * squares_T1.sum() / seen.everywhere(tokens_1)[0].clamp(min=1)
+        loss = coefficient * squares_T1.sum() / total.clamp(min=1)
         attached_TE = self.attach_and_log_load_balancing_loss(
-            z_TE, coefficient, loss, "z_loss", self.tp_cp_group, valid_token_count=tokens_1[0]
+            z_TE,
+            coefficient,
+            loss,
+            "z_loss",
+            self.tp_cp_group,
+            valid_token_count=total / seen.ranks,
         )
         return replace(logits, z_TE=attached_TE)
 

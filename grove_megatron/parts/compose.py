@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .part import Keep, Logits, Routed, Scoring, Seen, Select, Transform
+from .part import Counts, Drop, Keep, Logits, Routed, Scoring, Seen, Select, Transform
 
 TopK = Callable[[Tensor, int, bool], Tensor]
 """Scores [T, E], K and whether the best must come first, to int64 [T, K]."""
@@ -24,14 +24,15 @@ class Steps:
     Args:
         scoring, select, keep: see the protocols; None: all experts may be selected, and are kept.
         topk: K.
-        factor: of the weights.
+        drop, counts: what comes after :func:`route`.
     """
 
     scoring: Scoring
     topk: int
     select: Select | None = None
     keep: Keep | None = None
-    factor: float | None = None
+    drop: Drop | None = None
+    counts: Counts | None = None
 
 
 def transformed(z_TE: Tensor, transforms: Iterable[Transform], seen: Seen) -> Logits:
@@ -61,8 +62,6 @@ def route(
     index_TK = topk(scores_TE, steps.topk, seen.training or torch.is_grad_enabled())
     weights_TK = steps.scoring.weigh(z_TE, index_TK)
     kept_TK = None if steps.keep is None else steps.keep(weights_TK.detach(), seen)
-    if steps.factor:
-        weights_TK = weights_TK * steps.factor
     probs_TE = weights_TK.new_zeros(z_TE.shape).scatter(1, index_TK, weights_TK)
     nowhere_TE = torch.zeros_like(z_TE, dtype=torch.bool)
     selected_TE = nowhere_TE.scatter(1, index_TK, True)

@@ -258,7 +258,8 @@ class Part:
         rules: what is wrong with the settings if it is on.
         needs_groups: does it mean nothing without groups, which have an adjugate each?
         free: fields that may change from one run of a checkpoint to the next.
-        draws: does it draw random numbers in training? They depend on pipeline stage and data rank.
+        draws: does it draw random numbers in training? By Megatron's default generator: the ranks
+            of a pipeline stage draw the same.
         tried: flags that ask for it, for tests.
         order: of several in a slot, the lower first.
         weights: names of its weights, with their dims as words (``E``, ``H``); in a checkpoint

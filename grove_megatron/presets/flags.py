@@ -70,7 +70,7 @@ def preset_notices(args: Namespace) -> Iterator[str]:
     if preset.built != preset.released:
         less = preset.released - preset.built
         count = f"{abs(less):,} {'fewer' if less > 0 else 'more'}"
-        yield f"{said}: the model of these flags has {preset.built:,}, {count}"
+        yield f"{said}: the model of its flags alone has {preset.built:,}, {count}"
     for one in preset.differs:
         count = f" ({one.parameters:+,} parameters)" if one.parameters else ""
         yield f"{said}: the released model has {one.what}{count}"

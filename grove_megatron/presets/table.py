@@ -213,6 +213,7 @@ _ROWS = (
             "mup_embedding_mult": 78.38367176906169,
             "mup_output_mult": 0.5773502691896257,
             "mup_attn_scale_power": 0.5,
+            "moe_router_dtype": "fp32",
             **_RAW,
             **_NO_LOSS,
             **_PLAIN,
@@ -263,6 +264,7 @@ _ROWS = (
             "moe_router_dtype": "fp32",
             "moe_input_jitter_eps": 0.01,
             "moe_expert_capacity_factor": 1.25,
+            "moe_token_drop_policy": "position",
             **_RAW,
             **_loss("aux_loss", 0.01),
             **_PLAIN,
@@ -274,6 +276,7 @@ _ROWS = (
             Difference("attention to the encoder in every layer; here none", -12 * 2_360_064),
             Difference("learned relative positions; here rotary ones", -12 * 32),
             Difference("ReLU; here GELU"),
+            Difference("a capacity of every sequence; here of a micro batch"),
             Difference(
                 "attention without 1 / sqrt(64), logits times 1 / sqrt(768); here the usual"
             ),

@@ -139,4 +139,5 @@ def differences(
 
 def _is_path(name: str) -> bool:
     name = name.removeprefix("--").replace("-", "_")
-    return name in _PATHS or name.endswith(_PATH_ENDINGS)
+    # A path whose flag does not say so.
+    return name == "tokenizer_metadata" or name in _PATHS or name.endswith(_PATH_ENDINGS)

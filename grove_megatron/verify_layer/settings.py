@@ -27,10 +27,6 @@ class Settings:
         self.problems.append(f"{key} ({value}) of config.json is not an integer of 1 or more")
         return 1
 
-    def optional_size(self, key: str) -> int | None:
-        """The same, or None where the key is absent or null."""
-        return None if self.values.get(key) is None else self.size(key)
-
     def number(self, key: str) -> float:
         """A number above 0."""
         value = self.values.get(key)

@@ -60,6 +60,10 @@ def losses(folder: str, sizes: dict[str, int]) -> None:
 
     flags = {part.name: part.tried for part in registry.of_slot("loss")} | {
         "z": "--moe-z-loss-coeff 0.1",
+        "z per token": "--moe-z-loss-coeff 0.1 --calculate-per-token-loss",
+        "load per token": "--grove-load-loss-coeff 0.1 --grove-noisy-topk "
+        "--calculate-per-token-loss",
+        "z before a norm": "--moe-z-loss-coeff 0.1 --grove-logit-norm sample",
         "switch": "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.1",
     }
     found = {}

@@ -232,7 +232,7 @@ def test_what_is_said_of_a_model_that_is_not_built_as_released() -> None:
     said = "--grove-preset (dbrx): "
     active = "36,469,708,800 of them active for a token"
     assert released == f"{said}the released model has 131,596,523,520 parameters, {active}"
-    assert built == f"{said}the model of these flags has 131,597,021,184, 497,664 more"
+    assert built == f"{said}the model of its flags alone has 131,597,021,184, 497,664 more"
     assert norms.endswith("LayerNorms without a bias; here with one (+497,664 parameters)")
     assert clip.endswith("clipped at 8 (clip_qkv); here not")
     assert [*preset_notices(parser().parse_args([]))] == []

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...checks.problem import Problem
 from ...checks.rules import Check
 from ..part import Part, Seen
+from ..scoring.grove import widened
 
 
 @dataclass
@@ -35,6 +36,8 @@ class RandomKeep:
         """True where the token goes; None in evaluation. One draw a (token, expert)."""
         if not seen.training:
             return None
+        # In 16 bits a draw would often be 0.
+        weights_TK = widened(weights_TK)
         shares_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
         kept_TK = seen.draws.uniform(shares_TK[:, 1:]) < shares_TK[:, 1:] / self.threshold
         return torch.cat([torch.ones_like(kept_TK[:, :1]), kept_TK], dim=1)

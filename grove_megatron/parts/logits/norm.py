@@ -45,7 +45,7 @@ class LogitNorm:
         divisor = z_TE.shape[-1] - self.correction
         variance_T1 = centred_TE.square().sum(-1, keepdim=True) / divisor
         # The root of what is replaced would have an infinite gradient, and 0 * inf is nan.
-        flat_T1 = variance_T1 < self.eps**2
+        flat_T1 = variance_T1 <= max(self.eps**2, torch.finfo(z_TE.dtype).tiny)
         deviation_T1 = torch.where(flat_T1, 1.0, variance_T1).sqrt()
         normed_TE = self.scale * centred_TE / deviation_T1
         return replace(logits, z_TE=normed_TE.to(logits.z_TE.dtype), raw_TE=logits.z_TE)

@@ -130,7 +130,17 @@ def communication_rules(settings: Any) -> list[Problem]:
         "{grove_communication_loss_coeff} is of tokens that are limited to some devices, "
         "{moe_router_group_topk}; give it, or remove this"
     )
-    limited = Check(settings).those({sentence: not settings.moe_router_group_topk})
+    check, own = Check(settings), settings.moe_router_num_groups
+    others = own and settings.grove_loss_devices not in (None, own)
+    limited = [
+        *check.those({sentence: not settings.moe_router_group_topk}),
+        *check.those(
+            {
+                "{grove_loss_devices} is not {moe_router_num_groups}, of which tokens are limited "
+                "to some; remove it": others
+            }
+        ),
+    ]
     return [*_rules(settings, "grove_communication_loss_coeff"), *limited]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...checks.problem import Problem
 from ...checks.rules import Check
 from ..part import Balance, Part, experts_of
+from ..scoring.grove import widened
 
 
 @dataclass
@@ -22,6 +23,9 @@ class Settings:
     grove_load_loss_coeff: float = 0.0
     """Weight of the same of the experts' expected tokens, over the noise of --grove-noisy-topk.
     0: none."""
+
+
+_LEAST_DEVIATION = 1e-6
 
 
 def variation(sums_E: Tensor) -> Tensor:
@@ -40,7 +44,7 @@ class ImportanceLoss:
 
     def sums(self, balance: Balance) -> Tensor:
         """[E], of this rank's tokens."""
-        return balance.seen.without_padding(balance.routed.probs_TE).sum(0)
+        return balance.seen.without_padding(widened(balance.routed.probs_TE)).sum(0)
 
     def __call__(self, balance: Balance) -> Tensor:
         everywhere_E = balance.seen.everywhere(self.sums(balance))
@@ -57,10 +61,13 @@ class LoadLoss(ImportanceLoss):
         assert logits.clean_TE is not None, "there is noise in training"
         assert logits.deviation_TE is not None, "there is noise in training"
         topk = routed.index_TK.shape[1]
-        best = logits.z_TE.topk(topk + 1, dim=1).values
+        z_TE, clean_TE = widened(logits.z_TE), widened(logits.clean_TE)
+        # Its derivative has the square below a line.
+        deviation_TE = widened(logits.deviation_TE).clamp(min=_LEAST_DEVIATION)
+        best = z_TE.topk(topk + 1, dim=1).values
         # The k-th greatest of the others: one further down for those among the k.
         threshold_TE = torch.where(routed.selected_TE, best[:, topk:], best[:, topk - 1 : topk])
-        chance_TE = torch.special.ndtr((logits.clean_TE - threshold_TE) / logits.deviation_TE)
+        chance_TE = torch.special.ndtr((clean_TE - threshold_TE) / deviation_TE)
         return balance.seen.without_padding(chance_TE).sum(0)
 
 
@@ -93,7 +100,8 @@ class Reference:
         assert logits.deviation_TE is not None, "there is noise in training"
         others = [z for j, z in enumerate(logits.z_TE[t]) if j != i]
         threshold = sorted(others, key=float)[-topk]
-        distance = (logits.clean_TE[t, i] - threshold) / logits.deviation_TE[t, i]
+        deviation = logits.deviation_TE[t, i].clamp(min=_LEAST_DEVIATION)
+        distance = (logits.clean_TE[t, i] - threshold) / deviation
         return 0.5 * (1 + torch.erf(distance / 2**0.5))
 
 

@@ -15,15 +15,21 @@ def widened(z_TE: Tensor) -> Tensor:
     return z_TE.to(torch.promote_types(z_TE.dtype, torch.float32))
 
 
+def scaled(weights_TK: Tensor, factor: float) -> Tensor:
+    """Times --moe-router-topk-scaling-factor."""
+    return weights_TK if factor == 1 else weights_TK * factor
+
+
 class DecoupledScoring:
     """Selection carries the bias and no gradient; the weights carry the gradient and no bias.
 
     Args:
         pre_softmax: weigh by the softmax over all logits, not renormalised.
+        factor: of the weights.
     """
 
-    def __init__(self, pre_softmax: bool) -> None:
-        self.pre_softmax = pre_softmax
+    def __init__(self, pre_softmax: bool, factor: float = 1.0) -> None:
+        self.pre_softmax, self.factor = pre_softmax, factor
 
     def select(self, z_TE: Tensor, bias_E: Tensor | None) -> Tensor:
         """sigmoid(z) + b (Eq. 9), fp64.
@@ -38,8 +44,10 @@ class DecoupledScoring:
         """The softmax over the selected logits (Eq. 6), as in the released model."""
         z_TE = widened(z_TE)
         if self.pre_softmax:
-            return torch.softmax(z_TE, dim=-1).gather(1, index_TK)
-        return torch.softmax(z_TE.gather(1, index_TK), dim=-1)
+            weights_TK = torch.softmax(z_TE, dim=-1).gather(1, index_TK)
+        else:
+            weights_TK = torch.softmax(z_TE.gather(1, index_TK), dim=-1)
+        return scaled(weights_TK, self.factor)
 
     def distribution(self, z_TE: Tensor) -> Tensor:
         """What weighs the experts, not what selects them."""
@@ -59,7 +67,7 @@ class Reference(DecoupledScoring):
         for z, index in zip(z_TE, index_TK, strict=True):
             chosen = [z[i].exp() for i in index.tolist()]
             total = z.exp().sum() if self.pre_softmax else sum(chosen)
-            rows.append(torch.stack([w / total for w in chosen]))
+            rows.append(torch.stack([self.factor * w / total for w in chosen]))
         return torch.stack(rows)
 
     def distribution(self, z_TE: Tensor) -> Tensor:
@@ -92,6 +100,10 @@ def rules(settings: Any) -> list[Problem]:
     ]
 
 
+def _of(kind: type[DecoupledScoring], config: Any) -> DecoupledScoring:
+    return kind(config.moe_router_pre_softmax, config.moe_router_topk_scaling_factor or 1.0)
+
+
 PARTS = (
     Part(
         slot="scoring",
@@ -99,8 +111,8 @@ PARTS = (
         help="select on sigmoid(logits) + expert bias, weigh by the softmax over the selected",
         source="arXiv 2508.07785, Eq. 6 and 9; inclusionAI/GroveMoE",
         is_on=lambda s: bool(s.grove_num_groups) and s.grove_router_scoring == "grove",
-        build=lambda config: DecoupledScoring(config.moe_router_pre_softmax),
-        reference=lambda config: Reference(config.moe_router_pre_softmax),
+        build=lambda config: _of(DecoupledScoring, config),
+        reference=lambda config: _of(Reference, config),
         rules=rules,
         needs_groups=True,
         tried="--grove-router-scoring grove",

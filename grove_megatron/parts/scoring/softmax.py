@@ -16,7 +16,7 @@ from ...checks.problem import Problem
 from ...checks.rules import Check
 from .. import registry
 from ..part import Part
-from .grove import widened
+from .grove import scaled, widened
 
 # As moe_utils.py:844 @ 0.19.2.
 _NO_ZERO = 1e-20
@@ -29,10 +29,14 @@ class FamilyScoring:
         score_function: ``softmax``, ``sigmoid`` or ``sqrtsoftplus``.
         pre_softmax: the softmax is over all experts, and the selected are not renormalised.
         topk: K; a single sigmoid is not renormalised.
+        factor: of the weights.
     """
 
-    def __init__(self, score_function: str, pre_softmax: bool, topk: int) -> None:
-        self.score_function, self.pre_softmax, self.topk = score_function, pre_softmax, topk
+    def __init__(
+        self, score_function: str, pre_softmax: bool, topk: int, factor: float = 1.0
+    ) -> None:
+        self.score_function, self.pre_softmax = score_function, pre_softmax
+        self.topk, self.factor = topk, factor
 
     def scores(self, z_TE: Tensor) -> Tensor:
         z_TE = widened(z_TE)
@@ -49,14 +53,14 @@ class FamilyScoring:
         return scores_TE if bias_E is None else scores_TE + bias_E.to(scores_TE.dtype)
 
     def weigh(self, z_TE: Tensor, index_TK: Tensor) -> Tensor:
-        """In the dtype of the logits."""
+        """In the dtype of the logits, to which they are rounded once, at the end."""
         if self.score_function == "softmax" and not self.pre_softmax:
             weights_TK = torch.softmax(widened(z_TE.gather(1, index_TK)), dim=-1)
         else:
             weights_TK = self.scores(z_TE).gather(1, index_TK)
             if self.score_function != "softmax" and self.topk > 1:
                 weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + _NO_ZERO)
-        return weights_TK.to(z_TE.dtype)
+        return scaled(weights_TK, self.factor).to(z_TE.dtype)
 
     def distribution(self, z_TE: Tensor) -> Tensor:
         """The scores of all experts, normalised."""
@@ -82,13 +86,16 @@ class Reference(FamilyScoring):
             chosen = [scores[i] for i in index.tolist()]
             raw = self.pre_softmax if self.score_function == "softmax" else self.topk == 1
             total = 1.0 if raw else sum(chosen)
-            rows.append(torch.stack([score / total for score in chosen]))
+            rows.append(torch.stack([self.factor * score / total for score in chosen]))
         return torch.stack(rows)
 
 
 def _of(kind: type[FamilyScoring], config: Any) -> FamilyScoring:
     return kind(
-        config.moe_router_score_function, config.moe_router_pre_softmax, config.moe_router_topk
+        config.moe_router_score_function,
+        config.moe_router_pre_softmax,
+        config.moe_router_topk,
+        config.moe_router_topk_scaling_factor or 1.0,
     )
 
 
@@ -107,6 +114,13 @@ def rules(settings: Any) -> list[Problem]:
     problems = [_beside(settings, p, by, "takes no auxiliary loss") for p in losses for by in own]
     asked = [p for p in on if p.slot in ("select", "counts") and p.name != registry.default(p.slot)]
     idle = asked + [part for part in on if part.slot == "keep"]
+    if settings.moe_expert_capacity_factor is not None:
+        what = "drops what it selects before losses see it"
+        problems += [_beside(settings, part, by, what) for part in losses for by in fused]
+    if settings.moe_z_loss_coeff:
+        what = "takes the z-loss of what it changes"
+        changed = [part for part in on if part.slot == "logits" and part.name != "bias"]
+        problems += [_beside(settings, p, by, what) for p in changed for by in own + fused]
     return problems + [
         _beside(settings, p, by, "selects experts itself") for p in idle for by in own + fused
     ]

@@ -1,8 +1,8 @@
 """Group-limited selection: from the experts of the best groups alone.
 
 The groups are those of ``--moe-router-num-groups``, devices or nodes, not those of the adjugates.
-Megatron scores a group by the sum of its best (K // groups) experts, which is DeepSeek-V2's rule
-at 1 and DeepSeek-V3's at 2, and neither at another.
+Megatron scores a group by the sum of its best (K // chosen groups) experts, which is DeepSeek-V2's
+rule at 1 and DeepSeek-V3's at 2, and neither at another.
 """
 
 from collections.abc import Callable

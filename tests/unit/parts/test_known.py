@@ -130,6 +130,11 @@ REFUSED = {
         "--grove-communication-loss-coeff (0.1) is of tokens that are limited to some devices, "
         "--moe-router-group-topk (None); give it, or remove this"
     ),
+    "--grove-communication-loss-coeff 0.1 --grove-loss-devices 2 --moe-router-num-groups 4 "
+    "--moe-router-group-topk 2": (
+        "--grove-loss-devices (2) is not --moe-router-num-groups (4), of which tokens are limited "
+        "to some; remove it"
+    ),
     "--grove-importance-loss-coeff -1": (
         "--grove-importance-loss-coeff (-1.0) is not a finite number of 0 or more; 0 is none"
     ),
@@ -164,6 +169,7 @@ OWN = "--moe-router-load-balancing-type sinkhorn --moe-aux-loss-coeff 0"
         ("--grove-importance-loss-coeff 0.1", OWN, "--grove-importance-loss-coeff (0.1)"),
         ("--grove-second-expert-threshold 0.5", OWN, "--grove-second-expert-threshold (0.5)"),
         ("--grove-aux-loss-counts routed", OWN, "--grove-aux-loss-counts (routed)"),
+        ("--grove-noisy-topk --moe-z-loss-coeff 0.1", OWN, "--grove-noisy-topk (True)"),
     ],
 )
 def test_what_selects_experts_itself_excludes_other_selection(flags, own, flag):
@@ -171,3 +177,12 @@ def test_what_selects_experts_itself_excludes_other_selection(flags, own, flag):
     (problem,) = problems
     assert problem.startswith(f"{flag} is set beside --moe-router-load-balancing-type (sinkhorn), ")
     assert problem.endswith("; remove one of them")
+
+
+def test_a_fused_router_has_dropped_what_losses_are_to_see():
+    flags = "--moe-router-fusion --moe-expert-capacity-factor 1 --grove-importance-loss-coeff 0.1"
+    (problem,) = map(str, registry.problems(parsed(f"{DISPATCH} {flags}")))
+    assert problem == (
+        "--grove-importance-loss-coeff (0.1) is set beside --moe-router-fusion (True), which drops "
+        "what it selects before losses see it; remove one of them"
+    )

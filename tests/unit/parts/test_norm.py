@@ -34,6 +34,7 @@ def test_the_logits_that_the_z_loss_keeps_small_are_those_before():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_router_that_starts_at_zero_has_finite_logits_and_gradients(dtype):
     z = torch.zeros(4, 6, dtype=dtype, requires_grad=True)
+    assert torch.isfinite(LogitNorm(0, 1.0, 1e-30)(Logits(z_TE=z), Seen()).z_TE).all()
     found = normed(z)
     (grad,) = torch.autograd.grad((found * torch.randn(4, 6).to(dtype)).sum(), z)
     assert found.dtype == dtype
