@@ -19,6 +19,7 @@ from ..arguments import restore_grove_arguments, select_layer
 from ..checks.problem import Problem, Refusal, of_other_flags
 from ..checks.rules import Check
 from ..config import GroveTransformerConfig, grove_problems, is_checked
+from ..failure.job_store import have_met
 from ..presets.flags import preset_problems
 from ..runtime import cuda_is_here
 from . import gpt
@@ -29,6 +30,7 @@ from .disk import disk_problems
 from .guarded import problems_of
 from .late_rules import late_problems, needed
 from .machine import folder_problems
+from .of_ranks import problems_of_all
 from .preflight import preflight
 from .rules import basic_problems, megatron_problems
 from .saved_arguments import saved_arguments
@@ -62,17 +64,27 @@ def every_problem(
         args, world_size, device: see :func:`command_line_problems`.
         own_script: do they go to a script under grove_megatron.run, not to grove_megatron.pretrain?
     """
-    try:
-        problems = restore_from_checkpoint(args)
-    except Refusal as error:
+    problems, why_not = _restored(args)
+    if args.use_checkpoint_args and have_met():
+        # What is looked at next every rank looks at, or the others would wait for this one.
+        why_not = problems_of_all(args, why_not)
+    if why_not:
         # Without the flags of the checkpoint no other check makes sense.
-        return error.problems
-    except ValueError as error:
-        return [Problem.of_text(str(error))]
-    except Exception as error:
-        return refusal(error)
+        return why_not
     select_layer(args)
     return problems + job_problems(args, world_size, device, own_script=own_script)
+
+
+def _restored(args: Namespace) -> tuple[list[Problem], list[Problem]]:
+    """Of the flags of a checkpoint: what is wrong with them, and why they cannot be had."""
+    try:
+        return restore_from_checkpoint(args), []
+    except Refusal as error:
+        return [], error.problems
+    except ValueError as error:
+        return [], [Problem.of_text(str(error))]
+    except Exception as error:
+        return [], refusal(error)
 
 
 def job_problems(

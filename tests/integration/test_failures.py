@@ -204,6 +204,22 @@ def test_what_one_machine_lacks_every_rank_hears(entry: str, ranks: Ranks, tmp_p
     assert not (tmp_path / "metrics").exists()
 
 
+def test_flags_of_a_checkpoint_that_one_machine_has_not(ranks: Ranks, tmp_path: Path) -> None:
+    """Rank 0 goes on to what every rank looks at, and must not wait for the other there."""
+    save = ["--train-iters", "1", "--save", str(tmp_path / "there"), "--save-interval", "1"]
+    argv = [*MODEL, "--eval-interval", "10"]
+    ranks.run(1, OTHERS, str(tmp_path), "pretrain", [*argv, *save], [[]], folder=tmp_path).check()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "latest_checkpointed_iteration.txt").write_text("1")
+    more = [["--load", str(tmp_path / name)] for name in ("there", "half")]
+    read = [*argv, "--use-checkpoint-args", "--distributed-timeout-minutes", "2"]
+    machines = {"LOCAL_RANK": "0"}
+    target = (2, OTHERS, str(tmp_path), "pretrain", read, more)
+    job = ranks.run(*target, folder=tmp_path, env=machines)
+    assert job.codes == [2, 2]
+    assert f"--load ({tmp_path / 'half'}) " in job.log(0)
+
+
 # ------------------------------------------------------------------------------- under torchrun
 
 
