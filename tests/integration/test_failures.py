@@ -217,7 +217,7 @@ def test_flags_of_a_checkpoint_that_one_machine_has_not(ranks: Ranks, tmp_path: 
     target = (2, OTHERS, str(tmp_path), "pretrain", read, more)
     job = ranks.run(*target, folder=tmp_path, env=machines)
     assert job.codes == [2, 2]
-    assert f"--load ({tmp_path / 'half'}) " in job.log(0)
+    assert f"in {tmp_path / 'half'} is complete: " in job.log(0)
 
 
 # ------------------------------------------------------------------------------- under torchrun
