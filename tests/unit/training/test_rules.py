@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from grove_megatron.checks.problem import Problem
 from grove_megatron.runtime import cpu
 from grove_megatron.training import checks, late_rules, preflight, rules
 from grove_megatron.training.checks import command_line_problems, refusal
@@ -459,14 +460,14 @@ def test_virtual_stages_get_their_microbatches_in_every_batch(
 def test_a_check_that_fails_is_one_line_beside_those_of_the_others(
     module: ModuleType, check: str, parse: Parse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> Iterator[str]:
-        yield "what came before"
+    def fails(*_: object) -> Iterator[Problem]:
+        yield Problem.of_text("what came before")
         raise OSError("unreadable")
 
     monkeypatch.setattr(module, check, fails)
     # Of the first, of rules.py and of late_rules.py.
     wrong = parse("--grove-num-groups 3 --min-lr 2 --seed 0")
-    lines = command_line_problems(wrong, 1, "cuda")
+    lines = [*map(str, command_line_problems(wrong, 1, "cuda"))]
     for begin in ("what came", FAILED, "--grove-num-groups (3)", "--min-lr (2.0)", "--seed (0)"):
         assert len([line for line in lines if line.startswith(begin)]) == 1, begin
 
