@@ -11,6 +11,7 @@ from tests.ranks import Ranks
 from tests.sources import read_sources_once
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Tests of the CPU find no package of GPU kernels; those in tests/gpu are run by themselves."""
     if not any(os.path.basename(arg.rstrip("/")) == "gpu" or "gpu/" in arg for arg in config.args):
