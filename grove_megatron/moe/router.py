@@ -271,6 +271,8 @@ class GroveRouter(TopKRouter):
             self.topk = topk
 
     def _with_losses(self, probs_TE: Tensor, balance: Balance) -> Tensor:
+        if not self.losses:
+            return probs_TE
         seen = balance.seen
         tokens = seen.tokens(balance.counted_TE)[0]
         if seen.padding_T is not None:
