@@ -33,39 +33,28 @@ LAYER_SPEC = ("grove_megatron.layer_spec", "grove_layer_spec")
 
 def add_grove_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add the Grove flags to Megatron's parser; an ``extra_args_provider``."""
-    of_parts = [f.name for kind in registry.settings_classes() for f in fields(kind)]
-    inherited = [f.name for f in fields(TransformerConfig)]
-    factory = ArgumentGroupFactory(GroveTransformerConfig, exclude=[*inherited, *of_parts])
+    inherited = [*(f.name for f in fields(TransformerConfig)), *registry.settings_names()]
+    factory = ArgumentGroupFactory(GroveTransformerConfig, exclude=inherited)
     factory.build_group(parser, title="grove")
     for kind in registry.settings_classes():
-        _OfParts(kind).build_group(parser, title="grove router")
-    _OfTheJob(JobSettings).build_group(parser, title="grove job")
+        _WithChoices(kind).build_group(parser, title="grove router")
+    _WithChoices(JobSettings).build_group(parser, title="grove job")
     read_presets(parser)
     _repair_help(parser)
     return parser
 
 
-class _OfParts(ArgumentGroupFactory):
-    """Flags of parts; of a slot that one part fills, the choices are the parts there are."""
+class _WithChoices(ArgumentGroupFactory):
+    """Flags whose choices are what there is: the parts of a slot that one fills, the presets."""
 
     def _build_argparse_kwargs_from_field(self, attribute: Field[Any]) -> dict[str, Any]:
         built: dict[str, Any] = super()._build_argparse_kwargs_from_field(attribute)
         if slot := attribute.metadata.get("slot"):
-            of_slot = registry.of_slot(slot)
-            listed = "; ".join(f"{part.name}: {part.help}" for part in of_slot)
-            built |= {
-                "choices": tuple(part.name for part in of_slot),
-                "help": f"{built['help']} {listed}.",
-            }
+            listed = "; ".join(f"{part.name}: {part.help}" for part in registry.of_slot(slot))
+            built |= {"choices": registry.choices(slot), "help": f"{built['help']} {listed}."}
+        if attribute.name == "grove_preset":
+            built["choices"] = tuple(PRESETS)
         return built
-
-
-class _OfTheJob(ArgumentGroupFactory):
-    """Flags of the job; the choices of a preset are the presets there are."""
-
-    def _build_argparse_kwargs_from_field(self, attribute: Field[Any]) -> dict[str, Any]:
-        built: dict[str, Any] = super()._build_argparse_kwargs_from_field(attribute)
-        return built | ({"choices": tuple(PRESETS)} if attribute.name == "grove_preset" else {})
 
 
 def _repair_help(parser: ArgumentParser) -> None:

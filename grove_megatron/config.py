@@ -138,8 +138,7 @@ MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
 @cache
 def layer_defaults() -> dict[str, Any]:
     """Names and defaults of the settings of a Grove layer, in flag order; made once."""
-    own = [f.name for kind in registry.settings_classes() for f in fields(kind)]
-    names = [*GroveTransformerConfig.__annotations__, *own]
+    names = [*GroveTransformerConfig.__annotations__, *registry.settings_names()]
     defaults = {f.name: f.default for f in fields(GroveTransformerConfig)}
     return {name: defaults[name] for name in names}
 

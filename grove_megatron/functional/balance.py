@@ -46,8 +46,8 @@ def group_balancing_loss(
 
     Args:
         scores_TE: [T, E] fp32, probabilities of this rank's tokens; rows of padding are 0.
-        touched_G: [G] int64, t of all ranks that share the batch.
-        num_tokens: int64, tokens of all these ranks without padding.
+        touched_G: [G] whole numbers, t of all ranks that share the batch.
+        num_tokens: tokens of all these ranks without padding.
         coeff: weight of the loss.
 
     Returns:

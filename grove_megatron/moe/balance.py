@@ -76,7 +76,7 @@ def finalize_model_grads(
         iterations_done: see :func:`install`.
     """
     config = get_model_config(model[0])
-    rate = bias_rate(config, iterations_done() if iterations_done else 0)
+    rate = rate_after(config, iterations_done() if iterations_done else 0)
     routers = [m for chunk in model for m in chunk.modules() if isinstance(m, GroveRouter)]
     moved = [r for r in routers if r.follows_rms and r.training and not r.bias_is_frozen]
     # A copy, as Megatron sets them to 0.
@@ -88,11 +88,6 @@ def finalize_model_grads(
     if counts_LE is not None:
         # After the gradients, which may still have been on their way before.
         move_biases(moved, counts_LE, rate, _same_routers(pg_collection))
-
-
-def bias_rate(config: GroveTransformerConfig, iterations_done: int) -> float:
-    """The update rate of the iteration after ``iterations_done``; depends on nothing else."""
-    return rate_after(config, iterations_done)
 
 
 @torch.no_grad()

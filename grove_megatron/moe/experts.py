@@ -45,8 +45,8 @@ class StackedLinear(torch.nn.Module):
         # What Megatron's optimizer and gradient reduction ask of a parameter.
         for name, value in vars(like).items():
             setattr(self.weight, name, value)
-        if (split := getattr(like, "partition_dim", -1)) >= 0:
-            setattr(self.weight, "partition_dim", split + 1)  # noqa: B010
+        if getattr(like, "partition_dim", -1) >= 0:
+            self.weight.partition_dim = like.partition_dim + 1  # type: ignore[attr-defined]
 
     def forward(self) -> Tensor:
         """[experts, out, in]"""

@@ -42,6 +42,11 @@ class Draws:
         return torch.randn_like(like)
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """In fp32, or wider if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _alone(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -147,6 +152,21 @@ class Balance:
     distribution_TE: Tensor
     counted_TE: Tensor
     per_token: int
+
+    def totals(self, load_X: Tensor) -> tuple[Tensor, Tensor]:
+        """A load of this rank and its tokens, summed over the ranks that share the batch.
+
+        Args:
+            load_X: int64 [X], of experts, groups or devices.
+
+        Returns:
+            The load [X] and the tokens without padding, 1 or more, in one collective; in the width
+            of the probabilities, because a quotient of integers would be fp32.
+        """
+        tokens_1 = self.seen.tokens(self.counted_TE)
+        everywhere = self.seen.everywhere(torch.cat([load_X, tokens_1]))
+        everywhere = everywhere.to(self.distribution_TE.dtype)
+        return everywhere[:-1], everywhere[-1].clamp(min=1)
 
     def whole(self, loss: Tensor) -> Tensor:
         """This rank's part of a loss that every rank has computed whole from summed statistics.

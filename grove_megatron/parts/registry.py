@@ -49,6 +49,11 @@ def settings_classes() -> tuple[type, ...]:
     return (Choices, *own)
 
 
+def settings_names() -> list[str]:
+    """Of all flags of parts."""
+    return [f.name for kind in settings_classes() for f in fields(kind)]
+
+
 def weights(settings: Any) -> tuple[Weight, ...]:
     """What the parts of every router have, as its checkpoint names them."""
     return tuple(
@@ -58,15 +63,15 @@ def weights(settings: Any) -> tuple[Weight, ...]:
     )
 
 
-def default(slot: str) -> str:
+def default(slot: Slot) -> str:
     """The part of a slot that is there unless another is asked for."""
     found: str = getattr(Choices, flag_fields()[slot])
     return found
 
 
-def choices(slot: str) -> tuple[str, ...]:
+def choices(slot: Slot) -> tuple[str, ...]:
     """Names of the parts of a slot."""
-    return tuple(part.name for part in parts() if part.slot == slot)
+    return tuple(part.name for part in of_slot(slot))
 
 
 def setting(part: Part) -> str:
@@ -76,16 +81,15 @@ def setting(part: Part) -> str:
 
 def of_groups() -> frozenset[str]:
     """Settings that mean nothing without groups."""
-    names = set()
-    for part in parts():
-        if part.needs_groups and part.settings is not None:
-            names |= {f.name for f in fields(part.settings)}
-    return frozenset(names | {"grove_router_scoring", "grove_bias_update_rule"})
+    of_parts = [part for part in parts() if part.needs_groups]
+    own = {f.name for part in of_parts if part.settings is not None for f in fields(part.settings)}
+    # Of a slot that one part fills: without groups that part is not chosen.
+    return frozenset(own | {setting(part) for part in of_parts})
 
 
 def free() -> frozenset[str]:
     """Settings that may differ between the run that wrote a checkpoint and one that reads it."""
-    of_no_weights = {"counts", "update", "schedule"}
+    of_no_weights: tuple[Slot, ...] = ("counts", "update", "schedule")
     names = {flag_fields()[slot] for slot in of_no_weights}
     return frozenset(names.union(*(part.free for part in parts())))
 

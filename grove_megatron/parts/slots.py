@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .part import Slot
 
-def _choice(slot: str, default: str) -> Any:
+
+def _choice(slot: Slot, default: str) -> Any:
     return field(default=default, metadata={"slot": slot})
 
 
@@ -30,6 +32,6 @@ class Choices:
     --grove-bias-rate-decay-iters."""
 
 
-def flag_fields() -> dict[str, str]:
+def flag_fields() -> dict[Slot, str]:
     """The setting of every slot that one part fills."""
     return {f.metadata["slot"]: f.name for f in fields(Choices)}

@@ -7,7 +7,7 @@ import torch
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
-from ..part import Logits, Part, Seen, experts_of
+from ..part import Logits, Part, Seen, experts_of, widened
 
 
 @dataclass
@@ -40,7 +40,7 @@ class LogitNorm:
 
     def __call__(self, logits: Logits, seen: Seen) -> Logits:
         """In the dtype of z, computed in fp32 or wider."""
-        z_TE = logits.z_TE.to(torch.promote_types(logits.z_TE.dtype, torch.float32))
+        z_TE = widened(logits.z_TE)
         centred_TE = z_TE - z_TE.mean(-1, keepdim=True)
         divisor = z_TE.shape[-1] - self.correction
         variance_T1 = centred_TE.square().sum(-1, keepdim=True) / divisor
@@ -71,7 +71,8 @@ def reference(config: Any) -> Any:
 
 
 def rules(settings: Any) -> list[Problem]:
-    check, experts = Check(settings, num_experts=experts_of(settings)), experts_of(settings)
+    experts = experts_of(settings)
+    check = Check(settings, num_experts=experts)
     sentence = "{grove_logit_norm} has no spread to normalise with {num_experts}; use 2 or more"
     return [
         *check.finite("grove_logit_norm_scale", "1 is the paper's", above=True),

@@ -53,17 +53,11 @@ class DeviceLoss:
         self.devices, self.coefficient = devices, coefficient
 
     def __call__(self, balance: Balance) -> Tensor:
-        counted_TE = balance.counted_TE
-        per_token = balance.per_token
-        pairs_D = group_probs(counted_TE.long(), self.devices).sum(0)
-        return self._loss(balance, pairs_D, per_token)
+        pairs_D = group_probs(balance.counted_TE.long(), self.devices).sum(0)
+        return self._loss(balance, pairs_D, balance.per_token)
 
     def _loss(self, balance: Balance, load_D: Tensor, per_token: int) -> Tensor:
-        tokens_1 = balance.seen.tokens(balance.counted_TE)
-        everywhere = balance.seen.everywhere(torch.cat([load_D, tokens_1]))
-        # In the width of the probabilities; a quotient of integers is fp32.
-        everywhere = everywhere.to(balance.distribution_TE.dtype)
-        load_D, tokens = everywhere[:-1], everywhere[-1].clamp(min=1)
+        load_D, tokens = balance.totals(load_D)
         f_D = self.devices * load_D / (per_token * tokens)
         mean_D = group_probs(balance.distribution_TE, self.devices).sum(0) / tokens
         return self.coefficient * (f_D * mean_D).sum()
@@ -132,16 +126,12 @@ def communication_rules(settings: Any) -> list[Problem]:
     )
     check, own = Check(settings), settings.moe_router_num_groups
     others = own and settings.grove_loss_devices not in (None, own)
-    limited = [
-        *check.those({sentence: not settings.moe_router_group_topk}),
-        *check.those(
-            {
-                "{grove_loss_devices} is not {moe_router_num_groups}, of which tokens are limited "
-                "to some; remove it": others
-            }
-        ),
-    ]
-    return [*_rules(settings, "grove_communication_loss_coeff"), *limited]
+    broken = {
+        sentence: not settings.moe_router_group_topk,
+        "{grove_loss_devices} is not {moe_router_num_groups}, of which tokens are limited to some; "
+        "remove it": others,
+    }
+    return [*_rules(settings, "grove_communication_loss_coeff"), *check.those(broken)]
 
 
 PARTS = (

@@ -35,12 +35,8 @@ class GroupLoss:
 
     def __call__(self, balance: Balance) -> Tensor:
         touched_G = group_map(balance.counted_TE, self.num_groups).sum(0)
-        tokens_1 = balance.seen.tokens(balance.counted_TE)
-        # Both in one collective.
-        everywhere = balance.seen.everywhere(torch.cat([touched_G, tokens_1]))
-        return group_balancing_loss(
-            balance.distribution_TE, everywhere[:-1], everywhere[-1], self.coefficient
-        )
+        totals = balance.totals(touched_G)
+        return group_balancing_loss(balance.distribution_TE, *totals, self.coefficient)
 
 
 class Reference(GroupLoss):

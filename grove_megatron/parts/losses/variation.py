@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
-from ..part import Balance, Part, experts_of
-from ..scoring.grove import widened
+from ..part import Balance, Part, experts_of, widened
 
 
 @dataclass

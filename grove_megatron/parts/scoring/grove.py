@@ -7,12 +7,7 @@ from torch import Tensor
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
-from ..part import Part
-
-
-def widened(z_TE: Tensor) -> Tensor:
-    """In fp32, or wider if it is."""
-    return z_TE.to(torch.promote_types(z_TE.dtype, torch.float32))
+from ..part import Part, widened
 
 
 def scaled(weights_TK: Tensor, factor: float) -> Tensor:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ...checks.problem import Problem
 from ...checks.rules import Check
 from .. import registry
-from ..part import Part
-from .grove import scaled, widened
+from ..part import Part, widened
+from .grove import scaled
 
 # As moe_utils.py:844 @ 0.19.2.
 _NO_ZERO = 1e-20

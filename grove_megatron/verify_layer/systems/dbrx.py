@@ -51,6 +51,5 @@ class SoftmaxOfSoftmax:
 
     def __call__(self, balance: Balance) -> Tensor:
         probs_TE = balance.seen.without_padding(torch.softmax(balance.distribution_TE, dim=-1))
-        counts_E = balance.seen.everywhere(balance.counted_TE.to(probs_TE.dtype).sum(0))
-        tokens = balance.seen.everywhere(balance.seen.tokens(probs_TE))
+        counts_E, tokens = balance.totals(balance.counted_TE.sum(0))
         return probs_TE.shape[1] * (counts_E / tokens * probs_TE.sum(0) / tokens).sum()
