@@ -1,7 +1,9 @@
 """Folders with one layer, made here at any size: a plain MoE in a few slow lines of fp64 torch."""
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -33,12 +35,7 @@ def write_qwen2_moe(
         seed: of all numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        # Numbers that fp32 has too.
-        values = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
-        return values.double().requires_grad_()
-
+    random = partial(_random, generator)
     w = {"gate.weight": random(experts, hidden), "shared_expert_gate.weight": random(1, hidden)}
     widths = {f"experts.{e}": width for e in range(experts)} | {"shared_expert": shared_width}
     for name, f in widths.items():
@@ -63,15 +60,6 @@ def write_qwen2_moe(
     balance = experts / (topk * tokens) * (chosen.sum(0) * p.mean(0)).sum()
     losses = {"switch_aux": balance, "hf_aux": topk * balance}
     losses["z"] = logits.logsumexp(-1).square().mean()
-    leaves = {"x": x} | {f"w.{name}": weight for name, weight in w.items()}
-    tensors = {"x": x, "r": r, "y": y, "routing_map": chosen.to(torch.uint8)} | leaves
-    tensors |= _gradients("grad", (y * r).sum(), leaves)
-    for name, loss in losses.items():
-        tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, folder / "layer.safetensors"
-    )
     config = {
         "system": "qwen2_moe",
         "hidden_size": hidden,
@@ -82,8 +70,8 @@ def write_qwen2_moe(
         "shared_expert_intermediate_size": shared_width,
         "norm_topk_prob": normalised,
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    others = {"r": r, "y": y, "routing_map": chosen.to(torch.uint8)}
+    return _write(folder, config, {"x": x} | _weights(w), others, losses)
 
 
 def write_noisy_topk(
@@ -104,11 +92,7 @@ def write_noisy_topk(
         seed: of all numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        values = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
-        return values.double().requires_grad_()
-
+    random = partial(_random, generator)
     w = {"router.weight": random(experts, hidden)}
     w["router.logits_noise.weight"] = random(experts, hidden)
     for e in range(experts):
@@ -142,15 +126,6 @@ def write_noisy_topk(
         load.append(torch.distributions.Normal(0.0, 1.0).cdf(distance).sum())
     losses = {"importance": weights.sum(0), "load": torch.stack(load)}
     losses = {name: (s.std(correction=0) / s.mean()) ** 2 for name, s in losses.items()}
-    leaves = {"x": x} | {f"w.{name}": weight for name, weight in w.items()}
-    tensors = {"x": x, "r": r, "y": y, "routing_map": chosen.to(torch.uint8), "normal": normal}
-    tensors |= leaves | _gradients("grad", (y * r).sum(), leaves)
-    for name, loss in losses.items():
-        tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, folder / "layer.safetensors"
-    )
     config = {
         "system": "grove_megatron",
         "source": "arXiv 1701.06538, written out in tests/layer_folders.py",
@@ -169,6 +144,34 @@ def write_noisy_topk(
             for name in losses
         },
     }
+    others = {"r": r, "y": y, "routing_map": chosen.to(torch.uint8), "normal": normal}
+    return _write(folder, config, {"x": x} | _weights(w), others, losses)
+
+
+def _random(generator: torch.Generator, *shape: int) -> Tensor:
+    """Numbers that fp32 has too."""
+    values = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+    return values.double().requires_grad_()
+
+
+def _weights(w: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"w.{name}": weight for name, weight in w.items()}
+
+
+def _write(
+    folder: Path,
+    config: dict[str, Any],
+    leaves: dict[str, Tensor],
+    others: dict[str, Tensor],
+    losses: dict[str, Tensor],
+) -> Path:
+    """With the gradients of sum(y * r), and of every loss alone."""
+    tensors = leaves | others | _gradients("grad", (others["y"] * others["r"]).sum(), leaves)
+    for name, loss in losses.items():
+        tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "layer.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return folder
 

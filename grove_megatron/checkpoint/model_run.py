@@ -21,6 +21,16 @@ from .weights import Weights
 
 Load = Callable[[list[Any]], None]
 
+OF_ONE_PASS = (
+    *("--train-iters", "1", "--lr", "0", "--eval-interval", "1", "--eval-iters", "0"),
+    *("--tokenizer-type", "NullTokenizer", "--mock-data"),
+    *("--transformer-impl", "local", "--attention-backend", "unfused"),
+    *("--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion"),
+    *("--no-bias-swiglu-fusion", "--no-persist-layer-norm"),
+    "--no-create-attention-mask-in-dataloader",
+)
+"""Flags of a job that computes once, by Megatron's plain modules."""
+
 
 class ModelRun:
     """One model on this rank's part of a job, in fp32.
@@ -177,12 +187,7 @@ def _flags(architecture: Architecture, shape: tuple[int, ...], extra_flags: list
     fixed = [
         *("--micro-batch-size", str(batch_size)),
         *("--global-batch-size", str(batch_size * data * batches)),
-        *("--seq-length", str(sequence_length), "--train-iters", "1", "--lr", "0"),
-        *("--eval-interval", "1", "--eval-iters", "0"),
-        *("--tokenizer-type", "NullTokenizer", "--transformer-impl", "local"),
-        *("--attention-backend", "unfused", "--no-gradient-accumulation-fusion"),
-        *("--no-masked-softmax-fusion", "--no-bias-swiglu-fusion", "--no-rope-fusion"),
-        *("--no-persist-layer-norm", "--mock-data", "--no-create-attention-mask-in-dataloader"),
+        *("--seq-length", str(sequence_length), "--no-rope-fusion", *OF_ONE_PASS),
     ]
     # Without groups: Megatron's own layers, with a norm that takes sequence parallelism.
     spec = ["--spec", *GROVE_LAYER_SPEC]

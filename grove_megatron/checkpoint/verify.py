@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..model.families import is_buffer
+from .errors import LOSS_TOLERANCE, size_of, worst_of
 from .golden import Golden
 from .hf_config import brief
 from .hf_names import NameTable
@@ -28,10 +29,7 @@ from .units import hf_shapes
 from .weights import ConversionError
 
 LOGIT_TOLERANCE = 1e-5
-LOSS_TOLERANCE = 1e-6
 GRAD_TOLERANCE = 1e-5
-# Of the largest gradient: below it, those of a reference in fp64 are rounding errors.
-_ZERO = 1e-12
 
 
 @dataclass(frozen=True)
@@ -151,9 +149,9 @@ def _compare(
                 f"logits of the model ({tuple(logits.shape)}) have another shape than those of "
                 f"--golden ({tuple(golden.logits.shape)}); check vocab_size"
             )
-        logit_error = _worst((logits.cpu().double() - golden.logits.double()).abs())
+        logit_error = worst_of((logits.cpu().double() - golden.logits.double()).abs())
         expected = golden.loss.double().reshape(())
-        loss_error = _worst((losses.cpu().double().mean() - expected).abs() / expected.abs())
+        loss_error = worst_of((losses.cpu().double().mean() - expected).abs() / expected.abs())
     seen = {name: torch.zeros(g.numel(), dtype=torch.bool) for name, g in golden.grads.items()}
     overall = max((float(grad.abs().max()) for grad in golden.grads.values()), default=0.0)
     for parameter in local_parameters(models):
@@ -174,17 +172,6 @@ def _compare(
     return Report(*worst.tolist(), grads_compared=compared, grads_in_file=len(golden.grads))
 
 
-def _size(grad: Tensor, overall: float) -> float:
-    """What an error of a gradient is measured by: its largest entry.
-
-    A gradient that is zero has no size of its own, and one that is zero but for rounding (of the
-    router between equal experts) has none that means anything; ``overall``, the largest entry of
-    all gradients, stands in.
-    """
-    largest = float(grad.abs().max())
-    return largest if largest > _ZERO * overall else overall or 1.0
-
-
 def _grad_error(
     parameter: LocalParameter,
     names: tuple[str, ...],
@@ -203,7 +190,7 @@ def _grad_error(
     expected, weight, owner, entry = [], [], [], []
     for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         grad = grads.get(name, torch.zeros(shape)).double()
-        inverse = 1.0 / _size(grad, overall) if name in grads else 0.0
+        inverse = 1.0 / size_of(grad, overall) if name in grads else 0.0
         expected.append(grad)
         weight.append(torch.full(shape, inverse, dtype=torch.float64))
         owner.append(torch.full(shape, i))
@@ -215,8 +202,4 @@ def _grad_error(
     for i, name in enumerate(names):
         if name in seen:
             seen[name][entry_here[owner_here == i]] = True
-    return _worst(error)
-
-
-def _worst(error: Tensor) -> float:
-    return float(torch.nan_to_num(error, nan=float("inf"), posinf=float("inf")).max())
+    return worst_of(error)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.model_run import start_megatron
+from ..checkpoint.model_run import OF_ONE_PASS, start_megatron
 from ..checkpoint.weights import ConversionError
 from ..config import GroveTransformerConfig
 from ..layer_spec import adapt_spec
@@ -38,7 +38,8 @@ def configuration(golden: Golden, dtype: str, extra_flags: Sequence[str]) -> Gro
     from megatron.training.argument_utils import core_transformer_config_from_args
 
     _check_layout(extra_flags)
-    groups = [] if "--grove-num-groups" not in extra_flags else _BESIDE_GROUPS
+    given = {word.partition("=")[0] for word in extra_flags}
+    groups = _BESIDE_GROUPS if "--grove-num-groups" in given else ()
     args = start_megatron([*_flags(golden, dtype), *groups, *extra_flags])
     made: GroveTransformerConfig = core_transformer_config_from_args(args, GroveTransformerConfig)
     return replace(made, params_dtype=DTYPES[dtype], **golden.system.fields)
@@ -111,12 +112,7 @@ def _flags(golden: Golden, dtype: str) -> list[str]:
         *("--num-layers", "1", "--hidden-size", str(hidden), "--num-attention-heads", "1"),
         *("--seq-length", str(sequence), "--max-position-embeddings", str(sequence)),
         *("--micro-batch-size", str(batch), "--global-batch-size", str(batch * world)),
-        *("--train-iters", "1", "--lr", "0", "--eval-interval", "1", "--eval-iters", "0"),
-        *("--tokenizer-type", "NullTokenizer", "--vocab-size", "8", "--mock-data"),
-        *("--transformer-impl", "local", "--attention-backend", "unfused"),
-        *("--no-gradient-accumulation-fusion", "--no-masked-softmax-fusion"),
-        *("--no-bias-swiglu-fusion", "--no-bias-gelu-fusion", "--no-persist-layer-norm"),
-        *("--no-create-attention-mask-in-dataloader", "--disable-bias-linear"),
+        *(*OF_ONE_PASS, "--vocab-size", "8", "--no-bias-gelu-fusion", "--disable-bias-linear"),
         *("--moe-router-load-balancing-type", "none", "--moe-router-dtype", dtype),
         *("--moe-token-dispatcher-type", "alltoall", "--grove-dispatch"),
         *([] if golden.system.experts is None else ["--grove-kernel", "megatron"]),

@@ -1,13 +1,16 @@
 """What the tables of several systems have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .layout import Take
 from .settings import Settings
-from .system import Loss, aux, z
+from .system import Loss, System, aux, z
+
+Experts = Callable[[Take, int, int, int], Iterator[tuple[str, Tensor]]]
+"""Makes experts of a folder's tensors: of so many, of a width, of a hidden size."""
 
 
 def router_flags(settings: Settings, *, top_k: str = "top_k") -> list[str]:
@@ -78,6 +81,32 @@ def stacked(take: Take, experts: int, width: int, hidden: int) -> Iterator[tuple
     for e in range(experts):
         yield f"experts.{e}.linear_fc1.weight", up[e]
         yield f"experts.{e}.linear_fc2.weight", down[e]
+
+
+def behind_a_gate(
+    settings: Settings, *, normalised: tuple[bool, ...], experts: Experts = separate
+) -> System:
+    """SwiGLU experts and nothing else, behind ``gate.weight``: most of transformers' models.
+
+    Args:
+        settings: of a folder.
+        normalised: what ``norm_topk_prob`` may be.
+        experts: takes their tensors, given their number, width, and the hidden size.
+    """
+    sizes = settings.size("num_experts"), settings.size("expert_intermediate_size")
+    hidden = settings.size("hidden_size")
+    settings.choice("shared_expert_intermediate_size", None)
+    is_normalised = settings.choice("norm_topk_prob", *normalised)
+
+    def parameters(take: Take) -> dict[str, Tensor]:
+        gate = {"router.weight": take("gate.weight", sizes[0], hidden)}
+        return gate | dict(experts(take, *sizes, hidden))
+
+    return System(
+        flags=[*router_flags(settings), *pre_softmax(is_normalised), *swiglu_flags(sizes[1])],
+        parameters=parameters,
+        losses=hf_losses(settings),
+    )
 
 
 def shared(take: Take, name: str, width: int, hidden: int) -> Iterator[tuple[str, Tensor]]:

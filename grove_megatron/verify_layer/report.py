@@ -6,15 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checkpoint.errors import LOSS_TOLERANCE, size_of, worst_of
 from .golden import INPUT, Golden
 from .measure import Measured, measure
 from .one_layer import configuration
 
 TOLERANCES = {"fp32": 1e-5, "fp64": 1e-10}
 """Of output and gradients, by dtype."""
-LOSS_TOLERANCE = 1e-6
-# Of the largest gradient: below it, those of a reference in fp64 are rounding errors.
-_ZERO = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +103,11 @@ def _full_name(loss: str | None, name: str) -> str:
 
 
 def _errors(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> Iterator[float]:
-    """Relative to the largest entry of each gradient.
-
-    One that is zero, or zero but for rounding, has no size that means anything: the largest entry
-    of all stands in.
-    """
+    """Relative to the largest entry of each gradient."""
     overall = max(float(grad.abs().max()) for grad in theirs.values()) if theirs else 1.0
     for name, found in ours.items():
         expected = theirs.get(name, torch.zeros_like(found)).double()
-        largest = float(expected.abs().max())
-        yield _error(found, expected, largest if largest > _ZERO * overall else overall or 1.0)
+        yield _error(found, expected, size_of(expected, overall))
 
 
 def _loss_error(found: float, expected: float) -> float:
@@ -122,5 +115,4 @@ def _loss_error(found: float, expected: float) -> float:
 
 
 def _error(found: Tensor, expected: Tensor, size: float) -> float:
-    error = (found.double() - expected.double()).abs() / size
-    return float(torch.nan_to_num(error, nan=float("inf"), posinf=float("inf")).max())
+    return worst_of((found.double() - expected.double()).abs() / size)

@@ -3,10 +3,9 @@
 transformers 4.46.3, models/mixtral/modeling_mixtral.py; arXiv 2401.04088.
 """
 
-from torch import Tensor
+from functools import partial
 
-from ..layout import Take
-from ..pieces import hf_losses, pre_softmax, router_flags, separate, swiglu_flags
+from ..pieces import behind_a_gate, separate
 from ..settings import Settings
 from ..system import System
 
@@ -14,19 +13,5 @@ NAMES = ("mixtral",)
 
 
 def system(settings: Settings) -> System:
-    experts, hidden = settings.size("num_experts"), settings.size("hidden_size")
-    width = settings.size("expert_intermediate_size")
-    settings.choice("shared_expert_intermediate_size", None)
-    normalised = settings.choice("norm_topk_prob", True)
-
-    def parameters(take: Take) -> dict[str, Tensor]:
-        return {
-            "router.weight": take("gate.weight", experts, hidden),
-            **dict(separate(take, experts, width, hidden, ("w1", "w3", "w2"))),
-        }
-
-    return System(
-        flags=[*router_flags(settings), *pre_softmax(normalised), *swiglu_flags(width)],
-        parameters=parameters,
-        losses=hf_losses(settings),
-    )
+    experts = partial(separate, names=("w1", "w3", "w2"))
+    return behind_a_gate(settings, normalised=(True,), experts=experts)

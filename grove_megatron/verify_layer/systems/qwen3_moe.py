@@ -3,10 +3,7 @@
 transformers 5.23.0, models/qwen3_moe/modeling_qwen3_moe.py; arXiv 2505.09388.
 """
 
-from torch import Tensor
-
-from ..layout import Take
-from ..pieces import hf_losses, pre_softmax, router_flags, stacked, swiglu_flags
+from ..pieces import behind_a_gate, stacked
 from ..settings import Settings
 from ..system import System
 
@@ -14,18 +11,4 @@ NAMES = ("qwen3_moe",)
 
 
 def system(settings: Settings) -> System:
-    experts, hidden = settings.size("num_experts"), settings.size("hidden_size")
-    width = settings.size("expert_intermediate_size")
-    normalised = settings.choice("norm_topk_prob", True, False)
-
-    def parameters(take: Take) -> dict[str, Tensor]:
-        return {
-            "router.weight": take("gate.weight", experts, hidden),
-            **dict(stacked(take, experts, width, hidden)),
-        }
-
-    return System(
-        flags=[*router_flags(settings), *pre_softmax(normalised), *swiglu_flags(width)],
-        parameters=parameters,
-        losses=hf_losses(settings),
-    )
+    return behind_a_gate(settings, normalised=(True, False), experts=stacked)
