@@ -24,7 +24,9 @@ from .refuse import refuse
 OF_THE_RANK = frozenset({"rank", "local_rank"})
 """What is a rank's own by definition."""
 
-_PATHS = frozenset({"load", "save", "pretrained_checkpoint", "tokenizer_model", "data_path"})
+_PATHS = frozenset(
+    {"load", "save", "pretrained_checkpoint", "tokenizer_model", "tokenizer_metadata", "data_path"}
+)
 _PATH_ENDINGS = ("_path", "_dir", "_file", "_folder")
 
 Described = dict[str, str]
@@ -139,5 +141,4 @@ def differences(
 
 def _is_path(name: str) -> bool:
     name = name.removeprefix("--").replace("-", "_")
-    # A path whose flag does not say so.
-    return name == "tokenizer_metadata" or name in _PATHS or name.endswith(_PATH_ENDINGS)
+    return name in _PATHS or name.endswith(_PATH_ENDINGS)
