@@ -1,6 +1,8 @@
 """What the products of experts and adjugates are, as loops in fp64, and segments to try them on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,6 +116,35 @@ def fan_weights(
     if transposed:
         return dwide.mT, None if dnarrow is None else dnarrow.mT
     return dwide, dnarrow
+
+
+def beside_loops(
+    of: Any, case: Case, wide: Tensor, adjugates: bool
+) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """Every product that ``of`` has, on random numbers, and what it is.
+
+    Args:
+        of: has fan_out, fan_in and fan_weights.
+        case: the segments.
+        wide: [L, 40, 24], the experts' matrices.
+        adjugates: have the groups matrices too?
+    """
+    x, p = torch.randn(case.num_pairs, 24), torch.randn(case.num_pairs, 40)
+    q = torch.randn(case.num_owner_pairs, 8) if adjugates else None
+    narrow = torch.randn(case.num_groups, 8, 24) if adjugates else None
+    found = [
+        *of.fan_out(x, wide, narrow, case),
+        of.fan_in(p, q, wide, narrow, case),
+        *of.fan_weights(p, q, x, case, False),
+        *of.fan_weights(p, q, x, case, True),
+    ]
+    expected = [
+        *fan_out(x, wide, narrow, case),
+        fan_in(p, q, wide, narrow, case),
+        *fan_weights(p, q, x, case, False),
+        *fan_weights(p, q, x, case, True),
+    ]
+    return zip(found, expected, strict=True)
 
 
 def assert_close(found: Tensor | None, expected: Tensor | None, dtype: torch.dtype) -> None:

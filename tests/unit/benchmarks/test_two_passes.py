@@ -5,8 +5,7 @@ import torch
 
 from grove_megatron.benchmarks.two_passes import with_two_passes
 from grove_megatron.kernels import TORCH
-from tests.unit import triton_cases as loops
-from tests.unit.triton_cases import CASES, assert_close
+from tests.unit.triton_cases import CASES, assert_close, beside_loops
 
 
 @pytest.mark.parametrize("second_stream", [False, True])
@@ -15,23 +14,8 @@ from tests.unit.triton_cases import CASES, assert_close
 def test_two_passes_are_the_same_products(name: str, adjugates: bool, second_stream: bool) -> None:
     case, kernels = CASES[name], with_two_passes(TORCH, second_stream=second_stream)
     torch.manual_seed(0)
-    x, p = torch.randn(case.num_pairs, 24), torch.randn(case.num_pairs, 40)
     wide = torch.randn(len(case.pairs), 40, 24)
-    q = torch.randn(case.num_owner_pairs, 8) if adjugates else None
-    narrow = torch.randn(case.num_groups, 8, 24) if adjugates else None
-    found = [
-        *kernels.fan_out(x, wide, narrow, case),
-        kernels.fan_in(p, q, wide, narrow, case),
-        *kernels.fan_weights(p, q, x, case, False),
-        *kernels.fan_weights(p, q, x, case, True),
-    ]
-    expected = [
-        *loops.fan_out(x, wide, narrow, case),
-        loops.fan_in(p, q, wide, narrow, case),
-        *loops.fan_weights(p, q, x, case, False),
-        *loops.fan_weights(p, q, x, case, True),
-    ]
-    for a, b in zip(found, expected, strict=True):
+    for a, b in beside_loops(kernels, case, wide, adjugates):
         assert_close(a, b, torch.float32)
 
 

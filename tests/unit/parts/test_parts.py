@@ -124,7 +124,7 @@ def test_a_router_with_the_part_is_the_oracle(part, groups, padded, training, pa
     config = config_of(flags, parse, groups=groups)
     assert part in registry.active(config)
     router = make_router(config).train(training)
-    x, upstream, padding = inputs(padded and part.slot != "drop")
+    x, upstream, padding = inputs(padded)
     get_moe_metrics_tracker().clear()
     MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1.0))
     probs, chosen = router(x, padding_mask=padding)
