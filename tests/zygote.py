@@ -34,6 +34,8 @@ def _serve() -> None:
     import grove_megatron.training.launch  # noqa: F401
 
     torch.set_num_threads(1)
+    # A shell has what it starts with & ignore it, and every rank would.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _spare_the_ranks()
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
