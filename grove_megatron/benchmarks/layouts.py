@@ -85,18 +85,22 @@ def _layer(run: Run) -> Iterator[Line]:
             over(find(run, "peak_bytes_allowed", "grove", kernel), plain_peak),
             number(find(run, "tflops", "grove", kernel), ".3g"),
             number(find(run, "matmul_share", "grove", kernel), ".0%"),
+            number(find(run, "products_share", "grove", kernel), ".0%"),
         ]
 
 
 def _step(run: Run) -> Iterator[Line]:
     row = run[0]
-    times = {name: find(run, "time", name) for name in ("plain", "naive", "grove")}
+    names = ("plain", "naive", "grove-dispatch", "grove")
+    times = {name: find(run, "time", name) for name in names}
     yield [
         f"{row.layers} layers, {row.tokens} tokens a rank, {layer_shape(row)}",
         f"{row.ranks}",
         row.kernel,
         *(milliseconds(time) for time in times.values()),
+        over(times["grove-dispatch"], times["plain"]),
         over(times["grove"], times["plain"]),
+        number(find(run, "flop_ratio"), ".3f"),
         over(times["grove"], times["naive"]),
         number(find(run, "rows_per_token"), ".2f"),
     ]
@@ -183,6 +187,7 @@ LAYOUTS = {
             "Allowed",
             "TFLOP/s",
             "Of a matrix product",
+            "Products",
         ],
         _layer,
     ),
@@ -195,8 +200,11 @@ LAYOUTS = {
             "Experts as",
             "Plain, ms",
             "Naive, ms",
+            "grove-dispatch, ms",
             "Grove, ms",
+            "grove-dispatch / plain",
             "Grove / plain",
+            "Operations",
             "Grove / naive",
             "Rows a token",
         ],

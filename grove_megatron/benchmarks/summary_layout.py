@@ -43,14 +43,19 @@ def _layer(run: Run) -> Iterator[Line]:
 
 def _step(run: Run) -> Iterator[Line]:
     row = run[0]
-    grove, sent = find(run, "time"), find(run, "rows_per_token")
+    grove, plain = find(run, "time"), find(run, "time", "plain")
+    sent, flops = find(run, "rows_per_token"), find(run, "flop_ratio")
+    model = f"training step, {row.ranks} ranks: {row.layers} layers, {row.tokens} tokens a rank, "
+    rows = f"{sent.p50 / row.topk:.3f} of the rows" if sent else ""
+    operations = f"{flops.p50:.3f} of the operations" if flops else ""
     yield [
-        f"training step, {row.ranks} ranks: {row.layers} layers, {row.tokens} tokens a rank, "
-        f"{_widths(row)}",
-        over(grove, find(run, "time", "plain")),
+        model + _widths(row),
+        over(grove, plain),
         over(grove, find(run, "time", "naive")),
-        f"{sent.p50 / row.topk:.3f} of the rows" if sent else "",
+        ", ".join(filter(None, (rows, operations))),
     ]
+    if alone := find(run, "time", "grove-dispatch"):
+        yield [f"{model}without adjugates (`--grove-dispatch`)", over(alone, plain), "", rows]
 
 
 def _widths(row: Row) -> str:

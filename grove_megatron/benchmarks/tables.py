@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .cells import Line
 from .layouts import LAYOUTS
 from .records import Row, read_rows
 
@@ -43,7 +44,7 @@ def filled(text: str, folder: Path) -> str:
 
 
 def table(rows: Sequence[Row], layout: str | None = None) -> str:
-    """Rows as a Markdown table, and a line for each environment.
+    """Rows as a Markdown table for every machine, with a line for each of its environments.
 
     Args:
         rows: of one benchmark if no layout is named.
@@ -52,10 +53,15 @@ def table(rows: Sequence[Row], layout: str | None = None) -> str:
     if not rows:
         return NOTHING
     made = LAYOUTS[layout or rows[0].benchmark]
-    lines = [(run, line) for run in latest(rows) for line in made.lines(run)]
-    if not lines:
-        return NOTHING
-    shown = [made.header, ["---"] * len(made.header), *(line for _, line in lines)]
+    machines: dict[tuple[object, ...], list[tuple[list[Row], Line]]] = {}
+    for run in latest(rows):
+        of_one = machines.setdefault(_machine(run[0]), [])
+        of_one.extend((run, line) for line in made.lines(run))
+    return "\n".join(_of_one(made.header, lines) for lines in machines.values() if lines) or NOTHING
+
+
+def _of_one(header: Line, lines: Sequence[tuple[list[Row], Line]]) -> str:
+    shown = [header, ["---"] * len(header), *(line for _, line in lines)]
     table_lines = ["| " + " | ".join(cells) + " |" for cells in shown]
     return "\n".join([*table_lines, "", *_environments([run for run, _ in lines]), ""])
 
@@ -72,11 +78,14 @@ def latest(rows: Sequence[Row]) -> list[list[Row]]:
     return sorted(kept.values(), key=lambda run: _key(run[0]))
 
 
+def _machine(row: Row) -> tuple[object, ...]:
+    return (row.device, row.processor, row.cores)
+
+
 def _key(row: Row) -> tuple[object, ...]:
-    machine = (row.device, row.processor, row.cores, row.threads)
     sizes = (row.hidden, row.dtype, row.experts, row.groups, row.topk, row.layers)
     widths = (row.expert_width, row.adjugate_width, row.tokens, row.ranks, row.ranks_per_node)
-    return (row.benchmark, *machine, *sizes, *widths)
+    return (row.benchmark, *_machine(row), row.threads, *sizes, *widths)
 
 
 def _environments(runs: Sequence[Sequence[Row]]) -> list[str]:

@@ -213,8 +213,13 @@ CPU = PatchSet(
     ],
 )
 
-# Megatron sets or asserts these for a GPU; on a CPU they cost nothing and keep it quiet.
-_ENVIRONMENT = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+_ENVIRONMENT = {
+    # Megatron sets or asserts it for a GPU; on a CPU it costs nothing and keeps it quiet.
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    # torch: tensors of 2 MB and more on huge pages, which are 500 times fewer to fault in. It is
+    # read before a process's first tensor.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 
 
 @contextmanager

@@ -63,6 +63,20 @@ def test_the_latest_run_of_a_shape_counts_and_other_shapes_stay(folder: Path) ->
     assert ratios == ["0.750", "0.650"]
 
 
+def test_every_machine_has_a_table_of_its_own(folder: Path) -> None:
+    file = folder / "results" / "dispatch.csv"
+    other = replace(ENVIRONMENT, processor="another")
+    rows = [replace(row, processor=other.processor) for row in run("2026-01-03", 4.0, 3.0)]
+    append_rows(file, [*rows, *run("2026-01-04", 4.0, 2.0, ranks=4)])
+    text = tables.filled(TEXT, folder)
+    assert tables.filled(text, folder) == text
+    one, two = text.split("| Ranks |")[1:]
+    assert [line[4] for line in cells(f"||{one}")] == ["0.250", "0.500"]
+    assert [line[4] for line in cells(f"||{two}")] == ["0.750"]
+    assert (f"{ENVIRONMENT.processor}, " in one, "another, " in two) == (True, True)
+    assert f"{ENVIRONMENT.processor}, " not in two
+
+
 def test_without_results_the_document_says_so(tmp_path: Path) -> None:
     assert tables.filled(TEXT, tmp_path) == TEXT.replace("old\n", tables.NOTHING)
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import megatron.core.tensor_parallel.random as megatron_random
 import pytest
@@ -112,6 +113,26 @@ class TestEnvironment:
         with runtime.cpu():
             assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
         assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
+
+
+    def test_large_tensors_lie_on_huge_pages(self):
+        """In a process of its own: torch looks once, before its first tensor."""
+        how = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+        if not how.exists() or "[never]" in how.read_text():
+            pytest.skip("this kernel has no transparent huge pages")
+        code = (
+            "import grove_megatron.runtime as r\n"
+            "with r.cpu():\n"
+            "    import megatron.core.tensor_parallel, torch\n"
+            "    x = torch.ones(16 << 20)\n"
+            "    print(open('/proc/self/smaps_rollup').read())"
+        )
+        environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+        said = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        (line,) = (line for line in said.splitlines() if line.startswith("AnonHugePages"))
+        assert int(line.split()[1]) > 32 << 10  # kB, of 64 MB
 
 
 class TestWhatMegatronDoes:
@@ -330,6 +351,7 @@ print("torch" in sys.modules, "megatron" in sys.modules)
 def test_importing_every_module_patches_nothing(subprocess_environment):
     code = """
 import importlib, logging, pkgutil, sys, threading
+logging.disable(logging.INFO)  # matplotlib says once on a machine that it has looked for fonts
 import torch, megatron.training, megatron.training.checkpointing, megatron.training.models.gpt
 import megatron.core.tensor_parallel.random, megatron.core.optimizer.distrib_optimizer
 import megatron.core.models.gpt.gpt_layer_specs
