@@ -9,7 +9,7 @@ from typing import Any
 from ..checks.flags import flag_of
 from ..checks.problem import Problem
 from .preset import Preset, spelled
-from .table import PRESETS
+from .table import MEGATRONS, PRESETS
 
 _FLAG = "--grove-preset"
 
@@ -51,7 +51,8 @@ def preset_problems(args: Namespace) -> Iterator[Problem]:
     """
     if (preset := _of(args)) is None:
         return
-    for name, value in preset.settings.items():
+    unsaid = {name: MEGATRONS[name] for name in MEGATRONS if name not in preset.settings}
+    for name, value in {**preset.settings, **unsaid}.items():
         given = getattr(args, name)
         if given != value:
             text = f"differs from {_FLAG} ({preset.name}), which has {spelled(name, value)}"

@@ -24,6 +24,32 @@ _DECODER: dict[str, Value] = {
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
 }
+# What makes another model of one too, and none here has otherwise than Megatron by default unless
+# its settings say so.
+MEGATRONS: dict[str, Value | None] = {
+    "activation_func_clamp_value": None,
+    "attention_output_gate": False,
+    "apply_residual_connection_post_layernorm": False,
+    "experimental_attention_variant": None,
+    "glu_linear_offset": 0.0,
+    "linear_attention_freq": None,
+    "moe_latent_size": None,
+    "moe_layer_freq": 1,
+    "moe_router_group_topk": None,
+    "moe_router_num_groups": None,
+    "moe_router_score_function": "softmax",
+    "moe_router_topk_scaling_factor": None,
+    "moe_shared_expert_gate": False,
+    "moe_shared_expert_intermediate_size": None,
+    "multi_latent_attention": False,
+    "no_rope_freq": None,
+    "qk_l2_norm": False,
+    "rotary_interleaved": False,
+    "rotary_percent": 1.0,
+    "softmax_type": "vanilla",
+    "squared_relu": False,
+    "window_size": None,
+}
 _PLAIN: dict[str, Value] = {"grove_dispatch": True}
 
 

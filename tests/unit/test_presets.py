@@ -14,9 +14,10 @@ import grove_megatron
 from grove_megatron.cli import app
 from grove_megatron.model.parameters import active_parameters, total_parameters
 from grove_megatron.presets.flags import preset_notices, preset_problems
-from grove_megatron.presets.table import PRESETS
+from grove_megatron.presets.table import MEGATRONS, PRESETS
 from grove_megatron.runtime import cpu
 from grove_megatron.training import checks, launch
+from grove_megatron.training.megatrons_flags import megatrons_flags
 from grove_megatron.training.sizes import sizes_of
 
 from .conftest import in_lines, parser
@@ -261,6 +262,21 @@ def test_every_contradiction_is_refused_at_once() -> None:
 def test_a_switch_that_a_preset_has_off_is_refused_too() -> None:
     (problem,) = preset_problems(filled("grok-1", "--swiglu"))
     assert problem.startswith("--swiglu (True) differs from --grove-preset (grok-1), which has Fal")
+
+
+def test_what_no_preset_has_is_refused_beside_one() -> None:
+    given = "--rotary-percent 0.5 --squared-relu --moe-router-score-function sigmoid"
+    preset = "differs from --grove-preset (mixtral-8x7b), which has"
+    assert preset_problems(filled("mixtral-8x7b", given)) == [
+        f"--moe-router-score-function (sigmoid) {preset} softmax; remove one of them",
+        f"--rotary-percent (0.5) {preset} 1.0; remove one of them",
+        f"--squared-relu (True) {preset} False; remove one of them",
+    ]
+
+
+def test_what_presets_leave_out_is_as_megatron_has_it() -> None:
+    _, defaults = megatrons_flags()
+    assert {name: getattr(defaults, name) for name in MEGATRONS} == MEGATRONS
 
 
 def test_a_contradiction_is_one_of_all_problems() -> None:

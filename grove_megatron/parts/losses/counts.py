@@ -56,16 +56,28 @@ class Reference:
 
 
 def rules(settings: Any) -> list[Problem]:
+    kinds, given = settings.moe_router_load_balancing_type, settings.grove_aux_loss_counts
+    check = Check(settings, moe_router_load_balancing_type="global_aux_loss")
+    broken = {
+        "{grove_aux_loss_counts} is not summed over a global batch by "
+        "{moe_router_load_balancing_type}, which counts all of a token's experts; use aux_loss or "
+        "seq_aux_loss": given == "first" and "global_aux_loss" in kinds,
+        "{grove_aux_loss_counts} is of losses, and there is none; give "
+        "--moe-router-load-balancing-type aux_loss, or remove it": (
+            given != "scores" and not _is_counted(settings)
+        ),
+    }
+    return list(check.those(broken))
+
+
+def _is_counted(settings: Any) -> bool:
+    """Does any loss ask for loads?"""
+    # Which imports this file to find its parts.
+    from ..registry import active
+
     kinds = settings.moe_router_load_balancing_type
-    if settings.grove_aux_loss_counts != "first" or "global_aux_loss" not in kinds:
-        return []
-    return [
-        Check(settings, moe_router_load_balancing_type="global_aux_loss").problem(
-            "{grove_aux_loss_counts} is not summed over a global batch by "
-            "{moe_router_load_balancing_type}, which counts all of a token's experts; use aux_loss "
-            "or seq_aux_loss"
-        )
-    ]
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return {*kinds} != {"none"} or bool(active(settings, "loss"))
 
 
 def _part(name: str, help: str, kind: type[OfScores] | type[OfRouted], source: str) -> Part:

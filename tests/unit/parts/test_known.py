@@ -112,6 +112,10 @@ REFUSED = {
         "--moe-router-load-balancing-type (global_aux_loss), which counts all of a token's "
         "experts; use aux_loss or seq_aux_loss"
     ),
+    "--grove-aux-loss-counts routed --moe-router-load-balancing-type none": (
+        "--grove-aux-loss-counts (routed) is of losses, and there is none; give "
+        "--moe-router-load-balancing-type aux_loss, or remove it"
+    ),
     "--grove-device-loss-coeff 0.1": (
         "--grove-device-loss-coeff (0.1) needs the number of devices, --grove-loss-devices (None) "
         "or --moe-router-num-groups (None); give one"

@@ -114,7 +114,6 @@ class TestEnvironment:
             assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
         assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
 
-
     def test_large_tensors_lie_on_huge_pages(self):
         """In a process of its own: torch looks once, before its first tensor."""
         how = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -129,7 +128,11 @@ class TestEnvironment:
         )
         environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
         said = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         (line,) = (line for line in said.splitlines() if line.startswith("AnonHugePages"))
         assert int(line.split()[1]) > 32 << 10  # kB, of 64 MB
