@@ -47,7 +47,8 @@ def test_a_neutral_switch_changes_nothing(row: Works, runner: Runner) -> None:
     without, switched = runner(row.ranks, layout), runner(row.ranks, layout + row.flags.split())
     assert_losses(switched, without, row.tolerance)
     if row.compare == "neutral":
-        assert_gradients(switched, without, row.ranks, row.tolerance)
+        # On some processors a norm that runs again does not give the same bits.
+        assert_gradients(switched, without, row.ranks, row.tolerance, grown=10)
     else:
         assert_similar_gradients(switched, without, row.ranks)
 
