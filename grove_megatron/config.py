@@ -53,6 +53,10 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
     to an expert-parallel rank once, not once for each of its experts there. Router, experts,
     losses and checkpoints are Megatron's. With groups that is so anyway."""
 
+    grove_topk_scaled_input: bool = False
+    """Multiply what experts compute with by the experts of a token, as in the released models of
+    MoE++. The router and a shared expert see it as it is."""
+
     grove_hierarchical_dispatch: bool = False
     """Send a token to every node once and pass it on inside the node, instead of to every rank.
     For expert parallelism over several nodes; the launcher says how many ranks a node has
@@ -65,6 +69,9 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
             # Megatron accepts an expert bias only beside a score function of its own that has
             # one. GroveRouter selects on sigmoid and never asks this field for the weights.
             self.moe_router_score_function = "sigmoid"
+        if self.grove_gating_residual:
+            # A stage hands on hidden states with the logits beside them.
+            self.variable_seq_lengths = self.pipeline_model_parallel_size > 1
         super().__post_init__()
         problems = grove_problems(self, num_experts=self.num_moe_experts)
         if has_grove_layers(self) and self.grove_kernel in GROUPED_KERNELS:

@@ -1,6 +1,7 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
-It asks Megatron for its own spec and changes three things in it: the MoE layer; the norm where
+It asks Megatron for its own spec and changes four things in it: the MoE layer; with a gating
+residual the layer around it; the norm where
 Megatron's would refuse to be built; and the checkpoint key of the norm before a layer with groups.
 Experts, attention and everything else stay what Megatron chose for the local or TransformerEngine
 implementation.
@@ -18,10 +19,14 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
 
 from .config import GroveTransformerConfig, has_adjugates, has_grove_layers
 from .layer_count import check_after_build
+from .moe.carried import CarryingLayer
 from .moe.experts import GroupedExperts
 from .moe.kernel_choice import takes_grouped_experts
 from .moe.layer import GroveMoELayer
@@ -71,6 +76,8 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
     swaps: dict[Any, Any] = {}
     if has_grove_layers(config):
         swaps = {MoELayer: GroveMoELayer, TopKRouter: GroveRouter}
+        if config.grove_gating_residual:
+            swaps[TransformerLayer] = CarryingLayer
         if takes_grouped_experts(config):
             swaps[SequentialMLP] = GroupedExperts
     if config.transformer_impl == "local":

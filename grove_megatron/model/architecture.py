@@ -23,6 +23,8 @@ class Model:
         ffn_hidden_size: width of the layers without; 0 where there are none.
         num_experts, moe_ffn_hidden_size, topk: routed experts of a layer, the width of one, and how
             many a token selects; 0 in a dense model.
+        local_experts: what a token selects from besides, and which has no FFN; the constant ones
+            among them are ``constant_experts``.
         num_groups, adjugate_ffn_hidden_size: groups of experts, each with an adjugate, and its
             width; 0 without Grove.
         expert_bias: is there a selection bias per expert and layer with experts?
@@ -51,6 +53,8 @@ class Model:
     num_experts: int = 0
     moe_ffn_hidden_size: int = 0
     topk: int = 0
+    local_experts: int = 0
+    constant_experts: int = 0
     num_groups: int = 0
     adjugate_ffn_hidden_size: int = 0
     expert_bias: bool = False
@@ -112,6 +116,11 @@ class Model:
             "D": self.head_dim,
             "F": self.ffn_hidden_size,
             "E": self.num_experts,
+            "R": self.num_experts + self.local_experts,
+            # Hidden units of a gate of two layers.
+            "W": 8 * (self.num_experts + self.local_experts),
+            "C": self.constant_experts,
+            "B": 2 * self.constant_experts,
             "I": self.moe_ffn_hidden_size,
             "G": self.num_groups,
             "A": self.adjugate_ffn_hidden_size,

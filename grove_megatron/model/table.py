@@ -16,7 +16,7 @@ EMBEDDING = Weight("embedding.word_embeddings.weight", ("VH",), Split.ROWS, plac
 POSITIONS = Weight("embedding.position_embeddings.weight", ("PH",), place="embedding")
 # Tied, it is a copy that only the last of several pipeline stages has, and no checkpoint.
 OUTPUT = Weight("output_layer.weight", ("VH",), Split.ROWS, place="output")
-EXPERT_BIAS = Weight("mlp.router.expert_bias", ("E",), buffer=True)
+EXPERT_BIAS = Weight("mlp.router.expert_bias", ("R",), buffer=True)
 
 
 def weights(model: Model) -> list[Weight]:
@@ -98,9 +98,9 @@ def _moe(model: Model) -> Iterator[Weight]:
         also = norm.name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
         # A Grove layer looks for the first name alone.
         yield norm if model.is_grove else replace(norm, also=also)
-    yield Weight("mlp.router.weight", ("EH",))
+    yield Weight("mlp.router.weight", ("RH",))
     if model.linear_bias:
-        yield Weight("mlp.router.bias", ("E",))
+        yield Weight("mlp.router.bias", ("R",))
     if model.expert_bias:
         yield EXPERT_BIAS
     yield from _ffn(model, "moe", "mlp.experts.", "I", "E")

@@ -4,6 +4,7 @@ Without groups it is a plain MoE with that dispatch.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import (
@@ -19,6 +20,7 @@ from ..config import GroveTransformerConfig, has_adjugates, has_grove_layers
 from ..functional.placement import Placement
 from .adjugate import build_adjugates
 from .allgather_dispatcher import GroveAllGatherDispatcher
+from .carried import join, take_apart
 from .compute import experts_alone, module_by_module, one_pass
 from .counts import LayerCounts
 from .dispatcher import GroveTokenDispatcher
@@ -84,15 +86,69 @@ class GroveMoELayer(MoELayer):
             )
         self.in_one_pass = isinstance(self.experts, GroupedExperts)
         self.counts: LayerCounts | None = None
+        # From route to postprocess, which one pass calls one after the other.
+        self._added: Tensor | None = None
+        # Logits of the MoE layer before, [S, B, E], and for the next; see carried.py.
+        self.carries = config.grove_gating_residual
+        self.previous: Tensor | None = None
+        self.handed: Tensor | None = None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        intermediate_tensors: Any = None,
+        padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Megatron's, which may run it again: what it reads and gives goes in and comes out."""
+        joined = join(hidden_states, self.previous)
+        output, bias = super().forward(joined, intermediate_tensors, padding_mask)
+        y, self.handed = take_apart(output, self.config.hidden_size)
+        return y, bias
+
+    def shared_experts_compute(self, hidden_states: Tensor) -> Tensor | None:
+        """Megatron's, of hidden states alone."""
+        hidden_states, _ = take_apart(hidden_states, self.config.hidden_size)
+        shared: Tensor | None = super().shared_experts_compute(hidden_states)
+        return shared
+
+    def preprocess(
+        self, hidden_states: Tensor, probs: Tensor, routing_map: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Megatron's, of what experts compute with."""
+        hidden_states, _ = take_apart(hidden_states, self.config.hidden_size)
+        sent: tuple[Tensor, Tensor] = super().preprocess(
+            self._for_experts(hidden_states), probs, routing_map
+        )
+        return sent
+
+    def _for_experts(self, hidden_states: Tensor) -> Tensor:
+        if not self.config.grove_topk_scaled_input:
+            return hidden_states
+        return hidden_states * self.config.moe_router_topk
 
     def route(
         self, hidden_states: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Megatron's; and counted, where the run asks what its layers route."""
+        """Megatron's, of the routed experts; what the others add is kept for :meth:`postprocess`.
+
+        Counted, where the run asks what its layers route.
+        """
+        hidden_states, self.router.previous = take_apart(hidden_states, self.config.hidden_size)
         probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
+        self.router.previous = None
+        x_TH = self._for_experts(hidden_states).reshape(-1, hidden_states.shape[-1])
+        probs_TE, routing_map_TE, self._added = self.router.divide(x_TH, probs_TE, routing_map_TE)
         if self.counts is not None and self.training:
             self.counts.add(routing_map_TE, padding_mask)
         return probs_TE, routing_map_TE
+
+    def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
+        """Megatron's; plus what local experts made of the same tokens."""
+        y: Tensor = super().postprocess(output, shared_expert_output)
+        added_TH, self._added = self._added, None
+        y = y if added_TH is None else y + added_TH.reshape(y.shape)
+        handed, self.router.handed = self.router.handed, None
+        return join(y, handed if self.carries else None)
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Run this rank's experts and adjugates on the received rows.

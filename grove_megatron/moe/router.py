@@ -1,5 +1,6 @@
 """The router: Megatron's TopKRouter as a composition of parts (see parts/part.py)."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,8 @@ from ..parts.compose import Steps, best, route, transformed
 from ..parts.part import (
     Balance,
     Draws,
+    Gate,
+    Local,
     Logits,
     Loss,
     Part,
@@ -48,6 +51,10 @@ def needs_grove_update(config: GroveTransformerConfig) -> bool:
     return follows_rms(config) or config.grove_bias_rate_decay_style != "constant"
 
 
+ROUTER_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+"""By --moe-router-dtype."""
+
+
 class GroveRouter(TopKRouter):
     """TopKRouter whose logits, selection, weights and losses are parts.
 
@@ -69,6 +76,12 @@ class GroveRouter(TopKRouter):
         pg_collection: ProcessGroupCollection | None = None,
         is_mtp_layer: bool = False,
     ) -> None:
+        local = registry.local_experts(config)
+        self.routed_experts = config.num_moe_experts
+        if local:
+            # A token selects from all of them, so whatever counts experts here counts all.
+            config = copy.copy(config)
+            config.num_moe_experts += local
         super().__init__(config, pg_collection, is_mtp_layer)
         self.follows_rms = follows_rms(config)
         self.counts_are_new = False
@@ -78,18 +91,47 @@ class GroveRouter(TopKRouter):
             # Megatron's buffer, under its name: fp32, which is exact below 2^24, and which
             # Float16Module turns into bf16, exact below 2^8.
             self.local_tokens_per_expert = self.local_tokens_per_expert.to(torch.int64)
+        self.gate: Gate | None = self._step("gate")
+        if self.gate is not None:
+            self.register_parameter("weight", None)
+        self.previous: Tensor | None = None
+        self.handed: Tensor | None = None
         self.transforms = [self._built(p) for p in registry.active(config, "logits")]
         self.steps = Steps(
             scoring=self._step("scoring"),
             topk=config.moe_router_topk,
             select=self._step("select"),
+            weigh=self._step("weigh"),
             keep=self._step("keep"),
             drop=self._step("drop"),
             counts=self._step("counts"),
         )
         self.losses: list[Loss] = [self._built(p) for p in registry.active(config, "loss")]
+        self.local: list[Local] = [self._built(p) for p in registry.active(config, "local")]
         self.is_megatrons = config.moe_router_fusion or self.routing_type in OWN_SELECTION
         self._passing: Logits | None = None
+
+    def divide(
+        self, x_TH: Tensor, probs_TE: Tensor, map_TE: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of what a pass routes, the columns of the routed experts, and the local ones' output.
+
+        Args:
+            x_TH: [T, H], what experts compute with.
+            probs_TE, map_TE: as :meth:`routing` returns them, over all columns.
+
+        Returns:
+            The first two without the columns of local experts, and what these add to the layer's
+            output, [T, H]; None for nothing.
+        """
+        if not self.local:
+            return probs_TE, map_TE, None
+        counts = [one.count for one in self.local]
+        routed_TE, *weights = probs_TE.split([self.routed_experts, *counts], dim=1)
+        added = [one(x_TH, own_TC) for one, own_TC in zip(self.local, weights, strict=True)]
+        given = [output_TH for output_TH in added if output_TH is not None]
+        map_TE = map_TE[:, : self.routed_experts].contiguous()
+        return routed_TE.contiguous(), map_TE, sum(given[1:], given[0]) if given else None
 
     def _step(self, slot: Slot) -> Any:
         part = registry.one(self.config, slot)
@@ -135,13 +177,23 @@ class GroveRouter(TopKRouter):
 
     def gating(self, input: Tensor) -> Tensor:
         """The logits [S, B, E] of tokens [S, B, H], transformed."""
-        logits: Tensor = super().gating(input)
+        if self.gate is None:
+            logits: Tensor = super().gating(input)
+        else:
+            logits = self.gate(input, ROUTER_DTYPES.get(self.config.moe_router_dtype, input.dtype))
+        self.handed = logits
         if not self.transforms:
             return logits
-        seen = replace(self._seen(logits, None), x_TH=input.reshape(-1, input.shape[-1]))
+        previous = self.previous
+        seen = replace(
+            self._seen(logits, None),
+            x_TH=input.reshape(-1, input.shape[-1]),
+            previous_TE=None if previous is None else previous.reshape(-1, self.num_experts),
+        )
         flat_TE = logits.reshape(-1, self.num_experts)
         # For the losses of this pass; Megatron calls routing next.
         self._passing = transformed(flat_TE, self.transforms, seen)
+        self.handed = self._passing.before.reshape(logits.shape)
         return self._passing.z_TE.reshape(logits.shape)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

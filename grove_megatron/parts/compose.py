@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .part import Counts, Drop, Keep, Logits, Routed, Scoring, Seen, Select, Transform
+from .part import Counts, Drop, Keep, Logits, Routed, Scoring, Seen, Select, Transform, Weigh
 
 TopK = Callable[[Tensor, int, bool], Tensor]
 """Scores [T, E], K and whether the best must come first, to int64 [T, K]."""
@@ -22,7 +22,8 @@ class Steps:
     """The parts that select and weigh.
 
     Args:
-        scoring, select, keep: see the protocols; None: all experts may be selected, and are kept.
+        scoring, select, weigh, keep: see the protocols; None: all experts may be selected, have the
+            weights of the scoring, and are kept.
         topk: K.
         drop, counts: what comes after :func:`route`.
     """
@@ -30,6 +31,7 @@ class Steps:
     scoring: Scoring
     topk: int
     select: Select | None = None
+    weigh: Weigh | None = None
     keep: Keep | None = None
     drop: Drop | None = None
     counts: Counts | None = None
@@ -61,6 +63,8 @@ def route(
     # The order is part of the bits, which recomputation must find again.
     index_TK = topk(scores_TE, steps.topk, seen.training or torch.is_grad_enabled())
     weights_TK = steps.scoring.weigh(z_TE, index_TK)
+    if steps.weigh is not None:
+        weights_TK = steps.weigh(weights_TK, index_TK, z_TE.shape[1])
     kept_TK = None if steps.keep is None else steps.keep(weights_TK.detach(), seen)
     probs_TE = weights_TK.new_zeros(z_TE.shape).scatter(1, index_TK, weights_TK)
     nowhere_TE = torch.zeros_like(z_TE, dtype=torch.bool)

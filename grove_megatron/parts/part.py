@@ -2,18 +2,22 @@
 
 A router is a composition of parts, each in a slot:
 
+    gate      makes the logits of a token; one, or Megatron's matrix
     logits    changes the logits before anything reads them; any number, in ``order``
     scoring   what experts are selected by, and what they are weighed by; one
     select    what may be selected from; one, or everything
+    weigh     changes the weights of the selected; one, or nothing
     keep      which of the selected experts a token goes to; one, or all
     drop      what experts with too many tokens give up; one, or nothing
     counts    which pairs losses count as load; one
     loss      an auxiliary loss; any number
     update    how the expert bias moves after a global batch; one
     schedule  how the rate of that decays; one
+    local     experts beside the routed ones, computed where the token is; any kinds, in ``order``
 
-Shape suffixes, here and in every part: T tokens, E experts, K experts per token, H hidden, G groups
-with an adjugate each, D groups of devices, L layers.
+Shape suffixes, here and in every part: T tokens, E experts a token can select (the router's
+columns: the routed ones, then the local ones), K experts per token, H hidden, G groups with an
+adjugate each, D groups of devices, L layers, C local experts of one kind.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +30,18 @@ from torch import Tensor
 from ..checks.problem import Problem
 
 Slot = Literal[
-    "logits", "scoring", "select", "keep", "drop", "counts", "loss", "update", "schedule"
+    "gate",
+    "logits",
+    "scoring",
+    "select",
+    "weigh",
+    "keep",
+    "drop",
+    "counts",
+    "loss",
+    "update",
+    "schedule",
+    "local",
 ]
 
 
@@ -57,6 +72,7 @@ class Seen:
 
     Args:
         x_TH: input of the router; None where logits alone are routed.
+        previous_TE: logits that the MoE layer before handed on; None in the first.
         padding_T: bool, True where padding; or None.
         batch_size: sequences; token t is of sequence t % batch_size.
         training: of the module.
@@ -67,6 +83,7 @@ class Seen:
     """
 
     x_TH: Tensor | None = None
+    previous_TE: Tensor | None = None
     padding_T: Tensor | None = None
     batch_size: int = 1
     training: bool = False
@@ -177,6 +194,13 @@ class Balance:
         return loss - loss.detach() * (1 - 1 / self.seen.ranks)
 
 
+class Gate(Protocol):
+    """Slot ``gate``, an nn.Module."""
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Logits [..., E] of tokens [..., H], computed in ``dtype``."""
+
+
 class Transform(Protocol):
     """Slot ``logits``; an nn.Module if it has weights."""
 
@@ -201,6 +225,18 @@ class Select(Protocol):
 
     def __call__(self, scores_TE: Tensor) -> Tensor:
         """The scores, -inf where an expert may not be selected."""
+
+
+class Weigh(Protocol):
+    """Slot ``weigh``."""
+
+    def __call__(self, weights_TK: Tensor, index_TK: Tensor, columns: int) -> Tensor:
+        """Weights [T, K] in their place.
+
+        Args:
+            index_TK: the selected.
+            columns: E.
+        """
 
 
 class Keep(Protocol):
@@ -254,8 +290,22 @@ class Schedule(Protocol):
         """How much of the decay is left, 1 to 0, after this part (0 to 1) of its iterations."""
 
 
+class Local(Protocol):
+    """Slot ``local``; an nn.Module if it has weights."""
+
+    count: int
+
+    def __call__(self, x_TH: Tensor, weights_TC: Tensor) -> Tensor | None:
+        """Their outputs times their weights (0 where not selected), summed: [T, H] in the dtype of
+        x; None where there is nothing to add."""
+
+
 def _nothing(_: Any) -> list[Problem]:
     return []
+
+
+def _none(_: Any) -> int:
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,8 +332,9 @@ class Part:
             of a pipeline stage draw the same.
         tried: flags that ask for it, for tests.
         order: of several in a slot, the lower first.
-        weights: names of its weights, with their dims as words (``E``, ``H``); in a checkpoint
-            they are below ``mlp.router.<slot>_<name>``.
+        columns: how many columns of the router are its own.
+        weights: names of its weights, with their dims as letters of a model's sizes (``R`` columns
+            of the router, ``H``); in a checkpoint they are below ``mlp.router.<slot>_<name>``.
     """
 
     slot: Slot
@@ -301,6 +352,7 @@ class Part:
     draws: bool = False
     tried: str = ""
     order: int = 0
+    columns: Callable[[Any], int] = _none
     weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 

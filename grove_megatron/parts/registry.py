@@ -63,6 +63,11 @@ def weights(settings: Any) -> tuple[Weight, ...]:
     )
 
 
+def local_experts(settings: Any) -> int:
+    """Columns of the router beyond the routed experts."""
+    return sum(part.columns(settings) for part in active(settings, "local"))
+
+
 def default(slot: Slot) -> str:
     """The part of a slot that is there unless another is asked for."""
     found: str = getattr(Choices, flag_fields()[slot])

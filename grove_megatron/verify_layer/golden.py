@@ -62,9 +62,10 @@ class Golden:
         """
         settings = Settings(_read_config(folder), variant)
         describe = _system_of(folder, settings)
-        tensors = _read_tensors(folder, variant)
         system = describe(settings)
-        rows = (settings.batch * settings.sequence, settings.size("hidden_size"))
+        tensors = system.prepare(_read_tensors(folder, variant))
+        hidden = settings.size("hidden_size")
+        rows = (settings.batch * settings.sequence, system.layers * hidden)
         problems = [*dict.fromkeys(settings.problems)]
         if system.waits_for is not None:
             problems.append(f"the system needs {system.waits_for}; there is no such router here")
@@ -93,7 +94,8 @@ class _File:
         self, tensors: dict[str, Tensor], system: System, layout: Layout, rows: Shape
     ) -> None:
         self.tensors, self.system = tensors, system
-        self.routed: Shape = (rows[0], _experts(system))
+        columns = system.columns or _experts(system)
+        self.routed: Shape = (rows[0], system.layers * columns)
         self.losses = [*system.losses]
         weights = {f"{_WEIGHT}{name}": shape for name, shape in layout.shapes.items()}
         self.needed: dict[str, Shape] = {"x": rows, "r": rows, "y": rows} | weights

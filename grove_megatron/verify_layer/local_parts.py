@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,8 +37,16 @@ class LocalPart:
         return grad if grad is None or self.index is None else grad[self.index]
 
 
-def local_parts(layer: Any) -> Iterator[LocalPart]:
-    """``experts.<e>.<name>``, and the others as the layer names them; none of adjugates."""
+def local_parts(layers: torch.nn.ModuleList) -> Iterator[LocalPart]:
+    """Of one layer ``experts.<e>.<name>``, and the others as the layer names them; none of
+    adjugates. Of several the same below ``layers.<number from 0>.``"""
+    for number, layer in enumerate(layers):
+        prefix = f"layers.{number}." if len(layers) > 1 else ""
+        for part in _of_one(layer):
+            yield replace(part, name=f"{prefix}{part.name}")
+
+
+def _of_one(layer: Any) -> Iterator[LocalPart]:
     first = layer.local_expert_indices[0]
     for name, stored in layer.named_parameters():
         if name.startswith("adjugate_experts."):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from ..config import GroveTransformerConfig
 from ..parts.part import Draws
 from .golden import INPUT, Golden
 from .local_parts import local_parts
-from .one_layer import as_dtype, build_layer
+from .one_layer import Layers, as_dtype, build_layers
 from .spread import Spread
 from .system import Loss
 
@@ -51,19 +50,20 @@ def measure(
     spread = Spread(
         golden.settings.batch, golden.settings.sequence, dist.get_rank(), dist.get_world_size()
     )
-    layer = build_layer(golden, config if loss is None else replace(config, **loss.fields))
+    layers = build_layers(golden, config if loss is None else replace(config, **loss.fields))
     if loss is not None and loss.own is not None:
-        layer.router.losses.append(loss.own)
-    routing_map = _keep_routing(layer)
+        for layer in layers:
+            layer.router.losses.append(loss.own)
+    routing_map = _keep_routing(layers)
     if golden.system.draws is not None:
         numbers = golden.extras[golden.system.draws].reshape(len(golden.x), -1)
-        layer.router.draws = _Given(as_dtype(spread.local(numbers), dtype))
+        layers[0].router.draws = _Given(as_dtype(spread.local(numbers), dtype))
     destroy_moe_metrics_tracker()
     # As Megatron's schedule sets it for a loss that is not scaled.
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=torch.cuda.current_device()))
     x = as_dtype(spread.local(golden.x), dtype).requires_grad_()
     padding = spread.padding
-    y, _ = layer(x, padding_mask=None if padding is None else padding.to(x.device))
+    y = layers(x, None if padding is None else padding.to(x.device))
     r = spread.local(golden.r) if loss is None else torch.zeros(y.shape)
     y.backward(as_dtype(r, dtype))
     assert x.grad is not None
@@ -71,7 +71,7 @@ def measure(
     return Measured(
         y=spread.whole(y).cpu(),
         routing_map=routed.cpu().bool(),
-        grads=_gradients(golden, layer) | {INPUT: spread.whole(x.grad).cpu()},
+        grads=_gradients(golden, layers) | {INPUT: spread.whole(x.grad).cpu()},
         loss=None if loss is None else _value(loss),
     )
 
@@ -91,13 +91,15 @@ class _Given(Draws):
         return self.numbers.reshape(like.shape).to(like.dtype)
 
 
-def _keep_routing(layer: Any) -> Callable[[], Tensor]:
+def _keep_routing(layers: Layers) -> Callable[[], Tensor]:
+    """[T, E] of every layer, side by side."""
     kept: list[Tensor] = []
-    layer.router.register_forward_hook(lambda _, __, routed: kept.append(routed[1]))
-    return lambda: kept[0]
+    for layer in layers:
+        layer.router.register_forward_hook(lambda _, __, routed: kept.append(routed[1]))
+    return lambda: torch.cat(kept, dim=1)
 
 
-def _gradients(golden: Golden, layer: Any) -> dict[str, Tensor]:
+def _gradients(golden: Golden, layers: Layers) -> dict[str, Tensor]:
     """Of the folder's weights: summed over ranks, each of which has those of its tokens.
 
     An expert's are on the ranks that hold it, and zero elsewhere.
@@ -105,7 +107,7 @@ def _gradients(golden: Golden, layer: Any) -> dict[str, Tensor]:
     device = torch.cuda.current_device()
     # The gradients, and how many ranks had any.
     flat = torch.zeros(2, golden.layout.size, dtype=torch.float64, device=device)
-    for part in local_parts(layer):
+    for part in local_parts(layers):
         if part.grad is not None:
             places = golden.layout.entries[part.name].to(device)
             flat[0, places] = part.grad.double()

@@ -59,8 +59,8 @@ def _check_layout(extra_flags: Sequence[str]) -> None:
         raise ConversionError(problems)
 
 
-def build_layer(golden: Golden, config: GroveTransformerConfig) -> Any:
-    """The layer, in training, with the folder's weights.
+def build_layers(golden: Golden, config: GroveTransformerConfig) -> "Layers":
+    """Most often one, in training, with the folder's weights.
 
     The router's losses are of the tokens of all ranks: its tensor and context parallel group is
     the group that they are spread over.
@@ -78,16 +78,33 @@ def build_layer(golden: Golden, config: GroveTransformerConfig) -> Any:
     if golden.system.experts is not None:
         submodules = spec.keywords["submodules"]
         spec.keywords["submodules"] = replace(submodules, experts=golden.system.experts)
-    layer = spec(config=config, pg_collection=groups, layer_number=1)
-    layer.router.set_layer_number(1)
-    _load(golden, layer)
-    return layer.train()
+    layers = Layers()
+    for number in range(1, golden.system.layers + 1):
+        layer = spec(config=config, pg_collection=groups, layer_number=number)
+        layer.router.set_layer_number(number)
+        layers.append(layer)
+    _load(golden, layers)
+    return layers.train()
 
 
-def _load(golden: Golden, layer: Any) -> None:
+class Layers(torch.nn.ModuleList):
+    """MoE layers with inputs of their own, each of which hands its logits to the next."""
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """[S, B, layers * H] to the same."""
+        outputs, carried = [], None
+        for layer, own in zip(self, x.chunk(len(self), dim=-1), strict=True):
+            layer.previous = carried
+            y, _ = layer(own.contiguous(), padding_mask=padding_mask)
+            carried = layer.handed
+            outputs.append(y)
+        return torch.cat(outputs, dim=-1)
+
+
+def _load(golden: Golden, layers: Layers) -> None:
     flat = golden.layout.flat(golden.weights)
     problems = []
-    for part in local_parts(layer):
+    for part in local_parts(layers):
         places = golden.layout.entries.get(part.name)
         if places is None:
             problems.append(f"{part.name} of the layer is no weight of the system")
@@ -99,7 +116,7 @@ def _load(golden: Golden, layer: Any) -> None:
                 part.tensor.copy_(flat[places])
     if problems:
         raise ConversionError([f"{line}; remove the flag that makes it so" for line in problems])
-    buffers = dict(layer.named_buffers())
+    buffers = dict(layers[0].named_buffers())
     for name, of_folder in golden.system.buffers.items():
         buffers[name].copy_(golden.extras[of_folder])
 
@@ -107,9 +124,10 @@ def _load(golden: Golden, layer: Any) -> None:
 def _flags(golden: Golden, dtype: str) -> list[str]:
     batch, sequence = golden.settings.batch, golden.settings.sequence
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    hidden = golden.x.shape[1]
+    layers = golden.system.layers
+    hidden = golden.x.shape[1] // layers
     return [
-        *("--num-layers", "1", "--hidden-size", str(hidden), "--num-attention-heads", "1"),
+        *("--num-layers", str(layers), "--hidden-size", str(hidden), "--num-attention-heads", "1"),
         *("--seq-length", str(sequence), "--max-position-embeddings", str(sequence)),
         *("--micro-batch-size", str(batch), "--global-batch-size", str(batch * world)),
         *(*OF_ONE_PASS, "--vocab-size", "8", "--no-bias-gelu-fusion", "--disable-bias-linear"),

@@ -80,6 +80,10 @@ class System:
         extras: names of other tensors that the folder may have.
         needs_extras: those of them that must be there.
         routing: which expert gets which token, [T, E] bool, of those tensors.
+        layers: of which each but the first gets the router logits of the one before; rows of ``x``,
+            ``r``, ``y`` and of the routing are theirs side by side.
+        columns: of a router; None for the experts of ``flags``.
+        prepare: makes the tensors of a file such as the others have.
         waits_for: a part of the router without which the layer is not the system's.
     """
 
@@ -93,4 +97,7 @@ class System:
     extras: frozenset[str] = ROUTING
     needs_extras: frozenset[str] = frozenset({"routing_map"})
     routing: Callable[[Mapping[str, Tensor]], Tensor] = routing_map
+    layers: int = 1
+    columns: int | None = None
+    prepare: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
     waits_for: str | None = None

@@ -52,7 +52,7 @@ PARTS = (
         build=lambda config: LogitBias(config.num_moe_experts, config.params_dtype),
         reference=reference,
         tried="--grove-logit-bias",
-        weights={"bias": ("E",)},
+        weights={"bias": ("R",)},
         order=0,
     ),
 )

@@ -73,7 +73,7 @@ PARTS = (
         reference=reference,
         draws=True,
         tried="--grove-noisy-topk",
-        weights={"weight": ("E", "H")},
+        weights={"weight": ("R", "H")},
         order=2,
     ),
 )

@@ -19,6 +19,7 @@ from . import (
     grok1,
     hash_layer,
     mixtral,
+    moepp,
     olmoe,
     qwen2_moe,
     qwen3_moe,
@@ -31,7 +32,7 @@ from . import (
 _FILES = (
     *(mixtral, qwen2_moe, qwen3_moe, olmoe, dbrx, grok1, deepseek_v2, deepseek_v3, switch),
     # Read, and wait for a part of the router.
-    *(skywork, yuan, hash_layer, base, st_moe, by_flags),
+    *(skywork, yuan, hash_layer, base, st_moe, moepp, by_flags),
 )
 
 

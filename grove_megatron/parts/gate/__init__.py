@@ -1,0 +1,1 @@
+"""Slot ``gate``: what makes logits of tokens; without one, Megatron's matrix."""

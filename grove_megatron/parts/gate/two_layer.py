@@ -1,0 +1,70 @@
+"""The gate of two layers of MoE++'s released models."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..part import Part
+
+WIDTH = 8
+"""Hidden units a column of the router."""
+
+
+@dataclass
+class Settings:
+    """How logits are made."""
+
+    grove_router_gate: Literal["linear", "two_layer"] = "linear"
+    """What makes a token's logits: one matrix, or two with a tanh between them and 8 hidden units
+    an expert, as in the released models of MoE++."""
+
+
+class TwoLayerGate(torch.nn.Module):
+    """z = W2 tanh(W1 x), W1 [8E, H] and W2 [E, 8E]."""
+
+    def __init__(self, columns: int, hidden_size: int, config: Any) -> None:
+        super().__init__()
+        kind = {"dtype": config.params_dtype}
+        self.first = torch.nn.Parameter(torch.empty(WIDTH * columns, hidden_size, **kind))
+        self.second = torch.nn.Parameter(torch.empty(columns, WIDTH * columns, **kind))
+        if config.perform_initialization:
+            config.init_method(self.first)
+            config.init_method(self.second)
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Logits [..., E] of tokens [..., H], computed in ``dtype``."""
+        hidden = torch.tanh(F.linear(x.to(dtype), self.first.to(dtype)))
+        return F.linear(hidden, self.second.to(dtype))
+
+
+def reference(config: Any, first: Tensor, second: Tensor) -> Any:
+    """Token by token."""
+
+    def step(x: Tensor, dtype: torch.dtype) -> Tensor:
+        rows = [
+            torch.stack([(out * ((first * token).sum(1)).tanh()).sum() for out in second])
+            for token in x.reshape(-1, x.shape[-1])
+        ]
+        return torch.stack(rows).reshape(*x.shape[:-1], len(second))
+
+    return step
+
+
+PARTS = (
+    Part(
+        slot="gate",
+        name="two_layer",
+        help="logits from two matrices with a tanh between them",
+        source="SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py Router",
+        settings=Settings,
+        switch="grove_router_gate",
+        is_on=lambda s: s.grove_router_gate == "two_layer",
+        build=lambda c: TwoLayerGate(c.num_moe_experts, c.hidden_size, c),
+        reference=reference,
+        tried="--grove-router-gate two_layer",
+        weights={"first": ("W", "H"), "second": ("R", "W")},
+    ),
+)

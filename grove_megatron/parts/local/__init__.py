@@ -1,0 +1,1 @@
+"""Slot ``local``: experts that need no FFN, computed where the token is."""

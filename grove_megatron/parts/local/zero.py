@@ -1,0 +1,103 @@
+"""Zero experts of MoE++: a token that selects one skips an FFN."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...checks.rules import Check
+from ..part import Part
+from .several import rules
+
+
+@dataclass
+class Settings:
+    """Zero experts."""
+
+    grove_zero_experts: int = 0
+    """Experts whose output is 0, beside --num-experts with an FFN: a token that selects one
+    computes and sends less."""
+
+    grove_zero_expert_weight: Literal["own", "others"] = "own"
+    """What becomes of the weight of a selected zero expert: it is its own, and the token gets less
+    of the others; or the others of the token share it, in proportion, as in the released models of
+    MoE++."""
+
+
+class Shared:
+    """Weights of the selected without zero experts, which are the last columns, sum to 1."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, weights_TK: Tensor, index_TK: Tensor, columns: int) -> Tensor:
+        """0 for a token that selected nothing else."""
+        weights_TK = weights_TK.masked_fill(index_TK >= columns - self.count, 0)
+        total_T1 = weights_TK.sum(1, keepdim=True)
+        return weights_TK / torch.where(total_T1 > 0, total_T1, 1)
+
+
+class SharedReference(Shared):
+    """Token by token."""
+
+    def __call__(self, weights_TK: Tensor, index_TK: Tensor, columns: int) -> Tensor:
+        rows = []
+        for weights, index in zip(weights_TK, index_TK.tolist(), strict=True):
+            left = [
+                w if i < columns - self.count else 0 * w
+                for w, i in zip(weights, index, strict=True)
+            ]
+            total = sum(left)
+            rows.append(torch.stack([w / total if float(total) else w for w in left]))
+        return torch.stack(rows)
+
+
+class Zero:
+    """E(x) = 0."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, x_TH: Tensor, weights_TC: Tensor) -> Tensor | None:
+        """Nothing to add."""
+        return None
+
+
+PARTS = (
+    Part(
+        slot="local",
+        name="zero",
+        help="experts whose output is 0",
+        source="arXiv 2410.07348, Eq. 3; SkyworkAI/MoE-plus-plus@7f43967 MOELayer",
+        settings=Settings,
+        switch="grove_zero_experts",
+        is_on=lambda s: bool(s.grove_zero_experts),
+        columns=lambda s: s.grove_zero_experts,
+        build=lambda config: Zero(config.grove_zero_experts),
+        reference=lambda config: Zero(config.grove_zero_experts),
+        rules=lambda s: rules(s, "grove_zero_experts"),
+        tried="--grove-zero-experts 2",
+        order=2,
+    ),
+    Part(
+        slot="weigh",
+        name="shared",
+        help="others share the weight of a zero expert",
+        source="SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py gating",
+        settings=Settings,
+        switch="grove_zero_expert_weight",
+        is_on=lambda s: s.grove_zero_expert_weight == "others",
+        build=lambda config: Shared(config.grove_zero_experts),
+        reference=lambda config: SharedReference(config.grove_zero_experts),
+        rules=lambda s: [
+            *Check(s).those(
+                {
+                    "{grove_zero_expert_weight} needs {grove_zero_experts}; give some, or remove "
+                    "it": not s.grove_zero_experts
+                }
+            )
+        ],
+        tried="--grove-zero-experts 2 --grove-zero-expert-weight others",
+    ),
+)

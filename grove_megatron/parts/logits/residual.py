@@ -1,0 +1,93 @@
+"""The gating residual of MoE++: a router sees what the one of the MoE layer before it decided."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...checks.problem import Problem
+from ...checks.rules import Check
+from ..part import Logits, Part, Seen
+
+
+@dataclass
+class Settings:
+    """The gating residual."""
+
+    grove_gating_residual: bool = False
+    """Add a learned map of the logits of the MoE layer before to a router's logits. The first
+    layer has none to add, and its map gets zero gradients."""
+
+
+class GatingResidual(torch.nn.Module):
+    """z -> z + W z', of the logits z' that the MoE layer before handed on; W [E, E]."""
+
+    def __init__(self, columns: int, config: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(columns, columns, dtype=config.params_dtype))
+        if config.perform_initialization:
+            config.init_method(self.weight)
+
+    def forward(self, logits: Logits, seen: Seen) -> Logits:
+        """In the dtype of z; the product in that of W, as in the authors' code."""
+        z_TE, previous_TE = logits.z_TE, seen.previous_TE
+        if previous_TE is None:
+            # Every parameter has a gradient: reductions wait for all of them.
+            previous_TE = torch.zeros_like(z_TE)
+        added_TE = F.linear(previous_TE.to(self.weight.dtype), self.weight)
+        return replace(logits, z_TE=z_TE + added_TE.to(z_TE.dtype))
+
+
+def reference(config: Any, weight: Tensor) -> Any:
+    """Token by token and expert by expert."""
+
+    def step(logits: Logits, seen: Seen) -> Logits:
+        if seen.previous_TE is None:
+            return logits
+        rows = [torch.stack([(w * z).sum() for w in weight]) for z in seen.previous_TE]
+        return replace(logits, z_TE=logits.z_TE + torch.stack(rows))
+
+    return step
+
+
+def rules(settings: Any) -> list[Problem]:
+    check = Check(settings)
+    name = "grove_gating_residual"
+    layers = layers_with_experts_of(settings)
+    broken = {
+        f"{{{name}}} needs two MoE layers, and {{num_layers}} with {{moe_layer_freq}} have "
+        f"{layers}; add layers, or remove it": layers < 2,
+        f"{{{name}}} is beside {{overlap_moe_expert_parallel_comm}}, whose schedule runs layers in "
+        "pieces and has no place for what one hands to the next; remove one of them": (
+            settings.overlap_moe_expert_parallel_comm
+        ),
+    }
+    return list(check.those(broken))
+
+
+def layers_with_experts_of(settings: Any) -> int:
+    """MoE layers of the decoder."""
+    from ...model.architecture import layers_with_experts
+
+    return sum(layers_with_experts(settings.moe_layer_freq, settings.num_layers))
+
+
+PARTS = (
+    Part(
+        slot="logits",
+        name="residual",
+        help="a learned map of the logits of the MoE layer before",
+        source="arXiv 2410.07348, Eq. 6; SkyworkAI/MoE-plus-plus@7f43967 Router",
+        settings=Settings,
+        switch="grove_gating_residual",
+        is_on=lambda s: s.grove_gating_residual,
+        build=lambda config: GatingResidual(config.num_moe_experts, config),
+        reference=reference,
+        rules=rules,
+        tried="--grove-gating-residual",
+        weights={"weight": ("R", "R")},
+        order=0,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Slot ``weigh``: changes the weights of what is selected."""
