@@ -1,5 +1,6 @@
 """The router as the references of its parts compute it: token by token, expert by expert."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,11 +8,15 @@ from torch import Tensor
 
 from grove_megatron.parts import registry
 from grove_megatron.parts.compose import Steps, best, route, transformed
-from grove_megatron.parts.part import Balance, Draws, Seen
+from grove_megatron.parts.part import Balance, Draws, Logits, Part, Seen
 
 
 def oracle(
-    router: Any, x: Tensor, padding: Tensor | None, draws: Draws | None = None
+    router: Any,
+    x: Tensor,
+    padding: Tensor | None,
+    draws: Draws | None = None,
+    previous: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a GroveRouter of one rank should give.
 
@@ -19,6 +24,7 @@ def oracle(
         router: its configuration and weights; its code is not used.
         x: [S, B, H].
         padding: bool [S, B], or None.
+        previous: logits of the MoE layer before, [S, B, E], or None.
         draws: random numbers; by default those of the generator, as the router draws them.
 
     Returns:
@@ -31,27 +37,19 @@ def oracle(
         part = registry.one(config, slot)
         return None if part is None else part.reference(config)
 
-    x_TH = x.reshape(-1, x.shape[-1])
     seen = Seen(
-        x_TH=x_TH,
         padding_T=None if padding is None else padding.reshape(-1),
         batch_size=x.shape[1],
         training=training,
         learns=training,
         draws=draws or Draws(),
     )
-    weight = router.weight.to(x.dtype)
-    z_TE = torch.stack([torch.stack([w @ token for w in weight]) for token in x_TH])
-    transforms = []
-    for part in registry.active(config, "logits"):
-        module = getattr(router, f"{part.slot}_{part.name}", None)
-        weights = {name: getattr(module, name) for name in part.weights}
-        transforms.append(part.reference(config, **weights))
-    logits = transformed(z_TE, transforms, seen)
+    logits = logits_of(router, x, seen, previous)
     steps = Steps(
         scoring=slow("scoring"),
         topk=config.moe_router_topk,
         select=slow("select"),
+        weigh=slow("weigh"),
         keep=slow("keep"),
     )
     routed = route(steps, logits.z_TE, router.expert_bias, seen, best)
@@ -59,6 +57,28 @@ def oracle(
     sent = routed if drop is None else drop(routed, seen)
     loss = _losses(router, logits, routed, seen) if training else x.new_zeros(())
     return sent.probs_TE, sent.map_TE, loss
+
+
+def logits_of(router: Any, x: Tensor, seen: Seen, previous: Tensor | None) -> Logits:
+    """The logits of tokens [S, B, H], by references."""
+    config, x_TH = router.config, x.reshape(-1, x.shape[-1])
+    seen = replace(
+        seen, x_TH=x_TH, previous_TE=None if previous is None else previous.flatten(0, 1)
+    )
+    if gate := registry.one(config, "gate"):
+        z_TE = reference(router, gate)(x_TH, x.dtype)
+    else:
+        weight = router.weight.to(x.dtype)
+        z_TE = torch.stack([torch.stack([w @ token for w in weight]) for token in x_TH])
+    transforms = [reference(router, part) for part in registry.active(config, "logits")]
+    return transformed(z_TE, transforms, seen)
+
+
+def reference(router: Any, part: Part) -> Any:
+    """Of a part of the router, with the weights of it that the router has."""
+    module = getattr(router, f"{part.slot}_{part.name}", None)
+    weights = {name: getattr(module, name) for name in part.weights}
+    return part.reference(router.config, **weights)
 
 
 def _losses(router: Any, logits: Any, routed: Any, seen: Seen) -> Tensor:

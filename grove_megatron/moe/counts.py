@@ -36,26 +36,29 @@ class Columns:
                       parallelism also to the other ranks of that group, see :meth:`take`
         node_rows     rows sent to nodes, the own one included; 0 without hierarchical dispatch
         experts [E]   routed pairs of every expert, after dropping, without padding
+        local [C]     the same of every local expert
         groups [G]    tokens of every group's adjugate, without padding
         sharing [D]   tokens by the number of groups they met, without padding
         rows [R]      rows sent to every expert-parallel rank, the own one and padding included
-        bias [E]      the expert bias, summed over ``biased`` ranks
+        bias [E + C]  the expert bias, summed over ``biased`` ranks
     """
 
     experts: int
     groups: int
     degrees: int
     ranks: int
+    local: int = 0
 
     @property
     def widths(self) -> dict[str, int]:
         """Columns by name, in order."""
         arrays = {
             "experts": self.experts,
+            "local": self.local,
             "groups": self.groups,
             "sharing": self.degrees,
             "rows": self.ranks,
-            "bias": self.experts,
+            "bias": self.experts + self.local,
         }
         return dict.fromkeys(SCALARS, 1) | arrays
 
@@ -64,9 +67,9 @@ class Columns:
         return sum(self.widths.values())
 
     @classmethod
-    def of(cls, experts: int, groups: int, topk: int, ranks: int) -> "Columns":
+    def of(cls, experts: int, groups: int, topk: int, ranks: int, local: int = 0) -> "Columns":
         """``topk`` experts per token meet at most as many groups."""
-        return cls(experts, groups, 1 + min(topk, groups), ranks)
+        return cls(experts, groups, 1 + min(topk, groups), ranks, local)
 
 
 class LayerCounts:
@@ -75,14 +78,18 @@ class LayerCounts:
     Args:
         dispatcher: of the layer; says where its experts are and how rows go there.
         topk: the most experts of a token.
+        local: local experts.
     """
 
     def __init__(
-        self, dispatcher: GroveTokenDispatcher | GroveAllGatherDispatcher, topk: int
+        self,
+        dispatcher: GroveTokenDispatcher | GroveAllGatherDispatcher,
+        topk: int,
+        local: int = 0,
     ) -> None:
         placement = dispatcher.placement
         self.columns = Columns.of(
-            placement.num_experts, placement.num_groups, topk, placement.num_ranks
+            placement.num_experts, placement.num_groups, topk, placement.num_ranks, local
         )
         # Megatron's all-gather brings every token to every rank, whatever was routed.
         self.everywhere = isinstance(dispatcher, GroveAllGatherDispatcher)
@@ -94,7 +101,7 @@ class LayerCounts:
         device = torch.cuda.current_device()
         self._degrees = torch.arange(self.columns.degrees, device=device)
         c = self.columns
-        self._splits = [c.experts, c.groups, c.degrees, c.ranks, self.nodes]
+        self._splits = [c.experts, c.local, c.groups, c.degrees, c.ranks, self.nodes]
         self._sums = torch.zeros(sum(self._splits), dtype=torch.int64, device=device)
 
     def add(self, routing_map_TE: Tensor, padding_mask: Tensor | None) -> None:
@@ -105,7 +112,7 @@ class LayerCounts:
         same way).
 
         Args:
-            routing_map_TE: [T, E] bool, what was routed in the end.
+            routing_map_TE: [T, E + C] bool, what was routed in the end.
             padding_mask: bool with T elements, True where padding; or None.
         """
         num_tokens = routing_map_TE.shape[0]
@@ -113,7 +120,8 @@ class LayerCounts:
             self.rerun_tokens += num_tokens
             return
         self.sent_tokens += num_tokens
-        groups = self.columns.groups
+        groups, experts = self.columns.groups, self.columns.experts
+        chosen_TE, routing_map_TE = routing_map_TE, routing_map_TE[:, :experts]
         in_group_TG = group_map(routing_map_TE, groups)
         # Groups lie whole on a rank, and ranks on a node.
         in_rank_TR = group_map(in_group_TG if groups else routing_map_TE, self.columns.ranks)
@@ -122,11 +130,11 @@ class LayerCounts:
             degree_T = in_group_TG.sum(1)
         else:
             padding_T1 = padding_mask.reshape(-1, 1)
-            routing_map_TE = routing_map_TE & ~padding_T1
+            chosen_TE = chosen_TE & ~padding_T1
             in_group_TG = in_group_TG & ~padding_T1
             degree_T = in_group_TG.sum(1).masked_fill(padding_T1.squeeze(1), -1)
         sharing_TD = degree_T.unsqueeze(1) == self._degrees
-        self._sums += torch.cat([routing_map_TE, in_group_TG, sharing_TD, *sent], dim=1).sum(0)
+        self._sums += torch.cat([chosen_TE, in_group_TG, sharing_TD, *sent], dim=1).sum(0)
 
     def take(self, bias_E: Tensor | None) -> Tensor:
         """This rank's row of the table, [columns.total] fp64 on the device; starts again at 0.
@@ -135,7 +143,7 @@ class LayerCounts:
         the other ranks of expert tensor parallelism; they are counted here, where they were sent
         from, which is the same in the sum over all ranks.
         """
-        experts, groups, sharing, rows, nodes = torch.split(self._sums, self._splits)
+        experts, local, groups, sharing, rows, nodes = torch.split(self._sums, self._splits)
         if self.everywhere:
             rows = torch.full_like(rows, self.sent_tokens)
         left = rows.sum() - rows[self.rank]
@@ -147,8 +155,9 @@ class LayerCounts:
         arrived = rows.sum() if self.columns.ranks > 1 else self.sent_tokens
         left = left + (self.tensor_ranks - 1) * arrived
         scalars = experts.new_tensor([1, bias_E is not None, self.sent_tokens, self.rerun_tokens])
-        parts = [scalars, left.reshape(1), nodes.sum().reshape(1), experts, groups, sharing, rows]
-        bias = torch.zeros_like(experts) if bias_E is None else bias_E.detach()
+        arrays = (experts, local, groups, sharing, rows)
+        parts = [scalars, left.reshape(1), nodes.sum().reshape(1), *arrays]
+        bias = torch.cat([experts, local]).zero_() if bias_E is None else bias_E.detach()
         row = torch.cat([*(part.double() for part in parts), bias.double()])
         self._sums.zero_()
         self.sent_tokens = self.rerun_tokens = 0

@@ -136,10 +136,10 @@ class GroveMoELayer(MoELayer):
         hidden_states, self.router.previous = take_apart(hidden_states, self.config.hidden_size)
         probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
         self.router.previous = None
-        x_TH = self._for_experts(hidden_states).reshape(-1, hidden_states.shape[-1])
-        probs_TE, routing_map_TE, self._added = self.router.divide(x_TH, probs_TE, routing_map_TE)
         if self.counts is not None and self.training:
             self.counts.add(routing_map_TE, padding_mask)
+        x_TH = self._for_experts(hidden_states).reshape(-1, hidden_states.shape[-1])
+        probs_TE, routing_map_TE, self._added = self.router.divide(x_TH, probs_TE, routing_map_TE)
         return probs_TE, routing_map_TE
 
     def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:

@@ -15,15 +15,18 @@ from .slots import flag_fields
 PAGE = Path(__file__).with_name("README.md")
 
 _TITLES: dict[Slot, str] = {
+    "gate": "Gates: what makes the logits of a token",
     "logits": "Logits: changed before anything reads them",
     "scoring": "Scoring: what experts are selected and weighed by",
     "select": "Selection: what may be selected from",
+    "weigh": "Weights: what becomes of those of the selected",
     "keep": "Keeping: which of the selected experts a token goes to",
     "drop": "Dropping: what experts with too many tokens give up",
     "counts": "Counts: what losses count as the load of an expert",
     "loss": "Auxiliary losses, beside Megatron's own",
     "update": "Updates: how the expert bias moves after a global batch",
     "schedule": "Schedules: how the rate of that decays",
+    "local": "Local experts: beside those with an FFN, computed where the token is",
 }
 
 _TOP = """# Parts of the router

@@ -24,6 +24,10 @@ MEANINGS = {
     "adjugate_max_vio": "MaxVio of the adjugates' tokens",
     "groups_per_token": "distinct groups a token meets: adjugates it needs",
     "pairs_per_token": "routed pairs (token, expert): what experts compute",
+    "constant_per_token": "constant experts of a token",
+    "copy_per_token": "copy experts of a token",
+    "zero_per_token": "zero experts of a token",
+    "skipped_share": "share of a token's experts that have no FFN: neither computed nor sent",
     "rows_per_token": "rows sent, the one to the own rank included: one per token and rank it "
     "needs; with Megatron's allgather one per token and rank",
     "node_rows_per_token": "rows sent to nodes by hierarchical dispatch, the own one included, "
@@ -72,8 +76,15 @@ def per_layer(interval: Interval) -> dict[str, Array]:
         found["groups_per_token"] = ratio(interval.groups.sum(1), tokens_L)
     if interval.node_rows.any():
         found["node_rows_per_token"] = ratio(interval.node_rows, sent_L)
+    kept_L = pairs_L
+    if interval.local is not None:
+        ends = np.cumsum([*run.local.values()])[:-1]
+        kinds = zip(run.local, np.split(interval.local, ends, axis=1), strict=True)
+        found |= {f"{kind}_per_token": ratio(of_LC.sum(1), tokens_L) for kind, of_LC in kinds}
+        kept_L = pairs_L + interval.local.sum(1)
+        found["skipped_share"] = ratio(interval.local.sum(1), kept_L)
     if run.drops:
-        found["dropped_share"] = 1 - ratio(pairs_L, tokens_L * run.topk)
+        found["dropped_share"] = 1 - ratio(kept_L, tokens_L * run.topk)
     if interval.bias is not None:
         bias_LE = interval.bias.astype(float)
         found["bias_rms"] = np.sqrt((bias_LE**2).mean(1))

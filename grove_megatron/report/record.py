@@ -50,6 +50,7 @@ class Run:
         drops: may routed pairs be dropped (a capacity factor)?
         parameters: of the whole model: dense, routed experts, adjugates.
         settings: to show, by flag without dashes.
+        local: local experts of a layer by kind, in the order of the router's columns; C together.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Run:
     drops: bool
     parameters: tuple[int, int, int]
     settings: dict[str, Any] = field(default_factory=dict)
+    local: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ class Interval:
         rows: [L, R] rows sent to every expert-parallel rank, the own one and padding included;
             summed over the groups of such ranks.
         bias: [L, E] fp32, the expert bias at the end; None where there is none.
+        local: [L, C] pairs of local experts, as ``experts``; None where there are none.
     """
 
     run: Run
@@ -106,6 +109,7 @@ class Interval:
     sharing: Array
     rows: Array
     bias: Array | None = None
+    local: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,7 @@ ARRAYS = (
     *("sent_tokens", "rerun_tokens", "left_rows", "node_rows"),
     *("experts", "groups", "sharing", "rows"),
 )
+_WHERE_THERE_ARE_ANY = ("bias", "local")
 
 
 @dataclass(frozen=True)
@@ -172,8 +177,8 @@ class Writer:
         line |= {name: getattr(interval, name) for name in ("iteration", "iterations", "time")}
         line["losses"] = _finite(interval.losses)
         line |= {name: encode(getattr(interval, name)) for name in ARRAYS}
-        if interval.bias is not None:
-            line["bias"] = encode(interval.bias)
+        given = {name: getattr(interval, name) for name in _WHERE_THERE_ARE_ANY}
+        line |= {name: encode(array) for name, array in given.items() if array is not None}
         self._append(line)
 
     def evaluation(self, evaluation: Evaluation) -> None:
@@ -344,11 +349,12 @@ def _run(line: dict[str, Any], file: Path, number: int) -> Run:
             f"({known}); use the version of grove_megatron that wrote it"
         )
     try:
-        given = {f.name: line[f.name] for f in fields(Run)}
+        # Records of before there were local experts say nothing of any.
+        given = {f.name: line[f.name] for f in fields(Run) if f.name != "local" or f.name in line}
     except KeyError as error:
         raise ValueError(_damaged(file, number, f"lacks {error}")) from None
     try:
-        _check(given, _OF_A_RUN)
+        _check({"local": {}} | given, _OF_A_RUN)
     except ValueError as error:
         raise ValueError(_damaged(file, number, f"is no run: {error}")) from None
     given |= {name: tuple(given[name]) for name in ("layers", "parameters")}
@@ -389,6 +395,7 @@ _OF_A_RUN: dict[str, Callable[[object], bool]] = {
     "drops": lambda value: isinstance(value, bool),
     "parameters": _is_list_of(_is_count),
     "settings": _is_table,
+    "local": lambda value: _is_table(value) and all(map(_is_count, value.values())),
 }
 _OF_AN_INTERVAL: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("iteration", "iterations"), _is_count),
@@ -423,11 +430,14 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
         "sharing": (layers, degrees),
         "rows": (layers, run.ranks),
         "bias": (layers, run.experts),
+        "local": (layers, sum(run.local.values())),
     }
     try:
         _check(line, _OF_AN_INTERVAL)
         arrays: dict[str, Any] = {
-            name: decode(line[name]) for name in shapes if name != "bias" or name in line
+            name: decode(line[name])
+            for name in shapes
+            if name not in _WHERE_THERE_ARE_ANY or name in line
         }
         plain = {name: line[name] for name in ("iteration", "iterations", "time")}
         losses = _losses(line)

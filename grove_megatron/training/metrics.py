@@ -23,6 +23,7 @@ from ..config import GroveTransformerConfig, has_grove_layers
 from ..moe.counts import SCALARS, Columns, LayerCounts
 from ..moe.layer import GroveMoELayer
 from ..moe.router import loss_names
+from ..parts import registry
 from ..report.measures import Idle
 from ..report.record import Evaluation, Interval, Run, Writer
 from .idle_experts import IdleExperts
@@ -76,11 +77,12 @@ class RoutingTracker(MoEMetricsTracker):
             config.grove_num_groups or 0,
             config.moe_router_topk,
             config.expert_model_parallel_size,
+            local := registry.local_experts(config),
         )
         self._layers: dict[int, GroveMoELayer] = {}
         for layer in (m for model in models for m in model.modules()):
             if self.interval and isinstance(layer, GroveMoELayer):
-                layer.counts = LayerCounts(layer.token_dispatcher, config.moe_router_topk)
+                layer.counts = LayerCounts(layer.token_dispatcher, config.moe_router_topk, local)
                 self._layers[self._slot(layer)] = layer
         self._losses, self._idle = IntervalLosses(), Idle()
         self._idle_experts = IdleExperts()
@@ -268,12 +270,14 @@ def _interval(
         for name, part in parts.items()
         if name not in ("holders", "biased", "bias")
     }
+    if not columns.local:
+        del counted["local"]
     return Interval(
         run=run,
         iteration=iteration,
         iterations=iterations,
         time=time.time(),
         losses=losses.take(),
-        bias=bias.astype(np.float32) if biased_L1.any() else None,
+        bias=bias[:, : columns.experts].astype(np.float32) if biased_L1.any() else None,
         **counted,
     )

@@ -14,6 +14,7 @@ from ..checkpoint.layout import is_remote
 from ..compat import megatron_version
 from ..config import GroveTransformerConfig, grove_defaults
 from ..model.parameters import Counts
+from ..parts import registry
 from ..report.record import FOLDER, Run
 
 _SHOWN = (
@@ -65,6 +66,7 @@ def describe_run(
         drops=config.moe_expert_capacity_factor is not None,
         parameters=(parameters.dense, parameters.experts, parameters.adjugates),
         settings=_settings(args),
+        local={p.name: p.columns(config) for p in registry.active(config, "local")},
     )
 
 

@@ -59,15 +59,33 @@ def train_by_the_references(folder: str, argv: list[str]) -> None:
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
     from grove_megatron.moe.router import GroveRouter
-    from tests.router_oracle import oracle
+    from grove_megatron.parts import registry
+    from grove_megatron.parts.part import Seen
+    from tests.router_oracle import logits_of, oracle, reference
 
     def forward(
         self: Any, input: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        probs, chosen, loss = oracle(self, input, padding_mask)
+        probs, chosen, loss = oracle(self, input, padding_mask, previous=self.previous)
+        if self.config.grove_gating_residual:
+            logits = logits_of(self, input, Seen(batch_size=input.shape[1]), self.previous)
+            self.handed = logits.before.reshape(*input.shape[:2], -1)
         return MoEAuxLossAutoScaler.apply(probs, loss), chosen
 
+    def divide(
+        self: Any, x_TH: torch.Tensor, probs_TE: torch.Tensor, map_TE: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        begin, added = self.routed_experts, None
+        for part in registry.active(self.config, "local"):
+            end = begin + part.columns(self.config)
+            output = reference(self, part)(x_TH, probs_TE[:, begin:end])
+            if output is not None:
+                added = output if added is None else added + output
+            begin = end
+        return probs_TE[:, : self.routed_experts], map_TE[:, : self.routed_experts], added
+
     GroveRouter.forward = forward  # type: ignore[method-assign]
+    GroveRouter.divide = divide  # type: ignore[method-assign]
     train(folder, argv)
 
 

@@ -51,7 +51,10 @@ RULES = {
         for module in ("__init__", "interface", "triton_support", *TORCH_KERNELS)
     },
     # What a router is composed of, in torch; Megatron where it is Megatron's own part.
-    "parts": Rule(inside={"parts", "functional", "checks", "model.weights"}, outside={"torch"}),
+    "parts": Rule(
+        inside={"parts", "functional", "checks", "model.architecture", "model.weights"},
+        outside={"torch"},
+    ),
     "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),

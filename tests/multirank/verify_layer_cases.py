@@ -37,14 +37,14 @@ def adjugates(folder: str, layers: list[list[str]], flags: list[str]) -> None:
     with started():
         from grove_megatron.functional.groups import group_probs
         from grove_megatron.verify_layer.golden import Golden
-        from grove_megatron.verify_layer.one_layer import build_layer, configuration
+        from grove_megatron.verify_layer.one_layer import build_layers, configuration
 
         results = []
         for name, variant in layers:
             golden = Golden.read(Path(name), variant)
             batch, sequence = golden.settings.batch, golden.settings.sequence
-            layer = build_layer(golden, grouped := configuration(golden, "fp64", flags))
-            plain = build_layer(golden, configuration(golden, "fp64", []))
+            (layer,) = build_layers(golden, grouped := configuration(golden, "fp64", flags))
+            (plain,) = build_layers(golden, configuration(golden, "fp64", []))
             x = golden.x.reshape(batch, sequence, -1).transpose(0, 1).contiguous().requires_grad_()
             r = golden.r.reshape(batch, sequence, -1).transpose(0, 1)
             layer.router.draws = plain.router.draws = _Same()

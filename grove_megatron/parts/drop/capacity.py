@@ -70,8 +70,8 @@ class HeterogeneousCapacity:
             place_TE = map_TE.cumsum(0)
         else:
             shown_TE = routed.probs_TE.detach().masked_fill(~map_TE, -math.inf)
-            order_TE = shown_TE.argsort(0, descending=True, stable=True)
-            place_TE = order_TE.argsort(0) + 1
+            order_TE = shown_TE.argsort(dim=0, descending=True, stable=True)
+            place_TE = order_TE.argsort(dim=0) + 1
         return routed.only(map_TE & (place_TE <= limits_E))
 
 

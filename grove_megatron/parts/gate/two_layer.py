@@ -58,7 +58,7 @@ PARTS = (
         slot="gate",
         name="two_layer",
         help="logits from two matrices with a tanh between them",
-        source="SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py Router",
+        source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py Router",
         settings=Settings,
         switch="grove_router_gate",
         is_on=lambda s: s.grove_router_gate == "two_layer",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..part import Part, widened
-from .several import rules
+from . import rules
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..part import Part
-from .several import rules
+from . import rules
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...checks.rules import Check
 from ..part import Part
-from .several import rules
+from . import rules
 
 
 @dataclass
@@ -84,7 +84,7 @@ PARTS = (
         slot="weigh",
         name="shared",
         help="others share the weight of a zero expert",
-        source="SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py gating",
+        source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py gating",
         settings=Settings,
         switch="grove_zero_expert_weight",
         is_on=lambda s: s.grove_zero_expert_weight == "others",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
+from ...model.architecture import layers_with_experts
 from ..part import Logits, Part, Seen
 
 
@@ -55,7 +56,7 @@ def reference(config: Any, weight: Tensor) -> Any:
 def rules(settings: Any) -> list[Problem]:
     check = Check(settings)
     name = "grove_gating_residual"
-    layers = layers_with_experts_of(settings)
+    layers = sum(layers_with_experts(settings.moe_layer_freq, settings.num_layers))
     broken = {
         f"{{{name}}} needs two MoE layers, and {{num_layers}} with {{moe_layer_freq}} have "
         f"{layers}; add layers, or remove it": layers < 2,
@@ -65,13 +66,6 @@ def rules(settings: Any) -> list[Problem]:
         ),
     }
     return list(check.those(broken))
-
-
-def layers_with_experts_of(settings: Any) -> int:
-    """MoE layers of the decoder."""
-    from ...model.architecture import layers_with_experts
-
-    return sum(layers_with_experts(settings.moe_layer_freq, settings.num_layers))
 
 
 PARTS = (

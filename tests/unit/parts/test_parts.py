@@ -17,7 +17,7 @@ from grove_megatron.config import GroveTransformerConfig
 from grove_megatron.moe.router import GroveRouter
 from grove_megatron.parts import registry
 from grove_megatron.parts.part import Draws, Part, experts_of
-from tests.router_oracle import oracle
+from tests.router_oracle import oracle, reference
 from tests.unit.moe.routers import one_rank
 
 HIDDEN, SEQUENCE, BATCH = 10, 7, 3
@@ -97,14 +97,28 @@ def make_router(config: GroveTransformerConfig) -> GroveRouter:
     return router
 
 
-def inputs(padded: bool):
+def inputs(padded: bool, columns: int = 12):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SEQUENCE, BATCH, HIDDEN, dtype=torch.float64, generator=generator)
-    upstream = torch.randn(SEQUENCE * BATCH, 12, dtype=torch.float64, generator=generator)
+    upstream = torch.randn(SEQUENCE * BATCH, columns, dtype=torch.float64, generator=generator)
     padding = torch.rand(SEQUENCE, BATCH, generator=generator) < 0.25 if padded else None
     if padding is not None:
         upstream[padding.reshape(-1)] = 0
     return x.requires_grad_(), upstream, padding
+
+
+def previous_of(router: GroveRouter) -> torch.Tensor | None:
+    """Logits to add, where the router takes any."""
+    if not router.config.grove_gating_residual:
+        return None
+    generator = torch.Generator().manual_seed(2)
+    shape = (SEQUENCE, BATCH, router.num_experts)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+def weights_of_routing(router: GroveRouter) -> list[torch.nn.Parameter]:
+    """All but those of experts."""
+    return [w for name, w in router.named_parameters() if not name.startswith("local_")]
 
 
 def layouts(part: Part) -> list[bool]:
@@ -124,14 +138,19 @@ def test_a_router_with_the_part_is_the_oracle(part, groups, padded, training, pa
     config = config_of(flags, parse, groups=groups)
     assert part in registry.active(config)
     router = make_router(config).train(training)
-    x, upstream, padding = inputs(padded)
+    x, upstream, padding = inputs(padded, router.num_experts)
+    router.previous = previous_of(router)
     get_moe_metrics_tracker().clear()
     MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1.0))
     probs, chosen = router(x, padding_mask=padding)
-    expected_probs, expected_map, loss = oracle(router, x, padding, draws=Fixed())
+    expected_probs, expected_map, loss = oracle(
+        router, x, padding, draws=Fixed(), previous=router.previous
+    )
     assert torch.equal(chosen, expected_map)
     assert_close(probs, expected_probs, rtol=1e-10, atol=1e-12)
-    parameters = [x, *router.parameters()]
+    parameters = [x, *weights_of_routing(router)]
+    if router.previous is not None:
+        parameters.append(router.previous)
     found = torch.autograd.grad((probs * upstream).sum(), parameters, allow_unused=True)
     expected = torch.autograd.grad(
         (expected_probs * upstream).sum() + loss, parameters, allow_unused=True
@@ -171,7 +190,8 @@ def test_evaluation_draws_nothing_and_a_recomputed_pass_has_the_same_bits(part, 
 @pytest.mark.parametrize("part", ROUTED, ids=name_of)
 def test_the_weights_of_a_part_are_those_it_names(part, parse):
     router = make_router(config_of(part.tried, parse, groups=True))
-    sizes = {"E": 12, "H": HIDDEN}
+    local = router.num_experts - 12
+    sizes = {"R": 12 + local, "H": HIDDEN, "W": 8 * (12 + local), "C": 2, "B": 4}
     expected = {
         f"{p.slot}_{p.name}.{name}": tuple(sizes[dim] for dim in dims)
         for p in registry.active(router.config)
@@ -179,7 +199,33 @@ def test_the_weights_of_a_part_are_those_it_names(part, parse):
     }
     found = {name: tuple(w.shape) for name, w in router.named_parameters() if name != "weight"}
     assert found == expected
+    assert (router.weight is None) == (part.slot == "gate")
+    assert local == part.columns(router.config) or part.slot in ("loss", "drop", "weigh")
     assert all(hasattr(weight, "sequence_parallel") for weight in router.parameters())
+
+
+@pytest.mark.parametrize("part", registry.of_slot("local"), ids=name_of)
+def test_local_experts_are_their_reference(part, parse):
+    """Added to the layer's output, with gradients of tokens, weights and parameters."""
+    router = make_router(config_of(part.tried, parse, groups=True))
+    generator = torch.Generator().manual_seed(4)
+    x, probs, upstream = (
+        torch.randn(9, size, dtype=torch.float64, generator=generator).requires_grad_()
+        for size in (HIDDEN, 14, HIDDEN)
+    )
+    chosen = torch.rand(9, 14, generator=generator) < 0.4
+    routed, where, added = router.divide(x, probs * chosen, chosen)
+    assert torch.equal(routed, (probs * chosen)[:, :12])
+    assert torch.equal(where, chosen[:, :12])
+    expected = reference(router, part)(x, (probs * chosen)[:, 12:])
+    if added is None:
+        assert expected is None
+        return
+    assert_close(added, expected, rtol=1e-10, atol=1e-12)
+    parameters = [x, probs, *(w for n, w in router.named_parameters() if n.startswith("local_"))]
+    found = torch.autograd.grad((added * upstream).sum(), parameters)
+    theirs = torch.autograd.grad((expected * upstream).sum(), parameters)
+    assert_close(found, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_updates_and_schedules_are_their_references(parse):

@@ -66,9 +66,14 @@ def test_measures_that_do_not_apply_are_absent() -> None:
     found = per_layer(interval())
     assert {"dropped_share", "bias_rms", "node_rows_per_token"}.isdisjoint(found)
     bias = np.array([[0.0] * 7 + [0.4], [-0.1] * 8], np.float32)
-    other = interval(run=replace(RUN, drops=True), bias=bias, node_rows=np.array([4, 5]))
+    local = np.array([[0, 0, 0, 0], [1, 0, 0, 1]])
+    run = replace(RUN, drops=True, local={"constant": 2, "copy": 1, "zero": 1})
+    other = interval(run=run, bias=bias, node_rows=np.array([4, 5]), local=local)
     found = per_layer(other)
-    assert found["dropped_share"].tolist() == [0, 1 - 5 / 8]
+    assert found["dropped_share"].tolist() == [0, 1 - 7 / 8]
+    assert found["skipped_share"].tolist() == [0, 2 / 7]
+    assert found["constant_per_token"].tolist() == found["zero_per_token"].tolist() == [0, 1 / 4]
+    assert found["copy_per_token"].tolist() == [0, 0]
     assert found["bias_rms"] == pytest.approx([0.4 / math.sqrt(8), 0.1])
     assert found["bias_max"] == pytest.approx([0.4, -0.1])
     assert found["node_rows_per_token"].tolist() == [1, 5 / 4]
