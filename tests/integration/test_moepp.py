@@ -1,0 +1,74 @@
+"""MoE++, with groups and without: every layout, and every way to compute it again, is one model."""
+
+import pytest
+
+from tests.integration.flags import GROVE, PLAIN_MODEL
+from tests.integration.switch_runs import Runner, assert_gradients
+from tests.ranks import Ranks
+
+LONG = pytest.mark.long
+MOEPP = (
+    "--num-layers 4 --train-iters 10 --lr-decay-iters 10 --clip-grad 1e9 --lr 1e-3 "
+    "--grove-constant-experts 2 --grove-copy-experts 1 --grove-zero-experts 1 "
+    "--grove-zero-expert-weight others --grove-topk-scaled-input --grove-gating-residual "
+    "--grove-router-gate two_layer --grove-heterogeneous-loss-coeff 0.1"
+).split()
+MODELS = {
+    "groups": [*PLAIN_MODEL, *GROVE, *MOEPP],
+    "plain": [*PLAIN_MODEL, "--grove-dispatch", *MOEPP],
+}
+EP2 = "--expert-model-parallel-size 2"
+LAYOUTS = {
+    "ep2": EP2,
+    "ep4": "--expert-model-parallel-size 4",
+    "pp2": f"{EP2} --pipeline-model-parallel-size 2",
+    "vpp": "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1",
+    "pp4": "--pipeline-model-parallel-size 4",
+    "tp2": f"{EP2} --tensor-model-parallel-size 2 --sequence-parallel "
+    "--expert-tensor-parallel-size 1 --spec grove_megatron.layer_spec grove_layer_spec",
+    "etp2": "--tensor-model-parallel-size 2 --sequence-parallel --expert-tensor-parallel-size 2 "
+    "--spec grove_megatron.layer_spec grove_layer_spec",
+    "full": f"{EP2} --recompute-granularity full --recompute-method uniform "
+    "--recompute-num-layers 1",
+    "block": f"{EP2} --pipeline-model-parallel-size 2 --recompute-granularity full "
+    "--recompute-method block --recompute-num-layers 1",
+    "moe": f"{EP2} --recompute-granularity selective --recompute-modules moe",
+    "layernorm": f"{EP2} --recompute-granularity selective --recompute-modules layernorm",
+    "sequential": f"{EP2} --grove-kernel megatron",
+}
+EVERY_RUN = {("plain", "pp2"), ("groups", "moe")}
+
+
+@pytest.fixture(scope="module")
+def runner(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(ranks, tmp_path_factory)
+
+
+def trained(runner: Runner, model: str, more: str, layout: str) -> object:
+    """Ten steps from one checkpoint."""
+    flags = [*MODELS[model], *more.split()]
+    save = ["--train-iters", "1", "--save", "{tmp}/start", "--save-interval", "1"]
+    start = runner(1, [*flags, *save, "--no-save-optim", "--no-save-rng"]).folder / "start"
+    load = ["--load", str(start), "--finetune", "--no-load-optim", "--no-load-rng"]
+    return runner(4, [*flags, *load, *layout.split()]).results()[-1]
+
+
+def assert_alike(one: object, other: object) -> None:
+    for name in ("losses", "grad_norms"):
+        assert len(one[name]) == len(other[name]) == 10
+    for a, b in zip(one["losses"], other["losses"], strict=True):
+        assert [*a.values()] == pytest.approx([*b.values()], rel=1e-5)
+    assert one["grad_norms"] == pytest.approx(other["grad_norms"], rel=1e-5)
+
+
+CASES = [
+    pytest.param(m, name, id=f"{m}-{name}", marks=[] if (m, name) in EVERY_RUN else [LONG])
+    for m in MODELS
+    for name in LAYOUTS
+]
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_layout_is_one_model(model: str, layout: str, runner: Runner) -> None:
+    alone = trained(runner, model, "", "")
+    assert_alike(trained(runner, model, "", LAYOUTS[layout]), alone)
