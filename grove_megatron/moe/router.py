@@ -181,7 +181,6 @@ class GroveRouter(TopKRouter):
             logits: Tensor = super().gating(input)
         else:
             logits = self.gate(input, ROUTER_DTYPES.get(self.config.moe_router_dtype, input.dtype))
-        self.handed = logits
         if not self.transforms:
             return logits
         previous = self.previous
@@ -193,7 +192,6 @@ class GroveRouter(TopKRouter):
         flat_TE = logits.reshape(-1, self.num_experts)
         # For the losses of this pass; Megatron calls routing next.
         self._passing = transformed(flat_TE, self.transforms, seen)
-        self.handed = self._passing.before.reshape(logits.shape)
         return self._passing.z_TE.reshape(logits.shape)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -214,6 +212,8 @@ class GroveRouter(TopKRouter):
         z_TE = logits.reshape(-1, self.num_experts)
         # Megatron may have put others in their place, of its --moe-router-force-* flags.
         passed = Logits(z_TE=z_TE) if passed is None else replace(passed, z_TE=z_TE)
+        # Not by gating, which Megatron's trace of the routing calls again.
+        self.handed = passed.before.reshape(logits.shape)
         if self.is_megatrons:
             return self._megatrons_routing(logits, padding_mask, passed, seen)
 

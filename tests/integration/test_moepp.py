@@ -3,7 +3,7 @@
 import pytest
 
 from tests.integration.flags import GROVE, PLAIN_MODEL
-from tests.integration.switch_runs import Runner, assert_gradients
+from tests.integration.switch_runs import THREE, Runner, assert_gradients
 from tests.ranks import Ranks
 
 LONG = pytest.mark.long
@@ -72,3 +72,26 @@ CASES = [
 def test_every_layout_is_one_model(model: str, layout: str, runner: Runner) -> None:
     alone = trained(runner, model, "", "")
     assert_alike(trained(runner, model, "", LAYOUTS[layout]), alone)
+
+
+MORE = {
+    "dense-between": "--moe-layer-freq [1,0,1,1]",
+    "dense-first-and-last": "--moe-layer-freq [0,1,1,0]",
+    "mtp": "--mtp-num-layers 1",
+    "shared-expert": "--moe-shared-expert-intermediate-size 16",
+    "distributed-optimizer": "--use-distributed-optimizer --overlap-grad-reduce",
+}
+
+
+@pytest.mark.parametrize("more", [pytest.param(m, id=n, marks=LONG) for n, m in MORE.items()])
+def test_beside_what_a_model_may_have(more: str, runner: Runner) -> None:
+    pp2 = f"{LAYOUTS['pp2']} --recompute-granularity selective --recompute-modules moe"
+    alone = trained(runner, "groups", more, "")
+    assert_alike(trained(runner, "groups", more, pp2), alone)
+
+
+def test_a_trace_of_the_routing_changes_nothing(runner: Runner) -> None:
+    """Megatron's asks the router for the logits once more, behind its back."""
+    flags = [*MODELS["plain"], "--num-layers", "2", *THREE]
+    trace = "--moe-routing-trace-path {tmp}/trace --moe-routing-trace-capture-logits".split()
+    assert_gradients(runner(1, [*flags, *trace]), runner(1, flags), 1, 1e-6)

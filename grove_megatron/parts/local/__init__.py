@@ -4,26 +4,24 @@ from typing import Any
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
-from ..part import experts_of
 
 
 def rules(settings: Any, name: str) -> list[Problem]:
     """Of the number ``name`` of one kind."""
-    check = Check(settings, num_experts=experts_of(settings))
-    devices = "is over blocks of --num-experts, and {%s} are beside them; remove one of them"
+    check = Check(settings)
+    kinds = "--grove-zero-experts, --grove-copy-experts and --grove-constant-experts"
     broken = {
         f"{{{name}}} is negative; 0 is none": getattr(settings, name) < 0,
-        f"{{{name}}} needs tokens of several experts, {{moe_router_topk}}; use 2 or more": (
-            settings.moe_router_topk < 2
+        "{moe_router_topk} leaves a token with one expert, which may be one without an FFN, "
+        f"{kinds}; use 2 or more": settings.moe_router_topk < 2,
+        "{overlap_moe_expert_parallel_comm} has a schedule with no place for what a token computes "
+        f"on its own rank, {kinds}; remove it or them": settings.overlap_moe_expert_parallel_comm,
+        f"{{moe_router_fusion}} routes to --num-experts alone, not to {kinds}; remove it or them": (
+            settings.moe_router_fusion
         ),
-        f"{{{name}}} is beside {{overlap_moe_expert_parallel_comm}}, whose schedule has no place "
-        "for what a token computes on its own rank; remove one of them": (
-            settings.overlap_moe_expert_parallel_comm
-        ),
-        f"{{{name}}} excludes {{moe_router_fusion}}, which routes to --num-experts alone; remove "
-        "one of them": settings.moe_router_fusion,
         **{
-            f"{{{other}}} {devices % name}": bool(getattr(settings, other))
+            f"{{{other}}} is over blocks of --num-experts, and {kinds} are beside them; remove it "
+            "or them": bool(getattr(settings, other))
             for other in (
                 "moe_router_num_groups",
                 "grove_group_aux_loss_coeff",
