@@ -148,6 +148,113 @@ def write_noisy_topk(
     return _write(folder, config, {"x": x} | _weights(w), others, losses)
 
 
+def write_moepp(
+    folder: Path,
+    *,
+    hidden: int = 7,
+    experts: int = 8,
+    topk: int = 2,
+    width: int = 5,
+    tokens: int = 11,
+    tau: float = 0.6,
+    scaled: bool = True,
+    seed: int = 1,
+) -> Path:
+    """A folder of MoE++'s form (two layers, linear gates), token by token and expert by expert.
+
+    Args:
+        folder: to write.
+        hidden, topk, width, tokens: sizes.
+        experts: with an FFN; 2 constant, a copy and a zero expert are behind them.
+        tau: of the balance loss.
+        scaled: experts see their input times ``topk``.
+        seed: of all numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    random, columns = partial(_random, generator), experts + 4
+    w: dict[str, Tensor] = {}
+    for layer in ("layers.0.moe.", "layers.1.moe."):
+        w[f"{layer}gate.wg.weight"] = random(columns, hidden)
+        w[f"{layer}gate.gate_map.weight"] = random(columns, columns)
+        for e in range(experts):
+            w[f"{layer}experts.experts.{e}.up_proj.weight"] = random(2 * width, hidden)
+            w[f"{layer}experts.experts.{e}.down_proj.weight"] = random(hidden, width)
+        for e in (experts, experts + 1):
+            w[f"{layer}experts.experts.{e}.wg.weight"] = random(2, hidden)
+            w[f"{layer}experts.experts.{e}.constant"] = random(hidden)
+
+    def logits(rows: Tensor, layer: int, before: Tensor | None) -> Tensor:
+        gate = f"layers.{layer}.moe.gate."
+        own = rows @ w[f"{gate}wg.weight"].T
+        return own if before is None else own + before @ w[f"{gate}gate_map.weight"].T
+
+    rows = 2 * torch.randn(2, 60 * tokens, hidden, generator=generator).double()
+    with torch.no_grad():
+        first = logits(rows[0], 0, None)
+        both = torch.stack([first, logits(rows[1], 1, first)]).softmax(-1)
+        best = both.sort(descending=True).values
+        clear = (best[..., :-1] - best[..., 1:])[..., :topk].amin(-1).amin(0) > MARGIN
+    x1, x2 = (x[clear][:tokens].clone().requires_grad_() for x in rows)
+    assert len(x1) == tokens
+
+    def expert(layer: int, e: int, x: Tensor) -> Tensor:
+        name = f"layers.{layer}.moe.experts.experts.{e}."
+        if e < experts:
+            up, gated = (w[f"{name}up_proj.weight"] @ x).chunk(2)
+            return w[f"{name}down_proj.weight"] @ (F.silu(up) * gated)
+        if e < experts + 2:
+            one, two = (w[f"{name}wg.weight"] @ x).softmax(-1)
+            return one * x + two * w[f"{name}constant"]
+        return x if e == experts + 2 else 0 * x
+
+    tensors: dict[str, Tensor] = {}
+    total, balance, before = torch.zeros(()).double(), torch.zeros(()).double(), None
+    for layer, x in enumerate((x1, x2)):
+        n, before = layer + 1, logits(x, layer, before)
+        p = before.softmax(-1)
+        chosen = p.topk(topk).indices
+        y, tokens_of = [], torch.zeros(columns).double()
+        for t, picked in enumerate(chosen.tolist()):
+            ffn = [e for e in picked if e != columns - 1]
+            share = sum(p[t, e] for e in ffn)
+            own = x[t] * (topk if scaled else 1)
+            y.append(sum(p[t, e] / share * expert(layer, e, own) for e in ffn))
+            tokens_of[picked] += 1
+        r = random(tokens, hidden).detach()
+        tensors |= {f"r{n}": r, f"y{n}": torch.stack(y), f"topk_idx{n}": chosen.double()}
+        tensors |= {f"routing_weights{n}": p.detach()}
+        eta = torch.ones(columns).double()
+        eta[experts:] = tau
+        tensors[f"loss.paper_lb{n}"] = (eta * tokens_of / tokens * p.mean(0)).sum().reshape(1)
+        total = total + (tensors[f"y{n}"] * r).sum()
+        balance = balance + tensors[f"loss.paper_lb{n}"].sum()
+    leaves = {"x1": x1, "x2": x2} | _weights(w)
+    tensors |= leaves | _gradients("grad", total, leaves) | _gradients("grad_lb", balance, leaves)
+    flags = {
+        "moe_use_mixtral_gating": False,
+        "moe_2layer_gate": False,
+        "moe_use_logits_norm": False,
+        "moe_feature_no_mul_topk": not scaled,
+    }
+    config = {
+        "system": "moepp",
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_tokens": tokens,
+        "num_experts": columns,
+        "num_ffn_experts": experts,
+        "top_k": topk,
+        "num_layers": 2,
+        "tau_for_paper_lb": tau,
+        "variants": {"layer.safetensors (=default)": {"flags": flags}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "layer.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    return folder
+
+
 def _random(generator: torch.Generator, *shape: int) -> Tensor:
     """Numbers that fp32 has too."""
     values = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5

@@ -25,6 +25,7 @@ class Model:
             many a token selects; 0 in a dense model.
         local_experts: what a token selects from besides, and which has no FFN; the constant ones
             among them are ``constant_experts``.
+        local_tau: tokens of a routed expert for each of a local one, as training balances them.
         num_groups, adjugate_ffn_hidden_size: groups of experts, each with an adjugate, and its
             width; 0 without Grove.
         expert_bias: is there a selection bias per expert and layer with experts?
@@ -55,6 +56,7 @@ class Model:
     topk: int = 0
     local_experts: int = 0
     constant_experts: int = 0
+    local_tau: float = 1.0
     num_groups: int = 0
     adjugate_ffn_hidden_size: int = 0
     expert_bias: bool = False

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .architecture import Model
+from .selection import mean, with_ffn
 from .table import held
 from .weights import Weight
 
@@ -63,11 +64,15 @@ def whole_model(model: Model) -> list[Weight]:
     return held(model, layers, embedding=True, norm=True, output=untied, mtp=True)
 
 
-def active_parameters(model: Model, groups_per_token: float) -> float:
+def active_parameters(
+    model: Model, groups_per_token: float, experts_per_token: float | None = None
+) -> float:
     """Parameters that a token uses.
 
     Args:
         groups_per_token: adjugates it uses in a layer: a bound, an expectation, or a measurement.
+        experts_per_token: experts with an FFN, likewise; None for the expectation.
     """
+    met = mean(with_ffn(model)) if experts_per_token is None else experts_per_token
     counts = total_parameters(model)
-    return counts.active(model.topk, model.num_experts, groups_per_token, model.num_groups)
+    return counts.active(met, model.num_experts, groups_per_token, model.num_groups)

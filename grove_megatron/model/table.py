@@ -98,7 +98,8 @@ def _moe(model: Model) -> Iterator[Weight]:
         also = norm.name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
         # A Grove layer looks for the first name alone.
         yield norm if model.is_grove else replace(norm, also=also)
-    yield Weight("mlp.router.weight", ("RH",))
+    if not any(part.name.startswith("mlp.router.gate_") for part in model.part_weights):
+        yield Weight("mlp.router.weight", ("RH",))
     if model.linear_bias:
         yield Weight("mlp.router.bias", ("R",))
     if model.expert_bias:

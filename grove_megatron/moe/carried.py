@@ -22,8 +22,7 @@ def take_apart(joined: Tensor, hidden_size: int) -> tuple[Tensor, Tensor | None]
     carried = joined.shape[-1] - hidden_size
     if carried == 0:
         return joined, None
-    hidden, logits = joined.split([hidden_size, carried], dim=-1)
-    return hidden, logits
+    return joined[..., :hidden_size], joined[..., hidden_size:]
 
 
 class CarryingLayer(TransformerLayer):

@@ -54,7 +54,7 @@ class Columns:
         """Columns by name, in order."""
         arrays = {
             "experts": self.experts,
-            "local": self.local,
+            **({"local": self.local} if self.local else {}),
             "groups": self.groups,
             "sharing": self.degrees,
             "rows": self.ranks,

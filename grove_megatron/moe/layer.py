@@ -124,7 +124,8 @@ class GroveMoELayer(MoELayer):
     def _for_experts(self, hidden_states: Tensor) -> Tensor:
         if not self.config.grove_topk_scaled_input:
             return hidden_states
-        return hidden_states * self.config.moe_router_topk
+        scaled: Tensor = hidden_states * self.config.moe_router_topk
+        return scaled
 
     def route(
         self, hidden_states: Tensor, padding_mask: Tensor | None = None

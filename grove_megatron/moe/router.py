@@ -127,7 +127,7 @@ class GroveRouter(TopKRouter):
         if not self.local:
             return probs_TE, map_TE, None
         counts = [one.count for one in self.local]
-        routed_TE, *weights = probs_TE.split([self.routed_experts, *counts], dim=1)
+        routed_TE, *weights = torch.split(probs_TE, [self.routed_experts, *counts], dim=1)
         added = [one(x_TH, own_TC) for one, own_TC in zip(self.local, weights, strict=True)]
         given = [output_TH for output_TH in added if output_TH is not None]
         map_TE = map_TE[:, : self.routed_experts].contiguous()

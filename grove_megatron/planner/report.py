@@ -7,6 +7,7 @@ from typing import Any
 
 from ..model.architecture import Model
 from ..model.parameters import active_parameters, total_parameters
+from ..model.selection import ffn_range, mean, with_ffn
 from .fit import fit
 from .flops import flops_per_token
 from .inputs import Layout, Sizes
@@ -37,18 +38,26 @@ def plan(sizes: Sizes) -> dict[str, Any]:
         "params_rank": [asdict(counts) for counts in rank_parameters(model, layout)],
         "groups_per_token": groups,
         "rows_per_token": rows_per_token(model, layout),
-        "stock_rows_per_token": model.topk,
+        "stock_rows_per_token": mean(with_ffn(model)),
         "memory_stage": stage,
         "memory": asdict(memories[stage]),
         "memory_with_margin": memories[stage].with_margin,
         "flops_per_token": flops_per_token(model, training.sequence_length),
         "adjugate_flops_per_token": _adjugate_flops(sizes),
     }
-    if model.num_groups:
-        fewest, most = distinct_range(model.num_experts, model.topk, model.num_groups)
-        numbers["params_active_least"] = active_parameters(model, fewest)
-        numbers["params_active_most"] = active_parameters(model, most)
+    if model.num_groups or model.local_experts:
+        few, many = ffn_range(model)
+        fewest, most = _fewest_groups(model, few), min(many, model.num_groups)
+        numbers["params_active_least"] = active_parameters(model, fewest, few)
+        numbers["params_active_most"] = active_parameters(model, most, many)
+        numbers["ffn_experts_per_token"] = mean(with_ffn(model))
     return numbers
+
+
+def _fewest_groups(model: Model, experts: int) -> int:
+    if not model.num_groups:
+        return 0
+    return distinct_range(model.num_experts, experts, model.num_groups)[0]
 
 
 def plan_lines(sizes: Sizes, tokens_of: str = "", gpu_memory: float | None = None) -> list[str]:
@@ -94,7 +103,10 @@ def _model(model: Model) -> str:
     if not moe:
         return text
     which = "all" if moe == layers else str(moe)
-    text += f", {which} with {model.num_experts} experts, {model.topk} a token"
+    text += f", {which} with {model.num_experts} experts"
+    if model.local_experts:
+        text += f" and {model.local_experts} without an FFN"
+    text += f", {model.topk} a token"
     if model.num_groups:
         size = model.num_experts // model.num_groups
         text += f", in {model.num_groups} groups of {size} with an adjugate each"
@@ -122,12 +134,18 @@ def _parameters(model: Model) -> str:
 
 
 def _active(model: Model, numbers: dict[str, Any]) -> str:
-    if not model.num_groups:
+    if not (model.num_groups or model.local_experts):
         return f"{numbers['params_active']:,.0f} a token" if model.num_experts else ""
     least, most = numbers["params_active_least"], numbers["params_active_most"]
+    met = []
+    if model.local_experts:
+        met.append(f"{numbers['ffn_experts_per_token']:.3f} experts with an FFN")
+    if model.num_groups:
+        met.append(f"{numbers['groups_per_token']:.3f} adjugates")
+    routing = "uniform routing" if model.local_tau == 1 else f"tau {model.local_tau:g}"
     return (
         f"{least:,.0f} to {most:,.0f} a token; {numbers['params_active']:,.0f} expected, with "
-        f"{numbers['groups_per_token']:.3f} adjugates in a layer (uniform routing)"
+        f"{' and '.join(met)} in a layer ({routing})"
     )
 
 
@@ -174,12 +192,13 @@ def _rows(sizes: Sizes, numbers: dict[str, Any]) -> str:
         )
     if sizes.layout.row_per_expert:
         return (
-            f"{sizes.model.topk} a token and layer, one for each of its experts (Megatron's "
-            "all-to-all)"
+            f"{numbers['rows_per_token']:.4g} a token and layer, one for each of its experts "
+            "(Megatron's all-to-all)"
         )
     return (
         f"{numbers['rows_per_token']:.3f} a token and layer, one to every rank it needs, its own "
-        f"included (uniform routing); Megatron's all-to-all sends {sizes.model.topk}"
+        f"included (uniform routing); Megatron's all-to-all sends "
+        f"{numbers['stock_rows_per_token']:.4g}"
     )
 
 

@@ -7,6 +7,7 @@ met if one of them is selected; b such sets hold all experts.
 from math import ceil, comb
 
 from ..model.architecture import Model
+from ..model.selection import mean, with_ffn
 from .inputs import Layout
 
 
@@ -31,19 +32,27 @@ def groups_per_token(model: Model) -> float:
     """Adjugates that an average token needs in a layer; 0 without groups."""
     if not model.num_groups:
         return 0.0
-    return expected_distinct(model.num_experts, model.topk, model.num_groups)
+    return _expected(model, model.num_groups)
 
 
 def rows_per_token(model: Model, layout: Layout) -> float:
     """Rows a token is sent as, its own rank's included; 0 without experts.
 
-    Our dispatch sends one to every rank it needs, Megatron's all-to-all ``model.topk``, and its
-    all-gather one to every rank.
+    Our dispatch sends one to every rank it needs, Megatron's all-to-all one for each of its
+    experts, and its all-gather one to every rank.
     """
     if not model.num_experts:
         return 0.0
     if layout.all_gather:
         return float(layout.expert)
     if layout.row_per_expert:
-        return float(model.topk)
-    return expected_distinct(model.num_experts, model.topk, layout.expert)
+        return mean(with_ffn(model))
+    return _expected(model, layout.expert)
+
+
+def _expected(model: Model, sets: int) -> float:
+    """Sets that the experts with an FFN of a token meet."""
+    return sum(
+        chance * expected_distinct(model.num_experts, selected, sets)
+        for selected, chance in with_ffn(model).items()
+    )

@@ -395,7 +395,7 @@ _OF_A_RUN: dict[str, Callable[[object], bool]] = {
     "drops": lambda value: isinstance(value, bool),
     "parameters": _is_list_of(_is_count),
     "settings": _is_table,
-    "local": lambda value: _is_table(value) and all(map(_is_count, value.values())),
+    "local": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
 }
 _OF_AN_INTERVAL: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("iteration", "iterations"), _is_count),

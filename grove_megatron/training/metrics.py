@@ -270,8 +270,6 @@ def _interval(
         for name, part in parts.items()
         if name not in ("holders", "biased", "bias")
     }
-    if not columns.local:
-        del counted["local"]
     return Interval(
         run=run,
         iteration=iteration,

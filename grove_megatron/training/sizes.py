@@ -100,6 +100,7 @@ def _model(args: Namespace, tokens: int | None) -> Model:
         topk=args.moe_router_topk if experts else 0,
         local_experts=registry.local_experts(args) if experts and has_grove_layers(args) else 0,
         constant_experts=args.grove_constant_experts if experts and has_grove_layers(args) else 0,
+        local_tau=args.grove_local_tau if getattr(args, "grove_heterogeneous_loss_coeff", 0) else 1,
         num_groups=args.grove_num_groups if grove else 0,
         adjugate_ffn_hidden_size=args.grove_adjugate_ffn_hidden_size if grove else 0,
         expert_bias=bool(experts and args.moe_router_enable_expert_bias),

@@ -1,7 +1,12 @@
 """MoE++, with groups and without: every layout, and every way to compute it again, is one model."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from grove_megatron.report.measures import per_layer
+from grove_megatron.report.record import read_record
 from tests.integration.flags import GROVE, PLAIN_MODEL
 from tests.integration.switch_runs import THREE, Runner, assert_gradients
 from tests.ranks import Ranks
@@ -95,3 +100,21 @@ def test_a_trace_of_the_routing_changes_nothing(runner: Runner) -> None:
     flags = [*MODELS["plain"], "--num-layers", "2", *THREE]
     trace = "--moe-routing-trace-path {tmp}/trace --moe-routing-trace-capture-logits".split()
     assert_gradients(runner(1, [*flags, *trace]), runner(1, flags), 1, 1e-6)
+
+
+def test_what_tokens_skip_is_seen(ranks: Ranks, tmp_path: Path) -> None:
+    argv = [*MODELS["plain"], *EP2.split(), "--grove-metrics-dir", str(tmp_path / "metrics")]
+    target = "tests.integration.recorded_run:train"
+    job = ranks.run(2, target, str(tmp_path), argv, folder=tmp_path).check()
+    assert re.search(r" skipped: \d+\.\d% \|", job.log(1))
+    intervals = read_record(tmp_path / "metrics" / "routing.jsonl").intervals
+    assert len(intervals) == 10
+    for interval in intervals:
+        assert interval.run.local == {"constant": 2, "copy": 1, "zero": 1}
+        measures = per_layer(interval)
+        kinds = [measures[f"{kind}_per_token"] for kind in interval.run.local]
+        assert sum(kinds) + measures["pairs_per_token"] == pytest.approx([2] * 4)
+        assert measures["skipped_share"] == pytest.approx(sum(kinds) / 2)
+        # What is sent is sent for an FFN.
+        assert (measures["rows_per_token"] <= measures["pairs_per_token"]).all()
+        assert (measures["rows_per_token"] > 0).all()

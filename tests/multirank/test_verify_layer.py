@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.layer_folders import write_noisy_topk, write_qwen2_moe
+from tests.layer_folders import write_moepp, write_noisy_topk, write_qwen2_moe
 from tests.ranks import Job, Ranks
 
 GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
@@ -47,6 +47,10 @@ LAYERS = {
     ("st_moe", "default"): 28,
     ("st_moe", "gshard"): 28,
     ("switch", "default"): 18,
+    ("moepp", "default"): 46,
+    ("moepp", "linear_nomul"): 42,
+    ("moepp", "mixtral_logits_norm"): 42,
+    ("moepp", "paper"): 42,
     # Parts of the router: those that are there.
     **{(name, "default"): len(grads) for name, grads in OWN.items()},
 }
@@ -84,8 +88,9 @@ def test_a_layer_of_every_system(kernel: str, dtype: str, ranks: Ranks, tmp_path
 def test_its_experts_and_tokens_on_several_ranks(
     size: int, dtype: str, ranks: Ranks, tmp_path: Path
 ) -> None:
-    # Of Switch's 5 experts all are on one rank.
-    layers = [layer for layer in LAYERS if layer[0] != "switch"]
+    # Of Switch's 5 experts all are on one rank, of MoE++'s 6 none or one would be on one of 4.
+    left_out = {"switch"} if size == 2 else {"switch", "moepp"}
+    layers = [layer for layer in LAYERS if layer[0] not in left_out]
     folders = [(str(GOLDENS / system), variant) for system, variant in layers]
     args = (str(tmp_path), folders, dtype, ["--expert-model-parallel-size", str(size)])
     for results in ranks.run(size, VERIFY, *args, folder=tmp_path).check().results():
@@ -130,6 +135,28 @@ def test_odd_sizes(size: int, experts_on: int, ranks: Ranks, tmp_path: Path) -> 
         assert len(results) == len(sizes) + len(noisy)
         for found in results:
             assert found["passed"], found
+            assert found["grads_compared"] == found["grads_in_file"]
+
+
+@pytest.mark.parametrize(("size", "experts_on"), [(1, 1), (4, 2), (4, 4)])
+def test_odd_sizes_of_moepp(size: int, experts_on: int, ranks: Ranks, tmp_path: Path) -> None:
+    moepp: list[dict[str, Any]] = [
+        {"tokens": 11},
+        {"tokens": 3, "experts": 4, "topk": 3, "scaled": False},
+        {"hidden": 5, "experts": 12, "topk": 5, "tokens": 9, "tau": 0.25},
+        # Most of a token's experts have no FFN.
+        {"experts": 4, "topk": 7, "tokens": 13, "seed": 2},
+    ]
+    layers = [
+        (str(write_moepp(tmp_path / f"layer{i}", **one)), "default") for i, one in enumerate(moepp)
+    ]
+    args = (str(tmp_path), layers, "fp64", ["--expert-model-parallel-size", str(experts_on)])
+    for results in ranks.run(size, VERIFY, *args, folder=tmp_path).check().results():
+        assert len(results) == len(moepp)
+        for found in results:
+            assert found["passed"], found
+            assert found["routing_equal"]
+            assert 0 < found["max_grad_error"] < 1e-10, found
             assert found["grads_compared"] == found["grads_in_file"]
 
 
@@ -203,10 +230,12 @@ SCALE = ["--grove-adjugate-scale", "0.05"]
 
 
 def test_with_groups_it_is_the_system_and_its_adjugates(ranks: Ranks, tmp_path: Path) -> None:
-    layers = [(str(GOLDENS / system), variant) for system, variant in LAYERS]
+    # Not of MoE++, whose two layers tests/integration/test_moepp.py trains with groups.
+    alone = [layer for layer in LAYERS if layer[0] != "moepp"]
+    layers = [(str(GOLDENS / system), variant) for system, variant in alone]
     args = (str(tmp_path), layers, [*GROUPS, *SCALE])
     (results,) = ranks.run(1, ADJUGATES, *args, folder=tmp_path).check().results()
-    for (system, _), found in zip(LAYERS, results, strict=True):
+    for (system, _), found in zip(alone, results, strict=True):
         assert 0 < found["error"] < 1e-10, (system, found)
         assert found["adjugates"] > 1e-6, system
         assert found["compared"] > 3, system

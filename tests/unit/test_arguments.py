@@ -71,6 +71,15 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-loss-devices": (None, None),
         "--grove-importance-loss-coeff": (0.0, None),
         "--grove-load-loss-coeff": (0.0, None),
+        "--grove-constant-experts": (0, None),
+        "--grove-copy-experts": (0, None),
+        "--grove-zero-experts": (0, None),
+        "--grove-zero-expert-weight": ("own", ("own", "others")),
+        "--grove-topk-scaled-input": (False, None),
+        "--grove-gating-residual": (False, None),
+        "--grove-router-gate": ("linear", ("linear", "two_layer")),
+        "--grove-heterogeneous-loss-coeff": (0.0, None),
+        "--grove-local-tau": (0.75, None),
     }
 
 
@@ -155,6 +164,13 @@ OF_THE_WEIGHTS = {
     "grove_logit_norm": ("sample", "none"),
     "grove_logit_norm_scale": (1.5, 1.0),
     "grove_noisy_topk": (True, False),
+    "grove_constant_experts": (2, 0),
+    "grove_copy_experts": (1, 0),
+    "grove_zero_experts": (1, 2),
+    "grove_zero_expert_weight": ("others", "own"),
+    "grove_topk_scaled_input": (True, False),
+    "grove_gating_residual": (True, False),
+    "grove_router_gate": ("two_layer", "linear"),
 }
 
 

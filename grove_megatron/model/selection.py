@@ -1,0 +1,50 @@
+"""How many of a token's experts have an FFN, where it may select experts that have none."""
+
+from collections.abc import Mapping
+from math import comb
+
+from .architecture import Model
+
+_HALVINGS = 200
+
+
+def with_ffn(model: Model) -> Mapping[int, float]:
+    """Probability of every number of experts with an FFN among a token's ``topk``.
+
+    A token selects uniformly, or with ``local_tau`` so that the routed experts get tau N / (tau N +
+    C) of all pairs, of which the balance loss of MoE++ is the smallest (arXiv 2410.07348, 3.3):
+    Fisher's noncentral hypergeometric distribution with that mean.
+    """
+    experts, local, topk = model.num_experts, model.local_experts, model.topk
+    if not local:
+        return {topk: 1.0}
+    share = model.local_tau * experts / (model.local_tau * experts + local)
+    ways = {
+        n: comb(experts, n) * comb(local, topk - n)
+        for n in range(max(0, topk - local), min(topk, experts) + 1)
+    }
+    wanted = min(max(share * topk, min(ways)), max(ways))
+    low, high = 1e-9, 1e9
+    for _ in range(_HALVINGS):
+        odds = (low * high) ** 0.5
+        if mean(_tilted(ways, odds)) < wanted:
+            low = odds
+        else:
+            high = odds
+    return _tilted(ways, 1.0 if model.local_tau == 1 else (low * high) ** 0.5)
+
+
+def mean(chances: Mapping[int, float]) -> float:
+    """Of a distribution of numbers."""
+    return sum(n * chance for n, chance in chances.items())
+
+
+def ffn_range(model: Model) -> tuple[int, int]:
+    """The fewest and the most experts with an FFN that a token can have."""
+    return max(0, model.topk - model.local_experts), min(model.topk, model.num_experts)
+
+
+def _tilted(ways: Mapping[int, int], odds: float) -> dict[int, float]:
+    weights = {n: count * odds ** (n - min(ways)) for n, count in ways.items()}
+    total = sum(weights.values())
+    return {n: weight / total for n, weight in weights.items()}
