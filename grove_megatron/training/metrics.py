@@ -195,12 +195,13 @@ class RoutingTracker(MoEMetricsTracker):
         )
 
     def _tell_flops(self, table_LC: torch.Tensor) -> None:
-        """Megatron counts FLOPs on every rank, so every rank has to know how many groups."""
+        """Megatron counts FLOPs on every rank, so every rank has to know of what."""
         widths = self._columns.widths
         parts = dict(zip(widths, torch.split(table_LC, [*widths.values()], dim=1), strict=True))
-        met, tokens = torch.stack([parts["groups"].sum(), parts["sharing"].sum()]).tolist()
+        names = ("groups", "sharing", "experts")
+        met, tokens, pairs = torch.stack([parts[name].sum() for name in names]).tolist()
         if tokens:
-            set_measured_groups_per_token(met / tokens)
+            set_measured_groups_per_token(met / tokens, pairs / tokens)
 
     def evaluated(self, of: str, iteration: int, seconds: float, losses: dict[str, float]) -> None:
         """Put an evaluation into the record, on the rank that writes it; see evaluations.py."""

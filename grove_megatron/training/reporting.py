@@ -3,8 +3,9 @@
 Its list of arguments is cut down to those that were chosen.
 
 Megatron counts the routed experts, the shared ones and everything else of a Grove model; what it
-prints, writes to TensorBoard and keeps in checkpoints lacks the adjugates alone. For a run without
-groups the functions below return what Megatron's return.
+prints, writes to TensorBoard and keeps in checkpoints lacks the adjugates, and takes every expert
+of a token for one with an FFN. For a run with neither groups nor local experts the functions below
+return what Megatron's return.
 """
 
 import copy
@@ -14,10 +15,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from ..config import grove_defaults, has_adjugates, is_checked, moe_pattern
+from ..config import grove_defaults, has_adjugates, has_grove_layers, is_checked, moe_pattern
+from ..model.selection import mean, with_ffn
+from ..parts import registry
+from ..planner import traffic
 from ..planner.activations import adjugate_activations
 from ..planner.flops import adjugate_flops
-from ..planner.traffic import expected_distinct
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
 from . import evaluations
@@ -25,10 +28,13 @@ from .megatrons_flags import megatrons_flags
 from .sizes import is_gated, sizes_of
 
 _measured: float | None = None
+_measured_experts: float | None = None
 
 
-def set_measured_groups_per_token(groups: float | None) -> None:
+def set_measured_groups_per_token(groups: float | None, experts: float | None = None) -> None:
     """Tell the FLOPs count how many adjugates an average token used in a layer.
+
+    Where tokens have local experts, also how many experts with an FFN; None: as expected.
 
     Averaged over tokens and Grove layers, MTP layers included. It holds from the next count on,
     until another is told; None returns to the expectation. Megatron adds up the FLOPs of a run on
@@ -37,17 +43,27 @@ def set_measured_groups_per_token(groups: float | None) -> None:
     Raises:
         ValueError: the number is negative.
     """
-    global _measured
+    global _measured, _measured_experts
     if groups is not None and not groups >= 0:
         raise ValueError(f"groups per token ({groups}) is not 0 or more; pass a mean, or None")
-    _measured = groups
+    _measured, _measured_experts = groups, experts
 
 
 def groups_per_token(args: Namespace) -> float:
     """Distinct groups that an average token meets in a layer: measured, or else expected."""
-    if _measured is not None:
-        return _measured
-    return expected_distinct(args.num_experts, args.moe_router_topk, args.grove_num_groups)
+    return traffic.groups_per_token(sizes_of(args).model) if _measured is None else _measured
+
+
+def _computed(args: Namespace) -> Namespace:
+    """A copy whose tokens have as many experts as have an FFN: measured, or else expected."""
+    if not (has_grove_layers(args) and registry.local_experts(args)):
+        return args
+    found = copy.copy(args)
+    model = sizes_of(args).model
+    found.moe_router_topk = (
+        mean(with_ffn(model)) if _measured_experts is None else _measured_experts
+    )
+    return found
 
 
 def announce_flops(args: Namespace) -> None:
@@ -70,7 +86,7 @@ def _flops(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         """Megatron's count and, for a Grove model, that of its adjugates."""
         counted = original(
-            args, batch_size, seqlen_squared_sum_in_batch, total_real_tokens_in_batch
+            _computed(args), batch_size, seqlen_squared_sum_in_batch, total_real_tokens_in_batch
         )
         if not has_adjugates(args):
             return counted
@@ -92,12 +108,15 @@ def _flops(original: Callable[..., Any]) -> Callable[..., Any]:
 def _weights(original: Callable[..., Any]) -> Callable[..., Any]:
     def compute_weight_and_optimizer_memory(args: Namespace, verbose: bool = False) -> Any:
         """Megatron's, of routed experts as wide as experts and adjugates together."""
-        return original(_with_adjugates(args) if has_adjugates(args) else args, verbose=verbose)
+        computed = _computed(args)
+        if has_adjugates(args):
+            computed = _with_adjugates(computed, groups_per_token(args))
+        return original(computed, verbose=verbose)
 
     return compute_weight_and_optimizer_memory
 
 
-def _with_adjugates(args: Namespace) -> Namespace:
+def _with_adjugates(args: Namespace, groups: float) -> Namespace:
     """A copy whose routed experts have the adjugates' parameters too, in total and active ones.
 
     Both are split over the expert-parallel ranks in the same way. Megatron counts two matrices of
@@ -108,7 +127,7 @@ def _with_adjugates(args: Namespace) -> Namespace:
     if is_gated(args) and not args.swiglu:
         width = width * 3 / 2
     mean = args.moe_ffn_hidden_size + args.grove_num_groups * width / experts
-    active = args.moe_router_topk * args.moe_ffn_hidden_size + groups_per_token(args) * width
+    active = args.moe_router_topk * args.moe_ffn_hidden_size + groups * width
     together = copy.copy(args)
     together.moe_ffn_hidden_size = mean
     together.moe_router_topk = active / mean
@@ -120,7 +139,7 @@ def _activations(original: Callable[..., Any]) -> Callable[..., Any]:
         args: Namespace, num_microbatches: int | None, verbose: bool = False
     ) -> Any:
         """Megatron's, of the first pipeline stage, and what the adjugates keep there."""
-        counted = original(args, num_microbatches, verbose=verbose)
+        counted = original(_computed(args), num_microbatches, verbose=verbose)
         if not has_adjugates(args):
             return counted
         layers = sum(moe_pattern(args)) * _in_flight(args, num_microbatches)

@@ -64,6 +64,22 @@ class TestFlops:
         set_measured_groups_per_token(None)
         assert with_and_without(job())[0] == megatrons + 3 * 2 * 32 * 16 * 8 * 3 * EXPECTED * 2
 
+    def test_experts_without_an_ffn_are_not_counted(self):
+        local = "--grove-zero-experts 2 --grove-copy-experts 1 --grove-constant-experts 1"
+        args = job(local)
+        # 2 of 8 experts in 4 groups, and of 4 without an FFN.
+        model = sizes_of(args).model
+        for groups, experts in ((None, None), (0.75, 1.25)):
+            set_measured_groups_per_token(groups, experts)
+            patched, megatrons = with_and_without(args)
+            met = 4 * (1 - 45 / 66) if groups is None else groups
+            # Experts of 24 with an FFN, adjugates of 8.
+            skipped = 24 * (2 - (experts or 4 / 3)) - 8 * met
+            assert patched == pytest.approx(megatrons - 6 * 32 * 16 * 3 * skipped * 2, rel=1e-12)
+        set_measured_groups_per_token(None)
+        planned = flops_per_token(model, args.seq_length) * 4 * args.seq_length
+        assert planned == pytest.approx(with_and_without(args)[0], rel=1e-12)
+
     @pytest.mark.parametrize("groups", [-1.0, float("nan")])
     def test_a_measurement_that_is_none_is_refused(self, groups):
         with pytest.raises(ValueError, match=r"groups per token \(\S+\) is not 0 or more"):
