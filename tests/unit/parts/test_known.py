@@ -116,6 +116,39 @@ REFUSED = {
         "--grove-aux-loss-counts (routed) is of losses, and there is none; give "
         "--moe-router-load-balancing-type aux_loss, or remove it"
     ),
+    "--grove-zero-experts -1": "--grove-zero-experts (-1) is negative; 0 is none",
+    "--grove-copy-experts 1 --moe-router-topk 1 --moe-router-pre-softmax": (
+        "--moe-router-topk (1) leaves a token with one expert, which may be one without an FFN, "
+        "--grove-zero-experts, --grove-copy-experts and --grove-constant-experts; use 2 or more"
+    ),
+    "--grove-zero-experts 1 --grove-copy-experts 1 --moe-router-num-groups 4 "
+    "--moe-router-group-topk 2 --grove-group-score max": (
+        "--moe-router-num-groups (4) is over blocks of --num-experts, and --grove-zero-experts, "
+        "--grove-copy-experts and --grove-constant-experts are beside them; remove it or them"
+    ),
+    "--grove-zero-expert-weight others": (
+        "--grove-zero-expert-weight (others) needs --grove-zero-experts (0); give some, or remove "
+        "it"
+    ),
+    "--grove-heterogeneous-loss-coeff 0.1": (
+        "--grove-heterogeneous-loss-coeff (0.1) is of experts with an FFN and without, "
+        "--grove-zero-experts, --grove-copy-experts or --grove-constant-experts; give some, or "
+        "remove it"
+    ),
+    "--grove-zero-experts 1 --grove-heterogeneous-loss-coeff 0.1 --grove-local-tau 0": (
+        "--grove-local-tau (0.0) is not a finite number above 0; 0.75 is the paper's"
+    ),
+    "--grove-zero-experts 1 --moe-expert-capacity-factor 1 --grove-local-tau -1": (
+        "--grove-local-tau (-1.0) is not a finite number above 0; 0.75 is the paper's"
+    ),
+    "--grove-local-tau 0.5": (
+        "--grove-local-tau (0.5) is set without --grove-heterogeneous-loss-coeff (0.0), which "
+        "reads it; give that, or remove it"
+    ),
+    "--grove-gating-residual --num-layers 1": (
+        "--grove-gating-residual (True) needs two MoE layers, and --num-layers (1) with "
+        "--moe-layer-freq (1) have 1; add layers, or remove it"
+    ),
     "--grove-device-loss-coeff 0.1": (
         "--grove-device-loss-coeff (0.1) needs the number of devices, --grove-loss-devices (None) "
         "or --moe-router-num-groups (None); give one"
