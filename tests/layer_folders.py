@@ -158,6 +158,9 @@ def write_moepp(
     tokens: int = 11,
     tau: float = 0.6,
     scaled: bool = True,
+    constant: int = 2,
+    copy: int = 1,
+    zero: int = 1,
     seed: int = 1,
 ) -> Path:
     """A folder of MoE++'s form (two layers, linear gates), token by token and expert by expert.
@@ -165,13 +168,14 @@ def write_moepp(
     Args:
         folder: to write.
         hidden, topk, width, tokens: sizes.
-        experts: with an FFN; 2 constant, a copy and a zero expert are behind them.
+        experts: with an FFN.
+        constant, copy, zero: those behind them, in this order.
         tau: of the balance loss.
         scaled: experts see their input times ``topk``.
         seed: of all numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    random, columns = partial(_random, generator), experts + 4
+    random, columns = partial(_random, generator), experts + constant + copy + zero
     w: dict[str, Tensor] = {}
     for layer in ("layers.0.moe.", "layers.1.moe."):
         w[f"{layer}gate.wg.weight"] = random(columns, hidden)
@@ -179,7 +183,7 @@ def write_moepp(
         for e in range(experts):
             w[f"{layer}experts.experts.{e}.up_proj.weight"] = random(2 * width, hidden)
             w[f"{layer}experts.experts.{e}.down_proj.weight"] = random(hidden, width)
-        for e in (experts, experts + 1):
+        for e in range(experts, experts + constant):
             w[f"{layer}experts.experts.{e}.wg.weight"] = random(2, hidden)
             w[f"{layer}experts.experts.{e}.constant"] = random(hidden)
 
@@ -202,10 +206,10 @@ def write_moepp(
         if e < experts:
             up, gated = (w[f"{name}up_proj.weight"] @ x).chunk(2)
             return w[f"{name}down_proj.weight"] @ (F.silu(up) * gated)
-        if e < experts + 2:
+        if e < experts + constant:
             one, two = (w[f"{name}wg.weight"] @ x).softmax(-1)
             return one * x + two * w[f"{name}constant"]
-        return x if e == experts + 2 else 0 * x
+        return x if e < columns - zero else 0 * x
 
     tensors: dict[str, Tensor] = {}
     total, balance, before = torch.zeros(()).double(), torch.zeros(()).double(), None
@@ -215,10 +219,10 @@ def write_moepp(
         chosen = p.topk(topk).indices
         y, tokens_of = [], torch.zeros(columns).double()
         for t, picked in enumerate(chosen.tolist()):
-            ffn = [e for e in picked if e != columns - 1]
-            share = sum(p[t, e] for e in ffn)
+            kept = [e for e in picked if e < columns - zero]
+            share = sum(p[t, e] for e in kept)
             own = x[t] * (topk if scaled else 1)
-            y.append(sum(p[t, e] / share * expert(layer, e, own) for e in ffn))
+            y.append(sum((p[t, e] / share * expert(layer, e, own) for e in kept), 0 * own))
             tokens_of[picked] += 1
         r = random(tokens, hidden).detach()
         tensors |= {f"r{n}": r, f"y{n}": torch.stack(y), f"topk_idx{n}": chosen.double()}
@@ -243,6 +247,9 @@ def write_moepp(
         "num_tokens": tokens,
         "num_experts": columns,
         "num_ffn_experts": experts,
+        "num_constant_experts": constant,
+        "num_copy_experts": copy,
+        "num_zero_experts": zero,
         "top_k": topk,
         "num_layers": 2,
         "tau_for_paper_lb": tau,

@@ -62,10 +62,12 @@ def _findings(routers: list[GroveRouter]) -> Iterator[Finding]:
 def _text(router: GroveRouter, bad: NotFinite) -> str:
     layer = f"{'MTP ' if router.is_mtp_layer else ''}layer {router.layer_number}"
     when = f"first at iteration {bad.iteration}" if bad.iteration else "before training"
-    weight = router.weight.detach()
-    broken = int((~torch.isfinite(weight)).sum())
+    # Those of its parts too; a gate of two layers has no matrix under Megatron's name.
+    weights = [weight.detach() for weight in router.parameters()]
+    broken = sum(int((~torch.isfinite(weight)).sum()) for weight in weights)
+    total = sum(weight.numel() for weight in weights)
     whose = (
-        f"{broken} of the router's {weight.numel()} weights are not finite: they come from a bad "
+        f"{broken} of the router's {total} weights are not finite: they come from a bad "
         "checkpoint, or from an update with such gradients or too large a --lr"
         if broken
         else "the router's weights are finite, its input was not, or too large: look at the "

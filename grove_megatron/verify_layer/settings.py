@@ -27,6 +27,14 @@ class Settings:
         self.problems.append(f"{key} ({value}) of config.json is not an integer of 1 or more")
         return 1
 
+    def count(self, key: str, default: int) -> int:
+        """An integer of 0 or more, ``default`` where it is absent."""
+        value = self.values.get(key, default)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+        self.problems.append(f"{key} ({value}) of config.json is not an integer of 0 or more")
+        return default
+
     def number(self, key: str) -> float:
         """A number above 0."""
         value = self.values.get(key)

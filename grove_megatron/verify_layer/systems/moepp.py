@@ -17,9 +17,8 @@ from ..settings import Settings
 from ..system import Loss, System
 
 NAMES = ("moepp", "moe++")
-# Constants of the authors' module.
-_CONSTANT, _COPY, _ZERO = 2, 1, 1
-_LOCAL = _CONSTANT + _COPY + _ZERO
+# Constants of the authors' module, which a folder may say otherwise: (key, experts).
+_LOCAL = {"num_constant_experts": 2, "num_copy_experts": 1, "num_zero_experts": 1}
 _JOINED = ("x", "r", "y", "grad.x", "grad_lb.x")
 _LAYERS = 2
 
@@ -27,12 +26,14 @@ _LAYERS = 2
 def system(settings: Settings) -> System:
     hidden, width = settings.size("hidden_size"), settings.size("intermediate_size")
     routed, columns = settings.size("num_ffn_experts"), settings.size("num_experts")
-    if columns != routed + _LOCAL:
+    constant, copied, zero = (settings.count(key, default) for key, default in _LOCAL.items())
+    local = constant + copied + zero
+    if columns != routed + local:
         settings.problems.append(
-            f"num_experts ({columns}) of config.json is not num_ffn_experts ({routed}) and {_LOCAL}"
+            f"num_experts ({columns}) of config.json is not num_ffn_experts ({routed}) and {local}"
         )
     settings.choice("num_layers", _LAYERS)
-    flags, two_layers = _flags(settings)
+    flags, two_layers = _flags(settings, zero)
 
     def parameters(take: Take) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -54,23 +55,23 @@ def system(settings: Settings) -> System:
                 found[f"{expert}linear_fc1.weight"] = up
                 down = take(f"{name}down_proj.weight", hidden, width)
                 found[f"{expert}linear_fc2.weight"] = down
-            constant = range(routed, routed + _CONSTANT)
-            names = [f"{theirs}experts.experts.{e}." for e in constant]
-            local = f"{ours}router.local_constant."
-            blends = [take(f"{name}wg.weight", 2, hidden) for name in names]
-            found[f"{local}weight"] = torch.cat(blends)
-            vectors = [take(f"{name}constant", hidden) for name in names]
-            found[f"{local}vector"] = torch.stack(vectors)
+            names = [f"{theirs}experts.experts.{routed + c}." for c in range(constant)]
+            if names:
+                local_constant = f"{ours}router.local_constant."
+                blends = [take(f"{name}wg.weight", 2, hidden) for name in names]
+                found[f"{local_constant}weight"] = torch.cat(blends)
+                vectors = [take(f"{name}constant", hidden) for name in names]
+                found[f"{local_constant}vector"] = torch.stack(vectors)
         return found
 
-    loss = OfRawLogits(_LOCAL, settings.number("tau_for_paper_lb"), 1.0)
+    loss = OfRawLogits(local, settings.number("tau_for_paper_lb"), 1.0)
     per_layer = ("logits", "norm_logits", "routing_weights", "topk_idx")
     return System(
         flags=[
             *("--num-experts", str(routed), *swiglu_flags(width), *flags),
             *("--moe-router-topk", str(settings.size("top_k")), "--grove-gating-residual"),
-            *("--grove-constant-experts", str(_CONSTANT), "--grove-copy-experts", str(_COPY)),
-            *("--grove-zero-experts", str(_ZERO)),
+            *("--grove-constant-experts", str(constant), "--grove-copy-experts", str(copied)),
+            *("--grove-zero-experts", str(zero)),
         ],
         parameters=parameters,
         layers=_LAYERS,
@@ -92,7 +93,7 @@ class OfRawLogits(HeterogeneousLoss):
         return super().__call__(own)
 
 
-def _flags(settings: Settings) -> tuple[list[str], bool]:
+def _flags(settings: Settings, zero: int) -> tuple[list[str], bool]:
     """Of the variant, and has its gate two layers?"""
     file = "layer.safetensors (=default)"
     if settings.variant != "default":
@@ -105,7 +106,8 @@ def _flags(settings: Settings) -> tuple[list[str], bool]:
     flags = []
     mixtral = own.choice("moe_use_mixtral_gating", True, False)
     if not mixtral:
-        flags += ["--grove-zero-expert-weight", "others"]
+        # Otherwise there is nothing to give to the others, and softmax over the selected is it.
+        flags += ["--grove-zero-expert-weight", "others"] if zero else []
         if not own.choice("moe_feature_no_mul_topk", True, False):
             flags += ["--grove-topk-scaled-input"]
     two_layers = own.choice("moe_2layer_gate", True, False)
