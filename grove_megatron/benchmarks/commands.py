@@ -182,6 +182,26 @@ def scaling(
 
 
 @app.command()
+def local(
+    preset: Preset = "small",
+    tokens: Tokens = None,
+    hidden: Hidden = None,
+    expert_width: ExpertWidth = None,
+    dtype: Dtype = None,
+    ranks: Ranks = None,
+    threads: Threads = 1,
+    rounds: Rounds = 10,
+    warmup: Warmup = 2,
+    seed: Seed = 0,
+    kernel: Kernel = None,
+    csv: Csv = None,
+    as_json: Json = False,
+) -> None:
+    """Experts without an FFN (MoE++) beside the same layer without them. 1 rank by default."""
+    _run("local", locals(), default_ranks=1)
+
+
+@app.command()
 def convert(
     preset: Preset = "33b",
     hidden: Hidden = None,

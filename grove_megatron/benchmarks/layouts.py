@@ -116,6 +116,18 @@ def _scaling(run: Run) -> Iterator[Line]:
             yield [f"{sweep}: {sizes}", variant, times, slope]
 
 
+def _local(run: Run) -> Iterator[Line]:
+    for time in rows(run, "time"):
+        found = {name: find(run, name, time.variant) for name in ("speed_up", "theory")}
+        pairs = find(run, "pairs_per_token", time.variant)
+        yield [
+            time.variant,
+            milliseconds(time),
+            *(number(one, ".3f") for one in found.values()),
+            number(pairs, ".3f"),
+        ]
+
+
 def _convert(run: Run) -> Iterator[Line]:
     row = run[0]
     total = find(run, "weight_bytes", "")
@@ -209,6 +221,9 @@ LAYOUTS = {
             "Rows a token",
         ],
         _step,
+    ),
+    "local": Layout(
+        ["FFN + others", "Forward, ms", "Speed-up", "At most", "FFN experts a token"], _local
     ),
     "scaling": Layout(["Grown", "Layer or dispatch", "ms", "Slope"], _scaling),
     "summary": Layout(HEADER, summary),

@@ -103,6 +103,10 @@ PRESETS: dict[str, dict[str, Shape]] = {
         # As many of its 48 layers as make 8 GiB with the embeddings.
         "33b": replace(_LAYER_33B, tokens=1, layers=6),
     },
+    # Of the layer of MoE++ (arXiv 2410.07348); its numbers of experts are measured in turn.
+    "local": {
+        "small": Shape(tokens=2048, hidden=256, experts=8, groups=8, topk=2, expert_width=704)
+    },
     "scaling": {"small": replace(_LAYER, tokens=512, experts=16, groups=8)},
 }
 

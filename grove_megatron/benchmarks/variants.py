@@ -8,6 +8,7 @@
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -97,6 +98,21 @@ def layers(shape: Shape, ranks: int, kernel: str) -> dict[str, MoELayer]:
     return built
 
 
+def layer_with_local_experts(
+    shape: Shape, ranks: int, kernel: str, kinds: tuple[int, int, int]
+) -> MoELayer:
+    """A plain MoE on grove's dispatch, with constant, copy and zero experts: so many of each.
+
+    Every rank must call.
+    """
+    constant, copied, zero = kinds
+    own = {"constant": constant, "copy": copied, "zero": zero}
+    local = {f"grove_{kind}_experts": count for kind, count in own.items()}
+    made = config(shape, ranks, kernel, grove=False, dispatch=True, more=local)
+    layer: MoELayer = adapt_spec(_spec(shape, kernel), made)(config=made)
+    return layer
+
+
 def hierarchical_layer(shape: Shape, ranks: int, kernel: str, per_node: int) -> MoELayer:
     """grove with hierarchical dispatch, as if every ``per_node`` ranks were a node.
 
@@ -123,9 +139,15 @@ def same_experts(built: dict[str, MoELayer]) -> None:
 
 
 def config(
-    shape: Shape, ranks: int, kernel: str, *, grove: bool, dispatch: bool = False
+    shape: Shape,
+    ranks: int,
+    kernel: str,
+    *,
+    grove: bool,
+    dispatch: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> GroveTransformerConfig:
-    """The configuration of a layer: SwiGLU experts without biases, no balancing loss."""
+    """The configuration of a layer: SwiGLU experts without biases, no balancing loss; and more."""
     dtype = DTYPES[shape.dtype]
     groups: dict[str, Any] = {"grove_dispatch": dispatch}
     if grove:
@@ -155,6 +177,7 @@ def config(
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         **groups,
+        **(more or {}),
     )
     # Set afterwards: the plain layer has the same experts, but the setting is refused without
     # groups.

@@ -31,6 +31,11 @@ def scaling_to_two_ranks(folder: str, argv: list[str]) -> None:
     grove(folder, argv)
 
 
+def local_experts(folder: str, argv: list[str]) -> None:
+    """``grove bench local``."""
+    grove(folder, argv)
+
+
 def dispatch_with_a_wrong_gradient(folder: str, argv: list[str]) -> None:
     """One entry of a gradient of our dispatcher is a thousandth off, on the last rank alone."""
     import torch.distributed as dist

@@ -275,7 +275,15 @@ def test_scaling_has_a_slope_for_every_sweep(bench: Any, tmp_path: Path) -> None
     }
 
 
+def test_local_experts_beside_none(bench: Any) -> None:
+    report = bench("local_experts", 2, "local", "--tokens", "64", "--rounds", "2").report
+    sent = {r["variant"]: r["p50"] for r in report["rows"] if r["quantity"] == "pairs_per_token"}
+    assert sent["8+4"] == sent["16+4"] == sent["32+8"] == 2
+    assert sent["8+4, tau 0.75"] == pytest.approx(1.2, abs=1 / 64)
+    assert len(report["rows"]) == 4 * 18
+
+
 def test_the_documents_name_every_benchmark() -> None:
     text = (REPOSITORY / "grove_megatron" / "benchmarks" / "README.md").read_text()
-    for name in ("dispatch", "layer", "kernels", "step", "scaling", "convert"):
+    for name in ("dispatch", "layer", "kernels", "step", "scaling", "convert", "local"):
         assert f"grove bench {name} --" in text
