@@ -18,7 +18,7 @@ def log_line(interval: Interval) -> str:
         "dead experts": f"{totals(interval)['dead_experts_total']:.0f}",
         **({"groups per token": f"{mean(met):.2f}"} if met is not None else {}),
         "rows per token": f"{mean(layers['rows_per_token']):.2f}",
-        **({"skipped": f"{mean(layers['skipped_share']):.1%}"} if interval.run.local else {}),
+        **({"without FFN": f"{mean(layers['skipped_share']):.1%}"} if interval.run.local else {}),
         "rank max/mean": f"{mean(layers['rank_pairs_imbalance']):.2f}",
     }
     return "".join(f" {name}: {value} |" for name, value in shown.items())

@@ -30,6 +30,18 @@ def test_two_ranks_train_ten_iterations() -> None:
     _assert_ten_iterations(reported_steps(done.output), done.output)
 
 
+def test_moepp_trains_and_says_what_is_skipped() -> None:
+    done = launch([str(EXAMPLES / "06_moepp.sh")])
+    assert done.code == 0, done.output
+    _assert_ten_iterations(reported_steps(done.output), done.output)
+    skipped = [float(share) for share in re.findall(r" without FFN: ([\d.]+)% ", done.output)]
+    assert len(skipped) == 10
+    # 4 of 12 experts have no FFN.
+    assert all(20 < share < 50 for share in skipped)
+    summary = json.loads(done.output.split("grove_megatron summary: ")[1].splitlines()[0])
+    assert summary["rows_per_token"] < summary["routed_pairs_per_token"] < 1.6
+
+
 def test_further_flags_win() -> None:
     done = launch([str(EXAMPLES / "01_cpu_two_ranks.sh"), "--grove-num-groups", "3"])
     assert done.code != 0

@@ -106,7 +106,7 @@ def test_what_tokens_skip_is_seen(ranks: Ranks, tmp_path: Path) -> None:
     argv = [*MODELS["plain"], *EP2.split(), "--grove-metrics-dir", str(tmp_path / "metrics")]
     target = "tests.integration.recorded_run:train"
     job = ranks.run(2, target, str(tmp_path), argv, folder=tmp_path).check()
-    assert re.search(r" skipped: \d+\.\d% \|", job.log(1))
+    assert re.search(r" without FFN: \d+\.\d% \|", job.log(1))
     intervals = read_record(tmp_path / "metrics" / "routing.jsonl").intervals
     assert len(intervals) == 10
     for interval in intervals:
