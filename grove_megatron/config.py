@@ -69,10 +69,11 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
             # Megatron accepts an expert bias only beside a score function of its own that has
             # one. GroveRouter selects on sigmoid and never asks this field for the weights.
             self.moe_router_score_function = "sigmoid"
-        if self.grove_gating_residual:
-            # A stage hands on hidden states with the logits beside them.
-            self.variable_seq_lengths = self.pipeline_model_parallel_size > 1
         super().__post_init__()
+        if self.grove_gating_residual and self.pipeline_model_parallel_size > 1:
+            # A stage hands on hidden states with the logits beside them. Not before: of lengths
+            # that really vary Megatron asks more, which all ranks' equal shapes have no need of.
+            self.variable_seq_lengths = True
         problems = grove_problems(self, num_experts=self.num_moe_experts)
         if has_grove_layers(self) and self.grove_kernel in GROUPED_KERNELS:
             why_not = grouped_experts_why_not(self)

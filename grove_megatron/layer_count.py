@@ -6,9 +6,11 @@ import torch
 import torch.distributed as dist
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.utils import get_model_config, unwrap_model
 
 from .config import has_grove_layers, moe_pattern
+from .moe.carried import CarryingLayer
 from .moe.layer import GroveMoELayer
 
 
@@ -38,12 +40,30 @@ def check_grove_layers(models: list[Any]) -> list[Any]:
     if dist.get_backend() == "fake" and has_grove_layers(config):
         # Nobody knows the other stages; here at least no layer may be Megatron's own.
         expected = sum(isinstance(m, MoELayer) for model in models for m in model.modules())
+    if has_grove_layers(config) and config.grove_gating_residual:
+        check_carrying(models)
     if built != expected:
         raise ValueError(
             f"Grove layers in the model ({built}) differ from those the flags ask for "
             f"({expected}); pass --spec grove_megatron.layer_spec grove_layer_spec"
         )
     return models
+
+
+def check_carrying(models: list[Any]) -> None:
+    """With a gating residual, that the layers around MoE layers hand their logits on.
+
+    Raises:
+        ValueError: some are of another class.
+    """
+    around = [m for model in models for m in model.modules() if isinstance(m, TransformerLayer)]
+    others = sorted({type(m).__name__ for m in around if not isinstance(m, CarryingLayer)})
+    if others:
+        raise ValueError(
+            f"--grove-gating-residual (True) needs layers of CarryingLayer, and the model has "
+            f"{', '.join(others)}, which hand no logits on; pass --spec grove_megatron.layer_spec "
+            "grove_layer_spec"
+        )
 
 
 def expected_grove_layers(config: TransformerConfig) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..checkpoint.hf_config import RELEASED, config_of
 from ..checkpoint.megatron_args import architecture_of_args
+from ..checkpoint.source import refuse_parts
 from ..model.architecture import Architecture
 
 
@@ -83,6 +84,7 @@ def architecture_of_provider(provider: Any, *, is_silu: bool) -> Architecture:
         "use_rope_scaling": p.rope_scaling,
         "rotary_seq_len_interpolation_factor": p.seq_len_interpolation_factor,
     }
+    refuse_parts(p, "the provider")
     return architecture_of_args(Namespace(**(vars(p) | flags)))
 
 

@@ -130,7 +130,7 @@ def megatron_source(
     reader = TorchDistReader(folder)
     args = checkpoint_args(reader)
     architecture = architecture_of_args(args)
-    _refuse_parts(args, folder)
+    refuse_parts(args, f"the arguments in {folder}")
     if hf_files is None and (folder.parent / HF_FILES / "config.json").is_file():
         hf_files = folder.parent / HF_FILES
     config = None if hf_files is None else read_config(hf_files, "--hf-config")
@@ -166,7 +166,7 @@ _IN_HF = frozenset(
 )
 
 
-def _refuse_parts(args: Any, folder: Path) -> None:
+def refuse_parts(args: Any, where: str) -> None:
     """Parts of the router without which it is another model, and which no config.json can say."""
     of_model = {
         name: getattr(args, name, default)
@@ -176,7 +176,7 @@ def _refuse_parts(args: Any, folder: Path) -> None:
     given = {flag_of(name): value for name, value in (of_model | unknown_settings(args)).items()}
     if given:
         lines = [f"{flag} ({value}): no Hugging Face model has it" for flag, value in given.items()]
-        refuse_all(f"the arguments in {folder}", lines)
+        refuse_all(where, lines)
 
 
 def _contradictions(

@@ -100,8 +100,8 @@ def _moe(model: Model) -> Iterator[Weight]:
         yield norm if model.is_grove else replace(norm, also=also)
     if not any(part.name.startswith("mlp.router.gate_") for part in model.part_weights):
         yield Weight("mlp.router.weight", ("RH",))
-    if model.linear_bias:
-        yield Weight("mlp.router.bias", ("R",))
+        if model.linear_bias:
+            yield Weight("mlp.router.bias", ("R",))
     if model.expert_bias:
         yield EXPERT_BIAS
     yield from _ffn(model, "moe", "mlp.experts.", "I", "E")

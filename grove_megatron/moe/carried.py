@@ -18,11 +18,14 @@ def join(hidden: Tensor, carried: Tensor | None) -> Tensor:
 
 
 def take_apart(joined: Tensor, hidden_size: int) -> tuple[Tensor, Tensor | None]:
-    """What :func:`join` has joined."""
-    carried = joined.shape[-1] - hidden_size
-    if carried == 0:
+    """What :func:`join` has joined.
+
+    Hidden states are copied: a view of wider rows is read as if its own rows were wide by kernels
+    that ask for a pointer and a shape (TransformerEngine's products).
+    """
+    if joined.shape[-1] == hidden_size:
         return joined, None
-    return joined[..., :hidden_size], joined[..., hidden_size:]
+    return joined[..., :hidden_size].contiguous(), joined[..., hidden_size:]
 
 
 class CarryingLayer(TransformerLayer):
@@ -34,10 +37,16 @@ class CarryingLayer(TransformerLayer):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         """As TransformerLayer; hidden states [S, B, H] or [S, B, H + E]."""
         given = args[0] if args else kwargs.pop("hidden_states")
+        stages = self.config.pipeline_model_parallel_size
+        if stages > 1 and kwargs.get("inference_context") is not None:
+            raise ValueError(
+                f"--grove-gating-residual (True) excludes --pipeline-model-parallel-size "
+                f"({stages}) in inference, whose stages expect hidden states alone; use 1"
+            )
         hidden, carried = take_apart(given, self.config.hidden_size)
         if self.is_moe_layer:
             self.mlp.previous = carried
-        output, context = super().forward(hidden.contiguous(), *args[1:], **kwargs)
+        output, context = super().forward(hidden, *args[1:], **kwargs)
         if self.is_moe_layer:
             carried = self.mlp.handed
             self.mlp.previous = self.mlp.handed = None

@@ -100,6 +100,12 @@ class GroveMoELayer(MoELayer):
         padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Megatron's, which may run it again: what it reads and gives goes in and comes out."""
+        if self.previous is not None and self.previous.shape[:2] != hidden_states.shape[:2]:
+            raise ValueError(
+                f"tokens of a MoE layer {list(hidden_states.shape[:2])} are not those of the one "
+                f"before {list(self.previous.shape[:2])}, whose logits --grove-gating-residual "
+                "adds; give it whole sequences"
+            )
         joined = join(hidden_states, self.previous)
         output, bias = super().forward(joined, intermediate_tensors, padding_mask)
         y, self.handed = take_apart(output, self.config.hidden_size)
@@ -107,7 +113,8 @@ class GroveMoELayer(MoELayer):
 
     def shared_experts_compute(self, hidden_states: Tensor) -> Tensor | None:
         """Megatron's, of hidden states alone."""
-        hidden_states, _ = take_apart(hidden_states, self.config.hidden_size)
+        if self.use_shared_expert:
+            hidden_states, _ = take_apart(hidden_states, self.config.hidden_size)
         shared: Tensor | None = super().shared_experts_compute(hidden_states)
         return shared
 

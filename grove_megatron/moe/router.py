@@ -18,7 +18,6 @@ from ..parts.compose import Steps, best, route, transformed
 from ..parts.part import (
     Balance,
     Draws,
-    Gate,
     Local,
     Logits,
     Loss,
@@ -76,6 +75,7 @@ class GroveRouter(TopKRouter):
         pg_collection: ProcessGroupCollection | None = None,
         is_mtp_layer: bool = False,
     ) -> None:
+        self.given_config = config
         local = registry.local_experts(config)
         self.routed_experts = config.num_moe_experts
         if local:
@@ -91,9 +91,13 @@ class GroveRouter(TopKRouter):
             # Megatron's buffer, under its name: fp32, which is exact below 2^24, and which
             # Float16Module turns into bf16, exact below 2^8.
             self.local_tokens_per_expert = self.local_tokens_per_expert.to(torch.int64)
-        self.gate: Gate | None = self._step("gate")
-        if self.gate is not None:
-            self.register_parameter("weight", None)
+        # By its name: as an attribute too, state_dict would have its weights twice.
+        self.gate: str | None = None
+        if gate := registry.one(config, "gate"):
+            self._built(gate)
+            self.gate = f"{gate.slot}_{gate.name}"
+            # Megatron's matrix is not there.
+            self.weight = self.bias = None
         self.previous: Tensor | None = None
         self.handed: Tensor | None = None
         self.transforms = [self._built(p) for p in registry.active(config, "logits")]
@@ -159,7 +163,7 @@ class GroveRouter(TopKRouter):
         """
         if self.bias_is_frozen:
             return True
-        config = self.config
+        config = self.given_config
         if self.counts_are_new and needs_grove_update(config):
             raise ValueError(
                 f"--grove-bias-update-rule ({config.grove_bias_update_rule}) and "
@@ -180,7 +184,8 @@ class GroveRouter(TopKRouter):
         if self.gate is None:
             logits: Tensor = super().gating(input)
         else:
-            logits = self.gate(input, ROUTER_DTYPES.get(self.config.moe_router_dtype, input.dtype))
+            gate = self.get_submodule(self.gate)
+            logits = gate(input, ROUTER_DTYPES.get(self.config.moe_router_dtype, input.dtype))
         if not self.transforms:
             return logits
         previous = self.previous

@@ -201,7 +201,7 @@ class _Rank:
         width = self._kept_of_expert(model.moe_ffn_hidden_size)
         if self.recomputes("moe_act"):
             width -= model.moe_ffn_hidden_size / self.layout.expert_tensor
-        kept = self.own_tokens * model.num_experts * _ROUTER_BYTES
+        kept = self.own_tokens * (model.num_experts + model.local_experts) * _ROUTER_BYTES
         row = self.element * (model.hidden_size + width) + _PAIR_BYTES
         kept += self.pairs(mean(with_ffn(model))) * row
         kept += self.adjugates(groups_per_token(model))

@@ -133,6 +133,10 @@ def _parameters(model: Model) -> str:
     return text + (f", {counts.adjugates:,} in adjugates" if model.num_groups else "")
 
 
+def _routing(model: Model) -> str:
+    return "uniform routing" if model.local_tau == 1 else f"tau {model.local_tau:g}"
+
+
 def _active(model: Model, numbers: dict[str, Any]) -> str:
     if not (model.num_groups or model.local_experts):
         return f"{numbers['params_active']:,.0f} a token" if model.num_experts else ""
@@ -142,10 +146,9 @@ def _active(model: Model, numbers: dict[str, Any]) -> str:
         met.append(f"{numbers['ffn_experts_per_token']:.3f} experts with an FFN")
     if model.num_groups:
         met.append(f"{numbers['groups_per_token']:.3f} adjugates")
-    routing = "uniform routing" if model.local_tau == 1 else f"tau {model.local_tau:g}"
     return (
         f"{least:,.0f} to {most:,.0f} a token; {numbers['params_active']:,.0f} expected, with "
-        f"{' and '.join(met)} in a layer ({routing})"
+        f"{' and '.join(met)} in a layer ({_routing(model)})"
     )
 
 
@@ -197,7 +200,7 @@ def _rows(sizes: Sizes, numbers: dict[str, Any]) -> str:
         )
     return (
         f"{numbers['rows_per_token']:.3f} a token and layer, one to every rank it needs, its own "
-        f"included (uniform routing); Megatron's all-to-all sends "
+        f"included ({_routing(sizes.model)}); Megatron's all-to-all sends "
         f"{numbers['stock_rows_per_token']:.4g}"
     )
 

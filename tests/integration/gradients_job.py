@@ -89,6 +89,17 @@ def train_by_the_references(folder: str, argv: list[str]) -> None:
     train(folder, argv)
 
 
+def train_with_logits_cut_off(folder: str, argv: list[str]) -> None:
+    """``train`` in which no gradient goes back with the logits that layers hand on."""
+    from grove_megatron.moe import carried
+
+    original = carried.join
+    carried.join = lambda hidden, logits: original(  # type: ignore[assignment]
+        hidden, None if logits is None else logits.detach()
+    )
+    train(folder, argv)
+
+
 def _gradients(chunks: list[Any]) -> dict[str, torch.Tensor]:
     """The reduced gradients of this rank's parameters, experts one by one.
 

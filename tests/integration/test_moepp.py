@@ -8,7 +8,7 @@ import pytest
 from grove_megatron.report.measures import per_layer
 from grove_megatron.report.record import read_record
 from tests.integration.flags import GROVE, PLAIN_MODEL
-from tests.integration.switch_runs import THREE, Runner, assert_gradients
+from tests.integration.switch_runs import THREE, Runner, assert_gradients, gradients
 from tests.ranks import Ranks
 
 LONG = pytest.mark.long
@@ -93,6 +93,25 @@ def test_beside_what_a_model_may_have(more: str, runner: Runner) -> None:
     pp2 = f"{LAYOUTS['pp2']} --recompute-granularity selective --recompute-modules moe"
     alone = trained(runner, "groups", more, "")
     assert_alike(trained(runner, "groups", more, pp2), alone)
+
+
+def test_logits_reach_the_next_router(runner: Runner) -> None:
+    """And their gradients the one before: they are worth 1e-3 of its gradient."""
+    flags = [*MODELS["plain"], "--num-layers", "2", *THREE]
+    (step, _) = gradients(runner(1, flags), 0)
+    maps = [step[f"0.decoder.layers.{n}.mlp.router.logits_residual.weight"] for n in (0, 1)]
+    assert not maps[0].any()
+    assert maps[1].abs().max() > 1e-4
+    cut = gradients(runner(1, flags, how="train_with_logits_cut_off"), 0)[0]
+    gate = "0.decoder.layers.0.mlp.router.gate_two_layer.second"
+    assert (cut[gate] - step[gate]).abs().max() > 1e-3 * step[gate].abs().max()
+
+
+@LONG
+def test_stages_with_megatrons_all_gather(runner: Runner) -> None:
+    """Which refuses lengths that vary, as those of stages only seem to."""
+    gather, pp2 = "--moe-token-dispatcher-type allgather", "--pipeline-model-parallel-size 2"
+    assert_alike(trained(runner, "plain", gather, pp2), trained(runner, "plain", "", ""))
 
 
 def test_a_trace_of_the_routing_changes_nothing(runner: Runner) -> None:

@@ -22,7 +22,7 @@ class Settings:
     grove_zero_expert_weight: Literal["own", "others"] = "own"
     """What becomes of the weight of a selected zero expert: it is its own, and the token gets less
     of the others; or the others of the token share it, in proportion, as in the released models of
-    MoE++."""
+    MoE++: their weights sum to 1."""
 
 
 class Shared:
@@ -94,7 +94,13 @@ PARTS = (
             *Check(s).those(
                 {
                     "{grove_zero_expert_weight} needs {grove_zero_experts}; give some, or remove "
-                    "it": not s.grove_zero_experts
+                    "it": not s.grove_zero_experts,
+                    "{moe_router_pre_softmax} does nothing beside {grove_zero_expert_weight}, with "
+                    "which weights sum to 1; remove one of them": s.moe_router_pre_softmax,
+                    "{moe_router_topk_scaling_factor} does nothing beside "
+                    "{grove_zero_expert_weight}, with which weights sum to 1; remove one of them": (
+                        s.moe_router_topk_scaling_factor not in (None, 1)
+                    ),
                 }
             )
         ],

@@ -64,6 +64,17 @@ def rules(settings: Any) -> list[Problem]:
         "pieces and has no place for what one hands to the next; remove one of them": (
             settings.overlap_moe_expert_parallel_comm
         ),
+        **{
+            f"{{{name}}} excludes {{{other}}}, which gives an MLP other tokens than the layer; "
+            "remove one of them": getattr(settings, other, 1) > 1
+            for other in ("mlp_chunks_for_training", "mlp_chunks_for_prefill")
+        },
+        # Only a command line has it.
+        f"{{{name}}} excludes {{fake_process_group}} with several pipeline stages, which are told "
+        "each other's shapes; remove one of them": (
+            getattr(settings, "fake_process_group", False)
+            and settings.pipeline_model_parallel_size > 1
+        ),
     }
     return list(check.those(broken))
 

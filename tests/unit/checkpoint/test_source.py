@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from grove_megatron.checkpoint.hf_config import config_of
 from grove_megatron.checkpoint.hf_files import SINGLE
-from grove_megatron.checkpoint.source import _refuse_parts, hf_source
+from grove_megatron.checkpoint.source import hf_source, refuse_parts
 
 from .architectures import DENSE
 from .stored_weights import random_weights
@@ -54,11 +54,11 @@ def test_another_head_of_a_tied_model_is_named(head: torch.Tensor, tmp_path: Pat
 
 def test_parts_that_no_hugging_face_model_has_are_refused_together(tmp_path: Path) -> None:
     own = Namespace(grove_num_groups=4, grove_router_scoring="softmax", grove_kernel="grouped")
-    _refuse_parts(own, tmp_path)
-    _refuse_parts(Namespace(), tmp_path)
+    refuse_parts(own, str(tmp_path))
+    refuse_parts(Namespace(), str(tmp_path))
     parts = {"grove_logit_norm": "sample", "grove_noisy_topk": True, "grove_new_part": 3}
     with pytest.raises(ValueError, match="no Hugging Face model has it") as error:
-        _refuse_parts(Namespace(**vars(own) | parts), tmp_path)
+        refuse_parts(Namespace(**vars(own) | parts), str(tmp_path))
     lines = str(error.value).splitlines()[1:]
     assert sorted(line.split(":")[0].strip() for line in lines) == [
         "--grove-logit-norm (sample)",

@@ -130,6 +130,14 @@ REFUSED = {
         "--grove-zero-expert-weight (others) needs --grove-zero-experts (0); give some, or remove "
         "it"
     ),
+    "--grove-zero-experts 1 --grove-zero-expert-weight others --moe-router-pre-softmax": (
+        "--moe-router-pre-softmax (True) does nothing beside --grove-zero-expert-weight (others), "
+        "with which weights sum to 1; remove one of them"
+    ),
+    "--grove-gating-residual --fake-process-group --pipeline-model-parallel-size 2": (
+        "--grove-gating-residual (True) excludes --fake-process-group (True) with several pipeline "
+        "stages, which are told each other's shapes; remove one of them"
+    ),
     "--grove-heterogeneous-loss-coeff 0.1": (
         "--grove-heterogeneous-loss-coeff (0.1) is of experts with an FFN and without, "
         "--grove-zero-experts, --grove-copy-experts or --grove-constant-experts; give some, or "

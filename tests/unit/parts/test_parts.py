@@ -199,6 +199,11 @@ def test_the_weights_of_a_part_are_those_it_names(part, parse):
     }
     found = {name: tuple(w.shape) for name, w in router.named_parameters() if name != "weight"}
     assert found == expected
+    # Every weight once, or a checkpoint is loaded as if some were missing.
+    of_megatron = {"expert_bias", "local_tokens_per_expert"} | (
+        set() if part.slot == "gate" else {"weight"}
+    )
+    assert {*router.state_dict()} - of_megatron == expected.keys()
     assert (router.weight is None) == (part.slot == "gate")
     assert local == part.columns(router.config) or part.slot in ("loss", "drop", "weigh")
     assert all(hasattr(weight, "sequence_parallel") for weight in router.parameters())
@@ -226,6 +231,15 @@ def test_local_experts_are_their_reference(part, parse):
     found = torch.autograd.grad((added * upstream).sum(), parameters)
     theirs = torch.autograd.grad((expected * upstream).sum(), parameters)
     assert_close(found, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_gate_of_its_own_leaves_no_bias_that_nothing_reads(parse):
+    config = config_of("--grove-router-gate two_layer", parse, groups=True)
+    router = make_router(dataclasses.replace(config, add_bias_linear=True))
+    assert {name for name, _ in router.named_parameters()} == {
+        "gate_two_layer.first",
+        "gate_two_layer.second",
+    }
 
 
 def test_updates_and_schedules_are_their_references(parse):
