@@ -114,6 +114,36 @@ def test_stages_with_megatrons_all_gather(runner: Runner) -> None:
     assert_alike(trained(runner, "plain", gather, pp2), trained(runner, "plain", "", ""))
 
 
+@LONG
+def test_experts_and_adjugates_are_those_of_the_equation(runner: Runner) -> None:
+    """A token that skips the experts of a group skips its adjugate."""
+    flags = [*MODELS["groups"], "--num-layers", "2", *THREE]
+    by_hand = runner(1, [*flags, "--grove-kernel", "megatron"], how="train_by_the_equation")
+    assert_gradients(runner(1, flags), by_hand, 1, 1e-5, grown=10)
+
+
+def test_evaluation_leaves_nothing_behind(runner: Runner) -> None:
+    flags = [*MODELS["groups"], "--num-layers", "2", *THREE]
+    evaluated = runner(1, [*flags, "--eval-interval", "1", "--eval-iters", "2"])
+    assert evaluated.results()[-1]["losses"] == runner(1, flags).results()[-1]["losses"]
+
+
+@LONG
+def test_it_goes_on_from_its_checkpoint_at_another_layout(runner: Runner) -> None:
+    """Optimizer state and all: as if it had never stopped."""
+    resharded = "--use-distributed-optimizer --dist-ckpt-optim-fully-reshardable".split()
+    constant = ["--lr-decay-style", "constant", "--override-opt-param-scheduler"]
+    flags = [*MODELS["groups"], *resharded, *constant]
+    save = ["--train-iters", "4", "--save", "{tmp}/half", "--save-interval", "4"]
+    half = runner(4, [*flags, *LAYOUTS["pp2"].split(), *save]).folder / "half"
+    # A run that goes on writes down the steps that were left.
+    rest = runner(4, [*flags, *LAYOUTS["ep4"].split(), "--load", str(half)]).results()[-1]
+    whole = runner(4, [*flags, *LAYOUTS["pp2"].split()]).results()[-1]
+    assert len(rest["losses"]) == 6
+    for a, b in zip(rest["losses"], whole["losses"][4:], strict=True):
+        assert [*a.values()] == pytest.approx([*b.values()], rel=1e-5)
+
+
 def test_a_trace_of_the_routing_changes_nothing(runner: Runner) -> None:
     """Megatron's asks the router for the logits once more, behind its back."""
     flags = [*MODELS["plain"], "--num-layers", "2", *THREE]
