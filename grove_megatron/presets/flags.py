@@ -56,7 +56,8 @@ def preset_problems(args: Namespace) -> Iterator[Problem]:
         given = getattr(args, name)
         if given != value:
             text = f"differs from {_FLAG} ({preset.name}), which has {spelled(name, value)}"
-            text += "; remove one of them"
+            # What a checkpoint has restored is on no command line.
+            text += f"; remove {_FLAG}" if args.use_checkpoint_args else "; remove one of them"
             yield Problem(flag_of(name), spelled(name, given), text, (_FLAG,))
 
 

@@ -320,6 +320,7 @@ def test_a_checkpoint_must_agree(saved: Path) -> None:
         flags = f"{ON_CPU} --load {saved} --use-checkpoint-args"
         found = every_problem(filled("mixtral-8x7b", flags), 1)
     differing = [line for line in found if "differs from --grove-preset (mixtral-8x7b)" in line]
+    assert all(line.endswith("; remove --grove-preset") for line in differing)
     # Restored whatever was given, or left at Megatron's default; --num-layers is neither.
     assert [line.partition(" ")[0] for line in differing] == [
         "--norm-epsilon",
