@@ -5,8 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.utils import get_model_config, unwrap_model
 
 from .config import has_grove_layers, moe_pattern
@@ -51,13 +51,19 @@ def check_grove_layers(models: list[Any]) -> list[Any]:
 
 
 def check_carrying(models: list[Any]) -> None:
-    """With a gating residual, that the layers around MoE layers hand their logits on.
+    """With a gating residual, that the layers beside MoE layers hand their logits on.
 
     Raises:
         ValueError: some are of another class.
     """
-    around = [m for model in models for m in model.modules() if isinstance(m, TransformerLayer)]
-    others = sorted({type(m).__name__ for m in around if not isinstance(m, CarryingLayer)})
+    blocks = [m for model in models for m in model.modules() if isinstance(m, TransformerBlock)]
+    layers = [
+        layer
+        for block in blocks
+        if any(isinstance(m, GroveMoELayer) for m in block.modules())
+        for layer in block.layers
+    ]
+    others = sorted({type(m).__name__ for m in layers if not isinstance(m, CarryingLayer)})
     if others:
         raise ValueError(
             f"--grove-gating-residual (True) needs layers of CarryingLayer, and the model has "

@@ -23,10 +23,12 @@ from megatron.bridge.models.conversion.param_mapping import (
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.utils import get_model_config
 from torch.nn import functional as F
 from transformers import AutoConfig, PretrainedConfig
 
 from ..checkpoint.hf_config import RELEASED, architecture_of, ignored_by_release
+from ..checkpoint.source import refuse_parts
 from ..config import GroveTransformerConfig
 from ..layer_spec import grove_layer_spec
 from ..model.architecture import Architecture
@@ -213,8 +215,12 @@ class GroveMoeBridge(MegatronModelBridge):
 
         Raises:
             ValueError: the checkpoint lacks tensors. Megatron-Bridge logs that and goes on, with
-                initial weights in their place.
+                initial weights in their place. Or the model has parts that no Hugging Face model
+                has.
         """
+        models = megatron_model if isinstance(megatron_model, list) else [megatron_model]
+        for model in models:
+            refuse_parts(get_model_config(model), "the model's configuration")
         tasks: list[Any] = super().build_conversion_tasks(
             hf_pretrained, megatron_model, weight_dtype=weight_dtype
         )

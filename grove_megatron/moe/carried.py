@@ -20,12 +20,13 @@ def join(hidden: Tensor, carried: Tensor | None) -> Tensor:
 def take_apart(joined: Tensor, hidden_size: int) -> tuple[Tensor, Tensor | None]:
     """What :func:`join` has joined.
 
-    Hidden states are copied: a view of wider rows is read as if its own rows were wide by kernels
-    that ask for a pointer and a shape (TransformerEngine's products).
+    Copied: a view of wider rows is read as if its own rows were wide by kernels that ask for a
+    pointer and a shape (TransformerEngine's products), and what is saved of it for the backward
+    pass keeps all of them.
     """
     if joined.shape[-1] == hidden_size:
         return joined, None
-    return joined[..., :hidden_size].contiguous(), joined[..., hidden_size:]
+    return joined[..., :hidden_size].contiguous(), joined[..., hidden_size:].contiguous()
 
 
 class CarryingLayer(TransformerLayer):

@@ -99,17 +99,29 @@ class GroveMoELayer(MoELayer):
         intermediate_tensors: Any = None,
         padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Megatron's, which may run it again: what it reads and gives goes in and comes out."""
+        """Megatron's; where that runs again, all that it reads and gives goes in and comes out."""
         if self.previous is not None and self.previous.shape[:2] != hidden_states.shape[:2]:
             raise ValueError(
                 f"tokens of a MoE layer {list(hidden_states.shape[:2])} are not those of the one "
                 f"before {list(self.previous.shape[:2])}, whose logits --grove-gating-residual "
                 "adds; give it whole sequences"
             )
+        if not self.joins:
+            self.router.previous = self.previous
+            y, bias = super().forward(hidden_states, intermediate_tensors, padding_mask)
+            # Kept for nobody, they would keep what they were made of.
+            self.handed = self.router.handed if self.carries else None
+            self.router.handed = None
+            return y, bias
         joined = join(hidden_states, self.previous)
         output, bias = super().forward(joined, intermediate_tensors, padding_mask)
         y, self.handed = take_apart(output, self.config.hidden_size)
         return y, bias
+
+    @property
+    def joins(self) -> bool:
+        """Must logits go in and out with the tokens, because this layer will run again?"""
+        return bool(self.carries and self.moe_layer_recompute and self.training)
 
     def shared_experts_compute(self, hidden_states: Tensor) -> Tensor | None:
         """Megatron's, of hidden states alone."""
@@ -141,7 +153,9 @@ class GroveMoELayer(MoELayer):
 
         Counted, where the run asks what its layers route.
         """
-        hidden_states, self.router.previous = take_apart(hidden_states, self.config.hidden_size)
+        if self.joins:
+            apart = take_apart(hidden_states, self.config.hidden_size)
+            hidden_states, self.router.previous = apart
         probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
         self.router.previous = None
         if self.counts is not None and self.training:
@@ -155,8 +169,10 @@ class GroveMoELayer(MoELayer):
         y: Tensor = super().postprocess(output, shared_expert_output)
         added_TH, self._added = self._added, None
         y = y if added_TH is None else y + added_TH.reshape(y.shape)
+        if not self.joins:
+            return y
         handed, self.router.handed = self.router.handed, None
-        return join(y, handed if self.carries else None)
+        return join(y, handed)
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Run this rank's experts and adjugates on the received rows.

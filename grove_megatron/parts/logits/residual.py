@@ -19,7 +19,8 @@ class Settings:
 
     grove_gating_residual: bool = False
     """Add a learned map of the logits of the MoE layer before to a router's logits. The first
-    layer has none to add, and its map gets zero gradients."""
+    layer has none to add, and its map gets zero gradients. With pipeline stages, each exchange
+    between two of them also tells a shape, for which the host waits."""
 
 
 class GatingResidual(torch.nn.Module):
