@@ -1,10 +1,9 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
 It asks Megatron for its own spec and changes four things in it: the MoE layer; with a gating
-residual the layer around it; the norm where
-Megatron's would refuse to be built; and the checkpoint key of the norm before a layer with groups.
-Experts, attention and everything else stay what Megatron chose for the local or TransformerEngine
-implementation.
+residual the layer around it; the norm where Megatron's would refuse to be built; and the checkpoint
+key of the norm before a layer with groups. Experts, attention and everything else stay what
+Megatron chose for the local or TransformerEngine implementation.
 """
 
 import copy

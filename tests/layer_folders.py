@@ -255,11 +255,7 @@ def write_moepp(
         "tau_for_paper_lb": tau,
         "variants": {"layer.safetensors (=default)": {"flags": flags}},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, folder / "layer.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    return folder
+    return _store(folder, config, tensors)
 
 
 def _random(generator: torch.Generator, *shape: int) -> Tensor:
@@ -283,6 +279,10 @@ def _write(
     tensors = leaves | others | _gradients("grad", (others["y"] * others["r"]).sum(), leaves)
     for name, loss in losses.items():
         tensors |= {f"loss.{name}": loss.reshape(1)} | _gradients(f"grad_{name}", loss, leaves)
+    return _store(folder, config, tensors)
+
+
+def _store(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(stored, folder / "layer.safetensors")

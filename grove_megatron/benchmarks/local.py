@@ -1,7 +1,7 @@
 """``grove bench local``: what a token saves that selects experts without an FFN, as in MoE++.
 
 The forward pass of the experts, dispatch and combine, of 8, 16 and 32 experts with an FFN and those
-without beside them (arXiv 2410.07348, Table 4), beside the same layer whose tokens all have experts
+without beside them (arXiv 2410.07348), beside the same layer whose tokens all have experts
 with an FFN. Routing is drawn in the shares that a balanced model of a tau has, and is given.
 """
 
@@ -15,8 +15,7 @@ import torch.distributed as dist
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor
 
-from ..model.architecture import Model
-from ..model.selection import with_ffn
+from ..model.selection import chances
 from . import ranks
 from .harness import Samples, Subject, cuda_clock, interleave, ratio, wall_clock
 from .layer import tokens
@@ -44,7 +43,7 @@ class Case:
 
     @property
     def theory(self) -> float:
-        """Speed-up if a token cost what its experts with an FFN cost (Table 1 of the paper)."""
+        """Speed-up if a token cost what its experts with an FFN cost."""
         if self.tau is None:
             return 1.0
         return (self.tau * self.experts + self.local) / (self.tau * self.experts)
@@ -100,11 +99,11 @@ def routing(shape: Shape, case: Case, seed: int) -> tuple[Tensor, Tensor]:
     is_ffn_TE = order_TE < case.experts
     wanted_T = torch.full((shape.tokens,), shape.topk)
     if case.tau is not None:
-        chances = with_ffn(_model(shape, case))
-        ends = (torch.tensor([*chances.values()]).cumsum(0) * shape.tokens).round().long()
+        of_count = chances(case.experts, case.local, shape.topk, case.tau)
+        ends = (torch.tensor([*of_count.values()]).cumsum(0) * shape.tokens).round().long()
         wanted_T = torch.empty(shape.tokens, dtype=torch.long)
         begin = 0
-        for count, end in zip(chances, [*ends[:-1].tolist(), shape.tokens], strict=True):
+        for count, end in zip(of_count, [*ends[:-1].tolist(), shape.tokens], strict=True):
             wanted_T[begin:end] = count
             begin = end
         wanted_T = wanted_T[torch.randperm(shape.tokens, generator=generator)]
@@ -115,24 +114,6 @@ def routing(shape: Shape, case: Case, seed: int) -> tuple[Tensor, Tensor]:
     )
     map_TE = torch.zeros_like(taken_TE).scatter(1, order_TE, taken_TE)
     return map_TE / shape.topk, map_TE
-
-
-def _model(shape: Shape, case: Case) -> Model:
-    sizes: Mapping[str, Any] = {
-        "hidden_size": shape.hidden,
-        "num_attention_heads": 1,
-        "num_query_groups": 1,
-        "head_dim": shape.hidden,
-        "vocab_size": 0,
-        "moe_layers": (True,),
-    }
-    return Model(
-        **sizes,
-        num_experts=case.experts,
-        local_experts=case.local,
-        local_tau=case.tau or 1.0,
-        topk=shape.topk,
-    )
 
 
 def _forward(layer: MoELayer, x: Tensor) -> None:

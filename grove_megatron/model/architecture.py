@@ -6,6 +6,9 @@ from functools import cached_property
 
 from .weights import Weight
 
+GATE_UNITS = 8
+"""Hidden units of a router's gate of two layers, a column."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -120,7 +123,7 @@ class Model:
             "E": self.num_experts,
             "R": self.num_experts + self.local_experts,
             # Hidden units of a gate of two layers.
-            "W": 8 * (self.num_experts + self.local_experts),
+            "W": GATE_UNITS * (self.num_experts + self.local_experts),
             "C": self.constant_experts,
             "B": 2 * self.constant_experts,
             "I": self.moe_ffn_hidden_size,

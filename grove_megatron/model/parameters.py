@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .architecture import Model
-from .selection import mean, with_ffn
+from .selection import ffn_per_token
 from .table import held
 from .weights import Weight
 
@@ -73,6 +73,6 @@ def active_parameters(
         groups_per_token: adjugates it uses in a layer: a bound, an expectation, or a measurement.
         experts_per_token: experts with an FFN, likewise; None for the expectation.
     """
-    met = mean(with_ffn(model)) if experts_per_token is None else experts_per_token
+    met = ffn_per_token(model) if experts_per_token is None else experts_per_token
     counts = total_parameters(model)
     return counts.active(met, model.num_experts, groups_per_token, model.num_groups)

@@ -9,33 +9,43 @@ _HALVINGS = 200
 
 
 def with_ffn(model: Model) -> Mapping[int, float]:
-    """Probability of every number of experts with an FFN among a token's ``topk``.
+    """Probability of every number of experts with an FFN among a token's ``topk``."""
+    return chances(model.num_experts, model.local_experts, model.topk, model.local_tau)
 
-    A token selects uniformly, or with ``local_tau`` so that the routed experts get tau N / (tau N +
-    C) of all pairs, of which the balance loss of MoE++ is the smallest (arXiv 2410.07348, 3.3):
-    Fisher's noncentral hypergeometric distribution with that mean.
+
+def chances(experts: int, local: int, topk: int, tau: float) -> Mapping[int, float]:
+    """The same of N ``experts`` with an FFN and C ``local`` ones without.
+
+    A token selects uniformly, or with ``tau`` so that the former get tau N / (tau N + C) of all
+    pairs, where the balance loss of MoE++ (arXiv 2410.07348) is stationary: Fisher's noncentral
+    hypergeometric distribution with that mean.
     """
-    experts, local, topk = model.num_experts, model.local_experts, model.topk
     if not local:
         return {topk: 1.0}
-    share = model.local_tau * experts / (model.local_tau * experts + local)
     ways = {
         n: comb(experts, n) * comb(local, topk - n)
         for n in range(max(0, topk - local), min(topk, experts) + 1)
     }
+    if tau == 1:
+        return _tilted(ways, 1.0)
+    share = tau * experts / (tau * experts + local)
     wanted = min(max(share * topk, min(ways)), max(ways))
     low, high = 1e-9, 1e9
     for _ in range(_HALVINGS):
         odds = (low * high) ** 0.5
-        if mean(_tilted(ways, odds)) < wanted:
+        if _mean(_tilted(ways, odds)) < wanted:
             low = odds
         else:
             high = odds
-    return _tilted(ways, 1.0 if model.local_tau == 1 else (low * high) ** 0.5)
+    return _tilted(ways, (low * high) ** 0.5)
 
 
-def mean(chances: Mapping[int, float]) -> float:
-    """Of a distribution of numbers."""
+def ffn_per_token(model: Model) -> float:
+    """Experts with an FFN that a token has on average."""
+    return _mean(with_ffn(model))
+
+
+def _mean(chances: Mapping[int, float]) -> float:
     return sum(n * chance for n, chance in chances.items())
 
 

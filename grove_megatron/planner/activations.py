@@ -8,7 +8,7 @@ uniform: with imbalance, the ranks that get more rows keep more.
 from dataclasses import dataclass, replace
 
 from ..model.architecture import Model
-from ..model.selection import mean, with_ffn
+from ..model.selection import ffn_per_token
 from .inputs import Layout, Sizes, Training
 from .pipeline import Stage, stages
 from .traffic import groups_per_token, rows_per_token
@@ -203,7 +203,7 @@ class _Rank:
             width -= model.moe_ffn_hidden_size / self.layout.expert_tensor
         kept = self.own_tokens * (model.num_experts + model.local_experts) * _ROUTER_BYTES
         row = self.element * (model.hidden_size + width) + _PAIR_BYTES
-        kept += self.pairs(mean(with_ffn(model))) * row
+        kept += self.pairs(ffn_per_token(model)) * row
         kept += self.adjugates(groups_per_token(model))
         if not self.recomputes("shared_experts"):
             kept += self.tokens * self._over_tensor(model.shared_expert_size) * self.element
@@ -223,7 +223,7 @@ class _Rank:
             width = matrices * model.ffn_hidden_size / self.layout.tensor
             return self.tokens * width * self.element
         width = matrices * model.moe_ffn_hidden_size / self.layout.expert_tensor
-        elements = self.pairs(mean(with_ffn(model))) * (2 * model.hidden_size + width)
+        elements = self.pairs(ffn_per_token(model)) * (2 * model.hidden_size + width)
         # Rows received and rows to send back, before they are copied for experts and after.
         elements += self.pairs(rows_per_token(model, self.layout)) * 2 * model.hidden_size
         if self.training.grouped_experts:

@@ -8,7 +8,7 @@ GEGLU has three matrices, of which Megatron counts two.
 """
 
 from ..model.architecture import Model
-from ..model.selection import mean, with_ffn
+from ..model.selection import ffn_per_token
 from .traffic import groups_per_token
 
 # Forward, gradient of the input, gradient of the weight.
@@ -48,7 +48,7 @@ def flops_per_token(model: Model, sequence_length: int, groups: float | None = N
     projections = model.query_size * (2 + model.attention_output_gate) + 2 * model.key_size
     attention = hidden * projections + sequence_length * model.query_size
     dense_ffn = hidden * model.ffn_hidden_size * matrices
-    routed = model.moe_ffn_hidden_size * mean(with_ffn(model))
+    routed = model.moe_ffn_hidden_size * ffn_per_token(model)
     moe_ffn = hidden * (routed + model.shared_expert_size) * matrices
     mtp = 3 * hidden + 2 * hidden * hidden
     logits = hidden * model.vocab_size * (1 + depths)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..model.architecture import Model
 from ..model.parameters import active_parameters, total_parameters
-from ..model.selection import ffn_range, mean, with_ffn
+from ..model.selection import ffn_per_token, ffn_range
 from .fit import fit
 from .flops import flops_per_token
 from .inputs import Layout, Sizes
@@ -38,7 +38,7 @@ def plan(sizes: Sizes) -> dict[str, Any]:
         "params_rank": [asdict(counts) for counts in rank_parameters(model, layout)],
         "groups_per_token": groups,
         "rows_per_token": rows_per_token(model, layout),
-        "stock_rows_per_token": mean(with_ffn(model)),
+        "stock_rows_per_token": ffn_per_token(model),
         "memory_stage": stage,
         "memory": asdict(memories[stage]),
         "memory_with_margin": memories[stage].with_margin,
@@ -50,7 +50,7 @@ def plan(sizes: Sizes) -> dict[str, Any]:
         fewest, most = _fewest_groups(model, few), min(many, model.num_groups)
         numbers["params_active_least"] = active_parameters(model, fewest, few)
         numbers["params_active_most"] = active_parameters(model, most, many)
-        numbers["ffn_experts_per_token"] = mean(with_ffn(model))
+        numbers["ffn_experts_per_token"] = ffn_per_token(model)
     return numbers
 
 

@@ -7,7 +7,7 @@ met if one of them is selected; b such sets hold all experts.
 from math import ceil, comb
 
 from ..model.architecture import Model
-from ..model.selection import mean, with_ffn
+from ..model.selection import ffn_per_token, with_ffn
 from .inputs import Layout
 
 
@@ -46,7 +46,7 @@ def rows_per_token(model: Model, layout: Layout) -> float:
     if layout.all_gather:
         return float(layout.expert)
     if layout.row_per_expert:
-        return mean(with_ffn(model))
+        return ffn_per_token(model)
     return _expected(model, layout.expert)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..config import grove_defaults, has_adjugates, has_grove_layers, is_checked, moe_pattern
-from ..model.selection import mean, with_ffn
+from ..model.selection import ffn_per_token
 from ..parts import registry
 from ..planner import traffic
 from ..planner.activations import adjugate_activations
@@ -58,11 +58,8 @@ def _computed(args: Namespace) -> Namespace:
     """A copy whose tokens have as many experts as have an FFN: measured, or else expected."""
     if not (has_grove_layers(args) and registry.local_experts(args)):
         return args
-    found = copy.copy(args)
-    model = sizes_of(args).model
-    found.moe_router_topk = (
-        mean(with_ffn(model)) if _measured_experts is None else _measured_experts
-    )
+    found, measured = copy.copy(args), _measured_experts
+    found.moe_router_topk = ffn_per_token(sizes_of(args).model) if measured is None else measured
     return found
 
 

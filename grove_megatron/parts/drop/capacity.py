@@ -119,7 +119,7 @@ PARTS = (
         slot="drop",
         name="heterogeneous",
         help="the same, where experts with an FFN take fewer tokens than those without",
-        source="arXiv 2410.07348, Eq. 9",
+        source="arXiv 2410.07348",
         settings=Settings,
         is_on=lambda s: (
             s.moe_expert_capacity_factor is not None and bool(registry.local_experts(s))

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...model.architecture import GATE_UNITS as GATE_UNITS
 from ..part import Part
-
-WIDTH = 8
-"""Hidden units a column of the router."""
 
 
 @dataclass
@@ -28,8 +26,8 @@ class TwoLayerGate(torch.nn.Module):
     def __init__(self, columns: int, hidden_size: int, config: Any) -> None:
         super().__init__()
         kind = {"dtype": config.params_dtype}
-        self.first = torch.nn.Parameter(torch.empty(WIDTH * columns, hidden_size, **kind))
-        self.second = torch.nn.Parameter(torch.empty(columns, WIDTH * columns, **kind))
+        self.first = torch.nn.Parameter(torch.empty(GATE_UNITS * columns, hidden_size, **kind))
+        self.second = torch.nn.Parameter(torch.empty(columns, GATE_UNITS * columns, **kind))
         if config.perform_initialization:
             config.init_method(self.first)
             config.init_method(self.second)

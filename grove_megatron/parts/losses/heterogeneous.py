@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...checks.problem import Problem
@@ -25,13 +26,6 @@ class Settings:
     FFNs more often than if all experts were balanced."""
 
 
-def weights_of(routed: int, local: int, tau: float, like: Tensor) -> Tensor:
-    """1 for every routed expert, tau for every local one: [E], of the dtype of ``like``."""
-    eta_E = like.new_ones(routed + local)
-    eta_E[routed:] = tau
-    return eta_E
-
-
 class HeterogeneousLoss:
     """beta * sum_i eta_i f_i P_i, f_i the tokens of expert i over all tokens, P_i its mean share.
 
@@ -45,7 +39,8 @@ class HeterogeneousLoss:
 
     def __call__(self, balance: Balance) -> Tensor:
         load_E, tokens = balance.totals(balance.counted_TE.sum(0))
-        eta_E = weights_of(len(load_E) - self.local, self.local, self.tau, load_E)
+        eta_E = torch.ones_like(load_E)
+        eta_E[len(eta_E) - self.local :] = self.tau
         # The mean over the tokens of all ranks is the sum of what each adds to it.
         share_E = balance.distribution_TE.sum(0) / tokens
         return self.coefficient * (eta_E * load_E / tokens * share_E).sum()
@@ -92,7 +87,7 @@ PARTS = (
         slot="loss",
         name="heterogeneous",
         help="balance in which experts without an FFN count otherwise",
-        source="arXiv 2410.07348, Eq. 8",
+        source="arXiv 2410.07348",
         settings=Settings,
         switch="grove_heterogeneous_loss_coeff",
         is_on=lambda s: bool(s.grove_heterogeneous_loss_coeff),

@@ -30,9 +30,9 @@ from . import (
 )
 
 _FILES = (
-    *(mixtral, qwen2_moe, qwen3_moe, olmoe, dbrx, grok1, deepseek_v2, deepseek_v3, switch),
+    *(mixtral, qwen2_moe, qwen3_moe, olmoe, dbrx, grok1, deepseek_v2, deepseek_v3, switch, moepp),
     # Read, and wait for a part of the router.
-    *(skywork, yuan, hash_layer, base, st_moe, moepp, by_flags),
+    *(skywork, yuan, hash_layer, base, st_moe, by_flags),
 )
 
 

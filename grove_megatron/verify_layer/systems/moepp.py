@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...parts.gate.two_layer import GATE_UNITS
 from ...parts.losses.heterogeneous import HeterogeneousLoss
 from ...parts.part import Balance
 from ..layout import Take
@@ -41,7 +42,7 @@ def system(settings: Settings) -> System:
             ours, theirs = f"layers.{layer}.", f"layers.{layer}.moe."
             gate = f"{ours}router.gate_two_layer."
             if two_layers:
-                units = 8 * columns
+                units = GATE_UNITS * columns
                 found[f"{gate}first"] = take(f"{theirs}gate.wg.0.weight", units, hidden)
                 found[f"{gate}second"] = take(f"{theirs}gate.wg.2.weight", columns, units)
             else:

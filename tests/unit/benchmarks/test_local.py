@@ -12,7 +12,7 @@ from grove_megatron.benchmarks.shape import PRESETS
 from .test_records import SETTINGS
 
 SHAPE = PRESETS["local"]["small"]
-# arXiv 2410.07348, Table 1, of 0.6B/(8+4): times as fast as without, if FFNs were all there is.
+# arXiv 2410.07348, of 0.6B/(8+4): times as fast as without, if FFNs were all there is.
 THEORY = {0.1: 6.0, 0.25: 3.0, 0.5: 2.0, 0.75: 1.667, 1.0: 1.5}
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grove_megatron.model.selection import mean, with_ffn
+from grove_megatron.model.selection import ffn_per_token
 from grove_megatron.parts.compose import best
 from grove_megatron.parts.drop.capacity import HeterogeneousCapacity
 from grove_megatron.parts.local.zero import Shared
@@ -74,7 +74,7 @@ def test_the_loss_is_stationary_where_load_is_as_1_over_eta(tau: float) -> None:
 def test_the_share_of_ffns(experts: int, local: int, tau: float, share: float) -> None:
     """0.6, 0.75, 0.75 of the paper's settings; of a uniform router N / (N + C)."""
     model = SimpleNamespace(num_experts=experts, local_experts=local, topk=2, local_tau=tau)
-    assert mean(with_ffn(model)) / 2 == pytest.approx(share, rel=1e-12)
+    assert ffn_per_token(model) / 2 == pytest.approx(share, rel=1e-12)
     if tau == 1:
         chosen = best(torch.rand(40000, experts + local), 2, True)
         assert float((chosen < experts).double().mean()) == pytest.approx(share, abs=0.01)
