@@ -53,3 +53,9 @@ def ranks() -> Iterator[Ranks]:
 def golden_folder() -> Path:
     """A tiny random model of the authors' own code, with its logits and gradients."""
     return Path(__file__).parent / "data" / "grovemoe-tiny"
+
+
+@pytest.fixture(scope="session")
+def moepp_folder() -> Path:
+    """The same of MoE++, with the logits of its routers."""
+    return Path(__file__).parent / "data" / "moepp-tiny"

@@ -93,6 +93,7 @@ def export(
             raise ValueError(f"--max-shard-size ({max_shard_size}) is not a number above 0")
         shard_bytes = int(max_shard_size * 2**30)
         source = megatron_source(load, ckpt_step, hf_config)
+        _notices(source)
         if source.hf_files is None:
             _say(
                 f"no --hf-config, and no hf/ in {load}: config.json is made of the checkpoint's "
@@ -426,13 +427,14 @@ def _print_report(report: "Report", as_json: bool) -> None:
     table.add_row("loss (relative)", f"{report.loss_error:.2e}", f"{v.LOSS_TOLERANCE:.0e}")
     grads = f"{report.grads_compared} of {report.grads_in_file} gradients (of largest entry)"
     table.add_row(grads, f"{report.max_grad_error:.2e}", f"{v.GRAD_TOLERANCE:.0e}")
+    if report.routers_in_file:
+        routers = f"{report.routers_compared} of {report.routers_in_file} routers' logits"
+        table.add_row(routers, f"{report.max_router_error:.2e}", f"{v.LOGIT_TOLERANCE:.0e}")
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 88)
     console.print(table)
     console.print("passed" if report.passed else "FAILED")
     if as_json:
-        # JSON has no infinity.
-        finite = {k: min(v, sys.float_info.max) for k, v in asdict(report).items()}
-        print(json.dumps(finite), flush=True)
+        print(json.dumps(report.as_json()), flush=True)
 
 
 def _say(text: str, *, to_stderr: bool) -> None:

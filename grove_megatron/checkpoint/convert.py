@@ -9,7 +9,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def _run(
         # A tensor that is skipped the next time is part of one file.
         "dtype": str(options.dtype),
         # The config, and with it what is written, is none of the source's weight files.
-        "architecture": asdict(source.architecture),
+        "architecture": source.architecture.described(),
     }
     staging = Staging(destination, job)
     try:
@@ -194,7 +194,7 @@ def _run(
         file_of = {name: part.file for part in sink.parts for name in part.names}
         manifest = Manifest(
             made_by=made_by | options.record() | {"source": _published(source.weights.identity())},
-            architecture=asdict(source.architecture),
+            architecture=source.architecture.described(),
             tensors=described(plans, checksums, file_of),
             skipped=sorted(options.skip),
             generated=source.generated,

@@ -1,6 +1,6 @@
 """Inputs of a model and what it computes from them: the reference of ``grove verify``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -9,12 +9,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 GRAD_PREFIX = "grad."
+ROUTER_PREFIX = "router_logits."
 _RESULTS = frozenset({"input_ids", "labels", "logits", "loss"})
 
 
 def is_golden(name: str) -> bool:
     """Can a golden file have a tensor of this name?"""
-    return name in _RESULTS or name.startswith(GRAD_PREFIX)
+    return name in _RESULTS or name.startswith(GRAD_PREFIX) or _layer_of(name) is not None
+
+
+def _layer_of(name: str) -> int | None:
+    """The number of the layer whose router's logits a tensor is."""
+    layer = name.removeprefix(ROUTER_PREFIX)
+    return int(layer) if layer != name and layer.isdecimal() and len(layer) < 6 else None
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class Golden:
     """Inputs and results of the authors' model, from a safetensors file.
 
     input_ids, labels [B, S] int64; logits [B, S, V]; loss, the mean cross-entropy of the logits
-    against the labels as they stand; gradients by Hugging Face parameter name.
+    against the labels as they stand; gradients by Hugging Face parameter name; router logits
+    [B S, E] as a MoE layer hands them on, by its number, where the file has them.
     """
 
     input_ids: Tensor
@@ -30,6 +38,7 @@ class Golden:
     logits: Tensor
     loss: Tensor
     grads: dict[str, Tensor]
+    router_logits: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -46,12 +55,17 @@ class Golden:
             for name in sorted(tensors)
             if name.startswith(GRAD_PREFIX)
         }
+        routers = {
+            layer: tensors.pop(name)
+            for name in sorted(tensors)
+            if (layer := _layer_of(name)) is not None
+        }
         problems = [f"{name} is missing" for name in sorted(_RESULTS - set(tensors))]
         problems += [f"{name} is not known" for name in sorted(set(tensors) - _RESULTS)]
         problems = problems or _wrong_shapes(tensors)
         if problems:
             raise ValueError(f"--golden ({file}): " + "; ".join(problems))
-        return cls(grads=grads, **tensors)
+        return cls(grads=grads, router_logits=routers, **tensors)
 
     @classmethod
     def of_transformers(cls, folder: Path, seed: int = 1234) -> Self:

@@ -1,22 +1,25 @@
 """A Hugging Face ``config.json`` as an :class:`Architecture`, and back.
 
-Three families are read and written, each with the keys of its configuration class: GroveMoE
+Every family is read and written with the keys of its configuration class: GroveMoE
 (github.com/inclusionAI/GroveMoE), Qwen3-MoE and Qwen3 (Hugging Face transformers, versions 4 and
-5, which spell the rotary embedding and the number of experts differently).
+5, which spell the rotary embedding and the number of experts differently), and MoE++
+(:mod:`.moe_plus_plus`).
 """
 
 import json
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..model.architecture import Architecture
 from ..model.families import FAMILIES, family_of
 from ..model.families.family import Family
 from ..model.families.grove_moe import GROVE_MOE
+from ..model.families.moe_plus_plus import MOE_PLUS_PLUS
 from ..model.families.qwen3 import QWEN3
 from ..model.families.qwen3_moe import QWEN3_MOE
+from . import moe_plus_plus
+from .config_keys import Keys, brief, is_number, refuse_all
 
 # Literals of the released modeling code, which reads no keys for them (modeling_grove_moe.py,
 # lines 298, 299, 376 @ c4c69e5).
@@ -31,20 +34,6 @@ DEQUANTISE = (
     "dequantise them first (in transformers dequantize(), then save_pretrained), or take the "
     "release that is not quantised"
 )
-
-
-_LONGEST = 80
-
-
-def brief(value: object) -> str:
-    """A value of a config in a message: one line, and no longer than that."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def refuse_all(where: str, problems: list[str]) -> NoReturn:
-    """Raise one ValueError that says where, and then all problems, a line each."""
-    raise ValueError("\n".join([f"{where}:", *(f"  {problem}" for problem in problems)]))
 
 
 def read_config(folder: Path, flag: str = "--hf") -> dict[str, Any]:
@@ -77,77 +66,6 @@ def read_config(folder: Path, flag: str = "--hf") -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ reading
-
-
-@dataclass
-class _Keys:
-    """Reads keys of a config and collects what is wrong with them.
-
-    A reader returns 0 or False for a key it has a problem with; no key may have that value and be
-    right, except where zero is said to be.
-    """
-
-    config: dict[str, Any]
-    problems: list[str] = field(default_factory=list)
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0; ``default`` where the key is absent or null."""
-        value = self._value(key, default)
-        if value is None:
-            return 0
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.problems.append(
-                f"{key} ({brief(value)}) is not a whole number above 0; correct it"
-            )
-            return 0
-        return value
-
-    def number(self, key: str, default: float | None = None, *, or_zero: bool = False) -> float:
-        """A finite number above 0, ``or_zero``; int or float as it stands."""
-        value = self._value(key, default)
-        if value is None:
-            return 0
-        fits = _is_number(value) and (value > 0 or (or_zero and value == 0))
-        if not fits:
-            least = "of 0 or more" if or_zero else "above 0"
-            self.problems.append(
-                f"{key} ({brief(value)}) is not a finite number {least}; correct it"
-            )
-            return 0
-        return value  # type: ignore[no-any-return]
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.config.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self.problems.append(f"{key} ({brief(value)}) is not true or false; correct it")
-            return False
-        return value
-
-    def only(self, key: str, *handled: Any) -> None:
-        """Refuse other values; an absent key has a handled one."""
-        value = self.config.get(key, handled[0])
-        # 0 == False, but it is not the same in a config.
-        if not any(value == one and type(value) is type(one) for one in handled):
-            self.problems.append(
-                f"{key} ({brief(value)}) is not {handled[0]}, the one value handled; use a model "
-                "with it"
-            )
-
-    def _value(self, key: str, default: float | None) -> Any:
-        value = self.config.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            shown = "null" if key in self.config else "absent"
-            self.problems.append(f"{key} ({shown}) is needed; add it")
-        return value
-
-
-def _is_number(value: Any) -> bool:
-    """A finite int or float that is no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def config_family(config: dict[str, Any], where: str) -> Family:
@@ -185,7 +103,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         ValueError: everything that is missing, wrong or not handled, a line each.
     """
     family = config_family(config, where)
-    keys = _Keys(config)
+    keys = Keys(config)
     layers, hidden = keys.whole("num_hidden_layers"), keys.whole("hidden_size")
     heads, groups = keys.whole("num_attention_heads"), _key_value_heads(keys)
     if heads and groups and heads % groups:
@@ -193,7 +111,9 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
             f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({groups}); "
             "correct one of them"
         )
-    moe_layers = _moe_layers(keys, layers) if family.has_experts else (False,) * layers
+    moe_layers = (family.has_experts,) * layers
+    if family in (QWEN3_MOE, GROVE_MOE):
+        moe_layers = _moe_layers(keys, layers)
     architecture = Architecture(
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -204,11 +124,13 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         norm_epsilon=keys.number("rms_norm_eps"),
         rotary_base=_rotary_base(keys),
         tied_embeddings=keys.flag("tie_word_embeddings", default=False),
-        qk_layernorm=True,
+        qk_layernorm=family.qk_layernorm,
         moe_layers=moe_layers,
         ffn_hidden_size=0 if all(moe_layers) else keys.whole("intermediate_size"),
     )
-    if family.has_experts:
+    if family is MOE_PLUS_PLUS:
+        architecture = moe_plus_plus.with_experts(architecture, keys)
+    elif family.has_experts:
         architecture = _with_experts(architecture, keys, family)
     if family is GROVE_MOE:
         architecture = _with_groups(architecture, keys)
@@ -218,7 +140,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
     return architecture
 
 
-def _key_value_heads(keys: _Keys) -> int:
+def _key_value_heads(keys: Keys) -> int:
     # The configuration classes read null as "as many as query heads".
     if "num_key_value_heads" in keys.config and keys.config["num_key_value_heads"] is None:
         heads = keys.config.get("num_attention_heads")
@@ -226,7 +148,7 @@ def _key_value_heads(keys: _Keys) -> int:
     return keys.whole("num_key_value_heads")
 
 
-def _head_dim(keys: _Keys, family: Family, hidden: int, heads: int) -> int:
+def _head_dim(keys: Keys, family: Family, hidden: int, heads: int) -> int:
     """Absent, it is 128 in Qwen3Config; Qwen3MoeConfig has no such field, and the model divides."""
     if family is QWEN3 or not (hidden and heads):
         return keys.whole("head_dim", default=128)
@@ -239,7 +161,7 @@ def _head_dim(keys: _Keys, family: Family, hidden: int, heads: int) -> int:
     return keys.whole("head_dim", default=hidden // heads)
 
 
-def _moe_layers(keys: _Keys, num_layers: int) -> tuple[bool, ...]:
+def _moe_layers(keys: Keys, num_layers: int) -> tuple[bool, ...]:
     """Qwen3-MoE: layer i has experts unless it is listed, or i + 1 is no multiple of the step."""
     step = keys.whole("decoder_sparse_step", default=1)
     dense = keys.config.get("mlp_only_layers")
@@ -261,7 +183,7 @@ def _moe_layers(keys: _Keys, num_layers: int) -> tuple[bool, ...]:
     return layers
 
 
-def _with_experts(architecture: Architecture, keys: _Keys, family: Family) -> Architecture:
+def _with_experts(architecture: Architecture, keys: Keys, family: Family) -> Architecture:
     names = [n for n in ("num_experts", "num_local_experts") if keys.config.get(n) is not None]
     num_experts = keys.whole(names[0] if names else "num_experts")
     if len(names) == 2 and keys.config[names[0]] != keys.config[names[1]]:
@@ -281,7 +203,7 @@ def _with_experts(architecture: Architecture, keys: _Keys, family: Family) -> Ar
     )
 
 
-def _with_groups(architecture: Architecture, keys: _Keys) -> Architecture:
+def _with_groups(architecture: Architecture, keys: Keys) -> Architecture:
     size = keys.whole("num_experts_per_group", default=int(RELEASED["num_experts_per_group"]))
     num_experts = architecture.num_experts
     if size and num_experts % size:
@@ -300,7 +222,7 @@ def _with_groups(architecture: Architecture, keys: _Keys) -> Architecture:
     )
 
 
-def _rotary_base(keys: _Keys) -> float:
+def _rotary_base(keys: Keys) -> float:
     """``rope_theta`` of transformers 4, or of the ``rope_parameters`` of transformers 5."""
     found: dict[str, Any] = {"rope_theta": keys.config.get("rope_theta")}
     for name in ("rope_parameters", "rope_scaling"):
@@ -325,7 +247,7 @@ def _rotary_base(keys: _Keys) -> float:
         if other != theta
     ]
     # Megatron's --rotary-base is a whole number.
-    if not _is_number(theta) or theta < 1 or theta != int(theta):
+    if not is_number(theta) or theta < 1 or theta != int(theta):
         keys.problems.append(
             f"{first} ({brief(theta)}) is not a whole number above 0, which Megatron needs; use a "
             "model with one"
@@ -334,7 +256,7 @@ def _rotary_base(keys: _Keys) -> float:
     return theta  # type: ignore[no-any-return]
 
 
-def _only_default_rope(keys: _Keys, name: str, rope: dict[str, Any]) -> None:
+def _only_default_rope(keys: Keys, name: str, rope: dict[str, Any]) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         keys.problems.append(
@@ -347,11 +269,12 @@ def _only_default_rope(keys: _Keys, name: str, rope: dict[str, Any]) -> None:
         )
 
 
-def _only_what_is_handled(keys: _Keys, family: Family) -> None:
+def _only_what_is_handled(keys: Keys, family: Family) -> None:
     keys.only("hidden_act", "silu")
     keys.only("attention_bias", False)
     keys.only("use_sliding_window", False)
     keys.only("partial_rotary_factor", None, 1, 1.0)
+    keys.only("rotary_percent", None, 1, 1.0)
     _not_quantised(keys)
     _own_code(keys, family)
     kinds = keys.config.get("layer_types")
@@ -366,7 +289,7 @@ def _only_what_is_handled(keys: _Keys, family: Family) -> None:
 _QUANTISATION = ("quantization_config", "compression_config", "quantization")
 
 
-def _not_quantised(keys: _Keys) -> None:
+def _not_quantised(keys: Keys) -> None:
     keys.problems += [
         f"{key} ({_quantised_as(said)}) says that the weights are quantised; {DEQUANTISE}"
         for key in _QUANTISATION
@@ -385,7 +308,7 @@ def _quantised_as(said: Any) -> str:
     return brief(" ".join(str(word) for word in words if word)) or "no format named"
 
 
-def _own_code(keys: _Keys, family: Family) -> None:
+def _own_code(keys: Keys, family: Family) -> None:
     """Code beside the weights that computes something else than the family."""
     named = keys.config.get("auto_map")
     name = named.get("AutoModelForCausalLM") if isinstance(named, dict) else None
@@ -425,6 +348,7 @@ _CHILDREN = {
     QWEN3: {QWEN3_MOE, GROVE_MOE},
     QWEN3_MOE: {GROVE_MOE},
     GROVE_MOE: set[Family](),
+    MOE_PLUS_PLUS: set[Family](),
 }
 
 
@@ -477,6 +401,8 @@ def config_of(
 def _keys_of(architecture: Architecture) -> dict[str, Any]:
     """Every key that describes the model, as transformers 4 spells them."""
     a, family = architecture, family_of(architecture)
+    if family is MOE_PLUS_PLUS:
+        return moe_plus_plus.keys_of(a)
     keys: dict[str, Any] = {
         "architectures": [family.class_name],
         "model_type": family.model_type,

@@ -4,9 +4,10 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checks.flags import flag_of
+from ..checks.flags import flag_of, words_of
 from ..model.architecture import Architecture, layers_with_experts
-from .hf_config import brief, refuse_all
+from . import moe_plus_plus
+from .config_keys import brief, refuse_all
 
 # grove_megatron.arguments.LAYER_SPEC, which lives where Megatron is imported.
 GROVE_LAYER_SPEC = ["grove_megatron.layer_spec", "grove_layer_spec"]
@@ -40,7 +41,9 @@ def megatron_flags(architecture: Architecture) -> list[str]:
         "attention-dropout": 0.0,
         "hidden-dropout": 0.0,
     }
-    switches = ["group-query-attention", "swiglu", "disable-bias-linear", "qk-layernorm"]
+    switches = ["group-query-attention", "swiglu", "disable-bias-linear"]
+    if a.qk_layernorm:
+        switches.append("qk-layernorm")
     if not a.tied_embeddings:
         switches.append("untie-embeddings-and-output-weights")
     if a.num_experts:
@@ -52,8 +55,10 @@ def megatron_flags(architecture: Architecture) -> list[str]:
             "grove-adjugate-ffn-hidden-size": a.adjugate_ffn_hidden_size,
             "grove-adjugate-scale": a.adjugate_scale,
         }
+    if a.settings and not a.is_grove:
+        switches.append("grove-dispatch")
     flags = [part for name, value in valued.items() for part in (f"--{name}", str(value))]
-    return flags + [f"--{name}" for name in switches]
+    return flags + [f"--{name}" for name in switches] + words_of(dict(a.settings))
 
 
 def _expert_flags(a: Architecture) -> dict[str, Any]:
@@ -112,7 +117,7 @@ class _Setting:
         return f"{flag} ({brief(value)}) is not {handled}; {self.fix}"
 
 
-_NOT_IN_HF = "no GroveMoE or Qwen3 model of Hugging Face has it, train without"
+_NOT_IN_HF = "no model of Hugging Face that is converted has it, train without"
 _OFF = (None, False)
 
 
@@ -124,7 +129,6 @@ def _absent(*names: str) -> list[_Setting]:
 _EVERY_MODEL = [
     _Setting("swiglu", False, (True,), "the feed-forward layers are SwiGLU, train with it"),
     _Setting("normalization", "LayerNorm", ("RMSNorm",), "the norms are RMSNorm, train with it"),
-    _Setting("qk_layernorm", False, (True,), "queries and keys are normalized, train with it"),
     _Setting(
         "add_bias_linear",
         True,
@@ -187,10 +191,20 @@ _WITH_EXPERTS = [
         "moe_router_force_biased",
         "moe_apply_probs_on_input",
         "moe_mlp_glu_interleave_size",
-        "moe_expert_capacity_factor",
         "moe_expert_rank_capacity_factor",
     ),
 ]
+
+_NOT_MOE_PLUS_PLUS = [
+    _Setting("qk_layernorm", False, (True,), "queries and keys are normalized, train with it")
+]
+_MOE_PLUS_PLUS = [
+    _Setting(
+        "qk_layernorm", False, (False,), "no MoE++ model normalizes queries and keys, train without"
+    )
+]
+# MoE++ is trained with a capacity, and its released code has none.
+_NO_CAPACITY = _absent("moe_expert_capacity_factor")
 
 # Two routers that compute what the released model does: softmax selects the same experts as sigmoid
 # as long as nothing is added to the scores, and with the bias Megatron's weights are not softmax.
@@ -234,14 +248,15 @@ def architecture_of_args(args: Namespace) -> Architecture:
             an older checkpoint has no attribute for has the default.
 
     Raises:
-        ValueError: sizes that are missing, and all settings that no Hugging Face GroveMoE,
-            Qwen3-MoE or Qwen3 model has, a line each.
+        ValueError: sizes that are missing, and all settings that no model of the family has, a
+            line each.
     """
     has_experts = bool(getattr(args, "num_experts", None))
     has_groups = bool(getattr(args, "grove_num_groups", None))
-    settings = list(_EVERY_MODEL)
+    is_moe_plus_plus = has_experts and moe_plus_plus.is_asked_for(args)
+    settings = [*_EVERY_MODEL, *(_MOE_PLUS_PLUS if is_moe_plus_plus else _NOT_MOE_PLUS_PLUS)]
     if has_experts:
-        settings += _WITH_EXPERTS
+        settings += _WITH_EXPERTS + ([] if is_moe_plus_plus else _NO_CAPACITY)
     if has_groups:
         settings += _GROVE_ROUTER
     if not has_groups or getattr(args, "grove_router_scoring", "grove") == "softmax":
@@ -251,6 +266,10 @@ def architecture_of_args(args: Namespace) -> Architecture:
     architecture = _dense_architecture(sizes)
     if has_experts:
         architecture = _expert_architecture(architecture, sizes)
+        if is_moe_plus_plus:
+            own = moe_plus_plus.settings_of_args(args)
+            architecture = moe_plus_plus.with_settings(architecture, own)
+            problems += moe_plus_plus.problems(args, architecture)
     elif has_groups:
         problems.append(
             f"--grove-num-groups ({args.grove_num_groups}) is set without --num-experts; set it"
@@ -301,7 +320,7 @@ def _dense_architecture(sizes: _Sizes) -> Architecture:
         norm_epsilon=getattr(args, "layernorm_epsilon", getattr(args, "norm_epsilon", 1e-5)),
         rotary_base=getattr(args, "rotary_base", 10000),
         tied_embeddings=not getattr(args, "untie_embeddings_and_output_weights", False),
-        qk_layernorm=True,
+        qk_layernorm=bool(getattr(args, "qk_layernorm", False)),
         moe_layers=moe_layers,
         ffn_hidden_size=0 if all(moe_layers) else sizes.whole("ffn_hidden_size"),
     )

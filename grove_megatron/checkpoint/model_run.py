@@ -42,6 +42,10 @@ class ModelRun:
         load: puts the weights in, before DDP wraps the model; every rank calls it.
         gradients: whether there will be any; without, half the memory.
 
+    Attributes:
+        models: this rank's chunks.
+        router_logits: of :meth:`logits`, [B S, E], by the number of this rank's MoE layers.
+
     Raises:
         ValueError: a layout that this cannot run.
     """
@@ -92,8 +96,10 @@ class ModelRun:
             data_parallel_random_init=False,
         )
 
+        self.router_logits: dict[int, Tensor] = {}
+
     def logits(self) -> Tensor | None:
-        """[B, S, V] on the last pipeline stage, None elsewhere."""
+        """[B, S, V] on the last pipeline stage, None elsewhere; and those of routers."""
         from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
         def step(data: Iterator[None], model: Any) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -103,13 +109,33 @@ class ModelRun:
 
             return model(self._input_ids, self._positions, None), whole
 
+        routers = [
+            module
+            for model in self.models
+            for name, module in model.named_modules()
+            if name.endswith(".mlp.router")
+        ]
+        hooks = [router.register_forward_hook(self._keep_logits) for router in routers]
         for model in self.models:
             model.eval()
         with torch.no_grad():
             stored = self._schedule(step, forward_only=True, collect_non_loss_data=True)
         for model in self.models:
             model.train()
+        for hook in hooks:
+            hook.remove()
         return stored[0] if stored else None
+
+    def _keep_logits(self, router: Any, inputs: tuple[Tensor, ...], _: Any) -> None:
+        """As they are handed on to the next layer, where there is such a thing."""
+        from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+        handed = getattr(router, "handed", None)
+        logits: Tensor = router.gating(inputs[0]) if handed is None else handed
+        if router.config.sequence_parallel:
+            logits = gather_from_sequence_parallel_region(logits)
+        batch_first = logits.transpose(0, 1)
+        self.router_logits[router.layer_number - 1] = batch_first.flatten(0, 1)
 
     def losses_and_gradients(self, labels: Tensor) -> Tensor | None:
         """Per-token losses [B, S] on the last stage; leaves reduced gradients in ``main_grad``.

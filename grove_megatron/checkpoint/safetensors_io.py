@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from .config_keys import brief
 from .durable import DurableFile
-from .hf_config import brief
 from .mapped import MappedFile
 from .transforms import Shape
 from .weights import DTYPES, ConversionError

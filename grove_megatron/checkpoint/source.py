@@ -1,7 +1,7 @@
 """Where weights come from, with everything that is known of their model."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from ..checks.flags import flag_of
 from ..config import NOT_OF_THE_WEIGHTS, layer_defaults, unknown_settings
 from ..model.architecture import Architecture
 from ..model.families import is_buffer
-from .hf_config import DEQUANTISE, architecture_of, brief, read_config, refuse_all
+from .config_keys import brief, refuse_all
+from .hf_config import DEQUANTISE, architecture_of, read_config
 from .hf_files import HfWeights
 from .manifest import read_checksums
 from .megatron_args import architecture_of_args
@@ -130,7 +131,7 @@ def megatron_source(
     reader = TorchDistReader(folder)
     args = checkpoint_args(reader)
     architecture = architecture_of_args(args)
-    refuse_parts(args, f"the arguments in {folder}")
+    refuse_parts(args, f"the arguments in {folder}", said=dict(architecture.settings))
     if hf_files is None and (folder.parent / HF_FILES / "config.json").is_file():
         hf_files = folder.parent / HF_FILES
     config = None if hf_files is None else read_config(hf_files, "--hf-config")
@@ -152,6 +153,17 @@ def megatron_source(
         hf_files,
         config,
         {},
+        _capacity(args),
+    )
+
+
+def _capacity(args: Any) -> tuple[str, ...]:
+    factor = getattr(args, "moe_expert_capacity_factor", None)
+    if factor is None:
+        return ()
+    return (
+        f"--moe-expert-capacity-factor ({factor}) drops tokens where the model was trained; the "
+        "code of the Hugging Face model drops none",
     )
 
 
@@ -166,12 +178,20 @@ _IN_HF = frozenset(
 )
 
 
-def refuse_parts(args: Any, where: str) -> None:
-    """Parts of the router without which it is another model, and which no config.json can say."""
+def refuse_parts(args: Any, where: str, said: Container[str] = ()) -> None:
+    """Parts of the router without which it is another model, and which no config.json can say.
+
+    Args:
+        args: a configuration or an argument namespace.
+        where: for the error.
+        said: settings that the config of this model says.
+    """
     of_model = {
         name: getattr(args, name, default)
         for name, default in layer_defaults().items()
-        if name not in {*_IN_HF, *NOT_OF_THE_WEIGHTS} and getattr(args, name, default) != default
+        if name not in {*_IN_HF, *NOT_OF_THE_WEIGHTS}
+        and name not in said
+        and getattr(args, name, default) != default
     }
     given = {flag_of(name): value for name, value in (of_model | unknown_settings(args)).items()}
     if given:
@@ -183,8 +203,10 @@ def _contradictions(
     said: Architecture, trained: Architecture, hf_files: Path | None, folder: Path
 ) -> list[str]:
     problems = []
-    for name, value in asdict(said).items():
-        own = asdict(trained)[name]
+    theirs, ours = said.described(), trained.described()
+    for name in theirs | ours:
+        # A setting that only one of them has.
+        value, own = theirs.get(name, "the default"), ours.get(name, "the default")
         padded = name == "vocab_size" and value <= own
         if value != own and not padded and name != "expert_bias":
             problems.append(

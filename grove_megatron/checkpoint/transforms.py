@@ -144,8 +144,40 @@ class QueryKeyValue:
         return torch.cat(groups, dim=1).reshape(-1, *tensors[0].shape[1:])
 
 
+@dataclass(frozen=True)
+class Recut:
+    """Tensors that are cut in other places than the blocks of a weight.
+
+    Args:
+        of_blocks: how the blocks become the weight.
+        blocks: their shapes; one after the other they have the entries that the tensors have.
+    """
+
+    of_blocks: Transform
+    blocks: tuple[Shape, ...]
+
+    def local(self, tensors: Sequence[Tensor], tp: TensorParallel) -> Tensor:
+        return self.of_blocks.local(_recut(tensors, self.blocks), tp)
+
+    def chunks(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        return self.of_blocks.chunks(_recut(tensors, self.blocks))
+
+    def split(self, whole: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        return _recut(self.of_blocks.split(whole, self.blocks), shapes)
+
+    def first_rows(self, shapes: Sequence[Shape]) -> list[int] | None:
+        return None
+
+
+def _recut(tensors: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    entries = flat[0] if len(flat) == 1 else torch.cat(flat)
+    parts = torch.split(entries, [torch.Size(shape).numel() for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def transform_of(weight: weights.Weight, model: Model) -> Transform:
-    """How the blocks of a weight become it, as its split says."""
+    """How the Hugging Face tensors of a weight become it, as its split says."""
     transforms: dict[weights.Split, Transform] = {
         weights.Split.WHOLE: Replicated(),
         weights.Split.ROWS: Split(0),
@@ -153,4 +185,5 @@ def transform_of(weight: weights.Weight, model: Model) -> Transform:
         weights.Split.GATED: GateUp(),
         weights.Split.QKV: QueryKeyValue(model.num_query_groups),
     }
-    return transforms[weight.split]
+    of_blocks = transforms[weight.split]
+    return Recut(of_blocks, weight.shapes(model.sizes)) if weight.hf_blocks else of_blocks

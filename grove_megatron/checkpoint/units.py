@@ -92,7 +92,7 @@ def _unit(
         stacked=stacked,
         shape=weight.shape(sizes),
         names=tuple(name.format(layer=layer, index=index) for name in weight.hf),
-        shapes=weight.shapes(sizes),
+        shapes=weight.hf_shapes(sizes),
         transform=transform_of(weight, architecture),
         also=weight.also and prefix + weight.also,
     )

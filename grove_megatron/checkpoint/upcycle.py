@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..model.architecture import Architecture
 from ..model.families import is_buffer
-from .hf_config import brief
+from .config_keys import brief
 from .source import Source
 from .transforms import Shape
 from .units import hf_shapes

@@ -5,19 +5,20 @@ at any parallel layout, runs the inputs of a golden file through Megatron's own 
 gradient finalisation, and compares logits, loss and every gradient of the file.
 """
 
+import math
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..model.families import is_buffer
+from .config_keys import brief
 from .errors import LOSS_TOLERANCE, size_of, worst_of
 from .golden import Golden
-from .hf_config import brief
 from .hf_names import NameTable
 from .local_names import LocalParameter, local_parameters
 from .megatron_weights import iteration_folder
@@ -37,14 +38,24 @@ class Report:
     """The worst errors over all ranks.
 
     max_logit_error is absolute, loss_error relative, max_grad_error relative to the largest entry
-    of each gradient.
+    of each gradient, max_router_error, of the routers' logits, absolute.
     """
 
     max_logit_error: float
     loss_error: float
     max_grad_error: float
+    max_router_error: float
     grads_compared: int
     grads_in_file: int
+    routers_compared: int
+    routers_in_file: int
+
+    def as_json(self) -> dict[str, float]:
+        """Without what the file has nothing of; JSON has no infinity."""
+        own = asdict(self)
+        if not self.routers_in_file:
+            own = {name: value for name, value in own.items() if "router" not in name}
+        return {name: min(value, sys.float_info.max) for name, value in own.items()}
 
     @property
     def passed(self) -> bool:
@@ -53,7 +64,9 @@ class Report:
             self.max_logit_error <= LOGIT_TOLERANCE
             and self.loss_error <= LOSS_TOLERANCE
             and self.max_grad_error <= GRAD_TOLERANCE
+            and self.max_router_error <= LOGIT_TOLERANCE
             and self.grads_compared == self.grads_in_file
+            and self.routers_compared == self.routers_in_file
         )
 
 
@@ -126,11 +139,11 @@ def _verify(
         )
     run = ModelRun(source.architecture, golden.input_ids, extra_flags, load)
     logits, losses = run.logits(), run.losses_and_gradients(golden.labels)
-    return _compare(run.models, NameTable(source.architecture), shapes, golden, logits, losses)
+    return _compare(run, NameTable(source.architecture), shapes, golden, logits, losses)
 
 
 def _compare(
-    models: list[Any],
+    run: ModelRun,
     table: NameTable,
     all_shapes: Mapping[str, Shape],
     golden: Golden,
@@ -154,22 +167,43 @@ def _compare(
         loss_error = worst_of((losses.cpu().double().mean() - expected).abs() / expected.abs())
     seen = {name: torch.zeros(g.numel(), dtype=torch.bool) for name, g in golden.grads.items()}
     overall = max((float(grad.abs().max()) for grad in golden.grads.values()), default=0.0)
-    for parameter in local_parameters(models):
+    for parameter in local_parameters(run.models):
         names, transform = table.find(parameter.global_name)
         if not any(name in golden.grads for name in names):
             continue
         shapes = [all_shapes[name] for name in names]
         error = _grad_error(parameter, names, shapes, transform, golden.grads, overall, seen)
         grad_error = max(grad_error, error)
+    expected = golden.router_logits
+    router_errors = {
+        layer: _router_error(logits, expected[layer])
+        for layer, logits in run.router_logits.items()
+        if layer in expected
+    }
+    errors = [logit_error, loss_error, grad_error, max(router_errors.values(), default=0.0)]
     device = torch.cuda.current_device()
-    worst = torch.tensor([logit_error, loss_error, grad_error], dtype=torch.float64, device=device)
+    worst = torch.tensor(errors, dtype=torch.float64, device=device)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    compared = 0
-    for name in sorted(seen):
-        everywhere = seen[name].to(device=device, dtype=torch.uint8)
+
+    def whole(entries: Tensor) -> bool:
+        """Has every entry been compared, by some rank?"""
+        everywhere = entries.to(device=device, dtype=torch.uint8)
         dist.all_reduce(everywhere, op=dist.ReduceOp.MAX)
-        compared += bool(everywhere.all().item())
-    return Report(*worst.tolist(), grads_compared=compared, grads_in_file=len(golden.grads))
+        return bool(everywhere.all().item())
+
+    return Report(
+        *worst.tolist(),
+        grads_compared=sum(whole(seen[name]) for name in sorted(seen)),
+        grads_in_file=len(golden.grads),
+        routers_compared=sum(whole(torch.tensor(layer in router_errors)) for layer in expected),
+        routers_in_file=len(expected),
+    )
+
+
+def _router_error(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    return worst_of((found.cpu().double() - expected.double()).abs())
 
 
 def _grad_error(

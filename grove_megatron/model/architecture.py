@@ -1,8 +1,9 @@
 """What a model is: the sizes that decide its weights, and what it computes with them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 from .weights import Weight
 
@@ -127,16 +128,19 @@ class Model:
             "C": self.constant_experts,
             "B": 2 * self.constant_experts,
             "I": self.moe_ffn_hidden_size,
+            # Gate and up, one on top of the other.
+            "U": 2 * self.moe_ffn_hidden_size,
             "G": self.num_groups,
             "A": self.adjugate_ffn_hidden_size,
             "S": self.shared_expert_size,
             "1": 1,
+            "2": 2,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture(Model):
-    """A model whole enough to be written in another format: Grove MoE, Qwen3-MoE, Qwen3 (dense).
+    """A model whole enough to be written in another format, that of one of :mod:`.families`.
 
     Attributes:
         max_position_embeddings: longest sequence.
@@ -144,6 +148,8 @@ class Architecture(Model):
         rotary_base: theta of the rotary embedding.
         normalized_topk: the weights of the selected experts sum to 1.
         adjugate_scale: weight of the adjugates' sum.
+        settings: of a layer with experts beyond these, where not the default, by name: what its
+            ``local_experts``, ``constant_experts`` and ``part_weights`` come from.
     """
 
     max_position_embeddings: int
@@ -151,6 +157,13 @@ class Architecture(Model):
     rotary_base: float
     normalized_topk: bool = True
     adjugate_scale: float = 0.0
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """Every fact of it once, by name."""
+        derived = ("local_experts", "constant_experts", "part_weights", "settings")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
+        return own | dict(self.settings)
 
 
 def layers_with_experts(frequency: int | Sequence[int], num_layers: int) -> tuple[bool, ...]:

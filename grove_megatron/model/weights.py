@@ -36,6 +36,8 @@ class Weight:
         split: how tensor-parallel ranks divide it.
         hf: the Hugging Face tensors of these blocks, in a layer without what goes before; empty for
             the names of the model's family (:mod:`.families`).
+        hf_blocks: the dimensions of these tensors where they are cut in other places; one after
+            the other they have the entries that the blocks have.
         place: what has one: every decoder ``layer``, one without experts (``dense``) or with
             (``moe``), an ``mtp`` layer, or the model at its beginning (``embedding``) and its end
             (``norm``, ``output``).
@@ -51,6 +53,7 @@ class Weight:
     blocks: tuple[str, ...]
     split: Split = Split.WHOLE
     hf: tuple[str, ...] = ()
+    hf_blocks: tuple[str, ...] = ()
     place: Place = "moe"
     stack: Literal["E", "G"] | None = None
     modules: tuple[str, ...] = ()
@@ -70,6 +73,11 @@ class Weight:
     def shapes(self, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
         """Of every block."""
         return tuple(tuple(sizes[letter] for letter in block) for block in self.blocks)
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
+        """Of every Hugging Face tensor."""
+        blocks = self.hf_blocks or self.blocks
+        return tuple(tuple(sizes[letter] for letter in block) for block in blocks)
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """Of all of them together, of one expert or group."""

@@ -58,7 +58,8 @@ def weights(settings: Any) -> tuple[Weight, ...]:
     """What the parts of every router have, as its checkpoint names them."""
     return tuple(
         Weight(f"mlp.router.{part.slot}_{part.name}.{name}", ("".join(dims),))
-        for part in active(settings)
+        for part in parts()
+        if part.weights and part.is_on(settings)
         for name, dims in part.weights.items()
     )
 

@@ -215,6 +215,17 @@ def test_a_config_is_written_where_there_was_none(
     assert_same(tensors_of(tmp_path / "out"), tensors_of(golden_folder))
 
 
+def test_moe_plus_plus_comes_back(moepp_folder: Path, tmp_path: Path) -> None:
+    done("import", "--hf", moepp_folder, "--save", tmp_path / "megatron")
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
+    assert_same(tensors_of(tmp_path / "out"), tensors_of(moepp_folder))
+    assert settings_of(tmp_path / "out") == settings_of(moepp_folder)
+    shutil.rmtree(tmp_path / "megatron" / "hf")
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "new")
+    expected = hf_source(moepp_folder).architecture
+    assert hf_source(tmp_path / "new").architecture == expected
+
+
 # ----------------------------------------------------------------------- Megatron's own loader
 
 
@@ -343,6 +354,8 @@ SP = ["--sequence-parallel"]
 GROUPED, SEQUENTIAL = (["--grove-kernel", kernel] for kernel in ("grouped", "megatron"))
 DISTRIBUTED = ["--use-distributed-optimizer"]
 PADDED = ["--padded-vocab-size", "64"]
+# As the paper trains it: the authors' code has no capacity.
+OF_MOEPP = "--moe-expert-capacity-factor 1.1 --grove-heterogeneous-loss-coeff 0.01".split()
 
 
 @pytest.fixture
@@ -381,6 +394,8 @@ def flags_of(megatron: Path) -> list[str]:
 
 def sources(name: str, folder: Path, qwen3: Any) -> tuple[Path, int]:
     """A Hugging Face folder to train from, and its vocabulary."""
+    if name == "moe++":
+        return Path(__file__).parents[1] / "data" / "moepp-tiny", 120
     if name.startswith("grove"):
         write_small(folder)
         if name == "grove-bias":
@@ -406,6 +421,8 @@ def sources(name: str, folder: Path, qwen3: Any) -> tuple[Path, int]:
         long("mixed", 2, [*EP2, "--grove-dispatch"], id="mixed-ep2-grove-dispatch"),
         long("dense", 2, [*TP2, "--padded-vocab-size", "128"], id="dense-tp2-padded"),
         long("dense-tied", 2, PP2, id="dense-tied-pp2"),
+        pytest.param("moe++", 2, [*EP2, *GROUPED, *DISTRIBUTED, *OF_MOEPP], id="moe++-ep2"),
+        long("moe++", 2, [*TP2, *SP, *SEQUENTIAL, *OF_MOEPP], id="moe++-tp2-sequential"),
     ],
 )
 def test_what_training_saves_at_any_layout_is_exported(

@@ -58,9 +58,15 @@ class Verdict:
         report: dict[str, Any] = json.loads(self.outputs[0].splitlines()[-1])
         return report
 
-    def assert_passed(self, gradients: int) -> None:
+    def assert_passed(self, gradients: int, routers: int = 0) -> None:
         assert self.codes == [0] * len(self.codes), self.logs[0][-6000:]
-        assert set(self.report) == {*TOLERANCES, "grads_compared", "grads_in_file"}
+        of_routers = (
+            {"max_router_error", "routers_compared", "routers_in_file"} if routers else set()
+        )
+        assert set(self.report) == {*TOLERANCES, "grads_compared", "grads_in_file", *of_routers}
+        if routers:
+            assert self.report["routers_compared"] == self.report["routers_in_file"] == routers
+            assert 0 < self.report["max_router_error"] < 1e-5
         assert self.report["grads_compared"] == self.report["grads_in_file"] == gradients
         for error, tolerance in TOLERANCES.items():
             # Above 0: something was compared, and not with itself.
@@ -179,6 +185,60 @@ def _somewhere(tensor: Tensor, seed: int) -> int:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_authors_model_verifies(layout: str, verify: Verify, golden_folder: Path) -> None:
     verify(LAYOUTS[layout], golden_folder).assert_passed(gradients=31)
+
+
+PP3 = ["--pipeline-model-parallel-size", "3"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        (1, []),
+        (2, EP2),
+        long((4, EP4)),
+        (3, PP3),
+        long((2, TP2)),
+        (4, LAYOUTS["tp2-etp2-ep2"][1]),
+    ],
+    ids=["ep1", "ep2", "ep4", "pp3", "tp2", "tp2-etp2-ep2"],
+)
+def test_moe_plus_plus_verifies(
+    layout: tuple[int, list[str]], verify: Verify, moepp_folder: Path
+) -> None:
+    verify(layout, moepp_folder).assert_passed(gradients=42, routers=3)
+
+
+def test_one_wrong_logit_of_a_router_fails(verify: Verify, edited: Any, moepp_folder: Path) -> None:
+    model = edited(golden=shift_one_entry("router_logits.2"), source=moepp_folder)
+    verdict = verify((3, PP3), model)
+    verdict.assert_failed()
+    assert verdict.report["max_router_error"] > 1e-5
+
+
+def test_logits_of_a_router_that_is_not_there_fail(
+    verify: Verify, edited: Any, moepp_folder: Path
+) -> None:
+    beyond = put("router_logits.3", torch.zeros(48, 12))
+    verdict = verify(LAYOUTS["ep1"], edited(golden=beyond, source=moepp_folder))
+    verdict.assert_failed()
+    assert (verdict.report["routers_compared"], verdict.report["routers_in_file"]) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{FIRST_LAYER}.mlp.moe.gate.wg.0.weight",
+        long("model.layers.1.mlp.moe.gate.gate_map.weight"),
+        "model.layers.1.mlp.moe.experts.experts.9.constant",
+        long(f"{FIRST_LAYER}.mlp.moe.experts.experts.8.wg.weight"),
+        "model.layers.2.mlp.moe.experts.experts.1.up_proj.weight",
+    ],
+)
+def test_one_wrong_entry_of_a_gradient_of_moe_plus_plus_fails(
+    name: str, verify: Verify, edited: Any, moepp_folder: Path
+) -> None:
+    model = edited(golden=shift_one_entry(f"grad.{name}"), source=moepp_folder)
+    verify(LAYOUTS["ep2"], model).assert_failed("max_grad_error")
 
 
 @pytest.mark.long

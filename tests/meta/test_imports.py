@@ -77,10 +77,16 @@ RULES = {
         in_functions={"transformers"},
     ),
     # What files and flags say of a model, without its weights.
+    "checkpoint/config_keys": Rule(),
     **{
-        f"checkpoint/{module}": Rule(inside={"model", "checkpoint.hf_config", "checks"})
+        f"checkpoint/{module}": Rule(
+            inside={"model", "checkpoint.config_keys", "checkpoint.moe_plus_plus", "checks"}
+        )
         for module in ("hf_config", "megatron_args")
     },
+    "checkpoint/moe_plus_plus": Rule(
+        inside={"model", "checkpoint.config_keys", "checks", "config", "parts"}
+    ),
     # Where the weights meet a Megatron model; names and transforms stay free of it.
     "checkpoint/local_names": Rule(inside={"checkpoint"}, outside={"torch", "megatron.core"}),
     # Weights meet Megatron's parser, its loader and its models inside functions alone.
@@ -94,7 +100,10 @@ RULES = {
     },
     # One layer of a system: of the package what makes a layer and reads weights.
     "verify_layer": Rule(
-        inside={"verify_layer", "checkpoint", "config", "layer_spec", "moe", "parts"},
+        inside={
+            *("verify_layer", "checkpoint", "checks", "config", "layer_spec", "model", "moe"),
+            "parts",
+        },
         outside={"torch", "safetensors"},
         in_functions={"megatron.core", "megatron.training"},
     ),
@@ -300,7 +309,7 @@ def test_a_forbidden_import_is_found(part, source):
         ("comm", "import torch.distributed as dist"),
         ("moe", "from ..functional.groups import group_map\nfrom megatron.core import mpu"),
         ("checkpoint", "import safetensors\ndef f():\n    import transformers"),
-        ("checkpoint/megatron_args", "from .hf_config import refuse_all"),
+        ("checkpoint/megatron_args", "from .config_keys import refuse_all"),
         ("checkpoint/verify", "def f():\n    from ..training import launch"),
         ("bridge/registration", "from megatron.bridge.models.gpt_provider import GPTModelProvider"),
         ("switches", "from ..checks.flags import flag_of"),

@@ -13,6 +13,7 @@ from grove_megatron.checkpoint.sinks import MegatronSink
 from grove_megatron.checkpoint.units import Unit, hf_shapes, units
 from grove_megatron.model.architecture import Architecture
 from tests.ranks import Ranks
+from tests.unit.checkpoint.architectures import with_local_experts
 
 DENSE = Architecture(
     hidden_size=16,
@@ -48,6 +49,12 @@ MODELS = {
     "mixed-grove": replace(GROVE, **MIXED),
     "dense": DENSE,
     "tied": replace(DENSE, tied_embeddings=True),
+    "moe++": with_local_experts(
+        DENSE, 8, 12, mixtral_gating=False, two_layer_gate=True, norm_std=None, multiplied=True
+    ),
+    "moe++-linear": with_local_experts(
+        DENSE, 8, 12, mixtral_gating=True, two_layer_gate=False, norm_std=2.0, multiplied=False
+    ),
     "tied-plain": replace(PLAIN, tied_embeddings=True),
 }
 GROUPED, SEQUENTIAL = (["--grove-kernel", kernel] for kernel in ("grouped", "megatron"))
@@ -111,6 +118,7 @@ def predicted(architecture: Architecture, keys: set[str]) -> set[Piece]:
         *((name, 1, []) for name in MODELS),
         ("grove", 2, [*EP2, *SEQUENTIAL]),
         ("tied", 2, PP2),
+        ("moe++", 2, [*EP2, *SEQUENTIAL]),
         pytest.param("plain", 2, EP2, marks=pytest.mark.long),
         pytest.param("grove-softmax", 2, [*PP2, *GROUPED], marks=pytest.mark.long),
         pytest.param("mixed-grove", 2, [*EP2, *GROUPED], marks=pytest.mark.long),

@@ -7,16 +7,19 @@ from ..table import EMBEDDING, EXPERT_BIAS, OUTPUT, weights
 from ..weights import Weight
 from .family import Family
 from .grove_moe import GROVE_MOE
+from .moe_plus_plus import MOE_PLUS_PLUS
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 
-FAMILIES = (GROVE_MOE, QWEN3_MOE, QWEN3)
+FAMILIES = (GROVE_MOE, QWEN3_MOE, QWEN3, MOE_PLUS_PLUS)
 
 
 def family_of(model: Model) -> Family:
     """The family that a model belongs to."""
     if model.is_grove:
         return GROVE_MOE
+    if model.local_experts:
+        return MOE_PLUS_PLUS
     return QWEN3_MOE if model.num_experts else QWEN3
 
 
@@ -30,23 +33,32 @@ def named_weights(model: Model) -> list[Weight]:
     names = dict(family.names)
     if model.tied_embeddings:
         names[OUTPUT.name] = names[EMBEDDING.name]
-    named = [
-        replace(
-            weight,
-            hf=tuple(
-                f"{family.layer if weight.prefix else ''}{name}"
-                for name in weight.hf or names.get(weight.name, ())
-            ),
-        )
-        for weight in weights(model)
-    ]
-    nameless = [weight.name for weight in named if len(weight.hf) != len(weight.blocks)]
+    named = [_with_names(weight, names, family, model) for weight in weights(model)]
+    nameless = [w.name for w in named if len(w.hf) != len(w.hf_blocks or w.blocks)]
     if nameless:
         raise ValueError(
             f"weights ({', '.join(nameless)}) have no names in the family {family.class_name}; "
             "train without what they belong to, or keep Megatron's format"
         )
     return named
+
+
+def _with_names(
+    weight: Weight, names: dict[str, tuple[str, ...]], family: Family, model: Model
+) -> Weight:
+    given = weight.hf or names.get(weight.name, ())
+    place = family.layer if weight.prefix else ""
+    found = tuple(f"{place}{one}" for name in given for one in _of_constants(name, model))
+    cut = family.cut.get(weight.name)
+    return replace(weight, hf=found, hf_blocks=(cut,) * len(found) if cut else ())
+
+
+def _of_constants(name: str, model: Model) -> list[str]:
+    """The name in every constant expert, which the routed experts come before."""
+    if "{constant}" not in name:
+        return [name]
+    numbers = range(model.num_experts, model.num_experts + model.constant_experts)
+    return [name.replace("{constant}", str(number)) for number in numbers]
 
 
 def is_buffer(name: str) -> bool:

@@ -1,7 +1,7 @@
 """What a family of Hugging Face models calls things."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,7 +12,9 @@ class Family:
         class_name: in ``architectures`` of ``config.json``.
         model_type: there.
         names: the tensors of every weight of :mod:`..table`, a name for each of its blocks; those
-            of a layer behind ``layer``. ``{index}`` counts experts or groups.
+            of a layer behind ``layer``. ``{index}`` counts experts or groups, ``{constant}`` is
+            the number of every constant expert, with a tensor of its own.
+        cut: of weights that are other tensors than their blocks, the dimensions of each.
         layer: what goes before the names of a layer.
         module: is the class's module said before its name, ``modeling_grove_moe.Grove...``?
     """
@@ -20,12 +22,17 @@ class Family:
     class_name: str
     model_type: str
     names: Mapping[str, tuple[str, ...]]
+    cut: Mapping[str, str] = field(default_factory=dict)
     layer: str = "model.layers.{layer}."
     module: bool = False
 
     @property
     def has_experts(self) -> bool:
         return "mlp.router.weight" in self.names
+
+    @property
+    def qk_layernorm(self) -> bool:
+        return "self_attention.q_layernorm.weight" in self.names
 
     def has_class(self, name: object) -> bool:
         """Is this its class?"""

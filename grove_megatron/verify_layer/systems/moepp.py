@@ -9,6 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...checks.flags import words_of
+from ...model.families.moe_plus_plus import LOCAL, settings_of
 from ...parts.gate.two_layer import GATE_UNITS
 from ...parts.losses.heterogeneous import HeterogeneousLoss
 from ...parts.part import Balance
@@ -18,8 +20,8 @@ from ..settings import Settings
 from ..system import Loss, System
 
 NAMES = ("moepp", "moe++")
-# Constants of the authors' module, which a folder may say otherwise: (key, experts).
-_LOCAL = {"num_constant_experts": 2, "num_copy_experts": 1, "num_zero_experts": 1}
+# Constants of the authors' module, in the order of the columns, which a folder may say otherwise.
+_LOCAL = {name.replace("grove", "num"): count for name, count in LOCAL.items()}
 _JOINED = ("x", "r", "y", "grad.x", "grad_lb.x")
 _LAYERS = 2
 
@@ -70,7 +72,7 @@ def system(settings: Settings) -> System:
     return System(
         flags=[
             *("--num-experts", str(routed), *swiglu_flags(width), *flags),
-            *("--moe-router-topk", str(settings.size("top_k")), "--grove-gating-residual"),
+            *("--moe-router-topk", str(settings.size("top_k"))),
             *("--grove-constant-experts", str(constant), "--grove-copy-experts", str(copied)),
             *("--grove-zero-experts", str(zero)),
         ],
@@ -103,21 +105,19 @@ def _flags(settings: Settings, zero: int) -> tuple[list[str], bool]:
     if settings.variant == "paper":
         own.choice("gate", "linear")
         own.choice("input_scale", 1)
-        return ["--moe-router-pre-softmax"], False
-    flags = []
-    mixtral = own.choice("moe_use_mixtral_gating", True, False)
-    if not mixtral:
-        # Otherwise there is nothing to give to the others, and softmax over the selected is it.
-        flags += ["--grove-zero-expert-weight", "others"] if zero else []
-        if not own.choice("moe_feature_no_mul_topk", True, False):
-            flags += ["--grove-topk-scaled-input"]
+        return ["--moe-router-pre-softmax", "--grove-gating-residual"], False
     two_layers = own.choice("moe_2layer_gate", True, False)
-    if two_layers:
-        flags += ["--grove-router-gate", "two_layer"]
-    if own.choice("moe_use_logits_norm", True, False):
-        scale = own.number("moe_gate_norm_std")
-        flags += ["--grove-logit-norm", "sample", "--grove-logit-norm-scale", str(scale)]
-    return flags, bool(two_layers)
+    normed = own.choice("moe_use_logits_norm", True, False)
+    asked = settings_of(
+        mixtral_gating=bool(own.choice("moe_use_mixtral_gating", True, False)),
+        two_layer_gate=bool(two_layers),
+        norm_std=own.number("moe_gate_norm_std") if normed else None,
+        multiplied=not own.choice("moe_feature_no_mul_topk", True, False),
+    )
+    if not zero:
+        # There is nothing to give to the others, and softmax over the selected is it.
+        asked.pop("grove_zero_expert_weight", None)
+    return words_of(asked), bool(two_layers)
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from grove_megatron.checkpoint.moe_plus_plus import with_settings
 from grove_megatron.model.architecture import Architecture
-from grove_megatron.model.families import FAMILIES, grove_moe, qwen3, qwen3_moe
+from grove_megatron.model.families import FAMILIES, grove_moe, moe_plus_plus, qwen3, qwen3_moe
 from grove_megatron.model.families.family import Family
 
 # Qwen3-30B-A3B, of which the released GroveMoE has the sizes.
@@ -58,12 +59,54 @@ GROVE = replace(
     expert_bias=True,
 )
 
+
+def with_local_experts(dense: Architecture, experts: int, width: int, **keys: Any) -> Architecture:
+    """A MoE++ on a model of the same attention."""
+    settings = moe_plus_plus.LOCAL | moe_plus_plus.settings_of(**keys)
+    plain = replace(
+        dense,
+        moe_layers=(True,) * dense.num_layers,
+        ffn_hidden_size=0,
+        qk_layernorm=False,
+        head_dim=dense.hidden_size // dense.num_attention_heads,
+        num_experts=experts,
+        moe_ffn_hidden_size=width,
+        topk=2,
+    )
+    return with_settings(plain, settings)
+
+
+# MoE-Plus-Plus-7B, as its config.json says.
+MOE_PLUS_PLUS = with_local_experts(
+    replace(
+        DENSE,
+        hidden_size=1536,
+        num_attention_heads=16,
+        num_query_groups=16,
+        vocab_size=65536,
+        max_position_embeddings=2048,
+        tied_embeddings=False,
+        moe_layers=(False,) * 24,
+    ),
+    experts=16,
+    width=4096,
+    mixtral_gating=False,
+    two_layer_gate=False,
+    norm_std=1.0,
+    multiplied=False,
+)
+SMALL_MOE_PLUS_PLUS = with_local_experts(
+    DENSE, 6, 20, mixtral_gating=False, two_layer_gate=True, norm_std=0.5, multiplied=True
+)
+
 NAMED = {
     "Qwen3-30B-A3B": QWEN3_MOE,
     "released GroveMoE": RELEASED,
     "dense": DENSE,
     "mixed": MIXED,
     "grove": GROVE,
+    "MoE-Plus-Plus-7B": MOE_PLUS_PLUS,
+    "MoE++": SMALL_MOE_PLUS_PLUS,
 }
 
 SIZES = st.integers(1, 200)
@@ -88,6 +131,18 @@ def architectures(draw: Any, family: Family | None = None) -> Architecture:
         moe_layers=(False,) * num_layers,
         ffn_hidden_size=draw(SIZES),
     )
+    if family is moe_plus_plus.MOE_PLUS_PLUS:
+        width = draw(SIZES) * dense.num_attention_heads
+        mixtral = draw(st.booleans())
+        return with_local_experts(
+            replace(dense, hidden_size=width),
+            experts=draw(SIZES),
+            width=draw(SIZES),
+            mixtral_gating=mixtral,
+            two_layer_gate=draw(st.booleans()),
+            norm_std=draw(st.none() | st.just(1.0) | st.floats(1e-3, 1e3)),
+            multiplied=draw(st.booleans()),
+        )
     return dense if family is qwen3.QWEN3 else draw(with_experts(dense, family))
 
 

@@ -17,13 +17,14 @@ from grove_megatron.checkpoint.hf_config import (
     read_config,
 )
 from grove_megatron.model.architecture import Architecture
-from grove_megatron.model.families import FAMILIES, family_of, grove_moe, qwen3, qwen3_moe
+from grove_megatron.model.families import family_of, grove_moe, qwen3, qwen3_moe
 from grove_megatron.model.families.family import Family
 
 from .architectures import (
     DENSE,
     GROVE,
     MIXED,
+    MOE_PLUS_PLUS,
     NAMED,
     QWEN3_MOE,
     RELEASED,
@@ -73,6 +74,38 @@ GROVE_33B = QWEN3_30B | {
     "architectures": ["modeling_grove_moe.GroveMoeForCausalLM"],
     "model_type": "grove_moe",
     "auto_map": {"AutoModelForCausalLM": "modeling_grove_moe.GroveMoeForCausalLM"},
+}
+# As published (Chat-UniVi/MoE-Plus-Plus-7B), but for its auto_map.
+MOE_PLUS_PLUS_7B: dict[str, Any] = {
+    "architectures": ["MoeForCausalLM"],
+    "model_type": "MoE++",
+    "vocab_size": 65536,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "hidden_act": "silu",
+    "hidden_size": 1536,
+    "initializer_range": 0.01,
+    "intermediate_size": 4096,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "num_hidden_layers": 24,
+    "num_experts": [20],
+    "moe_use_mixtral_gating": False,
+    "moe_2layer_gate": False,
+    "moe_use_logits_norm": True,
+    "moe_gate_norm_std": 1.0,
+    "moe_feature_no_mul_topk": True,
+    "sliding_window": None,
+    "moe_expert_interval": 1,
+    "rms_norm_eps": 1e-06,
+    "rotary_percent": 1.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "transformers_version": "4.33.1",
+    "rope_theta": 10000,
 }
 GROUP_KEYS = ("num_experts_per_group", "parallel_expert_intermediate_size", "small_experts_weight")
 
@@ -247,6 +280,50 @@ def test_layers_with_experts(says: dict[str, Any], layers: str) -> None:
 def test_the_rotary_theta_in_every_spelling(spelled: dict[str, Any]) -> None:
     config = without(QWEN3_30B, "rope_theta", "rope_scaling") | spelled
     assert architecture_of(config, "model").rotary_base == 5000000
+
+
+def test_the_released_moe_plus_plus() -> None:
+    assert architecture_of(MOE_PLUS_PLUS_7B, "model") == replace(MOE_PLUS_PLUS, rotary_base=10000)
+    config = config_of(MOE_PLUS_PLUS, MOE_PLUS_PLUS_7B, "bfloat16")
+    assert list(config.items()) == list(MOE_PLUS_PLUS_7B.items())
+
+
+def test_absent_keys_of_moe_plus_plus_have_the_defaults_of_its_class() -> None:
+    keys = [key for key in MOE_PLUS_PLUS_7B if key.startswith("moe_")]
+    found = dict(architecture_of(without(MOE_PLUS_PLUS_7B, *keys), "model").settings)
+    assert found == {
+        "grove_constant_experts": 2,
+        "grove_copy_experts": 1,
+        "grove_gating_residual": True,
+        "grove_router_gate": "two_layer",
+        "grove_topk_scaled_input": True,
+        "grove_zero_expert_weight": "others",
+        "grove_zero_experts": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        ({"num_experts": 20}, "num_experts (20) is not a list of one whole number"),
+        ({"num_experts": [20, 16]}, "num_experts ([20, 16]) is not a list of one whole number"),
+        ({"num_experts": []}, "num_experts ([]) is not a list of one whole number"),
+        ({"num_experts": [4]}, "num_experts ([4]) leaves none with an FFN beside the 4 without"),
+        ({"moe_expert_interval": 2}, "moe_expert_interval (2) is not 1"),
+        ({"moe_2layer_gate": 1}, "moe_2layer_gate (1) is not true or false"),
+        ({"moe_gate_norm_std": 0.0}, "moe_gate_norm_std (0.0) is not a finite number above 0"),
+        (
+            {"head_dim": 64},
+            "head_dim (64) times num_attention_heads (16) is not hidden_size (1536)",
+        ),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_scaling ("),
+        ({"rotary_percent": 0.5}, "rotary_percent (0.5) is not"),
+    ],
+)
+def test_what_moe_plus_plus_has_not_is_named_alone(says: dict[str, Any], said: str) -> None:
+    (problem,) = problems_of(MOE_PLUS_PLUS_7B | says)
+    assert problem.startswith(said)
+    assert "; " in problem
 
 
 @pytest.mark.parametrize("theta", [1000000, 1000000.0])
@@ -445,7 +522,8 @@ def respelled(config: dict[str, Any]) -> dict[str, Any]:
     """As transformers 5 writes it."""
     config = without(config, "torch_dtype") | {"dtype": "float16"}
     config["rope_parameters"] = {"rope_theta": config.pop("rope_theta"), "rope_type": "default"}
-    if "num_experts" in config:
+    # The code of MoE++ reads a list under the one name alone.
+    if "num_experts" in config and config["model_type"] != "MoE++":
         config["num_local_experts"] = config.pop("num_experts")
     return config
 
@@ -466,7 +544,12 @@ def test_the_models_own_config_is_kept(architecture: Architecture, five: bool, r
     assert config.keys() - like.keys() == added
 
 
-@given(architectures(qwen3.QWEN3), st.sampled_from(FAMILIES), st.booleans(), st.data())
+@given(
+    architectures(qwen3.QWEN3),
+    st.sampled_from([qwen3.QWEN3, qwen3_moe.QWEN3_MOE, grove_moe.GROVE_MOE]),
+    st.booleans(),
+    st.data(),
+)
 def test_an_upcycled_model_keeps_what_its_parent_had(
     parent: Architecture, family: Family, five: bool, data: st.DataObject
 ) -> None:

@@ -24,7 +24,15 @@ from grove_megatron.checkpoint.megatron_args import architecture_of_args, megatr
 from grove_megatron.config import GroveTransformerConfig, grove_defaults
 from grove_megatron.model.architecture import Architecture
 
-from .architectures import DENSE, GROVE, MIXED, NAMED, RELEASED, architectures
+from .architectures import (
+    DENSE,
+    GROVE,
+    MIXED,
+    NAMED,
+    RELEASED,
+    SMALL_MOE_PLUS_PLUS,
+    architectures,
+)
 
 # What a run needs beside the model.
 RUN = (
@@ -97,7 +105,9 @@ def test_megatron_makes_the_model_of_the_flags(architecture: Architecture, saved
     assert config.kv_channels == architecture.head_dim
     assert config.num_query_groups == architecture.num_query_groups
     assert config.gated_linear_unit
-    assert config.qk_layernorm
+    assert config.qk_layernorm is architecture.qk_layernorm
+    for name, value in architecture.settings:
+        assert getattr(config, name) == value
     assert config.moe_router_pre_softmax is not architecture.normalized_topk
     assert config.moe_router_enable_expert_bias is architecture.expert_bias
     assert bool(config.grove_num_groups) is architecture.is_grove
@@ -287,6 +297,43 @@ def test_routers_that_hugging_face_does_not_have(
     assert problem.startswith(f"--{name.replace('_', '-')} ({shown}) ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("grove_zero_experts", 2),
+        ("grove_copy_experts", 0),
+        ("grove_constant_experts", 6),
+        ("grove_gating_residual", False),
+        ("grove_logit_norm", "population"),
+        ("moe_router_topk", 4),
+        ("kv_channels", 4),
+        ("moe_router_pre_softmax", True),
+        ("moe_layer_freq", [1, 0, 1]),
+        ("moe_shared_expert_intermediate_size", 16),
+        ("qk_layernorm", True),
+        ("grove_num_groups", 2),
+    ],
+)
+def test_what_no_moe_plus_plus_has_is_named_alone(name: str, value: Any, saved: Saved) -> None:
+    args = saved(SMALL_MOE_PLUS_PLUS)
+    args.grove_adjugate_ffn_hidden_size = 8
+    assert_refused_alone(args, name, value)
+
+
+def test_scaled_input_needs_that_zero_experts_give_away_their_weight(saved: Saved) -> None:
+    args = saved(SMALL_MOE_PLUS_PLUS)
+    args.grove_zero_expert_weight = "own"
+    (problem,) = problems_of(args)
+    assert "--grove-topk-scaled-input (True) is beside --grove-zero-expert-weight (own)" in problem
+
+
+def test_what_trains_a_moe_plus_plus_is_not_of_the_model(saved: Saved) -> None:
+    args = saved(SMALL_MOE_PLUS_PLUS)
+    args.moe_expert_capacity_factor = 1.1
+    args.grove_heterogeneous_loss_coeff, args.grove_local_tau = 0.01, 0.5
+    assert architecture_of_args(args) == SMALL_MOE_PLUS_PLUS
+
+
 def test_softmax_scoring_with_a_bias_is_not_the_release(saved: Saved) -> None:
     args = saved(GROVE)
     args.grove_router_scoring, args.moe_router_score_function = "softmax", "sigmoid"
@@ -392,14 +439,21 @@ NOT_OF_THE_MODEL = (
 )
 
 
+TABLES = (
+    "_EVERY_MODEL",
+    "_NOT_MOE_PLUS_PLUS",
+    "_MOE_PLUS_PLUS",
+    "_WITH_EXPERTS",
+    "_NO_CAPACITY",
+    "_SOFTMAX_ROUTER",
+    "_GROVE_ROUTER",
+)
+
+
 def test_every_field_of_megatrons_configuration_has_been_looked_at() -> None:
     inherited = {f.name for f in fields(ModelParallelConfig)}
     own = {f.name for f in fields(TransformerConfig)} - inherited
-    checked = {
-        setting.name
-        for table in ("_EVERY_MODEL", "_WITH_EXPERTS", "_SOFTMAX_ROUTER", "_GROVE_ROUTER")
-        for setting in getattr(megatron_args, table)
-    }
+    checked = {setting.name for table in TABLES for setting in getattr(megatron_args, table)}
     passed_over = BESIDE_A_REFUSED_ONE + NOT_OF_THE_MODEL
     unknown = own - checked - READ - NOT_ARGUMENTS
     assert sorted(name for name in unknown if not name.startswith(passed_over)) == []
@@ -407,7 +461,7 @@ def test_every_field_of_megatrons_configuration_has_been_looked_at() -> None:
 
 def test_defaults_of_absent_arguments_are_megatrons() -> None:
     args = parsed("--num-layers 1 --hidden-size 8 --num-attention-heads 1".split())
-    for table in ("_EVERY_MODEL", "_WITH_EXPERTS", "_SOFTMAX_ROUTER", "_GROVE_ROUTER"):
+    for table in TABLES:
         for setting in getattr(megatron_args, table):
             default = getattr(args, setting.name, None)
             # None and False are the same to a setting that is off.

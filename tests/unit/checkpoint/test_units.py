@@ -12,7 +12,16 @@ from grove_megatron.model.architecture import Architecture
 from grove_megatron.model.families import is_buffer
 from grove_megatron.model.table import EXPERT_BIAS, weights
 
-from .architectures import DENSE, GROVE, MIXED, NAMED, QWEN3_MOE, RELEASED, architectures
+from .architectures import (
+    DENSE,
+    GROVE,
+    MIXED,
+    MOE_PLUS_PLUS,
+    NAMED,
+    QWEN3_MOE,
+    RELEASED,
+    architectures,
+)
 
 EXPERT = {"gate_proj": (768, 2048), "up_proj": (768, 2048), "down_proj": (2048, 768)}
 ADJUGATE = {"gate_proj": (128, 2048), "up_proj": (128, 2048), "down_proj": (2048, 128)}
@@ -60,6 +69,32 @@ def test_a_published_model_has_exactly_its_tensors(
     assert shapes == published(num_groups)
     assert len(shapes) == tensors
     assert sum(map(prod, shapes.values())) == parameters
+
+
+def test_moe_plus_plus_7b_has_exactly_the_tensors_of_the_authors_code() -> None:
+    # Of modeling_moe_plus_plus.py @ 7f43967 with the published config: 16 experts with an FFN, 2
+    # constant ones; the copy and the zero expert have no weights.
+    d, f, n = 1536, 4096, 20
+    expected = {"model.embed_tokens.weight": (65536, d), "lm_head.weight": (65536, d)}
+    expected["model.norm.weight"] = (d,)
+    for layer in (f"model.layers.{i}." for i in range(24)):
+        expected |= {f"{layer}self_attn.{which}_proj.weight": (d, d) for which in "qkvo"}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            expected[f"{layer}{norm}.weight"] = (d,)
+        expected[f"{layer}mlp.moe.gate.wg.weight"] = (n, d)
+        expected[f"{layer}mlp.moe.gate.gate_map.weight"] = (n, n)
+        for i in range(16):
+            expected[f"{layer}mlp.moe.experts.experts.{i}.up_proj.weight"] = (2 * f, d)
+            expected[f"{layer}mlp.moe.experts.experts.{i}.down_proj.weight"] = (d, f)
+        for i in (16, 17):
+            expected[f"{layer}mlp.moe.experts.experts.{i}.wg.weight"] = (2, d)
+            expected[f"{layer}mlp.moe.experts.experts.{i}.constant"] = (d,)
+    assert hf_shapes(MOE_PLUS_PLUS) == expected
+    # Embedding and output; a layer: attention, two norms, gate and map, experts, constants.
+    layer = 4 * d * d + 2 * d + n * d + n * n + 16 * 3 * d * f + 2 * 3 * d
+    parameters = 2 * 65536 * d + d + 24 * layer
+    assert parameters == 7_676_619_648
+    assert sum(map(prod, expected.values())) == parameters
 
 
 @pytest.mark.parametrize("name", NAMED)
