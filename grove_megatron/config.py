@@ -255,9 +255,11 @@ def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]
         yield from check.divides("expert_model_parallel_size", "grove_num_groups", fix)
     yield from _adjugate_problems(settings, num_experts)
     if num_experts:
-        is_so = not 1 <= settings.moe_router_topk <= num_experts
-        sentence = "{moe_router_topk} is not between 1 and {num_experts}; choose the experts per "
-        yield from check.those({f"{sentence}token": is_so})
+        local = registry.local_experts(settings)
+        beside = f" and {local} without an FFN" if local else ""
+        is_so = not 1 <= settings.moe_router_topk <= num_experts + local
+        sentence = f"{{moe_router_topk}} is not between 1 and {{num_experts}}{beside}; choose the "
+        yield from check.those({f"{sentence}experts per token": is_so})
         yield from _problems_of_layer(settings)
 
 

@@ -6,6 +6,7 @@ L layers (c / L), transformers all layers' tokens at once and the k choices of a
 (c k / L).
 """
 
+from ..model.families.moe_plus_plus import LOCAL, settings_of
 from .preset import Difference, Preset, Value
 
 _DECODER: dict[str, Value] = {
@@ -97,6 +98,17 @@ _NO_LOSS: dict[str, Value] = {"moe_router_load_balancing_type": ["none"]}
 # Weights are the softmax over all experts, not over the selected.
 _RAW: dict[str, Value] = {"moe_router_pre_softmax": True}
 
+# MoE++: a balance loss and a capacity (arXiv 2410.07348, gamma 1.1, beta 0.01), tau 0.75.
+_HETEROGENEOUS: dict[str, Value] = {
+    "layernorm_epsilon": 1e-6,
+    "moe_router_dtype": "fp32",
+    "moe_expert_capacity_factor": 1.1,
+    "grove_heterogeneous_loss_coeff": 0.01,
+    "grove_local_tau": 0.75,
+    **_NO_LOSS,
+    **_PLAIN,
+}
+
 _QWEN3: dict[str, Value] = {
     **_DECODER,
     **_attention(48, 2048, 32, 4, 128),
@@ -106,6 +118,22 @@ _QWEN3: dict[str, Value] = {
     "rotary_base": 1000000,
     "qk_layernorm": True,
 }
+
+
+def _moe_plus_plus(experts: int, constant: int) -> dict[str, Value]:
+    """Of arXiv 2410.07348, Table 2: the three with 12 layers; the gate of its equations."""
+    return {
+        **_DECODER,
+        **_attention(12, 768, 12, 12, 64),
+        **_tokens(65536, 2048),
+        **_experts(experts, 2, 2048),
+        **LOCAL,
+        "grove_constant_experts": constant,
+        "grove_gating_residual": True,
+        **_RAW,
+        **_HETEROGENEOUS,
+    }
+
 
 _ROWS = (
     Preset(
@@ -306,6 +334,38 @@ _ROWS = (
             Difference(
                 "attention without 1 / sqrt(64), logits times 1 / sqrt(768); here the usual"
             ),
+        ),
+    ),
+    *(
+        Preset(
+            name=name,
+            settings=_moe_plus_plus(experts, constant),
+            source="arXiv 2410.07348, Table 2",
+            released=released,
+        )
+        for name, experts, constant, released in (
+            ("moe++-0.6b", 8, 2, 582_146_496),
+            ("moe++-1b", 16, 2, 1_035_208_128),
+            ("moe++-2b", 32, 6, 1_941_487_104),
+        )
+    ),
+    Preset(
+        name="moe++-7b",
+        settings={
+            **_DECODER,
+            **_attention(24, 1536, 16, 16, 96),
+            **_tokens(65536, 2048),
+            **_experts(16, 2, 4096),
+            **LOCAL,
+            **settings_of(
+                mixtral_gating=False, two_layer_gate=False, norm_std=1.0, multiplied=False
+            ),
+            **_HETEROGENEOUS,
+        },
+        source="arXiv 2410.07348; Chat-UniVi/MoE-Plus-Plus-7B config.json",
+        released=7_676_619_648,
+        differs=(
+            Difference("no capacity in its code; here that of its training, which drops tokens"),
         ),
     ),
 )

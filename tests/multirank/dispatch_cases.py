@@ -1,8 +1,4 @@
-"""On the ranks: random routings through the real layer, against the reference.
-
-Rank 0 draws cases with hypothesis and broadcasts them, so that all ranks run each case together,
-the shrunk ones included.
-"""
+"""On the ranks: random routings through the real layer, against the reference."""
 
 import os
 from dataclasses import dataclass
@@ -11,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.multirank.drawn_cases import run_drawn
 from tests.multirank.on_ranks import grove_config, megatron, moe_layer
 from tests.ranks import write_result
 
@@ -49,20 +46,17 @@ def property_test(
     if ranks_per_node:
         os.environ["LOCAL_WORLD_SIZE"] = str(ranks_per_node)
     with megatron(**sizes):
-        result = _drive(examples) if dist.get_rank() == 0 else _follow()
-    write_result(folder, result)
+        write_result(folder, run_drawn(examples, _cases, _run))
 
 
 def _nodes() -> int:
     return dist.get_world_size() // int(os.environ["LOCAL_WORLD_SIZE"])
 
 
-def _drive(examples: int) -> dict[str, Any]:
-    from hypothesis import HealthCheck, given, settings
+def _cases() -> Any:
     from hypothesis import strategies as st
 
-    ran = 0
-    cases = st.builds(
+    return st.builds(
         Case,
         experts_per_group=st.integers(1, 4),
         groups_per_rank=st.integers(1, 3),
@@ -79,38 +73,6 @@ def _drive(examples: int) -> dict[str, Any]:
         plain=st.booleans(),
         seed=st.integers(0, 2**31),
     )
-
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(cases)
-    def check(case: Case) -> None:
-        nonlocal ran
-        ran += 1
-        dist.broadcast_object_list([case])
-        errors = _run(case)
-        assert not errors, f"{case}: {errors}"
-
-    try:
-        check()
-        failure = None
-    except BaseException as error:  # the other ranks wait for the last word
-        failure = repr(error)
-    dist.broadcast_object_list([None])
-    return {"ran": ran, "failure": failure}
-
-
-def _follow() -> None:
-    while True:
-        box: list[Any] = [None]
-        dist.broadcast_object_list(box)
-        if box[0] is None:
-            return
-        _run(box[0])
 
 
 def _routing(case: Case, num_experts: int, tokens: int, seed: int) -> tuple[Any, Any]:
@@ -183,7 +145,7 @@ def _run(case: Case) -> list[str]:
             "rows out": traffic.node_rows if _nodes() > 1 else traffic.rows,
         },
         "rows": traffic.rows,
-        "mlps": {n: _mlps(getattr(layer, n)) for n in ("experts", "adjugate_experts")},
+        "mlps": {n: mlps(getattr(layer, n)) for n in ("experts", "adjugate_experts")},
         "place": (mpu.get_expert_model_parallel_rank(), mpu.get_expert_tensor_parallel_rank()),
         "replica": mpu.get_expert_data_parallel_rank(),
     }
@@ -202,7 +164,7 @@ def _groups(case: Case, groups: int) -> dict[str, Any]:
     }
 
 
-def _mlps(experts: torch.nn.Module | None) -> list[dict[str, Any]]:
+def mlps(experts: torch.nn.Module | None) -> list[dict[str, Any]]:
     """Weight and gradient of both layers of every expert, however they are stored."""
     if experts is None:
         return []
@@ -225,7 +187,7 @@ def _met(chosen: torch.Tensor, places: int) -> int:
 def _compare(case: Case, everyone: list[dict[str, Any]], expert_ranks: int) -> list[str]:
     from grove_megatron.functional.reference import grove_layer, swiglu
 
-    whole = {n: _assemble(everyone, n) for n in ("experts", "adjugate_experts")}
+    whole = {n: assemble(everyone, n) for n in ("experts", "adjugate_experts")}
     leaves = {
         n: [{fc: w.clone().requires_grad_() for fc, (w, _) in mlp.items()} for mlp in mlps]
         for n, mlps in whole.items()
@@ -243,7 +205,7 @@ def _compare(case: Case, everyone: list[dict[str, Any]], expert_ranks: int) -> l
             x[:, 0], probs, mine["chosen"], calls["experts"], calls["adjugate_experts"], case.scale
         )
         loss = loss + (y * mine["weight"][:, 0]).sum()
-        errors += _differ(f"rank {r} y", mine["y"][:, 0], y)
+        errors += differ(f"rank {r} y", mine["y"][:, 0], y)
         first_stop = _nodes() if _nodes() > 1 else expert_ranks
         expected = {
             "tokens": len(x),
@@ -258,16 +220,16 @@ def _compare(case: Case, everyone: list[dict[str, Any]], expert_ranks: int) -> l
     if loss.requires_grad:
         loss.backward()
     for r, (mine, (x, probs)) in enumerate(zip(everyone, inputs, strict=True)):
-        errors += _differ(f"rank {r} x.grad", mine["x.grad"], x.grad)
-        errors += _differ(f"rank {r} probs.grad", mine["probs.grad"], probs.grad)
+        errors += differ(f"rank {r} x.grad", mine["x.grad"], x.grad)
+        errors += differ(f"rank {r} probs.grad", mine["probs.grad"], probs.grad)
     for name, mlps in whole.items():
         for i, mlp in enumerate(mlps):
             for fc, (_, grad) in mlp.items():
-                errors += _differ(f"{name}.{i}.{fc}.grad", grad, leaves[name][i][fc].grad)
+                errors += differ(f"{name}.{i}.{fc}.grad", grad, leaves[name][i][fc].grad)
     return errors
 
 
-def _assemble(everyone: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+def assemble(everyone: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Global list of experts: weights joined over expert tensor parallelism, gradients summed
     over replicas."""
     places = sorted({m["place"] for m in everyone})
@@ -299,7 +261,7 @@ def _join(shards: list[torch.Tensor], fc: str) -> torch.Tensor:
     return torch.cat([*gates, *ups])
 
 
-def _differ(what: str, found: Any, expected: Any) -> list[str]:
+def differ(what: str, found: Any, expected: Any) -> list[str]:
     if expected is None:
         expected = torch.zeros_like(found)
     if found is None:

@@ -52,3 +52,23 @@ def test_random_routings_equal_the_reference(layout: str, ranks: Ranks, tmp_path
     result = job.check().results()[0]
     assert result["failure"] is None
     assert result["ran"] >= cases
+
+
+@pytest.mark.parametrize(
+    ("layout", "cases"),
+    [
+        pytest.param("ep1", 140, marks=pytest.mark.long),
+        ("ep2", 100),
+        pytest.param("ep4", 40, marks=pytest.mark.long),
+        pytest.param("dp2-ep2", 20, marks=pytest.mark.long),
+    ],
+)
+def test_random_layers_of_moe_plus_plus_equal_the_equations(
+    layout: str, cases: int, ranks: Ranks, tmp_path: Path
+) -> None:
+    world_size, *sizes = SIZES[layout]
+    target = "tests.multirank.local_cases:property_test"
+    job = ranks.run(world_size, target, str(tmp_path), cases, *sizes, folder=tmp_path)
+    result = job.check().results()[0]
+    assert result["failure"] is None
+    assert result["ran"] >= cases

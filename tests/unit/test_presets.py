@@ -114,6 +114,28 @@ BY_HAND = {
         2 * 6 * 128 * 4_718_592,
         0,
     ),
+    # 12 layers: attention 4 768 768, norms 2 768, router N 768, its map N N, constants 3 768 each.
+    # Embedding and output 2 65536 768, norm 768. Experts with an FFN of 3 768 2048.
+    **{
+        f"moe++-{name}": (
+            12 * (2_359_296 + 1_536 + columns * 768 + columns**2 + constants * 2_304)
+            + 100_663_296
+            + 768,
+            12 * experts * 4_718_592,
+            0,
+        )
+        for name, experts, constants, columns in (
+            ("0.6b", 8, 2, 12),
+            ("1b", 16, 2, 20),
+            ("2b", 32, 6, 40),
+        )
+    },
+    # The same with 24 layers of 1536, experts of 3 1536 4096 and 20 columns.
+    "moe++-7b": (
+        24 * (9_437_184 + 3_072 + 30_720 + 400 + 9_216) + 201_326_592 + 1_536,
+        24 * 16 * 18_874_368,
+        0,
+    ),
 }
 # As published, in billions with as many decimals.
 PUBLISHED = {
@@ -127,6 +149,10 @@ PUBLISHED = {
     "grok-1": ("316", None),  # "314B", 25 % active
     "deepseekmoe-16b": ("16.4", "2.8"),
     "switch-base-128": ("7.4", None),
+    "moe++-0.6b": ("0.6", None),
+    "moe++-1b": ("1", None),
+    "moe++-2b": ("2", None),
+    "moe++-7b": ("7.7", None),  # "7B", which it is without embedding and output
 }
 
 

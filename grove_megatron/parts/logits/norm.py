@@ -7,6 +7,7 @@ import torch
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
+from .. import registry
 from ..part import Logits, Part, Seen, experts_of, widened
 
 
@@ -77,7 +78,9 @@ def rules(settings: Any) -> list[Problem]:
     return [
         *check.finite("grove_logit_norm_scale", "1 is the paper's", above=True),
         *check.finite("grove_logit_norm_eps", "1e-6 is small", above=True),
-        *check.those({sentence: experts is not None and experts < 2}),
+        *check.those(
+            {sentence: experts is not None and experts + registry.local_experts(settings) < 2}
+        ),
     ]
 
 
