@@ -44,7 +44,9 @@ Step = Annotated[int | None, typer.Option(help="Iteration of --load; by default 
 
 
 def import_(
-    hf: Annotated[Path, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE or Qwen3.")],
+    hf: Annotated[
+        Path, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++.")
+    ],
     save: Annotated[Path, typer.Option(help="Folder to make; Megatron's --load takes it.")],
     dtype: Dtype = "",
     skip: Skip = [],  # noqa: B006
@@ -339,7 +341,7 @@ def _run_check(
 def verify(
     context: typer.Context,
     hf: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE or Qwen3.")
+        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++.")
     ] = None,
     load: Annotated[
         Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")

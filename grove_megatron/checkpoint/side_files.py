@@ -22,7 +22,7 @@ _SENTENCES = (
     "puts other layers behind the language model (sentence-transformers), which are not converted; "
     "move it away if the language model alone is meant"
 )
-_HEAD = "is a part of the model that no GroveMoE or Qwen3 has; move it away to go without it"
+_HEAD = "is a part of the model that none of the converted has; move it away to go without it"
 
 _ADAPTER_WEIGHTS = (
     "adapter_model*",

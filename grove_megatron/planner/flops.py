@@ -33,13 +33,20 @@ def adjugate_flops(
     return _PASSES * _FUSED * tokens * hidden_size * width * matrices * groups * layers
 
 
-def flops_per_token(model: Model, sequence_length: int, groups: float | None = None) -> float:
+def flops_per_token(
+    model: Model,
+    sequence_length: int,
+    groups: float | None = None,
+    experts: float | None = None,
+) -> float:
     """Of a token in a sequence of this length, with causal attention.
 
     Args:
         groups: distinct groups it meets in a layer; None for the expectation.
+        experts: experts with an FFN that it has in a layer, likewise.
     """
     groups = groups_per_token(model) if groups is None else groups
+    experts = ffn_per_token(model) if experts is None else experts
     hidden, depths = model.hidden_size, model.mtp_depths
     passed = model.num_layers + depths
     moe = model.count_moe_layers(mtp=depths)
@@ -48,7 +55,7 @@ def flops_per_token(model: Model, sequence_length: int, groups: float | None = N
     projections = model.query_size * (2 + model.attention_output_gate) + 2 * model.key_size
     attention = hidden * projections + sequence_length * model.query_size
     dense_ffn = hidden * model.ffn_hidden_size * matrices
-    routed = model.moe_ffn_hidden_size * ffn_per_token(model)
+    routed = model.moe_ffn_hidden_size * experts
     moe_ffn = hidden * (routed + model.shared_expert_size) * matrices
     mtp = 3 * hidden + 2 * hidden * hidden
     logits = hidden * model.vocab_size * (1 + depths)

@@ -36,7 +36,7 @@ class Constant(torch.nn.Module):
 
     def forward(self, x_TH: Tensor, weights_TC: Tensor) -> Tensor | None:
         """Weighted sum over them, in the dtype of x."""
-        blend_TC2 = widened(x_TH @ self.weight.T).unflatten(-1, (self.count, 2)).softmax(-1)
+        blend_TC2 = widened(x_TH @ self.weight.T).reshape(len(x_TH), self.count, 2).softmax(-1)
         own_TC, vector_TC = (blend_TC2 * widened(weights_TC).unsqueeze(-1)).unbind(-1)
         kept_TH = x_TH * own_TC.sum(1, keepdim=True).to(x_TH.dtype)
         return torch.addmm(kept_TH, vector_TC.to(x_TH.dtype), self.vector)
