@@ -4,7 +4,9 @@
 
 ``moepp``: a plain MoE, Grove MoE, MoE++ and both together. Their experts are as wide as makes the
 parameters that a token uses on average the same, embedding and all (what training balances them
-to; what they really used is in the table).
+to; what they really used is in the table). All parameters together are not the same: experts that
+a token meets less often are wider. The balance losses pull equally hard: that of MoE++ has no
+factor experts / experts per token, which Megatron's has.
 
 The text is the source code of the Python standard library of the machine, one token per byte. Each
 run is one rank of Megatron's whole training path; on a CPU as many run at a time as there are
@@ -19,17 +21,20 @@ A finished run is not made again: the same command goes on where it was stopped.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import re
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -55,12 +60,12 @@ from grove_megatron.planner.flops import flops_per_token
 from grove_megatron.report.measures import active_parameters, mean, per_layer
 from grove_megatron.report.view import View, validations
 
-ITERATIONS = 240
+ITERATIONS = 180
 BATCH = 8
 SEEDS = (1, 2, 3)
-EVALUATIONS = 8
-# Sequences of the validation set are the same in every evaluation of every run.
-EVAL_BATCHES = 8
+EVALUATIONS = 4
+# Files of which every evaluation of every run reads all.
+HELD_OUT = 6
 # Two-sided 95 % of Student's t, by degrees of freedom.
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}
 
@@ -117,7 +122,7 @@ _GROVE = "--grove-num-groups 8 --grove-adjugate-ffn-hidden-size 18"
 _BALANCED = "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2"
 _MOEPP = """
     --grove-zero-experts 1 --grove-copy-experts 1 --grove-constant-experts 2
-    --grove-gating-residual --grove-heterogeneous-loss-coeff 0.01 --grove-local-tau 0.75
+    --grove-gating-residual --grove-heterogeneous-loss-coeff 0.05 --grove-local-tau 0.75
     --moe-router-load-balancing-type none
 """
 _LOCAL = {"local": 4, "tau": 0.75}
@@ -149,20 +154,24 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """By the same command."""
+        """By the same command, on the same text, and its record is there."""
         try:
-            return bool(json.loads((self.folder / "done.json").read_text()) == self._told())
+            told = json.loads((self.folder / "done.json").read_text())
+            curve(self)
         except (OSError, ValueError):
             return False
+        return bool(told == self._told())
 
     def finish(self) -> None:
-        """Say so; of what it was told, and not of the folder it lies in."""
-        file = self.folder / "done.json"
-        file.with_suffix(".new").write_text(json.dumps(self._told()) + "\n")
-        file.with_suffix(".new").replace(file)
+        """Say so, once its record can be read."""
+        curve(self)
+        _write(self.folder / "done.json", json.dumps(self._told()) + "\n")
 
     def _told(self) -> list[str]:
-        return [word for word in self.command if str(self.folder.parent) not in word]
+        """What makes it the run it is, and not the folder it lies in."""
+        manifest = (self.folder.parent / "data" / "manifest.json").read_bytes()
+        words = [word for word in self.command if str(self.folder.parent) not in word]
+        return [*words, version("grove-megatron"), hashlib.sha256(manifest).hexdigest()]
 
 
 def jobs(arms: Sequence[Arm], out: Path, iterations: int) -> list[Job]:
@@ -172,7 +181,7 @@ def jobs(arms: Sequence[Arm], out: Path, iterations: int) -> list[Job]:
         for arm in arms:
             name = re.sub(r"[^A-Za-z0-9+]+", "-", arm.name)
             job = Job(arm, seed, out / f"{name}-{seed}")
-            job.command = _command(job, out / "data" / "text", iterations)
+            job.command = _command(job, out / "data", iterations)
             found.append(job)
     return found
 
@@ -181,62 +190,78 @@ def _command(job: Job, data: Path, iterations: int) -> list[str]:
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 1"
     shared = """
         --moe-token-dispatcher-type alltoall --moe-router-dtype fp32
-        --tokenizer-type NullTokenizer --make-vocab-size-divisible-by 1 --split 90,10,0
+        --tokenizer-type NullTokenizer --make-vocab-size-divisible-by 1
+        --full-validation --multiple-validation-sets
         --num-workers 1 --log-interval 5
     """
     run = f"""
         --micro-batch-size {BATCH} --global-batch-size {BATCH} --train-iters {iterations}
         --vocab-size {VOCABULARY} --eval-interval {max(1, iterations // EVALUATIONS)}
-        --eval-iters {EVAL_BATCHES}
     """
     flags = " ".join([MODEL, OPTIMIZER, KERNELS, shared, run]).split()
-    paths = ["--data-path", str(data), "--grove-metrics-dir", str(job.folder)]
+    paths = ["--train-data-path", str(data / "text"), "--valid-data-path", str(data / "valid")]
+    paths += ["--grove-metrics-dir", str(job.folder)]
     # Of two values the last counts.
     words = [*torchrun.split(), "-m", "grove_megatron.pretrain", *flags, *job.arm.words()]
     return [sys.executable, *words, "--seed", str(job.seed), *paths]
 
 
-def run_all(todo: Sequence[Job], at_a_time: int, iterations: int) -> Job | None:
-    """Run them, with one line of progress; the job that failed, or None."""
-    stop = Event()
-    bar = tqdm(
-        total=len(todo) * iterations,
-        desc=f"{len(todo)} runs, {at_a_time} at a time",
-        unit="it",
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        bar_format="{desc} {percentage:3.0f}% |{bar:24}| {elapsed} gone, {remaining} left",
-    )
-    failed = None
-    with ThreadPoolExecutor(at_a_time) as pool:
-        running_jobs = {pool.submit(_run, job, bar, stop): job for job in todo}
-        try:
-            finished, _ = wait(running_jobs, return_when=FIRST_EXCEPTION)
-        finally:
-            # Of a Ctrl-C too: what runs ends, and what has not begun does not.
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-        failed = next((running_jobs[one] for one in finished if one.exception()), None)
-    bar.close()
-    return failed
+class Runs:
+    """Jobs that run side by side, with one line of progress, and end together.
 
+    Args:
+        todo: what to run.
+        iterations: of each.
+    """
 
-def _run(job: Job, bar: Any, stop: Event) -> None:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    # Of a run that was stopped: its weights are gone.
-    (job.folder / "routing.jsonl").unlink(missing_ok=True)
-    seen, log = 0, RunLog()
-    with (job.folder / "log.txt").open("w") as raw, running(job.command) as process:
-        for line in process.stdout or ():
-            raw.write(line)
-            for step in log.read(line):
-                bar.update(step.number - seen)
-                seen = step.number
-            if stop.is_set():
+    def __init__(self, todo: Sequence[Job], iterations: int) -> None:
+        self._todo, self._total = todo, len(todo) * iterations
+        self._live: set[subprocess.Popen[str]] = set()
+        self._stop = Event()
+
+    def run(self, at_a_time: int) -> Job | None:
+        """The job that failed, or None."""
+        bar = tqdm(
+            total=self._total,
+            desc=f"{len(self._todo)} runs, {at_a_time} at a time",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {elapsed} gone, {remaining} left",
+        )
+        with bar, ThreadPoolExecutor(at_a_time) as pool:
+            jobs_of = {pool.submit(self._run, job, bar): job for job in self._todo}
+            try:
+                finished, _ = wait(jobs_of, return_when=FIRST_EXCEPTION)
+            finally:
+                # After a Ctrl-C too, of which one is enough.
+                before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+                self._stop.set()
+                for process in [*self._live]:
+                    process.terminate()
+                pool.shutdown(wait=True, cancel_futures=True)
+                signal.signal(signal.SIGINT, before)
+        return next((jobs_of[one] for one in finished if one.exception()), None)
+
+    def _run(self, job: Job, bar: Any) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        # Of a run that was stopped: its weights are gone.
+        (job.folder / "routing.jsonl").unlink(missing_ok=True)
+        seen, log = 0, RunLog()
+        with (job.folder / "log.txt").open("w") as raw, running(job.command) as process:
+            self._live.add(process)
+            # Begun while the others were told to end.
+            if self._stop.is_set():
                 return
-        status = process.wait()
-    if status:
-        raise RuntimeError(f"exit status {status}")
-    job.finish()
+            for line in process.stdout or ():
+                raw.write(line)
+                for step in log.read(line):
+                    bar.update(step.number - seen)
+                    seen = step.number
+            status = process.wait()
+            self._live.discard(process)
+        if status and not self._stop.is_set():
+            raise RuntimeError(f"exit status {status}")
+        if not status:
+            job.finish()
 
 
 # --------------------------------------------------------------------------- what came out
@@ -363,7 +388,8 @@ def table_of(summary: Mapping[str, Any], iterations: int) -> list[str]:
         "",
         f"Validation loss in nats per byte after {tokens:,} bytes; means of {seeds} seeds, which "
         f"also order the text. Differences are of the same seed, with the 95 % interval of their "
-        f"mean by Student's t: where it reaches over 0, {seeds} seeds do not tell the two apart.",
+        f"mean by Student's t: where it reaches over 0, {seeds} seeds do not tell the two apart. "
+        f"It is not widened for {2 * (len(models) - 1)} of them being looked at.",
     ]
 
 
@@ -415,12 +441,12 @@ def main() -> int:
     arms = ARMS[options.what]
     out = (options.out or ROOT / "runs" / f"compare-{options.what}").resolve()
     started = time.monotonic()
-    prepare_data(out / "data")
+    prepare_data(out / "data", held_out=HELD_OUT)
     everything = jobs(arms, out, options.iterations)
     todo = [job for job in everything if not job.is_done]
     if len(todo) < len(everything):
         print(f"{len(everything) - len(todo)} of {len(everything)} runs were finished before")
-    if todo and (failed := run_all(todo, _at_a_time(), options.iterations)):
+    if todo and (failed := Runs(todo, options.iterations).run(_at_a_time())):
         log = failed.folder / "log.txt"
         print(f"{failed.arm.name}, seed {failed.seed}, failed; {log} ends:", file=sys.stderr)
         with log.open(errors="replace") as lines:

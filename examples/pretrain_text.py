@@ -117,15 +117,19 @@ def source_files(library: Path, max_bytes: int = MAX_BYTES) -> list[Path]:
     return chosen
 
 
-def prepare_data(folder: Path) -> Path:
+def prepare_data(folder: Path, held_out: int = 0) -> Path:
     """Write the standard library as Megatron's ``text.bin`` and ``text.idx``; return the prefix.
 
     A complete folder of the same sources is used again; a folder becomes complete by its rename.
+
+    Args:
+        held_out: how many files, the last ones, become ``valid.bin`` and ``valid.idx`` instead.
     """
     library = Path(sysconfig.get_path("stdlib"))
     files = source_files(library)
     manifest = {
         "library": str(library),
+        "held_out": held_out,
         "files": {str(f.relative_to(library)): f.stat().st_size for f in files},
     }
     if _read_json(folder / "manifest.json") == manifest:
@@ -133,7 +137,11 @@ def prepare_data(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as name:
         staging = Path(name)
-        _write_indexed(staging / "new" / "text", (f.read_bytes() for f in files))
+        (staging / "new").mkdir()
+        sets = {"text": files[: len(files) - held_out], "valid": files[len(files) - held_out :]}
+        for name_of_set, of_set in sets.items():
+            if of_set:
+                _write_indexed(staging / "new" / name_of_set, (f.read_bytes() for f in of_set))
         (staging / "new" / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         replace(staging / "new", folder)
     return folder / "text"
@@ -144,7 +152,6 @@ def _write_indexed(prefix: Path, documents: Iterable[bytes]) -> None:
         warnings.simplefilter("ignore")  # of optional packages that Megatron looks for
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    prefix.parent.mkdir(parents=True)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
     for document in documents:
         tokens = tokenize(document)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model.families import is_buffer
+from ..model.families import family_of, is_buffer
+from ..model.families.qwen3_moe import QWEN3_MOE
 from .checked import CheckedReader, Plan, plan
 from .hf_config import config_of, ignored_by_release
 from .manifest import NAME, Manifest, described
@@ -110,7 +111,7 @@ def write_hf(
         ValueError: all problems; nothing is at ``folder`` then.
     """
     ignored = [] if grove_keys else ignored_by_release(source.architecture)
-    if fused and (source.architecture.is_grove or not source.architecture.num_experts):
+    if fused and family_of(source.architecture) is not QWEN3_MOE:
         ignored.append("--fused-experts is a layout of Qwen3-MoE in transformers 5; remove it")
     plans = _plans(source, hf_shapes(source.architecture), options)
     sink = HfSink(plans, shard_bytes, fused)

@@ -44,7 +44,7 @@ class ModelRun:
 
     Attributes:
         models: this rank's chunks.
-        router_logits: of :meth:`logits`, [B S, E], by the number of this rank's MoE layers.
+        router_logits: [B S, E] by the number of this rank's MoE layers, see :meth:`logits`.
 
     Raises:
         ValueError: a layout that this cannot run.
@@ -98,8 +98,12 @@ class ModelRun:
 
         self.router_logits: dict[int, Tensor] = {}
 
-    def logits(self) -> Tensor | None:
-        """[B, S, V] on the last pipeline stage, None elsewhere; and those of routers."""
+    def logits(self, *, routers: bool = False) -> Tensor | None:
+        """[B, S, V] on the last pipeline stage, None elsewhere.
+
+        Args:
+            routers: keep those of routers too, in ``router_logits``.
+        """
         from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
         def step(data: Iterator[None], model: Any) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -109,21 +113,22 @@ class ModelRun:
 
             return model(self._input_ids, self._positions, None), whole
 
-        routers = [
-            module
+        hooks = [
+            module.register_forward_hook(self._keep_logits)
             for model in self.models
             for name, module in model.named_modules()
-            if name.endswith(".mlp.router")
+            if routers and name.endswith(".mlp.router")
         ]
-        hooks = [router.register_forward_hook(self._keep_logits) for router in routers]
         for model in self.models:
             model.eval()
-        with torch.no_grad():
-            stored = self._schedule(step, forward_only=True, collect_non_loss_data=True)
+        try:
+            with torch.no_grad():
+                stored = self._schedule(step, forward_only=True, collect_non_loss_data=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
         for model in self.models:
             model.train()
-        for hook in hooks:
-            hook.remove()
         return stored[0] if stored else None
 
     def _keep_logits(self, router: Any, inputs: tuple[Tensor, ...], _: Any) -> None:

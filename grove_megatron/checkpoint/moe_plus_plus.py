@@ -36,14 +36,18 @@ def with_experts(dense: Architecture, keys: Keys) -> Architecture:
             f"head_dim ({dense.head_dim}) times num_attention_heads ({heads}) is not hidden_size "
             f"({hidden}), and the code of {MOE_PLUS_PLUS.class_name} divides; correct one of them"
         )
+    if dense.num_layers == 1:
+        keys.problems.append(
+            "num_hidden_layers (1) leaves the gating residual nothing to add; use a model with 2 "
+            "or more"
+        )
     keys.only("moe_expert_interval", 1)
-    normed = keys.flag("moe_use_logits_norm", default=False)
-    deviation = keys.number("moe_gate_norm_std", default=1.0)
+    normed = _flag(keys, "moe_use_logits_norm", False)
     settings = settings_of(
-        mixtral_gating=keys.flag("moe_use_mixtral_gating", default=False),
-        two_layer_gate=keys.flag("moe_2layer_gate", default=True),
-        norm_std=deviation if normed else None,
-        multiplied=not keys.flag("moe_feature_no_mul_topk", default=False),
+        mixtral_gating=_flag(keys, "moe_use_mixtral_gating", False),
+        two_layer_gate=_flag(keys, "moe_2layer_gate", True),
+        norm_std=keys.number("moe_gate_norm_std", default=1.0) if normed else None,
+        multiplied=not _flag(keys, "moe_feature_no_mul_topk", False),
     )
     return replace(
         with_settings(dense, settings | LOCAL),
@@ -53,9 +57,16 @@ def with_experts(dense: Architecture, keys: Keys) -> Architecture:
     )
 
 
+def _flag(keys: Keys, key: str, default: bool) -> bool:
+    """Null is not the default: the code takes it for false."""
+    if key in keys.config and keys.config[key] is None:
+        keys.problems.append(f"{key} (null) is not true or false; correct it")
+    return keys.flag(key, default)
+
+
 def _columns(keys: Keys) -> int:
     """``num_experts`` is a list, of which the code reads the first for every layer."""
-    given = keys.config.get("num_experts")
+    given = keys.config.get("num_experts", "absent")
     of_layers = given if isinstance(given, list) else []
     if not of_layers or any(type(n) is not int or n != of_layers[0] for n in of_layers):
         keys.problems.append(
@@ -142,6 +153,10 @@ def problems(args: Namespace, architecture: Architecture) -> Iterator[str]:
             f"--grove-topk-scaled-input (True) is beside --grove-zero-expert-weight (own), and no "
             f"{MOE_PLUS_PLUS.class_name} has both; train with others, or without scaling"
         )
+    eps, usual = "grove_logit_norm_eps", layer_defaults()["grove_logit_norm_eps"]
+    if "grove_logit_norm" in rest and getattr(args, eps, usual) != usual:
+        # The code has none, and that one changes nothing but what is flat.
+        yield f"{flag_of(eps)} ({getattr(args, eps)}) is not {usual}, {fix}"
     if rest.get("grove_logit_norm", "sample") != "sample":
         yield f"--grove-logit-norm ({rest['grove_logit_norm']}) is not sample or none, {fix}"
     a = architecture

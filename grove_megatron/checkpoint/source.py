@@ -195,7 +195,8 @@ def refuse_parts(args: Any, where: str, said: Container[str] = ()) -> None:
     }
     given = {flag_of(name): value for name, value in (of_model | unknown_settings(args)).items()}
     if given:
-        lines = [f"{flag} ({value}): no Hugging Face model has it" for flag, value in given.items()]
+        fix = "and this model has no config.json that says it; train without"
+        lines = [f"{flag} ({value}) is not its default, {fix}" for flag, value in given.items()]
         refuse_all(where, lines)
 
 

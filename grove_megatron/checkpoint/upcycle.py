@@ -251,6 +251,11 @@ def grove_architecture(
     problems = []
     if not parent.num_experts:
         problems.append("the parent has no experts; make some with --num-experts and --topk")
+    elif parent.local_experts:
+        problems.append(
+            f"the parent has experts without an FFN ({parent.local_experts}), as a MoE++ model; "
+            "name a Qwen3-MoE model"
+        )
     elif parent.is_grove:
         problems.append(
             f"the parent has groups ({parent.num_groups}) already; name a Qwen3-MoE model"

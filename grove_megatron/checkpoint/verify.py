@@ -137,8 +137,18 @@ def _verify(
                 for name in unknown
             ]
         )
+    moe_layers = [i for i, is_moe in enumerate(source.architecture.moe_layers) if is_moe]
+    if beyond := sorted(golden.router_logits.keys() - set(moe_layers)):
+        raise ConversionError(
+            [
+                f"--golden ({golden_name}) has logits of the router of layer ({layer}), which is "
+                "no MoE layer of the model; name the golden file of this one"
+                for layer in beyond
+            ]
+        )
     run = ModelRun(source.architecture, golden.input_ids, extra_flags, load)
-    logits, losses = run.logits(), run.losses_and_gradients(golden.labels)
+    logits = run.logits(routers=bool(golden.router_logits))
+    losses = run.losses_and_gradients(golden.labels)
     return _compare(run, NameTable(source.architecture), shapes, golden, logits, losses)
 
 
@@ -174,11 +184,11 @@ def _compare(
         shapes = [all_shapes[name] for name in names]
         error = _grad_error(parameter, names, shapes, transform, golden.grads, overall, seen)
         grad_error = max(grad_error, error)
-    expected = golden.router_logits
+    of_routers = golden.router_logits
     router_errors = {
-        layer: _router_error(logits, expected[layer])
-        for layer, logits in run.router_logits.items()
-        if layer in expected
+        layer: _router_error(found, of_routers[layer])
+        for layer, found in run.router_logits.items()
+        if layer in of_routers
     }
     errors = [logit_error, loss_error, grad_error, max(router_errors.values(), default=0.0)]
     device = torch.cuda.current_device()
@@ -195,8 +205,8 @@ def _compare(
         *worst.tolist(),
         grads_compared=sum(whole(seen[name]) for name in sorted(seen)),
         grads_in_file=len(golden.grads),
-        routers_compared=sum(whole(torch.tensor(layer in router_errors)) for layer in expected),
-        routers_in_file=len(expected),
+        routers_compared=sum(whole(torch.tensor(layer in router_errors)) for layer in of_routers),
+        routers_in_file=len(of_routers),
     )
 
 

@@ -215,6 +215,27 @@ def test_a_config_is_written_where_there_was_none(
     assert_same(tensors_of(tmp_path / "out"), tensors_of(golden_folder))
 
 
+def test_what_is_not_of_a_moe_plus_plus_is_refused(moepp_folder: Path, tmp_path: Path) -> None:
+    done("import", "--hf", moepp_folder, "--save", tmp_path / "megatron")
+    export = ["export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out"]
+    other = tmp_path / "other"
+    other.mkdir()
+    config = settings_of(moepp_folder) | {"moe_use_mixtral_gating": True}
+    (other / "config.json").write_text(json.dumps(config))
+    for more, said in (
+        (["--hf-config", other], "grove_zero_expert_weight (the default) of"),
+        (["--fused-experts"], "--fused-experts is a layout of Qwen3-MoE"),
+    ):
+        result = grove(*export, *more)
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+    parent = grove("upcycle", "--hf", moepp_folder, "--save", tmp_path / "child")
+    assert parent.exit_code == 2
+    assert "the parent has experts without an FFN (4)" in parent.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "child").exists()
+
+
 def test_moe_plus_plus_comes_back(moepp_folder: Path, tmp_path: Path) -> None:
     done("import", "--hf", moepp_folder, "--save", tmp_path / "megatron")
     done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")

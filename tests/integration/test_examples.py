@@ -141,3 +141,33 @@ def test_single_gpu_example_refuses_without_a_gpu(te: str) -> None:
     done = launch([str(EXAMPLES / "03_single_gpu.sh")], timeout=600, TE=te)
     assert done.code == 2
     assert "needs a CUDA GPU" in done.output
+
+
+# Two of the models and two seeds, a few iterations each.
+FEW = (
+    "import sys, compare; "
+    "compare.SEEDS = (1, 2); compare.ARMS = {'moepp': compare.ARMS['moepp'][::3]}; "
+    "sys.exit(compare.main())"
+)
+
+
+@pytest.mark.long
+def test_models_are_compared_and_finished_runs_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FEW, "moepp", "--iterations", "10", "--out", str(tmp_path)]
+    done = launch(command, PYTHONPATH=str(EXAMPLES), GROVE_RUNTIME="cpu")
+    assert done.code == 0, done.output
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [one["name"] for one in results["models"]] == ["plain", "Grove x MoE++"]
+    plain, both = results["models"]
+    assert len(results["curves"]) == 4
+    assert all(4 < loss < 5.6 for one in results["models"] for loss in one["losses"])
+    assert plain["experts_per_token"] == 4 > both["experts_per_token"] > 2
+    # Begun with random weights, and with other ones for every seed.
+    assert len({loss for one in results["models"] for loss in one["losses"]}) == 4
+    assert (tmp_path / "table.md").read_text() in done.output
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    (tmp_path / "plain-2" / "done.json").unlink()
+    again = launch(command, PYTHONPATH=str(EXAMPLES), GROVE_RUNTIME="cpu")
+    assert again.code == 0, again.output
+    assert "3 of 4 runs were finished before" in again.output
+    assert json.loads((tmp_path / "results.json").read_text()) == results

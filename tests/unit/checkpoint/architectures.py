@@ -134,8 +134,9 @@ def architectures(draw: Any, family: Family | None = None) -> Architecture:
     if family is moe_plus_plus.MOE_PLUS_PLUS:
         width = draw(SIZES) * dense.num_attention_heads
         mixtral = draw(st.booleans())
+        layers = (False,) * max(2, num_layers)
         return with_local_experts(
-            replace(dense, hidden_size=width),
+            replace(dense, hidden_size=width, moe_layers=layers),
             experts=draw(SIZES),
             width=draw(SIZES),
             mixtral_gating=mixtral,

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,9 @@ def test_absent_keys_of_moe_plus_plus_have_the_defaults_of_its_class() -> None:
         ({"num_experts": []}, "num_experts ([]) is not a list of one whole number"),
         ({"num_experts": [4]}, "num_experts ([4]) leaves none with an FFN beside the 4 without"),
         ({"moe_expert_interval": 2}, "moe_expert_interval (2) is not 1"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers (1) leaves the gating residual nothing"),
         ({"moe_2layer_gate": 1}, "moe_2layer_gate (1) is not true or false"),
+        ({"moe_2layer_gate": None}, "moe_2layer_gate (null) is not true or false"),
         ({"moe_gate_norm_std": 0.0}, "moe_gate_norm_std (0.0) is not a finite number above 0"),
         (
             {"head_dim": 64},
@@ -324,6 +327,34 @@ def test_what_moe_plus_plus_has_not_is_named_alone(says: dict[str, Any], said: s
     (problem,) = problems_of(MOE_PLUS_PLUS_7B | says)
     assert problem.startswith(said)
     assert "; " in problem
+
+
+def test_a_deviation_that_nothing_reads_is_not_looked_at() -> None:
+    says = {"moe_use_logits_norm": False, "moe_gate_norm_std": None}
+    found = architecture_of(MOE_PLUS_PLUS_7B | says, "model")
+    assert "grove_logit_norm" not in dict(found.settings)
+
+
+KINDS = [
+    dict(
+        zip(("moe_use_mixtral_gating", "moe_use_logits_norm", "moe_2layer_gate"), said, strict=True)
+    )
+    for said in product([False, True], repeat=3)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+def test_the_config_of_another_moe_plus_plus_is_refused(
+    kind: dict[str, bool], other: dict[str, bool]
+) -> None:
+    model = architecture_of(MOE_PLUS_PLUS_7B | kind, "model")
+    if kind == other:
+        assert config_of(model, MOE_PLUS_PLUS_7B | other, "bfloat16") == MOE_PLUS_PLUS_7B | other
+        return
+    with pytest.raises(ValueError, match="is not the model's") as refused:
+        config_of(model, MOE_PLUS_PLUS_7B | other, "bfloat16")
+    assert all(f"{key} (" in str(refused.value) for key in kind if kind[key] != other[key])
 
 
 @pytest.mark.parametrize("theta", [1000000, 1000000.0])

@@ -305,6 +305,7 @@ def test_routers_that_hugging_face_does_not_have(
         ("grove_constant_experts", 6),
         ("grove_gating_residual", False),
         ("grove_logit_norm", "population"),
+        ("grove_logit_norm_eps", 100.0),
         ("moe_router_topk", 4),
         ("kv_channels", 4),
         ("moe_router_pre_softmax", True),

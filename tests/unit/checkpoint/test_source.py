@@ -57,10 +57,12 @@ def test_parts_that_no_hugging_face_model_has_are_refused_together(tmp_path: Pat
     refuse_parts(own, str(tmp_path))
     refuse_parts(Namespace(), str(tmp_path))
     parts = {"grove_logit_norm": "sample", "grove_noisy_topk": True, "grove_new_part": 3}
-    with pytest.raises(ValueError, match="no Hugging Face model has it") as error:
+    with pytest.raises(
+        ValueError, match=r"has no config\.json that says it; train without"
+    ) as error:
         refuse_parts(Namespace(**vars(own) | parts), str(tmp_path))
     lines = str(error.value).splitlines()[1:]
-    assert sorted(line.split(":")[0].strip() for line in lines) == [
+    assert sorted(line.split(" is not its default")[0].strip() for line in lines) == [
         "--grove-logit-norm (sample)",
         "--grove-new-part (3)",
         "--grove-noisy-topk (True)",

@@ -65,16 +65,25 @@ def test_seeds_come_one_after_the_other_and_have_their_own_folders(compare, arms
     assert found[3].folder.name == "Grove-x-MoE++-1"
 
 
-def test_a_finished_run_is_one_of_the_same_command(compare, arms, tmp_path):
+def test_a_finished_run_is_one_of_the_same_command_and_text(compare, arms, tmp_path, monkeypatch):
     job, other = compare.jobs(arms, tmp_path, 20)[0], compare.jobs(arms, tmp_path, 30)[0]
     job.folder.mkdir()
+    (tmp_path / "data").mkdir()
+    manifest = tmp_path / "data" / "manifest.json"
+    manifest.write_text("{}")
+    monkeypatch.setattr(compare, "curve", lambda job: None)
     assert not job.is_done
     job.finish()
     assert job.is_done
     assert not other.is_done
-    (tmp_path / "moved").mkdir()
-    (job.folder / "done.json").write_text("[")
+    manifest.write_text('{"files": {}}')
     assert not job.is_done
+    manifest.write_text("{}")
+    monkeypatch.undo()
+    # Without its record.
+    assert not job.is_done
+    with pytest.raises(ValueError, match=r"routing\.jsonl"):
+        job.finish()
 
 
 def test_the_interval_of_a_mean(compare):
