@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         for name in ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
     },
     "modules.json": (text("modules.json"), "puts other layers behind the language model"),
-    "value_head.bin": (text("value_head.bin"), "is a part of the model that no GroveMoE or"),
+    "value_head.bin": (text("value_head.bin"), "is a part of the model that none of the"),
     "consolidated.safetensors": (
         lambda folder: save_file(random_weights(DENSE), folder / "consolidated.safetensors"),
         "is none of the files that the weights are read from",
