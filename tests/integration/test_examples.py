@@ -146,7 +146,8 @@ def test_single_gpu_example_refuses_without_a_gpu(te: str) -> None:
 # Two of the models and two seeds, a few iterations each.
 FEW = (
     "import sys, compare; "
-    "compare.SEEDS = (1, 2); compare.ARMS = {'moepp': compare.ARMS['moepp'][::3]}; "
+    "compare.SEEDS = (1, 2); compare.HELD_OUT = 1; compare.EVALUATIONS = 2; "
+    "compare.ARMS = {'moepp': compare.ARMS['moepp'][::3]}; "
     "sys.exit(compare.main())"
 )
 
