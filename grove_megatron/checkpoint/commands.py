@@ -40,6 +40,14 @@ GroveKeys = Annotated[
         "--write-grove-keys", help="Export Grove settings that the released modelling code ignores."
     ),
 ]
+NoModeling = Annotated[
+    bool,
+    typer.Option(
+        "--no-modeling",
+        help="Leave out the code by which transformers 5 loads a Grove MoE; what the released "
+        "code ignores is then refused.",
+    ),
+]
 Step = Annotated[int | None, typer.Option(help="Iteration of --load; by default the latest.")]
 
 
@@ -84,6 +92,7 @@ def export(
         typer.Option("--fused-experts", help="Two tensors for a layer's experts (transformers 5)."),
     ] = False,
     write_grove_keys: GroveKeys = False,
+    no_modeling: NoModeling = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a Hugging Face folder of a Megatron checkpoint, saved at any layout."""
@@ -103,6 +112,7 @@ def export(
                 "included; there will be no tokenizer",
                 to_stderr=True,
             )
+        _notice_of_code(source, no_modeling)
         made_by = {
             "command": "grove export",
             "load": load.resolve().name,
@@ -117,6 +127,7 @@ def export(
             shard_bytes=shard_bytes,
             fused=fused_experts,
             grove_keys=write_grove_keys,
+            code=not no_modeling,
         )
     _report(manifest, hf, as_json)
 
@@ -171,6 +182,7 @@ def upcycle(
     dtype: Dtype = "",
     skip: Skip = [],  # noqa: B006
     write_grove_keys: GroveKeys = False,
+    no_modeling: NoModeling = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a Grove MoE of a Qwen3-MoE (or Qwen3) that computes the same before it is trained.
@@ -202,15 +214,21 @@ def upcycle(
             child = grove_child(
                 child, group_size, adjugate_ffn_hidden_size, adjugate_scale, grouping, seed
             )
-        if save is not None and not write_grove_keys:
-            _notice_for_the_export(child)
         for destination in filter(None, (save_hf, save)):
             free_destination(destination)
         made_by = {"command": "grove upcycle"}
         options = _options(dtype, skip)
         # This one can refuse what the other can express, so it comes first.
         if save_hf is not None:
-            manifest = write_hf(child, save_hf, options, made_by, grove_keys=write_grove_keys)
+            _notice_of_code(child, no_modeling)
+            manifest = write_hf(
+                child,
+                save_hf,
+                options,
+                made_by,
+                grove_keys=write_grove_keys,
+                code=not no_modeling,
+            )
             _report(manifest, save_hf)
         if save is not None:
             _report(write_megatron(child, save, options, made_by), save)
@@ -234,16 +252,15 @@ def _notices(source: "Source") -> None:
         _say(f"grove_megatron: {line}", to_stderr=True)
 
 
-def _notice_for_the_export(child: "Source") -> None:
-    """Weeks of training later, `grove export` would be the first to say so."""
-    from .hf_config import ignored_by_release
+def _notice_of_code(source: "Source", no_modeling: bool) -> None:
+    from .modeling import has_code, replaced
 
-    if ignored := ignored_by_release(child.architecture):
-        keys = ", ".join(line.partition(" is not ")[0] for line in ignored)
+    if no_modeling or not has_code(source.architecture):
+        return
+    for file in replaced(source.hf_files):
         _say(
-            f"grove_megatron: {keys}: the released modeling code reads no such keys; `grove "
-            "export` of what is trained from this needs --write-grove-keys, and its reader code "
-            "that does",
+            f"grove_megatron: {file} of {source.hf_files} gives way to one for transformers 5; "
+            "--no-modeling keeps it",
             to_stderr=True,
         )
 
@@ -282,7 +299,7 @@ def _check_upcycle(context: typer.Context) -> None:
         "a dense parent's --num-experts": ("num_experts" in given, ("topk", "granularity")),
         "--load": ("load" in given, ("hf_config", "ckpt_step")),
         "--save or --save-hf": (bool(given.keys() & {"save", "save_hf"}), ("dtype",)),
-        "--save-hf": ("save_hf" in given, ("write_grove_keys",)),
+        "--save-hf": ("save_hf" in given, ("write_grove_keys", "no_modeling")),
         "a --group-size above 0": (
             not without_groups,
             ("grouping", "adjugate_ffn_hidden_size", "adjugate_scale"),

@@ -23,6 +23,7 @@ from .checked import CheckedReader, Plan, plan
 from .hf_config import config_of, ignored_by_release
 from .manifest import NAME, Manifest, described
 from .megatron_args import megatron_flags
+from .modeling import has_code, keys_for_code, write_code
 from .side_files import is_carried
 from .sinks import GIB, HfSink, MegatronSink, Records, Sink
 from .source import HF_FILES, Source
@@ -95,6 +96,7 @@ def write_hf(
     shard_bytes: int = 5 * GIB,
     fused: bool = False,
     grove_keys: bool = False,
+    code: bool = True,
 ) -> Manifest:
     """Write a Hugging Face model folder.
 
@@ -106,11 +108,13 @@ def write_hf(
         shard_bytes: the largest shard.
         fused: the experts of a layer as two tensors (Qwen3-MoE in transformers 5).
         grove_keys: write Grove settings that the released modelling code ignores.
+        code: put code for transformers beside the weights, where there is some, which reads them.
 
     Raises:
         ValueError: all problems; nothing is at ``folder`` then.
     """
-    ignored = [] if grove_keys else ignored_by_release(source.architecture)
+    code = code and has_code(source.architecture)
+    ignored = [] if grove_keys or code else ignored_by_release(source.architecture)
     if fused and family_of(source.architecture) is not QWEN3_MOE:
         ignored.append("--fused-experts is a layout of Qwen3-MoE in transformers 5; remove it")
     plans = _plans(source, hf_shapes(source.architecture), options)
@@ -118,6 +122,7 @@ def write_hf(
     config: dict[str, Any] = {}
     try:
         config = config_of(source.architecture, source.config, _dtype_name(plans))
+        config |= keys_for_code(source.architecture) if code else {}
     except ValueError as error:
         # What the source says of its config comes first, and often says the same.
         if not source.problems:
@@ -128,6 +133,8 @@ def write_hf(
     def finish(content: Path, records: Records) -> None:
         sink.finish(content, records)
         _write_others(source.hf_files, config, content)
+        if code:
+            write_code(content)
 
     return _run(source, sink, plans, folder, options, made_by, finish)
 

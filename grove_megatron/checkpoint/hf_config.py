@@ -503,7 +503,7 @@ def ignored_by_release(architecture: Architecture) -> list[str]:
     """What the released GroveMoE code would compute otherwise: a line per key that it ignores."""
     return [
         f"{key} ({value}) is not {RELEASED[key]}, a literal of the released modeling code, which "
-        "reads no such key; --write-grove-keys writes it all the same, for code that does"
+        "reads no such key; leave out --no-modeling, or --write-grove-keys for other code"
         for key, value in _grove_keys(architecture).items()
         if value != RELEASED[key]
     ]

@@ -20,7 +20,7 @@ from tests.ranks import Ranks
 
 from . import qwen3_models
 from .tiny_grove import random_weights
-from .weights_folders import INDEX, SMALL, done, grove, tensors_of, write_shards, write_small
+from .weights_folders import CODE, INDEX, SMALL, done, grove, tensors_of, write_shards, write_small
 
 EP2 = ["--expert-model-parallel-size", "2"]
 EP4 = ["--expert-model-parallel-size", "4"]
@@ -69,8 +69,12 @@ def test_export_is_the_inverse_of_import(
         "bytes": sum(t.nbytes for t in expected.values()),
     }
     assert_same(tensors_of(tmp_path / "out"), expected)
-    assert settings_of(tmp_path / "out") == settings_of(golden_folder)
-    assert list(settings_of(tmp_path / "out")) == list(settings_of(golden_folder))
+    exported = settings_of(tmp_path / "out")
+    assert exported == settings_of(golden_folder) | CODE
+    assert list(exported) == [*settings_of(golden_folder), *CODE]
+    done("export", "--load", imported, "--hf", tmp_path / "plain", "--no-modeling")
+    assert settings_of(tmp_path / "plain") == settings_of(golden_folder)
+    assert not list((tmp_path / "plain").glob("*.py"))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", long("fp16")])
@@ -86,7 +90,9 @@ def test_a_cast_is_torchs(cast_on: str, dtype: str, imported: Path, golden_folde
     expected = {n: t.to(torch_dtype) for n, t in tensors_of(golden_folder).items()}
     assert_same(tensors_of(tmp_path / "out"), expected)
     name = str(torch_dtype).removeprefix("torch.")
-    assert settings_of(tmp_path / "out") == settings_of(golden_folder) | {"torch_dtype": name}
+    assert settings_of(tmp_path / "out") == settings_of(golden_folder) | CODE | {
+        "torch_dtype": name
+    }
 
 
 def test_small_shards_have_an_index(imported: Path, golden_folder: Path, tmp_path: Path) -> None:
@@ -119,7 +125,11 @@ def test_the_other_files_come_along(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"other weights")
     (folder / "folder").mkdir()
     done("import", "--hf", folder, "--save", tmp_path / "megatron")
-    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
+    export = ["export", "--load", tmp_path / "megatron", "--hf"]
+    done(*export, tmp_path / "out", "--no-modeling")
+    ours = done(*export, tmp_path / "ours")
+    assert "modeling_grove_moe.py of" in ours.stderr
+    assert b"GroveMoeForCausalLM" in (tmp_path / "ours" / "modeling_grove_moe.py").read_bytes()
     for place in (tmp_path / "megatron" / "hf", tmp_path / "out"):
         for name, content in others.items():
             assert (place / name).read_bytes() == content
@@ -184,7 +194,10 @@ def test_settings_the_released_code_ignores_are_written_only_when_asked_for(tmp_
     tensors = random_weights(settings, seed=3)
     write_shards(tmp_path / "hf", tensors)
     done("import", "--hf", tmp_path / "hf", "--save", tmp_path / "megatron")
-    export = ["export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out"]
+    code = tmp_path / "code"
+    done("export", "--load", tmp_path / "megatron", "--hf", code)
+    assert settings_of(code) == settings | CODE
+    export = ["export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out", "--no-modeling"]
     result = grove(*export)
     assert result.exit_code == 2
     assert "3 problems" in result.stderr
@@ -199,7 +212,8 @@ def test_settings_the_released_code_ignores_are_written_only_when_asked_for(tmp_
     assert_same(tensors_of(tmp_path / "out"), tensors)
     assert settings_of(tmp_path / "out") == settings
     done("import", "--hf", tmp_path / "out", "--save", tmp_path / "again")
-    done("export", "--load", tmp_path / "again", "--hf", tmp_path / "back", "--write-grove-keys")
+    again = ["export", "--load", tmp_path / "again", "--hf", tmp_path / "back", "--no-modeling"]
+    done(*again, "--write-grove-keys")
     assert_same(tensors_of(tmp_path / "back"), tensors)
 
 
@@ -456,7 +470,9 @@ def test_what_training_saves_at_any_layout_is_exported(
     train(world_size, megatron, vocab_size, *model, "--save", str(saved), "--save-interval", "1")
     done("export", "--load", saved, "--hf", out, "--hf-config", hf)
     assert_same(tensors_of(out), tensors_of(hf))
-    assert settings_of(out) == settings_of(hf)
+    code = CODE if name.startswith("grove") else {}
+    biased = {"use_expert_bias": True} if name == "grove-bias" else {}
+    assert settings_of(out) == settings_of(hf) | code | biased
 
 
 # What Megatron does not take from a checkpoint.

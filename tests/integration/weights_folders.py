@@ -33,6 +33,14 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
 }
+# What an export of a Grove MoE says of the code beside it.
+CODE: dict[str, Any] = {
+    "auto_map": {
+        "AutoConfig": "configuration_grove_moe.GroveMoeConfig",
+        "AutoModel": "modeling_grove_moe.GroveMoeModel",
+        "AutoModelForCausalLM": "modeling_grove_moe.GroveMoeForCausalLM",
+    }
+}
 INDEX = "model.safetensors.index.json"
 SHARDS = [f"model-{i + 1:05d}-of-00003.safetensors" for i in range(3)]
 

@@ -76,6 +76,11 @@ RULES = {
         outside={"torch", "safetensors", "tqdm"},
         in_functions={"transformers"},
     ),
+    # For transformers, beside exported weights; nothing else of the package is there.
+    "checkpoint/hf_code/configuration_grove_moe": Rule(outside={"transformers"}),
+    "checkpoint/hf_code/modeling_grove_moe": Rule(
+        inside={"checkpoint.hf_code"}, outside={"torch", "transformers"}
+    ),
     # What files and flags say of a model, without its weights.
     "checkpoint/config_keys": Rule(),
     **{

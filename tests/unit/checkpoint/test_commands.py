@@ -119,30 +119,22 @@ def test_a_number_of_groups_that_does_not_divide_is_refused(parent: Path) -> Non
     assert problem.startswith(f"--grove-num-groups ({number}) does not divide the experts")
 
 
-def test_settings_that_the_release_does_not_read_are_said_at_once(
+def test_settings_that_the_release_does_not_read_need_code_that_does(
     parent: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / "megatron"
     sizes = ["--group-size", "3", "--adjugate-ffn-hidden-size", "8"]
     done = CliRunner().invoke(app, ["upcycle", "--hf", str(parent), "--save", str(made), *sizes])
     assert done.exit_code == 0, done.output
-    said = "num_experts_per_group (3), parallel_expert_intermediate_size (8): the released modeling"
-    assert said in done.stderr
-    assert "`grove export` of what is trained from this needs --write-grove-keys" in done.stderr
-    back = ["export", "--load", str(made), "--hf", str(tmp_path / "hf")]
-    for problem in refused(*back):
-        assert problem.endswith("--write-grove-keys writes it all the same, for code that does")
-    done = CliRunner().invoke(app, [*back, "--write-grove-keys"])
-    assert done.exit_code == 0, done.output
-    assert "--write-grove-keys" not in done.stderr
-
-
-def test_settings_of_the_release_need_no_word(parent: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(
-        app, ["upcycle", "--hf", str(parent), "--save", str(tmp_path / "megatron")]
-    )
-    assert done.exit_code == 0, done.output
-    assert "--write-grove-keys" not in done.stderr
+    export = ["export", "--load", str(made), "--hf"]
+    for problem in refused(*export, str(tmp_path / "hf"), "--no-modeling"):
+        assert problem.endswith("leave out --no-modeling, or --write-grove-keys for other code")
+    for i, flags in enumerate(([], ["--no-modeling", "--write-grove-keys"])):
+        done = CliRunner().invoke(app, [*export, str(tmp_path / f"{i}"), *flags])
+        assert done.exit_code == 0, done.output
+        config = json.loads((tmp_path / f"{i}" / "config.json").read_text())
+        assert config["parallel_expert_intermediate_size"] == 8
+        assert ("auto_map" in config) is (not flags)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Configuration of GroveMoE (arXiv 2508.07785) for transformers 5."""
+
+from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
+
+
+class GroveMoeConfig(Qwen3MoeConfig):
+    r"""Qwen3-MoE with groups of experts, each with an adjugate; defaults are those of the release.
+
+    Args:
+        num_experts_per_group (`int`, *optional*, defaults to 2):
+            Routed experts of a group; divides `num_experts`.
+        parallel_expert_intermediate_size (`int`, *optional*, defaults to 128):
+            Width of an adjugate.
+        small_experts_weight (`float`, *optional*, defaults to 0.05):
+            Weight of the adjugates' sum.
+        use_expert_bias (`bool`, *optional*, defaults to `False`):
+            Has the checkpoint a bias per expert, by which experts are selected and not weighed?
+    """
+
+    model_type = "grove_moe"
+
+    num_experts_per_group: int = 2
+    parallel_expert_intermediate_size: int = 128
+    small_experts_weight: float = 0.05
+    use_expert_bias: bool = False
+    # Its router renormalises whatever the config says.
+    norm_topk_prob: bool = True
+
+
+__all__ = ["GroveMoeConfig"]

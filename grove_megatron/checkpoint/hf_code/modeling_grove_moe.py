@@ -1,0 +1,169 @@
+"""GroveMoE (arXiv 2508.07785) for transformers 5: Qwen3-MoE, whose experts are in groups.
+
+Each group has a small adjugate expert, which computes a token once however many of the group's
+experts it has selected. Routed experts are those of transformers, so that whatever implementation
+of experts it is told to use is used; attention, caches and parallel plans are Qwen3-MoE's.
+
+Shape suffixes: T tokens, E experts, K experts per token, G groups, P pairs of a token and a group.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+from transformers.integrations import use_experts_implementation
+from transformers.models.qwen3_moe.modeling_qwen3_moe import (
+    Qwen3MoeAttention,
+    Qwen3MoeDecoderLayer,
+    Qwen3MoeExperts,
+    Qwen3MoeForCausalLM,
+    Qwen3MoeModel,
+    Qwen3MoePreTrainedModel,
+    Qwen3MoeSparseMoeBlock,
+)
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_grove_moe import GroveMoeConfig
+
+
+class GroveMoeRouter(nn.Module):
+    """Selects by sigmoid(z) + b and weighs by the softmax over the selected z."""
+
+    def __init__(self, config: GroveMoeConfig) -> None:
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+
+    def forward(self, x_TH: Tensor, bias_E: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [T, E], weights [T, K] and indices [T, K], in the dtype of the logits."""
+        z_TE = nn.functional.linear(x_TH, self.weight)
+        wide_TE = z_TE.to(torch.promote_types(z_TE.dtype, torch.float32))
+        # Sigmoids of large logits are all 1 in fp32.
+        scores_TE = wide_TE.double().sigmoid() if bias_E is not None else wide_TE
+        if bias_E is not None:
+            scores_TE = scores_TE + bias_E.double()
+        index_TK = scores_TE.topk(self.top_k, dim=-1).indices
+        weights_TK = wide_TE.gather(1, index_TK).softmax(-1)
+        return z_TE, weights_TK.to(z_TE.dtype), index_TK
+
+
+@use_experts_implementation
+class GroveMoeExperts(Qwen3MoeExperts):
+    """Transformers looks for this decorator before it lets anyone choose an implementation."""
+
+
+class GroveMoeAdjugates(nn.Module):
+    """One small expert for every group."""
+
+    def __init__(self, config: GroveMoeConfig) -> None:
+        super().__init__()
+        width, hidden = config.parallel_expert_intermediate_size, config.hidden_size
+        self.num_groups = config.num_experts // config.num_experts_per_group
+        self.gate_up_proj = nn.Parameter(torch.empty(self.num_groups, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(self.num_groups, hidden, width))
+
+    def forward(self, x_TH: Tensor, group_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Sum over the groups a token meets, each with the weight of the token's experts in it."""
+        shape = len(x_TH), self.num_groups
+        weights_TG = weights_TK.new_zeros(shape).scatter_add(1, group_TK, weights_TK)
+        met_TG = torch.zeros(shape, dtype=torch.bool, device=x_TH.device).scatter(1, group_TK, True)
+        # Pairs group by group.
+        group_P, token_P = met_TG.T.nonzero(as_tuple=True)
+        ends_G = met_TG.sum(0).cumsum(0)
+        gate, up = _grouped(x_TH[token_P], self.gate_up_proj, ends_G).chunk(2, dim=-1)
+        y_PH = _grouped(nn.functional.silu(gate) * up, self.down_proj, ends_G)
+        y_PH = y_PH * weights_TG[token_P, group_P].unsqueeze(-1)
+        return torch.zeros_like(x_TH).index_add(0, token_P, y_PH.to(x_TH.dtype))
+
+
+def _grouped(x_PH: Tensor, weight_GFH: Tensor, ends_G: Tensor) -> Tensor:
+    """Rows times the matrix of their group; rows of a group end where ``ends_G`` says."""
+    if x_PH.dtype == torch.bfloat16 and hasattr(nn.functional, "grouped_mm"):
+        columns = weight_GFH.transpose(1, 2)
+        return nn.functional.grouped_mm(x_PH, columns, offs=ends_G.to(torch.int32))
+    ends = ends_G.tolist()
+    parts = [
+        nn.functional.linear(x_PH[start:end], weight)
+        for start, end, weight in zip([0, *ends[:-1]], ends, weight_GFH, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+class GroveMoeSparseMoeBlock(Qwen3MoeSparseMoeBlock):
+    """Routed experts and adjugates."""
+
+    def __init__(self, config: GroveMoeConfig) -> None:
+        nn.Module.__init__(self)
+        self.experts = GroveMoeExperts(config)
+        self.gate = GroveMoeRouter(config)
+        self.chunk_experts = GroveMoeAdjugates(config)
+        self.group_size, self.scale = config.num_experts_per_group, config.small_experts_weight
+        bias = torch.zeros(config.num_experts) if config.use_expert_bias else None
+        self.register_buffer("expert_bias", bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
+        _, weights_TK, index_TK = self.gate(x_TH, self.expert_bias)
+        y_TH = self.experts(x_TH, index_TK, weights_TK)
+        added_TH = self.chunk_experts(x_TH, index_TK // self.group_size, self.scale * weights_TK)
+        return (y_TH + added_TH).reshape(hidden_states.shape)
+
+
+class GroveMoePreTrainedModel(Qwen3MoePreTrainedModel):
+    config: GroveMoeConfig
+    config_class = GroveMoeConfig
+    _can_record_outputs = {  # noqa: RUF012
+        "router_logits": OutputRecorder(GroveMoeRouter, index=0),
+        "hidden_states": Qwen3MoeDecoderLayer,
+        "attentions": Qwen3MoeAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, GroveMoeRouter):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, GroveMoeAdjugates):
+            nn.init.normal_(module.gate_up_proj, std=std)
+            nn.init.normal_(module.down_proj, std=std)
+
+
+class GroveMoeModel(GroveMoePreTrainedModel, Qwen3MoeModel):
+    def __init__(self, config: GroveMoeConfig) -> None:
+        super().__init__(config)
+        for layer in self.layers:
+            if isinstance(layer.mlp, Qwen3MoeSparseMoeBlock):
+                layer.mlp = GroveMoeSparseMoeBlock(config)
+        self.post_init()
+
+
+class GroveMoeForCausalLM(GroveMoePreTrainedModel, Qwen3MoeForCausalLM):
+    def __init__(self, config: GroveMoeConfig) -> None:
+        super().__init__(config)
+        self.model = GroveMoeModel(config)
+        self.post_init()
+
+
+def _stacked(name: str) -> list[WeightConverter]:
+    """Files have a tensor for every expert; the modules, one for all."""
+    pairs = [f"mlp.{name}.*.{which}_proj.weight" for which in ("gate", "up")]
+    return [
+        WeightConverter(
+            source_patterns=pairs,
+            target_patterns=f"mlp.{name}.gate_up_proj",
+            operations=[MergeModulelist(dim=0), Concatenate(dim=1)],
+        ),
+        WeightConverter(
+            source_patterns=f"mlp.{name}.*.down_proj.weight",
+            target_patterns=f"mlp.{name}.down_proj",
+            operations=[MergeModulelist(dim=0)],
+        ),
+    ]
+
+
+register_checkpoint_conversion_mapping(
+    GroveMoeConfig.model_type, [*_stacked("experts"), *_stacked("chunk_experts")], overwrite=True
+)
+
+__all__ = ["GroveMoeForCausalLM", "GroveMoeModel", "GroveMoePreTrainedModel"]
