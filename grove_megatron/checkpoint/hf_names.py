@@ -15,12 +15,14 @@ class NameTable:
     """
 
     def __init__(self, architecture: Architecture):
+        weights = named_weights(architecture)
         self._rows = [
             (_pattern(weight.prefix + name), weight.hf, transform_of(weight, architecture))
-            for weight in named_weights(architecture)
+            for weight in weights
             if not weight.buffer
             for name in weight.module_names
         ]
+        self._buffers = [(_pattern(w.prefix + w.name), w.hf) for w in weights if w.buffer]
 
     def find(self, name: str) -> tuple[tuple[str, ...], Transform]:
         """Hugging Face names and transform of a parameter named with global numbers.
@@ -37,6 +39,17 @@ class NameTable:
         if len(found) != 1:
             raise KeyError(f"{name} has {len(found)} rows in the name table; it needs 1")
         return next(iter(found))
+
+    def bias(self, name: str) -> str:
+        """The Hugging Face tensor of a buffer, which is named as a parameter is."""
+        found = [
+            one.format(**match.groupdict())
+            for pattern, hf in self._buffers
+            if (match := pattern.fullmatch(name))
+            for one in hf
+        ]
+        (only,) = found
+        return only
 
 
 def _pattern(megatron: str) -> re.Pattern[str]:

@@ -13,6 +13,7 @@ import torch
 from megatron.core import mpu
 from megatron.core.utils import unwrap_model
 
+from ..model.table import EXPERT_BIAS
 from .transforms import TensorParallel
 
 _LAYER = re.compile(r"(?<=decoder\.layers\.)\d+")
@@ -54,6 +55,14 @@ def local_parameters(models: list[Any]) -> Iterator[LocalParameter]:
             for index in indices:
                 own = name if index is None else f"{name}{index}"
                 yield LocalParameter(_global_name(model, own), tensor, _tensor_parallel(own), index)
+
+
+def local_biases(models: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The expert biases of this rank's model chunks, by global names."""
+    for model in unwrap_model(models):
+        for name, buffer in model.named_buffers():
+            if name.endswith(EXPERT_BIAS.name):
+                yield _global_name(model, name), buffer
 
 
 def _global_name(model: torch.nn.Module, name: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model.architecture import Architecture
 from .hf_names import NameTable
 from .layout import RELEASE, TRACKER
-from .local_names import local_parameters
+from .local_names import local_biases, local_parameters
 from .megatron_args import GROVE_LAYER_SPEC, megatron_flags
 from .weights import Weights
 
@@ -37,7 +37,8 @@ class ModelRun:
 
     Args:
         architecture: of the model.
-        input_ids: [B, S] int64, on every data-parallel rank.
+        inputs: token ids [B, S] int64, on every data-parallel rank; or their shape alone, where
+            somebody else runs the model.
         extra_flags: Megatron flags, such as parallel sizes.
         load: puts the weights in, before DDP wraps the model; every rank calls it.
         gradients: whether there will be any; without, half the memory.
@@ -53,7 +54,7 @@ class ModelRun:
     def __init__(
         self,
         architecture: Architecture,
-        input_ids: Tensor,
+        inputs: Tensor | tuple[int, int],
         extra_flags: list[str],
         load: Load,
         *,
@@ -69,11 +70,13 @@ class ModelRun:
         from ..config import GroveTransformerConfig
         from ..training.builder import GroveGPTModelConfig
 
-        self._shape = tuple(input_ids.shape)
+        is_shape = isinstance(inputs, tuple)
+        self._shape: tuple[int, ...] = inputs if is_shape else tuple(inputs.shape)
         args = start_megatron([*_flags(architecture, self._shape, extra_flags), *extra_flags])
         # The interleaved schedule takes as many microbatches as there are stages, or more.
         virtual = args.virtual_pipeline_model_parallel_size is not None
         self._microbatches = args.pipeline_model_parallel_size if virtual else 1
+        input_ids = torch.zeros(self._shape, dtype=torch.int64) if is_shape else inputs
         self._input_ids = input_ids.to(torch.cuda.current_device())
         self._positions = torch.arange(self._shape[1]).expand(self._shape).to(self._input_ids)
         transformer = core_transformer_config_from_args(args, GroveTransformerConfig)
@@ -254,6 +257,9 @@ def load_weights(weights: Weights, architecture: Architecture) -> Load:
             tensors = [weights.read(name) for name in names]
             with torch.no_grad():
                 parameter.tensor.copy_(transform.local(tensors, parameter.tensor_parallel))
+        if architecture.expert_bias:
+            for name, buffer in local_biases(models):
+                buffer.copy_(weights.read(table.bias(name)))
 
     return load
 

@@ -48,7 +48,9 @@ class LogitsWatch:
         """Count what is not finite in the logits, [..., E], of a forward pass."""
         logits = logits.detach()
         if self._counts is None:
-            self._counts = torch.zeros(PASSES, dtype=torch.int64, device=logits.device)
+            # What an inference engine made could not be written to by a training.
+            with torch.inference_mode(False):
+                self._counts = torch.zeros(PASSES, dtype=torch.int64, device=logits.device)
         slot = self._seen % PASSES
         experts = logits.shape[-1]
         described = (self._iteration(), (logits.numel() // experts, experts))

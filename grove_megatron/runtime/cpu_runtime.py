@@ -55,6 +55,10 @@ def _move_splits(original: Any) -> Any:
     return maybe_move_tensor_to_cpu
 
 
+def _is_there_at_all(tensor: torch.Tensor | None) -> None:
+    assert tensor is not None
+
+
 def _thread_bootstrap(original: Callable[[threading.Thread], None]) -> Any:
     def _bootstrap_inner(self: threading.Thread) -> None:
         with CudaMeansCpu():
@@ -203,6 +207,12 @@ CPU = PatchSet(
             target="megatron.core.tensor_parallel.random:_set_cuda_rng_state",
             reason="queues the change until CUDA initialises, which never happens",
             make=_cuda_rng_set,
+        ),
+        megatron_patch(
+            name="inference-between-stages",
+            target="megatron.core.inference.communication_utils:_is_cuda",
+            reason="asserts that what pipeline stages of the inference engine exchange is on a GPU",
+            make=_always(_is_there_at_all),
         ),
         megatron_patch(
             name="dispatcher-splits",

@@ -108,6 +108,7 @@ FINGERPRINTS: dict[str, str] = {
     "backward-device": "signature:(t_outputs, args, kwargs)",
     "rng-get": "source:aa26caaa069c5c4f",
     "rng-set": "source:b179c9d95438b61c",
+    "inference-between-stages": "source:5d8a848ad65c1b6f",
     "dispatcher-splits": "source:8fc5847a887d7319",
 }
 

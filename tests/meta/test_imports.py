@@ -93,7 +93,9 @@ RULES = {
         inside={"model", "checkpoint.config_keys", "checks", "config", "parts"}
     ),
     # Where the weights meet a Megatron model; names and transforms stay free of it.
-    "checkpoint/local_names": Rule(inside={"checkpoint"}, outside={"torch", "megatron.core"}),
+    "checkpoint/local_names": Rule(
+        inside={"checkpoint", "model"}, outside={"torch", "megatron.core"}
+    ),
     # Weights meet Megatron's parser, its loader and its models inside functions alone.
     **{
         f"checkpoint/{module}": Rule(
@@ -132,6 +134,16 @@ RULES = {
         )
     },
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
+    # Text from a model, by Megatron's engine.
+    "inference": Rule(
+        inside={"inference", "checkpoint", "model"}, outside={"torch", "megatron.core"}
+    ),
+    "inference/tokens": Rule(in_functions={"transformers"}),
+    "inference/command": Rule(
+        inside={"inference", "checkpoint.model_run", "checkpoint.source", "printable"},
+        outside={"typer"},
+        in_functions={"grove_megatron"},
+    ),
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model"}),
     # Said of released models before anything of Megatron's is imported.

@@ -54,3 +54,11 @@ def test_gradients_and_logits_are_left_alone() -> None:
     given.sum().backward()
     assert given.grad is not None
     assert given.grad.eq(1).all()
+
+
+def test_what_was_seen_in_inference_does_not_end_a_training() -> None:
+    watch = LogitsWatch(lambda: 1)
+    with torch.inference_mode():
+        watch.see(logits())
+    watch.see(logits(float("nan")))
+    assert watch.first() == NotFinite(iteration=1, values=1, tokens=6, experts=4)

@@ -1,0 +1,324 @@
+"""``grove generate``: text from a model, on whatever it was saved for or at another layout."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..printable import printable
+
+if TYPE_CHECKING:
+    from ..checkpoint.model_run import Load
+    from ..checkpoint.source import Source
+    from .tokens import Tokenizer
+
+
+def generate(
+    context: typer.Context,
+    hf: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++.")
+    ] = None,
+    load: Annotated[
+        Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")
+    ] = None,
+    ckpt_step: Annotated[
+        int | None, typer.Option(help="Iteration of --load; by default the latest.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a Hugging Face tokenizer; by default the model's own."),
+    ] = None,
+    prompt: Annotated[list[str], typer.Option(help="What to continue. Once for each.")] = [],  # noqa: B006
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of prompts: .jsonl with `prompt`, or a text of lines.")
+    ] = None,
+    prompt_ids: Annotated[
+        list[str],
+        typer.Option(help="Instead: token ids, as 1,2,3; then no tokenizer is needed."),
+    ] = [],  # noqa: B006
+    chat: Annotated[
+        bool, typer.Option("--chat", help="A prompt is a user's turn, by the chat template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Of each, at most.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="Of the softmax; 0 takes the best token always.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Choose among the best with this probability; 0: among all.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Choose among so many; 0: among all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choices.")] = 1234,
+    batch_size: Annotated[int, typer.Option(help="Prompts at a time, at most.")] = 8,
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-end", help="Go on behind the tokenizer's end of text.")
+    ] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print text as it is made, of one prompt.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
+) -> None:
+    """Continue prompts, by Megatron's inference engine and its cache of keys and values.
+
+    Other flags go to Megatron: --bf16, or torchrun --nproc-per-node 2 -m grove_megatron generate
+    ... --expert-model-parallel-size 2. Every rank has all prompts; rank 0 prints.
+    """
+    from ..training.refuse import refuse
+    from ..training.start import alone, quiet, started
+
+    alone()
+    texts = list(prompt)
+    problems = _problems(context, texts)
+    if not problems and prompts is not None:
+        try:
+            texts += read_prompts(prompts)
+        except ValueError as error:
+            problems.append(str(error))
+    if stream and len(texts) + len(prompt_ids) > 1:
+        count = len(texts) + len(prompt_ids)
+        problems.append(f"--stream (True) is for one prompt, of ({count}); give one, or remove it")
+    if problems:
+        refuse(problems)
+    with started(), quiet():
+        from ..checkpoint.weights import ConversionError
+        from .generation import Sampling, build
+
+        try:
+            source, weights = _source(hf, load, ckpt_step)
+            words = _tokenizer(tokenizer, source, needed=bool(texts) or stream)
+            ids = [_ids(text) for text in prompt_ids]
+            if texts:
+                assert words is not None
+                ids = [words.encode_chat(t) if chat else words.encode(t) for t in texts]
+            _check_ids(ids, source, words, max_new_tokens)
+            engine = build(
+                source.architecture,
+                weights,
+                context.args,
+                vocab_size=source.architecture.vocab_size if words is None else words.size,
+                batch_size=min(batch_size, len(ids)),
+                length=max(map(len, ids)) + max_new_tokens,
+                end=None if ignore_end or words is None else words.end,
+            )
+        except ConversionError as error:
+            refuse(error.problems)
+        except ValueError as error:
+            refuse([str(error)])
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        began = time.perf_counter()
+        heard = _Printer(words) if stream and _is_first() else None
+        found = engine.generate(ids, max_new_tokens, sampling, heard)
+        seconds = time.perf_counter() - began
+        if heard is not None:
+            heard.close()
+        engine.close()
+    if _is_first():
+        answers = [None if words is None else words.decode(tokens) for tokens in found]
+        _print(texts or prompt_ids, answers, found, seconds, as_json=as_json, streamed=stream)
+
+
+def _is_first() -> bool:
+    return os.environ["RANK"] == "0"
+
+
+def _problems(context: typer.Context, texts: list[str]) -> list[str]:
+    """Options that do not go together, or are no numbers to generate with."""
+    p = context.params
+    problems = []
+    if (p["hf"] is None) == (p["load"] is None):
+        problems.append(f"--hf ({p['hf']}), --load ({p['load']}): give one of them")
+    if p["ckpt_step"] is not None and p["load"] is None:
+        problems.append(f"--ckpt-step ({p['ckpt_step']}) does nothing without --load; remove it")
+    by_text = bool(texts) or p["prompts"] is not None
+    if by_text == bool(p["prompt_ids"]):
+        given = "--prompt or --prompts, and --prompt-ids," if by_text else "no prompt"
+        problems.append(f"{given} is given; give --prompt, --prompts or --prompt-ids")
+    if p["chat"] and p["prompt_ids"]:
+        problems.append("--chat (True) is beside --prompt-ids, which are no text; remove one")
+    for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("top_k", 0)):
+        if p[name] < least:
+            flag = f"--{name.replace('_', '-')}"
+            problems.append(f"{flag} ({p[name]}) is below {least}; use {least} or more")
+    if not 0 <= p["temperature"] < float("inf"):
+        problems.append(
+            f"--temperature ({p['temperature']}) is not a finite number of 0 or more; use 1"
+        )
+    if not 0 <= p["top_p"] <= 1:
+        problems.append(f"--top-p ({p['top_p']}) is not between 0 and 1; use 0.9")
+    if p["top_p"] and p["top_k"]:
+        problems.append(
+            f"--top-p ({p['top_p']}) is beside --top-k ({p['top_k']}), and Megatron's engine takes "
+            "one; remove the other"
+        )
+    if p["temperature"] == 0 and (p["top_p"] or p["top_k"]):
+        problems.append(
+            "--temperature (0.0) takes the best token, and --top-p or --top-k choose among more; "
+            "raise it, or remove them"
+        )
+    return problems
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Of a file: lines that are not empty, or the ``prompt`` of every JSON line.
+
+    Raises:
+        ValueError: it cannot be read, or which lines have no prompt.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts ({file}) cannot be read: {error}") from error
+    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    if file.suffix != ".jsonl":
+        found = [line for _, line in numbered]
+    else:
+        found, wrong = [], []
+        for number, line in numbered:
+            try:
+                value = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError):
+                value = None
+            if isinstance(value, str):
+                found.append(value)
+            else:
+                wrong.append(str(number))
+        if wrong:
+            raise ValueError(
+                f"--prompts ({file}) has lines without a text named prompt "
+                f"({', '.join(wrong[:10])}); correct them"
+            )
+    if not found:
+        raise ValueError(f"--prompts ({file}) has no prompt; write some")
+    return found
+
+
+def _ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() and len(word) < 10 for word in words):
+        raise ValueError(f"--prompt-ids ({text}) is not a list of token ids; write 1,2,3")
+    return [int(word) for word in words]
+
+
+def _source(hf: Path | None, load: Path | None, step: int | None) -> "tuple[Source, Load]":
+    from ..checkpoint.megatron_weights import iteration_folder
+    from ..checkpoint.model_run import load_checkpoint, load_weights
+    from ..checkpoint.source import hf_source, megatron_source
+    from ..checkpoint.torch_dist import TorchDistReader
+    from ..checkpoint.weights import ConversionError
+
+    if hf is not None:
+        source = hf_source(hf)
+        weights = load_weights(source.weights, source.architecture)
+    else:
+        assert load is not None
+        source = megatron_source(load, step, None)
+        folder = iteration_folder(load, step)
+        if foreign := TorchDistReader(folder).foreign_objects():
+            raise ConversionError(foreign)
+        weights = load_checkpoint(folder)
+    if problems := source.refusals(can_skip=False):
+        raise ConversionError(problems)
+    return source, weights
+
+
+def _tokenizer(folder: Path | None, source: "Source", *, needed: bool) -> "Tokenizer | None":
+    from .tokens import Tokenizer, has_tokenizer
+
+    own = source.hf_files
+    if folder is None and own is not None and has_tokenizer(own):
+        folder = own
+    if folder is not None:
+        return Tokenizer(folder)
+    if needed:
+        raise ValueError(
+            "--tokenizer (absent) is needed, and the model has none beside it; name a folder of "
+            "one, or give --prompt-ids"
+        )
+    return None
+
+
+def _check_ids(
+    ids: list[list[int]], source: "Source", words: "Tokenizer | None", new_tokens: int
+) -> None:
+    model = source.architecture
+    problems = []
+    if words is not None and words.size > model.vocab_size:
+        problems.append(
+            f"--tokenizer has more tokens ({words.size}) than the model's embedding rows "
+            f"({model.vocab_size}); name the tokenizer of this model"
+        )
+    for number, one in enumerate(ids, 1):
+        if not one:
+            problems.append(f"prompt {number} has no tokens; write something")
+        elif max(one) >= model.vocab_size:
+            problems.append(
+                f"prompt {number} has token ({max(one)}), which is not below the vocabulary "
+                f"({model.vocab_size}); correct it"
+            )
+        if len(one) + new_tokens > model.max_position_embeddings:
+            problems.append(
+                f"prompt {number} has tokens ({len(one)}) that with --max-new-tokens "
+                f"({new_tokens}) are above max_position_embeddings "
+                f"({model.max_position_embeddings}); lower it, or shorten the prompt"
+            )
+    if problems:
+        from ..checkpoint.weights import ConversionError
+
+        raise ConversionError(problems)
+
+
+class _Printer:
+    """Prints a text as it grows."""
+
+    def __init__(self, words: "Tokenizer | None") -> None:
+        from .tokens import Stream
+
+        assert words is not None
+        self._stream = Stream(words.decode, _write)
+
+    def __call__(self, row: int, token: int) -> None:
+        self._stream.add(token)
+
+    def close(self) -> None:
+        self._stream.close()
+        _write("\n")
+
+
+def _write(text: str) -> None:
+    # Of a model: whatever it makes of a terminal's control characters.
+    sys.__stdout__.write(printable(text) if text != "\n" else text)  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def _print(
+    prompts: list[str],
+    answers: list[str | None],
+    found: list[list[int]],
+    seconds: float,
+    *,
+    as_json: bool,
+    streamed: bool,
+) -> None:
+    count = sum(map(len, found))
+    speed = count / seconds
+    print(f"{count} tokens in {seconds:.2f} s: {speed:.1f} tokens/s", file=sys.stderr)
+    if as_json:
+        result = {
+            "prompts": prompts,
+            "answers": answers,
+            "tokens": found,
+            "seconds": seconds,
+            "tokens_per_second": speed,
+        }
+        print(json.dumps(result), flush=True)
+        return
+    if streamed:
+        return
+    for prompt, answer, tokens in zip(prompts, answers, found, strict=True):
+        shown = ",".join(map(str, tokens)) if answer is None else answer
+        print(f"{printable(prompt)}\n-> {printable(shown)}", flush=True)
