@@ -36,6 +36,7 @@ setup(
         "te": ["transformer-engine[pytorch]"],
         "hf": ["transformers>=5"],
         "report": ["matplotlib"],
+        "data": ["transformers>=5", "zstandard", "pyarrow", "datasets"],
         "tensorboard": ["tensorboard"],
         "dev": [
             "pytest",

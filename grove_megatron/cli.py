@@ -7,6 +7,7 @@ import typer
 from .benchmarks.commands import app as bench
 from .checkpoint import commands as weights
 from .compat import installed_version, megatron_version
+from .data.command import data
 from .inference.command import generate
 from .report.command import report
 from .training.doctor_command import doctor
@@ -22,6 +23,7 @@ _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("upcycle", context_settings=_OPEN)(weights.upcycle)
 app.command("verify", context_settings=_OPEN)(weights.verify)
 app.command("generate", context_settings=_OPEN)(generate)
+app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("report")(report)
 

@@ -19,6 +19,8 @@ from megatron.core.datasets.object_storage_utils import is_object_storage_path
 
 from ..checks.flags import flag_of
 from ..checks.problem import UNSAID, Problem
+from ..data.manifest import read_manifest
+from ..data.tokenizers import fingerprint
 from .token_ids import known_vocabulary, outside_of_the_vocabulary
 
 # A blend may be of thousands.
@@ -42,12 +44,34 @@ def data_file_problems(args: Namespace) -> list[Problem]:
     found = chain(
         *(_blend_problems(args, flag, words) for flag, words in _blends(args)),
         _file_problems(args),
+        _tokenizer_problems(args),
     )
     problems = [*islice(found, _SHOWN)]
     if rest := sum(1 for _ in found):
         text = f"{rest} more problems of the data files; correct these first"
         problems.append(Problem.of_text(text))
     return problems
+
+
+def _tokenizer_problems(args: Namespace) -> Iterator[Problem]:
+    """Data that says beside it that it was made with another tokenizer than the job's.
+
+    Megatron's NullTokenizer stands for any; what is outside of its vocabulary is found anyway.
+    """
+    model = args.tokenizer_model
+    if args.tokenizer_type == "NullTokenizer" or model is None or not os.path.exists(model):
+        return
+    own = fingerprint(model)
+    for prefix in dict.fromkeys(prefixes(args)):
+        said = read_manifest(Path(prefix))
+        if said is not None and said["tokenizer"]["fingerprint"] != own:
+            made = f"{said['tokenizer']['model']}, a {said['tokenizer']['kind']}"
+            yield Problem(
+                "--tokenizer-model",
+                model,
+                f"has other files than the tokenizer that ({prefix}) was made with ({made}); name "
+                "that one, or make the data anew",
+            )
 
 
 def prefixes(args: Namespace) -> list[str]:

@@ -134,6 +134,11 @@ RULES = {
         )
     },
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
+    # Text into tokens, by Megatron's tokenizers and its builder.
+    "data": Rule(inside={"data"}, outside={"numpy", "tqdm"}, in_functions={"megatron.core"}),
+    "data/documents": Rule(in_functions={"zstandard", "pyarrow", "datasets"}),
+    "data/tokenizers": Rule(in_functions={"megatron.core", "megatron.training"}),
+    "data/command": Rule(inside={"data", "printable"}, outside={"typer"}),
     # Text from a model, by Megatron's engine.
     "inference": Rule(
         inside={"inference", "checkpoint", "model"}, outside={"torch", "megatron.core"}

@@ -104,7 +104,9 @@ def refused(source: str, version: tuple[int, ...]) -> str | None:
 
 
 def test_extras_are_those_the_documents_name() -> None:
-    assert sorted(metadata()["extras_require"]) == ["dev", "hf", "report", "te", "tensorboard"]
+    assert sorted(metadata()["extras_require"]) == [
+        *("data", "dev", "hf", "report", "te", "tensorboard")
+    ]
     assert metadata()["extras_require"]["te"] == ["transformer-engine[pytorch]"]
     named = re.findall(r"'?\.\[(\w+)\]|grove-megatron\[(\w+)\]", read("CONTRIBUTING.md"))
     assert {a or b for a, b in named} <= set(metadata()["extras_require"])

@@ -167,3 +167,29 @@ def test_data_of_another_vocabulary_are_named_at_start(problems, tmp_path, dtype
         "--tokenizer-type (NullTokenizer, --vocab-size 96), 0 to 95; "
     )
     assert problems("--data-path other --vocab-size 97") == []
+
+
+def test_data_of_another_tokenizer_are_refused(parse, tmp_path):
+    from grove_megatron.data.tokenizers import fingerprint
+
+    write_tokens(tmp_path / "here")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"version": name}))
+    said = {"kind": "HuggingFaceTokenizer", "model": "one", "size": 96, "end": 0}
+    said["fingerprint"] = fingerprint(str(tmp_path / "one"))
+    manifest = {"format": "grove_data", "tokenizer": said}
+    (tmp_path / "here.json").write_text(json.dumps(manifest))
+
+    def problems(name):
+        model = f"--tokenizer-type HuggingFaceTokenizer --tokenizer-model {tmp_path / name}"
+        found = data_file_problems(parse(f"{model} --data-path {tmp_path / 'here'}"))
+        return [line for line in found if line.startswith("--tokenizer-model")]
+
+    assert problems("one") == []
+    (line,) = problems("other")
+    assert f"than the tokenizer that ({tmp_path / 'here'}) was made with (one, a Hugging" in line
+    # A record of somebody else's, and a tokenizer that stands for any.
+    assert data_file_problems(parse(f"{NULL} --data-path {tmp_path / 'here'}")) == []
+    (tmp_path / "here.json").write_text("[]")
+    assert problems("other") == []

@@ -1,0 +1,1 @@
+"""Text into the files of tokens that Megatron trains on."""

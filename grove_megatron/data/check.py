@@ -1,0 +1,91 @@
+"""Is a pair of data files whole, and of a vocabulary? And is it what its manifest says?"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .manifest import manifest_of, read_manifest
+
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in data files.
+
+    Args:
+        documents, empty, tokens: counts.
+        largest: id.
+        dtype: of an id.
+    """
+
+    documents: int
+    empty: int
+    tokens: int
+    largest: int
+    dtype: str
+
+
+def check(prefix: Path, vocab_size: int | None = None) -> tuple[Found, list[str]]:
+    """Read all of it.
+
+    Args:
+        prefix: of ``.bin`` and ``.idx``.
+        vocab_size: ids are below it; None: by the manifest's tokenizer, where there is one.
+
+    Returns:
+        what is there, and what is wrong, a line each.
+
+    Raises:
+        ValueError: a file is missing or is no index.
+    """
+    from megatron.core.datasets.indexed_dataset import _IndexReader
+
+    data, index = (prefix.with_name(f"{prefix.name}.{kind}") for kind in ("bin", "idx"))
+    if missing := [str(file) for file in (data, index) if not file.is_file()]:
+        raise ValueError(f"--check ({prefix}) lacks {', '.join(missing)}; correct the prefix")
+    try:
+        read = _IndexReader(str(index), multimodal=False)
+        lengths, indices = np.array(read.sequence_lengths), np.array(read.document_indices)
+        pointers = np.array(read.sequence_pointers)
+        dtype = np.dtype(read.dtype)
+    except (AssertionError, ValueError, OSError, KeyError, struct.error) as error:
+        raise ValueError(f"{index} is no index of Megatron's, or is cut short: {error}") from error
+    problems = []
+    needed, has = int(lengths.sum()) * dtype.itemsize, data.stat().st_size
+    if needed != has:
+        problems.append(f"{data} has bytes ({has}) that are not those of its index ({needed})")
+    expected = np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]) * dtype.itemsize
+    if len(lengths) and not np.array_equal(pointers, expected[: len(pointers)]):
+        problems.append(f"{index} has sequences that are not one behind the other")
+    if len(indices) < 1 or indices[-1] != len(lengths) or (np.diff(indices) < 0).any():
+        problems.append(f"{index} has documents that are not all of its sequences in order")
+    largest, digest = -1, hashlib.sha256()
+    with data.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            ids = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
+            largest = max(largest, int(ids.max())) if len(ids) else largest
+    problems += _of_manifest(prefix, digest.hexdigest())
+    if vocab_size is None and (said := read_manifest(prefix)) is not None:
+        vocab_size = said["tokenizer"]["size"]
+    if vocab_size is not None and largest >= vocab_size:
+        problems.append(f"{data} has token ({largest}) that is not below ({vocab_size})")
+    found = Found(
+        documents=len(indices) - 1,
+        empty=int((np.diff(indices) == 0).sum()),
+        tokens=int(lengths.sum()),
+        largest=largest,
+        dtype=dtype.name,
+    )
+    return found, problems
+
+
+def _of_manifest(prefix: Path, sha256: str) -> list[str]:
+    said = read_manifest(prefix)
+    if said is None or said["bin_sha256"] == sha256:
+        return []
+    return [f"{prefix}.bin is not what {manifest_of(prefix)} was written beside: another SHA-256"]
