@@ -70,14 +70,13 @@ class ModelRun:
         from ..config import GroveTransformerConfig
         from ..training.builder import GroveGPTModelConfig
 
-        is_shape = isinstance(inputs, tuple)
-        self._shape: tuple[int, ...] = inputs if is_shape else tuple(inputs.shape)
+        ids = torch.zeros(inputs, dtype=torch.int64) if isinstance(inputs, tuple) else inputs
+        self._shape = tuple(ids.shape)
         args = start_megatron([*_flags(architecture, self._shape, extra_flags), *extra_flags])
         # The interleaved schedule takes as many microbatches as there are stages, or more.
         virtual = args.virtual_pipeline_model_parallel_size is not None
         self._microbatches = args.pipeline_model_parallel_size if virtual else 1
-        input_ids = torch.zeros(self._shape, dtype=torch.int64) if is_shape else inputs
-        self._input_ids = input_ids.to(torch.cuda.current_device())
+        self._input_ids = ids.to(torch.cuda.current_device())
         self._positions = torch.arange(self._shape[1]).expand(self._shape).to(self._input_ids)
         transformer = core_transformer_config_from_args(args, GroveTransformerConfig)
         transformer.finalize_model_grads_func = finalize_model_grads
