@@ -378,7 +378,7 @@ def _join(
         "skipped": work.counts.bad,
         "sources": [[Path(name).name, size] for name, size in job["sources"]],
     }
-    file = work.folder / f"{split}.json"
-    file.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    said = work.folder / f"{split}.json"
+    said.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     final_data, final_index = _files(prefix)
-    return [(data, final_data), (index, final_index), (file, manifest_of(prefix))]
+    return [(data, final_data), (index, final_index), (said, manifest_of(prefix))]
