@@ -34,9 +34,9 @@ setup(
     ],
     extras_require={
         "te": ["transformer-engine[pytorch]"],
-        "hf": ["transformers>=5"],
+        "hf": ["transformers>=5.2"],
         "report": ["matplotlib"],
-        "data": ["transformers>=5", "zstandard", "pyarrow", "datasets"],
+        "data": ["transformers>=5.2", "zstandard", "pyarrow", "datasets"],
         "tensorboard": ["tensorboard"],
         "dev": [
             "pytest",

@@ -9,6 +9,7 @@ from .checkpoint import commands as weights
 from .compat import installed_version, megatron_version
 from .data.command import data
 from .inference.command import generate
+from .inference.eval_command import evaluate
 from .report.command import report
 from .training.doctor_command import doctor
 
@@ -23,6 +24,7 @@ _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("upcycle", context_settings=_OPEN)(weights.upcycle)
 app.command("verify", context_settings=_OPEN)(weights.verify)
 app.command("generate", context_settings=_OPEN)(generate)
+app.command("eval", context_settings=_OPEN)(evaluate)
 app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("report")(report)

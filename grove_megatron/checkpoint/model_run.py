@@ -33,7 +33,7 @@ OF_ONE_PASS = (
 
 
 class ModelRun:
-    """One model on this rank's part of a job, in fp32.
+    """One model on this rank's part of a job, in fp32 where the flags say nothing else.
 
     Args:
         architecture: of the model.
@@ -84,8 +84,11 @@ class ModelRun:
             args, config=transformer, model_config_cls=GroveGPTModelConfig
         )
 
+        biases: dict[str, Tensor] = {}
+
         def load_hook(models: list[Any]) -> list[Any]:
             load(models)
+            biases.update((name, bias.clone()) for name, bias in local_biases(models))
             return models
 
         model_config.pre_wrap_hooks.append(load_hook)
@@ -97,7 +100,9 @@ class ModelRun:
             wrap_with_ddp=gradients,
             data_parallel_random_init=False,
         )
-
+        # --bf16 rounds all of a model, these too, and they select.
+        for name, bias in local_biases(self.models):
+            bias.data = biases[name]
         self.router_logits: dict[int, Tensor] = {}
 
     def logits(self, *, routers: bool = False) -> Tensor | None:
@@ -165,6 +170,25 @@ class ModelRun:
             model.zero_grad_buffer()
         self._schedule(step, forward_only=False)
         return kept[0] if kept else None
+
+    def token_losses(self, ids: Tensor, labels: Tensor) -> Tensor | None:
+        """Losses [B, S] of every token, on the last stage; without gradients, in evaluation.
+
+        Args:
+            ids, labels: of the shape that the run was made for, int64.
+        """
+        ids, labels = (tensor.to(self._input_ids) for tensor in (ids, labels))
+
+        def step(data: Iterator[None], model: Any) -> tuple[Tensor, Callable[..., Tensor]]:
+            return model(ids, self._positions, None, labels=labels), lambda output, **_: output
+
+        for model in self.models:
+            model.eval()
+        with torch.no_grad():
+            stored = self._schedule(step, forward_only=True, collect_non_loss_data=True)
+        for model in self.models:
+            model.train()
+        return stored[0] if stored else None
 
     def _schedule(self, step: Callable[..., Any], **options: Any) -> list[Any]:
         from megatron.core.pipeline_parallel.schedules import get_forward_backward_func

@@ -12,7 +12,6 @@ import typer
 from ..printable import printable
 
 if TYPE_CHECKING:
-    from ..checkpoint.model_run import Load
     from ..checkpoint.source import Source
     from .tokens import Tokenizer
 
@@ -87,10 +86,11 @@ def generate(
     with started(), quiet():
         from ..checkpoint.weights import ConversionError
         from .generation import Sampling, build
+        from .model import source_of, tokenizer_of
 
         try:
-            source, weights = _source(hf, load, ckpt_step)
-            words = _tokenizer(tokenizer, source, needed=bool(texts) or stream)
+            source, weights = source_of(hf, load, ckpt_step)
+            words = tokenizer_of(tokenizer, source, needed=bool(texts) or stream)
             ids = [_ids(text) for text in prompt_ids]
             if texts:
                 assert words is not None
@@ -202,44 +202,6 @@ def _ids(text: str) -> list[int]:
     if not words or not all(word.isdecimal() and len(word) < 10 for word in words):
         raise ValueError(f"--prompt-ids ({text}) is not a list of token ids; write 1,2,3")
     return [int(word) for word in words]
-
-
-def _source(hf: Path | None, load: Path | None, step: int | None) -> "tuple[Source, Load]":
-    from ..checkpoint.megatron_weights import iteration_folder
-    from ..checkpoint.model_run import load_checkpoint, load_weights
-    from ..checkpoint.source import hf_source, megatron_source
-    from ..checkpoint.torch_dist import TorchDistReader
-    from ..checkpoint.weights import ConversionError
-
-    if hf is not None:
-        source = hf_source(hf)
-        weights = load_weights(source.weights, source.architecture)
-    else:
-        assert load is not None
-        source = megatron_source(load, step, None)
-        folder = iteration_folder(load, step)
-        if foreign := TorchDistReader(folder).foreign_objects():
-            raise ConversionError(foreign)
-        weights = load_checkpoint(folder)
-    if problems := source.refusals(can_skip=False):
-        raise ConversionError(problems)
-    return source, weights
-
-
-def _tokenizer(folder: Path | None, source: "Source", *, needed: bool) -> "Tokenizer | None":
-    from .tokens import Tokenizer, has_tokenizer
-
-    own = source.hf_files
-    if folder is None and own is not None and has_tokenizer(own):
-        folder = own
-    if folder is not None:
-        return Tokenizer(folder)
-    if needed:
-        raise ValueError(
-            "--tokenizer (absent) is needed, and the model has none beside it; name a folder of "
-            "one, or give --prompt-ids"
-        )
-    return None
 
 
 def _check_ids(

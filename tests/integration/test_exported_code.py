@@ -180,6 +180,10 @@ def test_a_bias_of_the_checkpoint_selects(
     done("import", "--hf", folder, "--save", tmp_path / "megatron")
     done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["use_expert_bias"] is True
+    # Rounded, it would select others.
+    in_bf16 = loaded(tmp_path / "out", dtype=torch.bfloat16)
+    assert in_bf16.model.layers[1].mlp.experts.down_proj.dtype == torch.bfloat16
+    assert torch.equal(in_bf16.model.layers[1].mlp.expert_bias, torch.linspace(-1, 1, 16))
     model, golden = loaded(tmp_path / "out"), exported("authors")[1]
     assert torch.equal(model.model.layers[1].mlp.expert_bias, torch.linspace(-1, 1, 16))
     with torch.no_grad():
@@ -197,3 +201,27 @@ def test_in_bf16_groups_of_rows_are_one_product(exported: Any) -> None:
     apart = grouped(x.bfloat16().float(), weight.bfloat16().float(), ends)
     together = grouped(x.bfloat16(), weight.bfloat16(), ends).float()
     torch.testing.assert_close(together, apart, rtol=2**-7, atol=2**-7 * float(apart.abs().max()))
+
+
+@pytest.mark.parametrize("width", [4, 12, 32])
+def test_in_bf16_any_width_is_computed(width: int, exported: Any) -> None:
+    """One product takes widths of whole 16 bytes alone."""
+    grouped = code_of(loaded(exported("authors")[0]))._grouped
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(10, width, generator=generator).bfloat16()
+    weight = torch.randn(2, 8, width, generator=generator).bfloat16()
+    found = grouped(x, weight, torch.tensor([4, 10]))
+    expected = torch.cat([x[:4] @ weight[0].T, x[4:] @ weight[1].T])
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_bf16_the_whole_model_computes_and_trains(autocast: bool, exported: Any) -> None:
+    folder, golden = exported("authors")
+    model = loaded(folder, dtype=torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(golden["input_ids"]).logits
+    near = (logits.float().argmax(-1) == golden["logits"].argmax(-1)).float().mean()
+    assert near > 0.9
+    logits.float().logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -144,11 +144,15 @@ RULES = {
         inside={"inference", "checkpoint", "model"}, outside={"torch", "megatron.core"}
     ),
     "inference/tokens": Rule(in_functions={"transformers"}),
-    "inference/command": Rule(
-        inside={"inference", "checkpoint.model_run", "checkpoint.source", "printable"},
-        outside={"typer"},
-        in_functions={"grove_megatron"},
-    ),
+    "inference/questions": Rule(inside={"inference"}),
+    **{
+        f"inference/{module}": Rule(
+            inside={"inference", "checkpoint.source", "printable"},
+            outside={"typer"},
+            in_functions={"grove_megatron", "numpy"},
+        )
+        for module in ("command", "eval_command")
+    },
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model"}),
     # Said of released models before anything of Megatron's is imported.

@@ -1,4 +1,4 @@
-"""GroveMoE (arXiv 2508.07785) for transformers 5: Qwen3-MoE, whose experts are in groups.
+"""GroveMoE (arXiv 2508.07785) for transformers from 5.2 on: Qwen3-MoE, its experts in groups.
 
 Each group has a small adjugate expert, which computes a token once however many of the group's
 experts it has selected. Routed experts are those of transformers, so that whatever implementation
@@ -19,6 +19,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeForCausalLM,
     Qwen3MoeModel,
     Qwen3MoePreTrainedModel,
+    Qwen3MoeRMSNorm,
+    Qwen3MoeRotaryEmbedding,
     Qwen3MoeSparseMoeBlock,
 )
 from transformers.utils.output_capturing import OutputRecorder
@@ -78,7 +80,10 @@ class GroveMoeAdjugates(nn.Module):
 
 def _grouped(x_PH: Tensor, weight_GFH: Tensor, ends_G: Tensor) -> Tensor:
     """Rows times the matrix of their group; rows of a group end where ``ends_G`` says."""
-    if x_PH.dtype == torch.bfloat16 and hasattr(nn.functional, "grouped_mm"):
+    # One product takes rows of whole 16 bytes alone, and autocast does not know it.
+    in_bf16 = x_PH.dtype == weight_GFH.dtype == torch.bfloat16
+    fits = not any(width % 8 for width in weight_GFH.shape[1:])
+    if in_bf16 and fits and hasattr(nn.functional, "grouped_mm"):
         columns = weight_GFH.transpose(1, 2)
         return nn.functional.grouped_mm(x_PH, columns, offs=ends_G.to(torch.int32))
     ends = ends_G.tolist()
@@ -109,12 +114,24 @@ class GroveMoeSparseMoeBlock(Qwen3MoeSparseMoeBlock):
         return (y_TH + added_TH).reshape(hidden_states.shape)
 
 
+class GroveMoeDecoderLayer(Qwen3MoeDecoderLayer):
+    """Where there are experts, with adjugates."""
+
+    def __init__(self, config: GroveMoeConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        if isinstance(self.mlp, Qwen3MoeSparseMoeBlock):
+            self.mlp = GroveMoeSparseMoeBlock(config)
+
+
 class GroveMoePreTrainedModel(Qwen3MoePreTrainedModel):
     config: GroveMoeConfig
     config_class = GroveMoeConfig
+    _no_split_modules = ["GroveMoeDecoderLayer"]  # noqa: RUF012
+    # It selects: rounded, it would select others.
+    _keep_in_fp32_modules_strict = ["expert_bias"]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "router_logits": OutputRecorder(GroveMoeRouter, index=0),
-        "hidden_states": Qwen3MoeDecoderLayer,
+        "hidden_states": GroveMoeDecoderLayer,
         "attentions": Qwen3MoeAttention,
     }
 
@@ -127,21 +144,35 @@ class GroveMoePreTrainedModel(Qwen3MoePreTrainedModel):
         elif isinstance(module, GroveMoeAdjugates):
             nn.init.normal_(module.gate_up_proj, std=std)
             nn.init.normal_(module.down_proj, std=std)
+        elif isinstance(module, GroveMoeSparseMoeBlock) and module.expert_bias is not None:
+            nn.init.zeros_(module.expert_bias)
 
 
 class GroveMoeModel(GroveMoePreTrainedModel, Qwen3MoeModel):
+    """As Qwen3MoeModel, of other layers."""
+
     def __init__(self, config: GroveMoeConfig) -> None:
-        super().__init__(config)
-        for layer in self.layers:
-            if isinstance(layer.mlp, Qwen3MoeSparseMoeBlock):
-                layer.mlp = GroveMoeSparseMoeBlock(config)
+        GroveMoePreTrainedModel.__init__(self, config)
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList([GroveMoeDecoderLayer(config, layer) for layer in layers])
+        self.norm = Qwen3MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen3MoeRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
         self.post_init()
 
 
 class GroveMoeForCausalLM(GroveMoePreTrainedModel, Qwen3MoeForCausalLM):
+    """As Qwen3MoeForCausalLM, of another model."""
+
     def __init__(self, config: GroveMoeConfig) -> None:
-        super().__init__(config)
+        GroveMoePreTrainedModel.__init__(self, config)
         self.model = GroveMoeModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.router_aux_loss_coef = config.router_aux_loss_coef
+        self.num_experts, self.num_experts_per_tok = config.num_experts, config.num_experts_per_tok
         self.post_init()
 
 
