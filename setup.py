@@ -44,6 +44,8 @@ setup(
             "pytest-xdist",
             "einops",
             "hypothesis",
+            "pyarrow",
+            "zstandard",
             "matplotlib",
             "tensorboard",
             "ruff",

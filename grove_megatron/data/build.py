@@ -4,6 +4,7 @@ The files are those of megatron-core's IndexedDatasetBuilder, in the order of th
 Megatron-LM's tools/preprocess_data.py writes them for the same tokenizer and documents.
 """
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -12,6 +13,8 @@ import shutil
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,8 +28,9 @@ from .documents import Document, documents, find_sources
 from .manifest import FORMAT, manifest_of
 from .tokenizers import Encoder
 
-# Of a segment, in documents; a kill loses less than one.
+# Of a segment, in documents and characters; a kill loses less than one.
 _SEGMENT = 8192
+_CHARACTERS = 1 << 26
 # That a worker gets at a time.
 _CHUNK = 32
 _SHOWN = 10
@@ -81,7 +85,6 @@ def build(inputs: Sequence[Path], options: Options) -> Counts:
         ValueError: all that is wrong; nothing has its name then, and what was tokenized stays in
             ``PREFIX.incomplete`` for the same command to go on.
     """
-    _check_destinations(options)
     sources = find_sources(inputs)
     encoder = Encoder(options.tokenizer)
     end = encoder.facts.end
@@ -92,23 +95,33 @@ def build(inputs: Sequence[Path], options: Options) -> Counts:
         )
     dtype = _dtype(encoder.facts.size)
     job = {
-        "sources": [[str(s.resolve()), _size(s)] for s in sources],
+        "sources": [[str(s.resolve()), _size(s), _changed(s)] for s in sources],
         "tokenizer": encoder.facts.as_json(),
         "field": options.field,
         "append_end": options.append_end,
         "valid": options.valid,
     }
-    work = _Work(options.prefix.with_name(f"{options.prefix.name}.incomplete"), job)
+    folder = options.prefix.with_name(f"{options.prefix.name}.incomplete")
     try:
-        _tokenize(sources, options, encoder, dtype, work)
-        counts = work.counts
-        if counts.bad and not options.skip_bad:
-            raise ValueError(_of_bad(counts))
-        if not counts.tokens:
-            raise ValueError(
-                f"INPUT ({', '.join(map(str, sources[:3]))}) has no token; name files with text"
-            )
-        _publish(options, dtype, work, job)
+        with _alone(folder):
+            work = _Work(folder, job)
+            if not work.made:
+                _check_destinations(options)
+                _tokenize(sources, options, encoder, dtype, work)
+                if work.counts.bad and not options.skip_bad:
+                    raise ValueError(_of_bad(work.counts))
+                work.made = [
+                    pair
+                    for split, prefix in options.splits.items()
+                    for pair in _join(split, prefix, dtype, work, job, options)
+                ]
+            counts = work.counts
+            work.publish()
+    except BrokenProcessPool as error:
+        raise ValueError(
+            f"--workers ({options.workers}) are processes of which one was killed, maybe for want "
+            "of memory; the same command goes on from here, with fewer if need be"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"{options.prefix} cannot be written: {error}; the same command goes on from here"
@@ -116,9 +129,36 @@ def build(inputs: Sequence[Path], options: Options) -> Counts:
     return counts
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While this process makes these files, no other does; a folder with nothing in it goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} is being written by another command; wait for it, or name another "
+                "--output"
+            ) from error
+        try:
+            yield
+        finally:
+            if folder.is_dir() and os.listdir(folder) == ["lock"]:
+                shutil.rmtree(folder)
+
+
+def _files_of(source: Path) -> list[Path]:
+    return [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
+
+
 def _size(source: Path) -> int:
-    files = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in _files_of(source))
+
+
+def _changed(source: Path) -> int:
+    """When, in nanoseconds: what was read before it is no longer in it."""
+    return max(file.stat().st_mtime_ns for file in _files_of(source))
 
 
 def _dtype(size: int) -> type[np.number[Any]]:
@@ -183,8 +223,9 @@ def _workers(encoder: Encoder, count: int) -> Iterator[Any]:
             yield lambda chunks: map(_encode, chunks)
             return
         # Forked, they have the tokenizer already.
-        with multiprocessing.get_context("fork").Pool(count) as pool:
-            yield lambda chunks: pool.imap(_encode, chunks)
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(count, mp_context=context) as pool:
+            yield lambda chunks: pool.map(_encode, chunks)
     finally:
         _encoder = None
 
@@ -194,25 +235,30 @@ class _Work:
 
     Args:
         folder: of the segments.
-        job: what makes it another work.
+        job: what makes it another work; that of another is removed, and this begins anew.
+
+    Attributes:
+        segments: that are whole.
+        made: files that wait for their names, with those; empty before all are written.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
         self.folder = folder
         self._state = folder / "state.json"
-        told = json.loads(json.dumps(job))
-        if self._state.is_file():
+        self._job = json.loads(json.dumps(job))
+        self.segments: list[dict[str, Any]] = []
+        self.made: list[tuple[Path, Path]] = []
+        try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
-            if state["job"] != told:
-                raise ValueError(
-                    f"{folder} is of another --output ({folder.name}): other inputs, tokenizer or "
-                    "options; remove it, or name another"
-                )
-            self.segments: list[dict[str, Any]] = state["segments"]
+        except (OSError, ValueError, RecursionError):
+            state = None
+        if isinstance(state, dict) and state.get("job") == self._job:
+            self.segments = state["segments"]
+            self.made = [(Path(staged), Path(final)) for staged, final in state["made"]]
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.segments = []
-        self._job = told
+            for file in folder.iterdir():
+                if file.name != "lock":
+                    file.unlink()
 
     @property
     def seen(self) -> int:
@@ -241,15 +287,31 @@ class _Work:
     def add(self, segment: dict[str, Any]) -> None:
         """A segment whose files are whole."""
         self.segments.append(segment)
+        self._save()
+
+    def publish(self) -> None:
+        """Give what is made its names, all of it even if a kill comes between, and go."""
+        for staged, _ in self.made:
+            if staged.exists():
+                _to_disk(staged)
+        self._save()
+        for staged, final in self.made:
+            if staged.exists():
+                staged.replace(final)
+        shutil.rmtree(self.folder)
+
+    def _save(self) -> None:
+        made = [[str(staged), str(final)] for staged, final in self.made]
         new = self._state.with_suffix(".new")
-        with new.open("w", encoding="utf-8") as file:
-            json.dump({"job": self._job, "segments": self.segments}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        state = {"job": self._job, "segments": self.segments, "made": made}
+        new.write_text(json.dumps(state), encoding="utf-8")
+        _to_disk(new)
         new.replace(self._state)
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder)
+
+def _to_disk(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _tokenize(
@@ -272,9 +334,20 @@ def _tokenize(
         bar.update(one.size)
     end = np.array([encoder.facts.end], dtype=dtype).tobytes() if options.append_end else b""
     with bar, _workers(encoder, options.workers) as encode:
-        while batch := list(islice(everything, _SEGMENT)):
+        while batch := _batch(everything):
             _segment(batch, encode, end, options, work)
             bar.update(sum(one.size for one in batch))
+
+
+def _batch(everything: Iterator[Document]) -> list[Document]:
+    """The documents of a segment."""
+    found, characters = [], 0
+    for one in islice(everything, _SEGMENT):
+        found.append(one)
+        characters += len(one.text or "")
+        if characters >= _CHARACTERS:
+            break
+    return found
 
 
 def _segment(batch: list[Document], encode: Any, end: bytes, options: Options, work: _Work) -> None:
@@ -297,6 +370,7 @@ def _segment(batch: list[Document], encode: Any, end: bytes, options: Options, w
             file.flush()
             os.fsync(file.fileno())
             work.lengths(number, split).write_bytes(lengths[split].tobytes())
+            _to_disk(work.lengths(number, split))
     finally:
         for file in files.values():
             file.close()
@@ -324,18 +398,6 @@ def _split_of(text: str, valid: float) -> str:
 # ------------------------------------------------------------------------------------- publishing
 
 
-def _publish(
-    options: Options, dtype: type[np.number[Any]], work: _Work, job: dict[str, Any]
-) -> None:
-    """Join the segments, write the indices, and only then give all files their names."""
-    made: list[tuple[Path, Path]] = []
-    for split, prefix in options.splits.items():
-        made += _join(split, prefix, dtype, work, job, options)
-    for staged, final in made:
-        staged.replace(final)
-    work.remove()
-
-
 def _join(
     split: str,
     prefix: Path,
@@ -344,6 +406,11 @@ def _join(
     job: dict[str, Any],
     options: Options,
 ) -> list[tuple[Path, Path]]:
+    """A part's files, whole, under other names; and the names that they are to have.
+
+    Raises:
+        ValueError: a segment is not what was written, or the part has no token.
+    """
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     data, index = (work.folder / f"{split}.{kind}" for kind in ("bin", "idx"))
@@ -356,12 +423,23 @@ def _join(
                 builder.data_file.write(block)
         lengths = array("q")
         lengths.frombytes(work.lengths(number, split).read_bytes())
+        needed, has = sum(lengths) * np.dtype(dtype).itemsize, work.data(number, split).stat()
+        if has.st_size != needed:
+            raise ValueError(
+                f"{work.data(number, split)} has bytes ({has.st_size}) that are not those that "
+                f"were written ({needed}); remove {work.folder}"
+            )
         for length in lengths:
             # A document without a token has no sequence.
             if length:
                 builder.sequence_lengths.append(length)
             builder.document_indices.append(len(builder.sequence_lengths))
             documents_, empty = documents_ + 1, empty + (not length)
+    if not builder.sequence_lengths:
+        wrong = f"INPUT ({', '.join(name for name, *_ in job['sources'][:3])}) has no token"
+        if options.valid and work.counts.tokens:
+            wrong = f"--valid ({options.valid}) leaves no token for {prefix}"
+        raise ValueError(f"{wrong}, of documents ({work.counts.documents}); name more text")
     builder.finalize(str(index))
     manifest = {
         "format": FORMAT,
@@ -376,7 +454,7 @@ def _join(
         "tokens": int(sum(builder.sequence_lengths)),
         "bin_sha256": digest.hexdigest(),
         "skipped": work.counts.bad,
-        "sources": [[Path(name).name, size] for name, size in job["sources"]],
+        "sources": [[Path(name).name, size] for name, size, _ in job["sources"]],
     }
     said = work.folder / f"{split}.json"
     said.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

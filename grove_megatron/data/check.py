@@ -4,6 +4,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,14 +64,24 @@ def check(prefix: Path, vocab_size: int | None = None) -> tuple[Found, list[str]
         problems.append(f"{index} has sequences that are not one behind the other")
     if len(indices) < 1 or indices[-1] != len(lengths) or (np.diff(indices) < 0).any():
         problems.append(f"{index} has documents that are not all of its sequences in order")
-    largest, digest = -1, hashlib.sha256()
-    with data.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            ids = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
-            largest = max(largest, int(ids.max())) if len(ids) else largest
-    problems += _of_manifest(prefix, digest.hexdigest())
-    if vocab_size is None and (said := read_manifest(prefix)) is not None:
+    if not lengths.sum():
+        problems.append(f"{data} has no token; make it of files with text")
+    elif (lengths < 0).any():
+        problems.append(f"{index} has lengths below 0")
+    try:
+        largest, sha256 = _read(data, dtype)
+    except OSError as error:
+        raise ValueError(f"{data} cannot be read: {error}") from error
+    try:
+        said = read_manifest(prefix)
+    except ValueError as error:
+        said = None
+        problems.append(str(error))
+    if said is not None and said["bin_sha256"] != sha256:
+        problems.append(
+            f"{data} is not what {manifest_of(prefix)} was written beside: another SHA-256"
+        )
+    if vocab_size is None and said is not None:
         vocab_size = said["tokenizer"]["size"]
     if vocab_size is not None and largest >= vocab_size:
         problems.append(f"{data} has token ({largest}) that is not below ({vocab_size})")
@@ -84,8 +95,12 @@ def check(prefix: Path, vocab_size: int | None = None) -> tuple[Found, list[str]
     return found, problems
 
 
-def _of_manifest(prefix: Path, sha256: str) -> list[str]:
-    said = read_manifest(prefix)
-    if said is None or said["bin_sha256"] == sha256:
-        return []
-    return [f"{prefix}.bin is not what {manifest_of(prefix)} was written beside: another SHA-256"]
+def _read(data: Path, dtype: np.dtype[Any]) -> tuple[int, str]:
+    """The largest id, and the SHA-256 of all bytes."""
+    largest, digest = -1, hashlib.sha256()
+    with data.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            ids = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
+            largest = max(largest, int(ids.max())) if len(ids) else largest
+    return largest, digest.hexdigest()

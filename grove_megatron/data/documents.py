@@ -37,11 +37,16 @@ def find_sources(inputs: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: all that is not there, is of no known kind or is empty.
     """
-    found, problems = [], []
+    found: list[Path] = []
+    problems = []
     for place in inputs:
         files = [place]
+        if (place / "dataset_dict.json").is_file():
+            parts = ", ".join(sorted(p.name for p in place.iterdir() if p.is_dir()))
+            problems.append(f"INPUT ({place}) is of several splits ({parts}); name one of them")
+            continue
         if place.is_dir() and not _is_dataset(place):
-            files = sorted(p for p in place.rglob("*") if p.is_file() and _is_read(p))
+            files = _below(place)
             if not files:
                 problems.append(f"INPUT ({place}) has no file of {', '.join(_READ)}; correct it")
         for file in files:
@@ -51,12 +56,21 @@ def find_sources(inputs: Sequence[Path]) -> list[Path]:
                 problems.append(f"INPUT ({file}) is none of {', '.join(_READ)}; convert it first")
             elif file.is_file() and not file.stat().st_size:
                 problems.append(f"INPUT ({file}) is empty; leave it out")
+            elif any(file.samefile(other) for other in found):
+                problems.append(f"INPUT ({file}) is there twice; leave one out")
             else:
                 found.append(file)
     problems += [line for file in found if (line := _missing_package(file))]
     if problems:
         raise ValueError("\n".join(problems))
     return found
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files and datasets in it, however deep, in the order of their names."""
+    datasets = {p.parent for p in folder.rglob("state.json") if _is_dataset(p.parent)}
+    files = {p for p in folder.rglob("*") if p.is_file() and _is_read(p)}
+    return sorted(datasets | {p for p in files if datasets.isdisjoint(p.parents)})
 
 
 def _is_read(file: Path) -> bool:
@@ -88,7 +102,18 @@ def documents(source: Path, field: str) -> Iterator[Document]:
     Args:
         source: of :func:`find_sources`.
         field: that has the text, where there are several.
+
+    Raises:
+        ValueError: it cannot be read to its end.
     """
+    try:
+        yield from _documents(source, field)
+    except Exception as error:  # of any library
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"INPUT ({source}) cannot be read: {said}; replace it") from error
+
+
+def _documents(source: Path, field: str) -> Iterator[Document]:
     if source.is_dir():
         yield from _of_rows(source, field, _dataset_rows(source))
     elif source.name.endswith(".parquet"):
@@ -102,38 +127,77 @@ def documents(source: Path, field: str) -> Iterator[Document]:
 def _whole(file: Path) -> Document:
     size = file.stat().st_size
     try:
-        return Document(str(file), file.read_text(encoding="utf-8"), size)
+        # As bytes: its line ends are its own.
+        return Document(str(file), file.read_bytes().decode(), size)
     except UnicodeDecodeError as error:
         return Document(str(file), None, size, f"is not UTF-8 at byte {error.start}")
 
 
 def _of_lines(file: Path, field: str) -> Iterator[Document]:
     with file.open("rb") as raw, _opened(file, raw) as lines:
-        before = 0
-        for number, line in enumerate(lines, 1):
+        before = number = 0
+        while line := lines.readline(_LONGEST):
+            number += 1
+            ended = line.endswith(b"\n") or len(line) < _LONGEST
+            while not ended:
+                rest = lines.readline(_LONGEST)
+                ended = rest.endswith(b"\n") or len(rest) < _LONGEST
+                line = b""
             now = raw.tell()
             size, before = now - before, now
-            if not line.strip():
-                continue
-            yield _of_line(f"{file}:{number}", line, size, field)
+            place = f"{file}:{number}"
+            if not line:
+                yield Document(place, None, size, f"is not below {_LONGEST >> 20} MiB long")
+            elif line.strip():
+                yield _of_line(place, line, size, field)
 
 
 def _opened(file: Path, raw: IO[bytes]) -> Any:
     if file.name.endswith(".gz"):
         return gzip.open(raw)
     if file.name.endswith(".zst"):
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
+        return io.BufferedReader(_Zst(raw))
     return raw
 
 
+class _Zst(io.RawIOBase):
+    """What is in a zstd file, whose frames may be several: to its end, or an error."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._blocks, self._block = _zst_blocks(raw), memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._block:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._block = memoryview(block)
+        count = min(len(buffer), len(self._block))
+        buffer[:count], self._block = self._block[:count], self._block[count:]
+        return count
+
+
+def _zst_blocks(raw: IO[bytes]) -> Iterator[bytes]:
+    import zstandard
+
+    frame = None
+    while packed := raw.read(1 << 17):
+        while packed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(packed)
+            packed = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("its last frame is cut short")
+
+
 def _of_line(place: str, line: bytes, size: int, field: str) -> Document:
-    if len(line) > _LONGEST:
-        return Document(place, None, size, f"is longer than {_LONGEST >> 20} MiB")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Document(place, None, size, f"is not JSON: {error}")
     if not isinstance(row, dict):
         return Document(place, None, size, f"is no JSON object but a {type(row).__name__}")
@@ -147,6 +211,11 @@ def _of_row(place: str, row: dict[str, Any], size: int, field: str) -> Document:
     text = row[field]
     if not isinstance(text, str):
         return Document(place, None, size, f"has {field} that is no text but {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = f"has {field} with half of a surrogate pair at character {error.start}"
+        return Document(place, None, size, wrong)
     return Document(place, text, size)
 
 

@@ -1,6 +1,7 @@
 """Tokenizers as Megatron has them, so that the tokens are those that it would make."""
 
 import hashlib
+import json
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,16 +53,33 @@ def kind_of(place: str) -> str:
 
 
 def fingerprint(place: str) -> str:
-    """SHA-256 of what makes a tokenizer: the files, with their names."""
+    """SHA-256 of what makes a tokenizer: the files, with the names that they have in a folder.
+
+    JSON is taken as what it says, without how a batch is padded and cut, which transformers
+    writes into it when it saves.
+    """
     if place == BYTES:
         return BYTES
     path, digest = Path(place), hashlib.sha256()
     files = [path / name for name in _FILES] if path.is_dir() else [path]
     for file in files:
         if file.is_file():
-            content = file.read_bytes()
-            digest.update(f"{len(content)} ".encode() + content)
+            content, name = _content(file), file.name if path.is_dir() else ""
+            digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()
+
+
+def _content(file: Path) -> bytes:
+    content = file.read_bytes()
+    if file.name != "tokenizer.json":
+        return content
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    if isinstance(said, dict):
+        said = {name: said[name] for name in said if name not in ("padding", "truncation")}
+    return json.dumps(said, sort_keys=True).encode()
 
 
 class Encoder:

@@ -63,7 +63,11 @@ def _tokenizer_problems(args: Namespace) -> Iterator[Problem]:
         return
     own = fingerprint(model)
     for prefix in dict.fromkeys(prefixes(args)):
-        said = read_manifest(Path(prefix))
+        try:
+            said = read_manifest(Path(prefix))
+        except ValueError as error:
+            yield Problem.of_text(str(error))
+            continue
         if said is not None and said["tokenizer"]["fingerprint"] != own:
             made = f"{said['tokenizer']['model']}, a {said['tokenizer']['kind']}"
             yield Problem(

@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,14 +178,87 @@ def test_a_command_that_was_stopped_goes_on(
 def test_other_options_do_not_go_on_in_what_is_there(
     lines: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_publish", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(building, "_join", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(ValueError, match=r"cannot be written: full; the same command goes on"):
         build([lines], Options(tmp_path / "out", tokenizer))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"is of another --output"):
-        build([lines], Options(tmp_path / "out", "bytes"))
+    assert (tmp_path / "out.incomplete" / "000003.train.bin").is_file()
+    counts = build([lines], Options(tmp_path / "out", "bytes"))
+    assert counts.tokens == sum(len(text.encode()) + 1 for text in TEXTS if text)
+    assert not (tmp_path / "out.incomplete").exists()
+
+
+def test_a_kill_between_names_leaves_what_goes_on(
+    lines: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, named = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        if target.suffix == ".idx":
+            raise Killed
+        named.append(target)
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(Killed):
+        build([lines], Options(tmp_path / "out", tokenizer))
+    assert tmp_path / "out.bin" in named
+    monkeypatch.undo()
+    build([lines], Options(tmp_path / "out", tokenizer))
+    assert (sha256(tmp_path / "out.bin"), sha256(tmp_path / "out.idx")) == (BIN, IDX)
+    assert read_manifest(tmp_path / "out")["tokens"] == 674
+    assert not (tmp_path / "out.incomplete").exists()
+
+
+def test_two_commands_do_not_write_the_same_files(
+    lines: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, said = Options(tmp_path / "out", tokenizer), []
+    original = building._segment
+
+    def meanwhile(*arguments: Any) -> None:
+        with pytest.raises(ValueError, match="is being written by another command") as error:
+            build([lines], options)
+        said.append(error)
+        original(*arguments)
+
+    monkeypatch.setattr(building, "_segment", meanwhile)
+    build([lines], options)
+    assert said
+    assert sha256(tmp_path / "out.bin") == BIN
+
+
+def test_a_segment_that_was_damaged_is_not_published(
+    lines: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_join", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        build([lines], Options(tmp_path / "out", tokenizer))
+    monkeypatch.undo()
+    cut(tmp_path / "out.incomplete" / "000002.train.bin", 2)
+    with pytest.raises(ValueError, match="not those that were written"):
+        build([lines], Options(tmp_path / "out", tokenizer))
+    (tmp_path / "out.incomplete" / "state.json").write_text("{")
     build([lines], Options(tmp_path / "out", tokenizer))
     assert sha256(tmp_path / "out.bin") == BIN
+
+
+def test_a_worker_that_is_killed_ends_the_command(
+    lines: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_encode", _killed)
+    with pytest.raises(ValueError, match="of which one was killed"):
+        build([lines], Options(tmp_path / "out", tokenizer, workers=2))
+
+
+def _killed(texts: list[str]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_part_without_a_document_is_refused(lines: Path, tokenizer: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--valid \(1e-09\) leaves no token for .*out_valid"):
+        build([lines], Options(tmp_path / "out", tokenizer, valid=1e-9))
+    assert not list(tmp_path.glob("out_*"))
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -201,13 +276,18 @@ BAD = [
     ("[1]", ":3 is no JSON object but a list"),
     ('{"content": "x", "id": 1}', ":3 has no field text, of (content, id)"),
     ('{"text": 3}', ":3 has text that is no text but int"),
+    ("[" * 100_000, ":3 is not JSON"),
+    (r'{"text": "a\ud800"}', ":3 has text with half of a surrogate pair at character 1"),
+    ('{"text": "' + "a" * 9000 + '"}', ":3 is not below 0 MiB long"),
 ]
 
 
 @pytest.mark.parametrize(("line", "said"), BAD)
 def test_what_is_no_document_is_named_and_skipped_when_asked(
-    line: str, said: str, tokenizer: str, tmp_path: Path
+    line: str, said: str, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if len(line) < 1e5:
+        monkeypatch.setattr("grove_megatron.data.documents._LONGEST", 4000)
     file = tmp_path / "in.jsonl"
     first, rest = lines_of(TEXTS[:2]), lines_of(TEXTS[2:])
     file.write_text(f"{first}{line}\n{rest}", encoding="utf-8")
@@ -216,10 +296,59 @@ def test_what_is_no_document_is_named_and_skipped_when_asked(
     assert f"{file}{said}" in shown
     assert "places that are no document (1)" in shown
     assert not (tmp_path / "out.bin").exists()
+    corrected = tmp_path / "corrected"
+    build([file], Options(corrected, tokenizer, skip_bad=True))
+    assert sha256(tmp_path / "corrected.bin") == BIN
     done = CliRunner().invoke(app, ["data", *map(str, make), "--skip-bad"])
     assert done.exit_code == 0, done.output
     assert "1 places skipped" in done.stderr
     assert sha256(tmp_path / "out.bin") == BIN
+
+
+def test_a_line_that_was_corrected_is_read_again(tokenizer: str, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(lines_of(TEXTS).replace("{", "[", 1), encoding="utf-8")
+    make = [file, "--output", tmp_path / "out", "--tokenizer", tokenizer]
+    assert "places that are no document (1)" in refused(*make)
+    # Of the same size.
+    file.write_text(lines_of(TEXTS), encoding="utf-8")
+    build([file], Options(tmp_path / "out", tokenizer))
+    assert sha256(tmp_path / "out.bin") == BIN
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "parquet"])
+def test_a_file_that_is_cut_short_is_named(kind: str, tokenizer: str, tmp_path: Path) -> None:
+    text = "".join(json.dumps({"text": hashlib.sha256(b"%d" % i).hexdigest()}) for i in range(99))
+    file = tmp_path / {"gz": "in.jsonl.gz", "zst": "in.jsonl.zst"}.get(kind, "in.parquet")
+    if kind == "gz":
+        file.write_bytes(gzip.compress(text.encode()))
+    elif kind == "zst":
+        file.write_bytes(pytest.importorskip("zstandard").compress(text.encode()))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table({"text": TEXTS}), file)
+    cut(file, 40)
+    shown = refused(file, "--output", tmp_path / "out", "--tokenizer", tokenizer)
+    assert f"INPUT ({file}) cannot be read: " in shown
+
+
+def test_all_frames_of_a_file_are_read(tokenizer: str, tmp_path: Path) -> None:
+    compress = pytest.importorskip("zstandard").compress
+    parts = [lines_of(TEXTS[:50]), lines_of(TEXTS[50:])]
+    (tmp_path / "in.jsonl.zst").write_bytes(b"".join(compress(p.encode()) for p in parts))
+    build([tmp_path / "in.jsonl.zst"], Options(tmp_path / "out", tokenizer))
+    assert sha256(tmp_path / "out.bin") == BIN
+
+
+def test_an_input_twice_is_refused(lines: Path, tokenizer: str, tmp_path: Path) -> None:
+    make = ["--output", tmp_path / "out", "--tokenizer", tokenizer]
+    assert "is there twice" in refused(lines, lines, *make)
+
+
+def test_a_text_keeps_its_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"a\r\nb")
+    build([tmp_path], Options(tmp_path / "out", "bytes"))
+    assert np.fromfile(tmp_path / "out.bin", np.uint16).tolist() == [*b"a\r\nb", 256]
 
 
 def test_all_bad_lines_are_counted_and_the_first_are_shown(tokenizer: str, tmp_path: Path) -> None:
@@ -340,3 +469,36 @@ def test_an_index_that_is_cut_short_is_named(length: int, made: Path) -> None:
     file = made.with_name("made.idx")
     file.write_bytes(file.read_bytes()[:length])
     assert "is no index of Megatron's, or is cut short" in refused("--check", made)
+
+
+def test_files_without_a_token_are_a_problem(made: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    empty = made.with_name("empty")
+    IndexedDatasetBuilder(f"{empty}.bin").finalize(f"{empty}.idx")
+    assert "has no token" in check(empty)[1][0]
+
+
+@pytest.mark.parametrize("lacks", ["tokenizer", "bin_sha256"])
+def test_a_manifest_that_is_damaged_is_named(lacks: str, made: Path) -> None:
+    manifest = made.with_name("made.json")
+    said = json.loads(manifest.read_text())
+    del said[lacks]
+    manifest.write_text(json.dumps(said))
+    (problem,) = check(made)[1]
+    assert f"{manifest} is a manifest that lacks" in problem
+    manifest.write_text('["of somebody else"]')
+    assert check(made)[1] == []
+
+
+def test_a_tokenizer_saved_again_is_the_same(tokenizer: str, tmp_path: Path) -> None:
+    def said(change: dict[str, Any], name: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        content = json.loads((Path(tokenizer) / "tokenizer.json").read_text()) | change
+        (folder / "tokenizer.json").write_text(json.dumps(content, indent=3))
+        return fingerprint(str(folder))
+
+    assert said({}, "same") == fingerprint(tokenizer)
+    assert said({"padding": {"strategy": {"Fixed": 8}}}, "padded") == fingerprint(tokenizer)
+    assert said({"normalizer": {"type": "NFC"}}, "other") != fingerprint(tokenizer)

@@ -178,7 +178,7 @@ def test_data_of_another_tokenizer_are_refused(parse, tmp_path):
         (tmp_path / name / "tokenizer.json").write_text(json.dumps({"version": name}))
     said = {"kind": "HuggingFaceTokenizer", "model": "one", "size": 96, "end": 0}
     said["fingerprint"] = fingerprint(str(tmp_path / "one"))
-    manifest = {"format": "grove_data", "tokenizer": said}
+    manifest = {"format": "grove_data", "tokenizer": said, "bin_sha256": ""}
     (tmp_path / "here.json").write_text(json.dumps(manifest))
 
     def problems(name):
@@ -193,3 +193,11 @@ def test_data_of_another_tokenizer_are_refused(parse, tmp_path):
     assert data_file_problems(parse(f"{NULL} --data-path {tmp_path / 'here'}")) == []
     (tmp_path / "here.json").write_text("[]")
     assert problems("other") == []
+    (tmp_path / "here.json").write_text('{"format": "grove_data"}')
+    model = f"--tokenizer-type HuggingFaceTokenizer --tokenizer-model {tmp_path / 'one'}"
+    (line,) = [
+        line
+        for line in data_file_problems(parse(f"{model} --data-path {tmp_path / 'here'}"))
+        if "manifest" in line
+    ]
+    assert line.startswith(f"{tmp_path / 'here.json'} is a manifest that lacks its tokenizer")
