@@ -95,7 +95,7 @@ def generate(
             if texts:
                 assert words is not None
                 ids = [words.encode_chat(t) if chat else words.encode(t) for t in texts]
-            _check_ids(ids, source, words, max_new_tokens)
+            _check_ids(ids, source, words, max_new_tokens, top_k)
             engine = build(
                 source.architecture,
                 weights,
@@ -103,7 +103,7 @@ def generate(
                 vocab_size=source.architecture.vocab_size if words is None else words.size,
                 batch_size=min(batch_size, len(ids)),
                 length=max(map(len, ids)) + max_new_tokens,
-                end=None if ignore_end or words is None else words.end,
+                ends=[] if ignore_end or words is None else words.ends,
             )
         except ConversionError as error:
             refuse(error.problems)
@@ -148,6 +148,13 @@ def _problems(context: typer.Context, texts: list[str]) -> list[str]:
         problems.append(
             f"--temperature ({p['temperature']}) is not a finite number of 0 or more; use 1"
         )
+    elif 0 < p["temperature"] < 1e-3:
+        problems.append(
+            f"--temperature ({p['temperature']}) is above 0 and below 0.001, where numbers "
+            "overflow; use 0 for the best token"
+        )
+    if not 0 <= p["seed"] < 2**63:
+        problems.append(f"--seed ({p['seed']}) is not from 0 to below 2^63; use 1234")
     if not 0 <= p["top_p"] <= 1:
         problems.append(f"--top-p ({p['top_p']}) is not between 0 and 1; use 0.9")
     if p["top_p"] and p["top_k"]:
@@ -170,7 +177,8 @@ def read_prompts(file: Path) -> list[str]:
         ValueError: it cannot be read, or which lines have no prompt.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, for which a form feed is one more end.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--prompts ({file}) cannot be read: {error}") from error
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -181,7 +189,7 @@ def read_prompts(file: Path) -> list[str]:
         for number, line in numbered:
             try:
                 value = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 value = None
             if isinstance(value, str):
                 found.append(value)
@@ -205,7 +213,11 @@ def _ids(text: str) -> list[int]:
 
 
 def _check_ids(
-    ids: list[list[int]], source: "Source", words: "Tokenizer | None", new_tokens: int
+    ids: list[list[int]],
+    source: "Source",
+    words: "Tokenizer | None",
+    new_tokens: int,
+    top_k: int,
 ) -> None:
     model = source.architecture
     problems = []
@@ -214,6 +226,8 @@ def _check_ids(
             f"--tokenizer has more tokens ({words.size}) than the model's embedding rows "
             f"({model.vocab_size}); name the tokenizer of this model"
         )
+    if top_k >= (vocabulary := model.vocab_size if words is None else words.size):
+        problems.append(f"--top-k ({top_k}) is not below the vocabulary ({vocabulary}); lower it")
     for number, one in enumerate(ids, 1):
         if not one:
             problems.append(f"prompt {number} has no tokens; write something")

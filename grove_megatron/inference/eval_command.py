@@ -187,16 +187,18 @@ def _token_streams(params: dict[str, Any], words: "Tokenizer | None") -> list[li
     from ..data.documents import documents, find_sources
 
     assert words is not None
-    streams, bad = [], []
-    for source in find_sources([params["text"]]):
-        for one in documents(source, params["field"]):
-            if one.text is None:
-                bad.append(f"{one.place} {one.wrong}")
-                continue
-            ids = words.encode(one.text)
-            streams.append(ids if most is None else ids[:most])
-            if most is not None and (most := most - len(ids)) <= 0:
-                break
+    streams, bad, left = [], [], math.inf if most is None else most
+    sources = find_sources([params["text"]])
+    for one in (one for source in sources for one in documents(source, params["field"])):
+        if one.text is None:
+            bad.append(f"{one.place} {one.wrong}")
+            continue
+        ids = words.encode(one.text)
+        ids = ids[: int(min(left, len(ids)))]
+        streams.append(ids)
+        left -= len(ids)
+        if left == 0:
+            break
     if bad:
         shown = "\n".join(bad[:10])
         raise ValueError(f"--text has places that are no document ({len(bad)}):\n{shown}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import mpu
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.inference.engines.static_engine import StaticInferenceEngine
@@ -68,12 +69,24 @@ class _Controller(TextGenerationController):
     """Chooses among tokens that there are, and tells whoever listens what it chose."""
 
     heard: Heard | None = None
+    ends: Tensor
 
     @staticmethod
     def tokenize_prompt(tokenizer: _Ids, prompt: Any, add_BOS: bool = False) -> list[int]:
         return list(prompt)
 
     def sample_from_logits(self, last_token_logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        sampled = self.choose(last_token_logits, *args, **kwargs)
+        # The engine knows one end.
+        sampled[torch.isin(sampled, self.ends.to(sampled))] = self.tokenizer.eod
+        # All have all prompts, and experts of one are asked by the others: rounded otherwise, they
+        # would part, and wait for one another.
+        group = mpu.get_data_parallel_group(with_context_parallel=True)
+        dist.broadcast(sampled, dist.get_process_group_ranks(group)[0], group)
+        return sampled
+
+    def choose(self, last_token_logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Of this rank, ids [B] of logits [B, V]."""
         # The vocabulary is padded with rows that nobody has trained.
         logits = last_token_logits.clone()
         logits[:, self.tokenizer.vocab_size :] = -torch.inf
@@ -124,17 +137,18 @@ class Engine:
         vocab_size: tokens that there are; rows of the embedding beyond are padding.
         batch_size: prompts at a time, at most.
         length: tokens of a prompt and its continuation, at most.
-        end: id after which a continuation is over; None: there is none.
+        ends: ids after which a continuation is over.
     """
 
     def __init__(
-        self, model: Any, *, vocab_size: int, batch_size: int, length: int, end: int | None
+        self, model: Any, *, vocab_size: int, batch_size: int, length: int, ends: Sequence[int]
     ) -> None:
         self._batch_size = batch_size
         self._model = model
         wrapper = GPTInferenceWrapper(model, StaticInferenceContext(batch_size, length))
         # -1 is no token: what it is compared with never ends.
-        self._controller = _Controller(wrapper, _Ids(vocab_size, -1 if end is None else end))
+        self._controller = _Controller(wrapper, _Ids(vocab_size, ends[0] if ends else -1))
+        self._controller.ends = torch.tensor(ends, dtype=torch.int64)
         with warnings.catch_warnings():
             # That it will go one day: the other cannot do without CUDA.
             warnings.simplefilter("ignore", UserWarning)
@@ -201,7 +215,7 @@ def build(
     vocab_size: int,
     batch_size: int,
     length: int,
-    end: int | None,
+    ends: Sequence[int],
 ) -> Engine:
     """A model with its weights, on this rank's part of a job.
 
@@ -209,7 +223,7 @@ def build(
         architecture: of it.
         load: puts the weights in.
         flags: Megatron's, such as parallel sizes.
-        vocab_size, batch_size, length, end: see :class:`Engine`.
+        vocab_size, batch_size, length, ends: see :class:`Engine`.
 
     Raises:
         ValueError: a layout in which it cannot generate.
@@ -229,4 +243,4 @@ def build(
         )
     whole_sequences(run.models)
     (model,) = run.models
-    return Engine(model, vocab_size=vocab_size, batch_size=batch_size, length=length, end=end)
+    return Engine(model, vocab_size=vocab_size, batch_size=batch_size, length=length, ends=ends)

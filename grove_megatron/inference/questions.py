@@ -24,7 +24,7 @@ def read_questions(file: Path) -> list[Question]:
         ValueError: it cannot be read, or which lines are none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--choices ({file}) cannot be read: {error}") from error
     found, wrong = [], []

@@ -1,5 +1,6 @@
 """Text as token ids and back, by the tokenizer beside a model."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class Tokenizer:
 
     Attributes:
         size: ids that it has, from 0.
-        end: id after which a text is over, or None.
+        ends: ids after which a text is over: its own, and those of a generation_config.json.
 
     Raises:
         ValueError: transformers is not installed, or does not load it.
@@ -39,25 +40,36 @@ class Tokenizer:
             self._own: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except (ValueError, OSError, KeyError, ImportError) as error:
+        except Exception as error:  # of any library
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
                 f"--tokenizer ({folder}) is not loaded by transformers: {first}; name another, or "
                 "give --prompt-ids"
             ) from error
-        self.size = len(self._own)
-        self.end: int | None = self._own.eos_token_id
+        # Ids may have gaps.
+        self.size = max(self._own.get_vocab().values(), default=-1) + 1
+        ends = [self._own.eos_token_id, *_generation_ends(folder)]
+        self.ends = list(dict.fromkeys(end for end in ends if end is not None))
 
     def encode(self, text: str) -> list[int]:
-        """Ids, with those that the tokenizer puts around a text."""
-        ids: list[int] = self._own(text).input_ids
+        """Ids, with those that the tokenizer puts around a text.
+
+        Raises:
+            ValueError: the tokenizer does not take it.
+        """
+        try:
+            ids: list[int] = self._own(text).input_ids
+        except Exception as error:  # of any library
+            raise ValueError(
+                f"text {text[:40]!r} is not taken by the tokenizer: {error}"
+            ) from error
         return ids
 
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a user's turn, and of the words that begin the answer.
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            ValueError: the tokenizer has no chat template, or it fails.
         """
         if not self._own.chat_template:
             raise ValueError(
@@ -65,15 +77,31 @@ class Tokenizer:
                 "as the model knows them, without --chat"
             )
         turns = [{"role": "user", "content": text}]
-        ids: list[int] = self._own.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=False
-        )
+        try:
+            ids: list[int] = self._own.apply_chat_template(
+                turns, add_generation_prompt=True, return_dict=False
+            )
+        except Exception as error:  # of a template
+            raise ValueError(
+                f"--chat (True) needs a chat template that works, and the tokenizer's does not: "
+                f"{error}; correct it"
+            ) from error
         return ids
 
     def decode(self, ids: list[int]) -> str:
         """Text, without special tokens."""
         text: str = self._own.decode(ids, skip_special_tokens=True)
         return text
+
+
+def _generation_ends(folder: Path) -> list[int]:
+    """``eos_token_id`` of generation_config.json, one or several."""
+    try:
+        said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    found = said.get("eos_token_id") if isinstance(said, dict) else None
+    return [end for end in (found if isinstance(found, list) else [found]) if type(end) is int]
 
 
 class Stream:

@@ -130,6 +130,17 @@ def test_texts_are_apart(model: Path, theirs: Any, evaluate: Any, tmp_path: Path
     assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
 
 
+def test_the_first_tokens_are_of_the_first_files(
+    model: Path, theirs: Any, evaluate: Any, tmp_path: Path
+) -> None:
+    for name, ids in (("a", [5, 6, 7]), ("b", [8, 9, 10, 11, 12]), ("c", [1, 2])):
+        (tmp_path / f"{name}.txt").write_text(" ".join(f"w{i}" for i in ids))
+    found = evaluate("--hf", model / "hf", "--text", tmp_path, "--max-tokens", 6)
+    losses = torch.cat([nll(theirs, [5, 6, 7]), nll(theirs, [8, 9, 10])])
+    assert found["tokens"] == len(losses) == 4
+    assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
 def questions(count: int = 12) -> list[dict[str, Any]]:
     generator = np.random.default_rng(3)
 

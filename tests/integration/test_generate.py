@@ -148,6 +148,15 @@ def test_choices_are_those_of_the_seed(generate: Any, golden_folder: Path) -> No
     assert generate(*sampled, "--seed", 2).tokens != first
 
 
+def test_ranks_that_would_part_go_on_together(
+    ranks: Ranks, golden_folder: Path, tmp_path: Path
+) -> None:
+    """Rounded otherwise, as on GPUs, they would wait for one another for ever."""
+    target = "tests.integration.generate_job:apart"
+    job = ranks.run(2, target, str(tmp_path), str(golden_folder), EP2, folder=tmp_path)
+    assert job.check().results() == [[[5, 5, 5], [5, 5, 5]]] * 2
+
+
 # ------------------------------------------------------------------------------------------ text
 
 
@@ -219,6 +228,10 @@ def test_generation_ends_with_the_text(
     flags = ["--hf", folder, "--prompt", "w9 w8 w7", "--max-new-tokens", 6]
     assert generate(*flags).tokens == [tokens[:2]]
     assert len(generate(*flags, "--ignore-end").tokens[0]) == 6
+    assert tokens[1] != tokens[0]
+    ends = {"eos_token_id": [98, tokens[1]]}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    assert generate(*flags).tokens == [tokens[:1]]
 
 
 # --------------------------------------------------------------------------------- what is refused
@@ -241,6 +254,9 @@ def test_all_that_is_wrong_is_said_at_once(generate: Any, golden_folder: Path) -
         ([], "no prompt is given"),
         (["--prompt", "a", "--prompt", "b", "--stream"], "--stream (True) is for one prompt"),
         (["--prompt-ids", "1", "--temperature", "nan"], "--temperature (nan) is not a finite"),
+        (["--prompt-ids", "1", "--temperature", "1e-9"], "--temperature (1e-09) is above 0 and be"),
+        (["--prompt-ids", "1", "--temperature", "1", "--top-k", "128"], "--top-k (128) is not bel"),
+        (["--prompt-ids", "1", "--seed", str(2**64)], "is not from 0 to below 2^63"),
     ],
 )
 def test_what_it_cannot_do_is_refused(
@@ -269,3 +285,15 @@ def test_a_damaged_folder_is_refused_as_a_conversion_is(
     save_file(tensors, folder / "model.safetensors")
     log = generate("--hf", folder, *given()).refused()
     assert "model.layers.1.mlp.chunk_experts.3.up_proj.weight (absent) is needed" in log
+
+
+def test_a_chat_template_that_fails_is_refused(
+    generate: Any, with_tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in with_tokenizer.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no user') }}")
+    log = generate("--hf", folder, "--prompt", "w1", "--chat").refused()
+    assert "needs a chat template that works, and the tokenizer's does not: no user" in log

@@ -44,7 +44,7 @@ def test_rows_that_are_padding_are_never_chosen(params: dict[str, int]) -> None:
     )
     logits = torch.zeros(500, 8)
     logits[:, 6:] = 50
-    chosen = controller.sample_from_logits(logits, sampling, 8)
+    chosen = controller.choose(logits, sampling, 8)
     assert int(chosen.max()) < 6
     # What it was given is somebody else's.
     assert float(logits.max()) == 50
