@@ -1,6 +1,10 @@
-"""Configuration of GroveMoE (arXiv 2508.07785) for transformers 5."""
+"""Configuration of GroveMoE (arXiv 2508.07785) for transformers from 5.2 on."""
 
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
+from transformers.utils.versions import require_version
+
+# Read first; the model's code would fail without saying of what.
+require_version("transformers>=5.2", "GroveMoE needs it: pip install --upgrade transformers")
 
 
 class GroveMoeConfig(Qwen3MoeConfig):
