@@ -48,13 +48,14 @@ NoModeling = Annotated[
         "code ignores is then refused.",
     ),
 ]
+FAMILIES = "Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++."
+HfModel = Annotated[Path | None, typer.Option(help=FAMILIES)]
+Load = Annotated[Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")]
 Step = Annotated[int | None, typer.Option(help="Iteration of --load; by default the latest.")]
 
 
 def import_(
-    hf: Annotated[
-        Path, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++.")
-    ],
+    hf: Annotated[Path, typer.Option(help=FAMILIES)],
     save: Annotated[Path, typer.Option(help="Folder to make; Megatron's --load takes it.")],
     dtype: Dtype = "",
     skip: Skip = [],  # noqa: B006
@@ -357,12 +358,8 @@ def _run_check(
 
 def verify(
     context: typer.Context,
-    hf: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++.")
-    ] = None,
-    load: Annotated[
-        Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")
-    ] = None,
+    hf: HfModel = None,
+    load: Load = None,
     golden: Annotated[
         Path | None,
         typer.Option(

@@ -126,17 +126,11 @@ class ModelRun:
             for name, module in model.named_modules()
             if routers and name.endswith(".mlp.router")
         ]
-        for model in self.models:
-            model.eval()
         try:
-            with torch.no_grad():
-                stored = self._schedule(step, forward_only=True, collect_non_loss_data=True)
+            return self._evaluated(step)
         finally:
             for hook in hooks:
                 hook.remove()
-        for model in self.models:
-            model.train()
-        return stored[0] if stored else None
 
     def _keep_logits(self, router: Any, inputs: tuple[Tensor, ...], _: Any) -> None:
         """As they are handed on to the next layer, where there is such a thing."""
@@ -182,6 +176,10 @@ class ModelRun:
         def step(data: Iterator[None], model: Any) -> tuple[Tensor, Callable[..., Tensor]]:
             return model(ids, self._positions, None, labels=labels), lambda output, **_: output
 
+        return self._evaluated(step)
+
+    def _evaluated(self, step: Callable[..., Any]) -> Tensor | None:
+        """What ``step`` gives on the last stage, without gradients; None elsewhere."""
         for model in self.models:
             model.eval()
         with torch.no_grad():

@@ -391,7 +391,7 @@ def _split_of(text: str, valid: float) -> str:
     """By its content alone: the same document is never in both parts."""
     if not valid:
         return TRAIN
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(text.encode()).digest()
     return VALID if int.from_bytes(digest[:8], "big") < valid * 2**64 else TRAIN
 
 

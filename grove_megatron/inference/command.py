@@ -5,32 +5,30 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checkpoint.commands import AsJson, HfModel, Load, Step
 from ..printable import printable
+from .lines import read_lines
 
 if TYPE_CHECKING:
     from ..checkpoint.source import Source
     from .tokens import Tokenizer
 
+TokenizerFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a Hugging Face tokenizer; by default the model's own."),
+]
+
 
 def generate(
     context: typer.Context,
-    hf: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++.")
-    ] = None,
-    load: Annotated[
-        Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")
-    ] = None,
-    ckpt_step: Annotated[
-        int | None, typer.Option(help="Iteration of --load; by default the latest.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a Hugging Face tokenizer; by default the model's own."),
-    ] = None,
+    hf: HfModel = None,
+    load: Load = None,
+    ckpt_step: Step = None,
+    tokenizer: TokenizerFolder = None,
     prompt: Annotated[list[str], typer.Option(help="What to continue. Once for each.")] = [],  # noqa: B006
     prompts: Annotated[
         Path | None, typer.Option(help="File of prompts: .jsonl with `prompt`, or a text of lines.")
@@ -58,9 +56,7 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream", help="Print text as it is made, of one prompt.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Continue prompts, by Megatron's inference engine and its cache of keys and values.
 
@@ -126,14 +122,20 @@ def _is_first() -> bool:
     return os.environ["RANK"] == "0"
 
 
-def _problems(context: typer.Context, texts: list[str]) -> list[str]:
-    """Options that do not go together, or are no numbers to generate with."""
-    p = context.params
+def model_problems(p: dict[str, Any]) -> list[str]:
+    """What is wrong with the options that name a model."""
     problems = []
     if (p["hf"] is None) == (p["load"] is None):
         problems.append(f"--hf ({p['hf']}), --load ({p['load']}): give one of them")
     if p["ckpt_step"] is not None and p["load"] is None:
         problems.append(f"--ckpt-step ({p['ckpt_step']}) does nothing without --load; remove it")
+    return problems
+
+
+def _problems(context: typer.Context, texts: list[str]) -> list[str]:
+    """Options that do not go together, or are no numbers to generate with."""
+    p = context.params
+    problems = model_problems(p)
     by_text = bool(texts) or p["prompts"] is not None
     if by_text == bool(p["prompt_ids"]):
         given = "--prompt or --prompts, and --prompt-ids," if by_text else "no prompt"
@@ -176,33 +178,16 @@ def read_prompts(file: Path) -> list[str]:
     Raises:
         ValueError: it cannot be read, or which lines have no prompt.
     """
+    parse = _prompt if file.suffix == ".jsonl" else str
+    return read_lines("--prompts", file, parse, what="prompt", wanted="a text named prompt")
+
+
+def _prompt(line: str) -> str | None:
     try:
-        # Not splitlines, for which a form feed is one more end.
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts ({file}) cannot be read: {error}") from error
-    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    if file.suffix != ".jsonl":
-        found = [line for _, line in numbered]
-    else:
-        found, wrong = [], []
-        for number, line in numbered:
-            try:
-                value = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                value = None
-            if isinstance(value, str):
-                found.append(value)
-            else:
-                wrong.append(str(number))
-        if wrong:
-            raise ValueError(
-                f"--prompts ({file}) has lines without a text named prompt "
-                f"({', '.join(wrong[:10])}); correct them"
-            )
-    if not found:
-        raise ValueError(f"--prompts ({file}) has no prompt; write some")
-    return found
+        value = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def _ids(text: str) -> list[int]:

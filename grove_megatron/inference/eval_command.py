@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checkpoint.commands import AsJson, HfModel, Load, Step
+from .command import TokenizerFolder, model_problems
+
 if TYPE_CHECKING:
     from ..checkpoint.source import Source
     from .tokens import Tokenizer
@@ -16,19 +19,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     context: typer.Context,
-    hf: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++.")
-    ] = None,
-    load: Annotated[
-        Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")
-    ] = None,
-    ckpt_step: Annotated[
-        int | None, typer.Option(help="Iteration of --load; by default the latest.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a Hugging Face tokenizer; by default the model's own."),
-    ] = None,
+    hf: HfModel = None,
+    load: Load = None,
+    ckpt_step: Step = None,
+    tokenizer: TokenizerFolder = None,
     data: Annotated[
         Path | None, typer.Option(help="Perplexity of a .bin and .idx: their prefix.")
     ] = None,
@@ -48,9 +42,7 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option(help="Of --data or --text: as many of the first as this.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate a model, saved at any layout, at this one.
 
@@ -96,11 +88,7 @@ def evaluate(
 
 
 def _problems(p: dict[str, Any]) -> list[str]:
-    problems = []
-    if (p["hf"] is None) == (p["load"] is None):
-        problems.append(f"--hf ({p['hf']}), --load ({p['load']}): give one of them")
-    if p["ckpt_step"] is not None and p["load"] is None:
-        problems.append(f"--ckpt-step ({p['ckpt_step']}) does nothing without --load; remove it")
+    problems = model_problems(p)
     if p["data"] is None and p["text"] is None and p["choices"] is None:
         problems.append("nothing to evaluate is given; give --data, --text or --choices")
     if p["data"] is not None and p["text"] is not None:

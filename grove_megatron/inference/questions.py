@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .lines import read_lines
 from .scoring import Row
 
 
@@ -23,27 +24,8 @@ def read_questions(file: Path) -> list[Question]:
     Raises:
         ValueError: it cannot be read, or which lines are none.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--choices ({file}) cannot be read: {error}") from error
-    found, wrong = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        question = _question(line)
-        if question is None:
-            wrong.append(str(number))
-        else:
-            found.append(question)
-    if wrong:
-        raise ValueError(
-            f"--choices ({file}) has lines without a text context, a list of two or more texts "
-            f"choices, and the number of one as answer ({', '.join(wrong[:10])}); correct them"
-        )
-    if not found:
-        raise ValueError(f"--choices ({file}) has no question; write some")
-    return found
+    wanted = "a text context, a list of two or more texts choices, and the number of one as answer"
+    return read_lines("--choices", file, _question, what="question", wanted=wanted)
 
 
 def _question(line: str) -> Question | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from grove_megatron.functional.reference import grove_routing
 
 from . import tiny_grove
-from .weights_folders import done, tensors_of
+from .weights_folders import done, tensors_of, write_biased
 
 transformers = pytest.importorskip("transformers")
 
@@ -168,15 +168,7 @@ def test_the_router_is_that_of_the_paper(biased: bool, exported: Any) -> None:
 def test_a_bias_of_the_checkpoint_selects(
     golden_folder: Path, exported: Any, tmp_path: Path
 ) -> None:
-    from safetensors.torch import save_file
-
-    folder = tmp_path / "biased"
-    folder.mkdir()
-    (folder / "config.json").write_text((golden_folder / "config.json").read_text())
-    tensors = load_file(golden_folder / "model.safetensors")
-    for layer in range(2):
-        tensors[f"model.layers.{layer}.mlp.expert_bias"] = torch.linspace(-1, 1, 16)
-    save_file(tensors, folder / "model.safetensors")
+    folder = write_biased(tmp_path / "biased", golden_folder)
     done("import", "--hf", folder, "--save", tmp_path / "megatron")
     done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["use_expert_bias"] is True

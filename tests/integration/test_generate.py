@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.ranks import Ranks
 
 from .tiny_grove import TinyGrove
-from .weights_folders import done
+from .weights_folders import done, write_biased
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7, 6, 5], [60]]
 NEW = 8
@@ -120,13 +120,7 @@ def test_a_megatron_checkpoint_is_continued_alike(
 def test_a_bias_of_the_experts_has_its_say(
     generate: Any, golden_folder: Path, expected: Any, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "biased"
-    folder.mkdir()
-    (folder / "config.json").write_text((golden_folder / "config.json").read_text())
-    tensors = load_file(golden_folder / "model.safetensors")
-    for layer in range(2):
-        tensors[f"model.layers.{layer}.mlp.expert_bias"] = torch.linspace(-1, 1, 16)
-    save_file(tensors, folder / "model.safetensors")
+    folder = write_biased(tmp_path / "biased", golden_folder)
     found = generate("--hf", folder, *given(), layout=(2, PP2)).tokens
     assert found != expected
     done("import", "--hf", folder, "--save", tmp_path / "megatron")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -64,6 +65,17 @@ def write_small(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(SMALL, indent=2))
     (folder / "tokenizer.json").write_text('{"model": "none"}')
     write_shards(folder, small_tensors())
+    return folder
+
+
+def write_biased(folder: Path, source: Path) -> Path:
+    """The golden model of ``source`` with an expert bias in both layers."""
+    folder.mkdir()
+    (folder / "config.json").write_text((source / "config.json").read_text())
+    tensors = load_file(source / "model.safetensors")
+    for layer in range(2):
+        tensors[f"model.layers.{layer}.mlp.expert_bias"] = torch.linspace(-1, 1, 16)
+    save_file(tensors, folder / "model.safetensors")
     return folder
 
 

@@ -145,9 +145,10 @@ RULES = {
     ),
     "inference/tokens": Rule(in_functions={"transformers"}),
     "inference/questions": Rule(inside={"inference"}),
+    "inference/lines": Rule(),
     **{
         f"inference/{module}": Rule(
-            inside={"inference", "checkpoint.source", "printable"},
+            inside={"inference", "checkpoint.commands", "checkpoint.source", "printable"},
             outside={"typer"},
             in_functions={"grove_megatron", "numpy"},
         )
