@@ -35,6 +35,7 @@ from .preflight import preflight
 from .rules import basic_problems, megatron_problems
 from .saved_arguments import saved_arguments
 from .saving import saving_problems
+from .sft_rules import conversation_file_problems, sft_problems
 from .token_ids import vocabulary_problems
 from .tokenizer_files import tokenizer_file_problems
 
@@ -103,6 +104,8 @@ def job_problems(
         problems += problems_of(partial(needed, trains=trains), args)
     elif not own_script:
         problems += problems_of(gpt.entry_problems, args)
+    if is_checked(args) or not own_script:
+        problems += problems_of(partial(sft_problems, own_script=own_script), args)
     if is_elsewhere(device):
         return problems
     return problems + machine_problems(args, world_size, own_script=own_script)
@@ -124,6 +127,8 @@ def machine_problems(
         return []
     checks = [nothing_to_load, folder_problems, data_file_problems, tokenizer_file_problems]
     its_own = _of_the_script(args) if own_script else []
+    if not own_script:
+        checks.append(conversation_file_problems)
     found = [one for check in checks if check not in its_own for one in problems_of(check, args)]
     sized = not problems_of(basic_problems, args)
     return found + (problems_of(disk_problems, args, world_size) if sized else [])

@@ -12,6 +12,7 @@ from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.core.transformer.multi_token_prediction import get_mtp_ranks, mtp_on_this_rank
@@ -28,6 +29,8 @@ from torch import Tensor
 from ..checks.problem import Problem
 from ..checks.rules import Check
 from ..config import GroveTransformerConfig
+from ..sft.attention import apart
+from ..sft.dataset import PackedConversations
 from .late_rules import needed
 from .token_ids import check_tokens, vocabulary_size
 
@@ -35,10 +38,11 @@ from .token_ids import check_tokens, vocabulary_size
 _SPIKE = 10
 
 _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
+# Where the conversations of --sft begin; all stages have them.
+_BORDERS = ("cu_seqlens", "cu_seqlens_padded", "max_seqlen")
 
 # Modes of Megatron's pretrain_gpt.py that this entry point leaves to it.
 _ELSEWHERE = (
-    "sft",
     "fim_data",
     "dataloader_inter_document_masking",
     "hybrid_context_parallel",
@@ -81,8 +85,12 @@ def entry_problems(args: Namespace) -> Iterator[Problem]:
 
 
 def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:
-    """Train, validation and test datasets of ``--data-path`` and relatives or ``--mock-data``."""
+    """Train, validation and test datasets of ``--data-path`` and relatives or ``--mock-data``.
+
+    Of text in Megatron's format, or of conversations with ``--sft``.
+    """
     args = get_args()
+    kind = MockGPTDataset if args.mock_data else PackedConversations if args.sft else GPTDataset
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     per_dataset = args.per_dataset_sequences_path
     config = GPTDatasetConfig(
@@ -100,7 +108,7 @@ def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, 
         reset_position_ids=args.reset_position_ids,
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
-        create_attention_mask=args.create_attention_mask_in_dataloader,
+        create_attention_mask=args.create_attention_mask_in_dataloader and not args.sft,
         object_storage_cache_path=args.object_storage_cache_path,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
         allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
@@ -112,7 +120,7 @@ def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, 
         sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
     )
     builder = BlendedMegatronDatasetBuilder(
-        MockGPTDataset if args.mock_data else GPTDataset,
+        kind,
         num_samples,
         partial(_is_built_here, vp_stage=vp_stage),
         config,
@@ -130,7 +138,7 @@ def _is_built_here(vp_stage: int | None = None) -> bool:
 
 
 def _sees_tokens(vp_stage: int | None) -> bool:
-    return bool(is_first_or_last_pipeline_stage(vp_stage) or _has_mtp(vp_stage))
+    return bool(get_args().sft or is_first_or_last_pipeline_stage(vp_stage) or _has_mtp(vp_stage))
 
 
 def _has_mtp(vp_stage: int | None) -> bool:
@@ -164,10 +172,13 @@ def embedding_ranks(pp_ranks: list[int]) -> list[int]:
 
 def _batch(
     data: Iterator[dict[str, Tensor]], vp_stage: int | None, micro_batch: int
-) -> dict[str, Tensor | None]:
-    """One microbatch of B samples on this rank's device: [B, S] tensors, None on inner stages."""
+) -> tuple[dict[str, Tensor | None], PackedSeqParams | None]:
+    """One microbatch of B samples on this rank's device: [B, S] tensors, None on inner stages.
+
+    With --sft, what keeps its conversations apart: a mask for local attention, or its parameters.
+    """
     if not _sees_tokens(vp_stage):
-        return dict.fromkeys(_FIELDS)
+        return dict.fromkeys(_FIELDS), None
     args = get_args()
     tp_rank = mpu.get_tensor_model_parallel_rank()
     batch: dict[str, Tensor | None] = {}
@@ -176,13 +187,15 @@ def _batch(
         check_tokens(loaded, vocabulary_size(get_tokenizer()), args)
         batch = {
             name: loaded[name].cuda(non_blocking=True) if loaded.get(name) is not None else None
-            for name in _FIELDS
+            for name in (*_FIELDS, *_BORDERS)
         }
     batch = get_batch_on_this_tp_rank(
         batch,
-        has_cu_seqlens=False,
+        has_cu_seqlens=args.sft,
         is_hybrid_cp=False,
-        create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
+        create_attention_mask_in_dataloader=(
+            args.create_attention_mask_in_dataloader and not args.sft
+        ),
         broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
         broadcast_group=mpu.get_tensor_model_parallel_group(),
         cp_size=args.context_parallel_size,
@@ -194,10 +207,13 @@ def _batch(
         is_pipeline_first_stage=mpu.is_pipeline_first_stage(),
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(),
     )
+    borders = None
+    if args.sft:
+        batch, borders = apart(batch, args.seq_length, is_local=args.transformer_impl == "local")
     batch = get_batch_on_this_cp_rank(
         batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
     )
-    return {name: batch.get(name) for name in _FIELDS}
+    return {name: batch.get(name) for name in _FIELDS}, borders
 
 
 def loss(
@@ -238,11 +254,11 @@ def forward_step(
     timers("batch-generator", log_level=2).start()
     args = get_args()
     samples = args.micro_batch_size if model.training else args.eval_micro_batch_size
-    batch = _batch(data, get_attr_wrapped_model(model, "vp_stage"), samples)
+    batch, borders = _batch(data, get_attr_wrapped_model(model, "vp_stage"), samples)
     timers("batch-generator").stop()
     loss_function = partial(loss, batch["loss_mask"], model=model)
     inputs = (batch["tokens"], batch["position_ids"], batch["attention_mask"])
     named = {"labels": batch["labels"], "loss_mask": batch["loss_mask"]}
     if return_schedule_plan:
         return model.build_schedule_plan(*inputs, **named), loss_function
-    return model(*inputs, **named), loss_function
+    return model(*inputs, **named, packed_seq_params=borders), loss_function

@@ -29,6 +29,7 @@ from .preflight import announce
 from .refuse import refuse
 from .reporting import REPORTING, announce_flops
 from .same_flags import refuse_differences
+from .sft_rules import sft_tokenizer_problems
 from .summary import print_summary
 from .token_ids import tokenizer_problem
 
@@ -122,6 +123,8 @@ def begin_megatron(args: Namespace) -> None:
         refuse(refusal(error))
     if problem := tokenizer_problem(args, get_tokenizer()):
         refuse([problem])
+    if problems := [*sft_tokenizer_problems(args, get_tokenizer())]:
+        refuse(problems)
 
 
 def _other_problems(args: Namespace) -> list[Problem]:

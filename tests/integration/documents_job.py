@@ -15,9 +15,9 @@ def train(folder: str, argv: list[str]) -> None:
     read, loss = gpt._batch, gpt.loss
 
     def recorded_batch(*args: Any) -> Any:
-        batch = read(*args)
+        batch, borders = read(*args)
         batches.append({"tokens": batch["tokens"].tolist()})
-        return batch
+        return batch, borders
 
     def recorded_loss(mask: Any, output: Any, **named: Any) -> Any:
         batches[-1]["losses"] = output.tolist()

@@ -139,6 +139,14 @@ RULES = {
     "data/documents": Rule(in_functions={"zstandard", "pyarrow", "datasets"}),
     "data/tokenizers": Rule(in_functions={"megatron.core", "megatron.training"}),
     "data/command": Rule(inside={"data", "printable"}, outside={"typer"}),
+    # Conversations into sequences.
+    "sft": Rule(
+        inside={"sft"}, outside={"torch", "numpy", "tqdm", "megatron.core", "megatron.training"}
+    ),
+    **{
+        f"sft/{module}": Rule(inside={"sft"}, outside={"numpy"}, in_functions={"megatron.training"})
+        for module in ("answers", "conversations", "packing")
+    },
     # Text from a model, by Megatron's engine.
     "inference": Rule(
         inside={"inference", "checkpoint", "model"}, outside={"torch", "megatron.core"}

@@ -403,7 +403,7 @@ def test_only_the_job_s_device_is_named() -> None:
 @pytest.mark.parametrize(
     ("flags", "begin"),
     [
-        ("--sft", "--sft (True) is not a mode of grove_megatron.pretrain"),
+        ("--fim-data", "--fim-data (True) is not a mode of grove_megatron.pretrain"),
         ("--data-path a", "--mock-data (True) excludes --data-path (a)"),
     ],
 )

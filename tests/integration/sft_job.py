@@ -1,0 +1,56 @@
+"""Runs on a rank: supervised fine-tuning, with the loss of every token of every batch."""
+
+import sys
+from typing import Any
+
+from tests.ranks import write_result
+
+
+def train(folder: str, argv: list[str], alone: bool) -> None:
+    """``grove_megatron.pretrain``; results: of each batch tokens, masks and losses.
+
+    And the sum of every parameter's changes.
+
+    Args:
+        alone: a sequence for every conversation.
+    """
+    from grove_megatron import pretrain
+    from grove_megatron.sft import dataset
+    from grove_megatron.training import gpt, launch
+
+    if alone:
+        dataset.packs = lambda lengths, capacity: [[i] for i in range(len(lengths))]
+    batches: list[dict[str, Any]] = []
+    read, loss, summary = gpt._batch, gpt.loss, launch.print_summary
+    before: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+
+    def recorded_batch(*args: Any) -> Any:
+        batch, borders = read(*args)
+        batches.append(
+            {
+                name: batch[name].tolist()
+                for name in ("tokens", "labels", "loss_mask")
+                if batch[name] is not None
+            }
+        )
+        return batch, borders
+
+    def recorded_loss(mask: Any, output: Any, **named: Any) -> Any:
+        batches[-1]["losses"] = output.tolist()
+        model = named["model"]
+        if not before:
+            before.update({n: p.detach().clone() for n, p in model.named_parameters()})
+        return loss(mask, output, **named)
+
+    def recorded_summary(models: Any, *args: Any) -> None:
+        for model in models:
+            for name, parameter in model.named_parameters():
+                if name in before:
+                    changes[name] = (parameter - before[name]).double().flatten().tolist()
+        summary(models, *args)
+
+    gpt._batch, gpt.loss, launch.print_summary = recorded_batch, recorded_loss, recorded_summary
+    sys.argv = ["pretrain", *argv]
+    pretrain.main()
+    write_result(folder, {"batches": batches, "changes": changes})

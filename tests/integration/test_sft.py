@@ -1,0 +1,150 @@
+"""Fine-tuning on conversations: packed they are trained as alone, at every layout."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from tests.chat_tokenizers import save_chat_tokenizer
+from tests.ranks import Job, Ranks
+
+from .flags import GROVE, MOE, SIZE
+
+LENGTH = 96
+CHATS = [
+    [("two and three?", "five"), ("and one?", "six")],
+    [("a tree?", "über")],
+    [("?", "the sum of two and three is five")],
+]
+RUN = (
+    f"--seq-length {LENGTH} --max-position-embeddings {LENGTH} --micro-batch-size 1 "
+    "--train-iters 2 --eval-iters 0 --eval-interval 100 --log-interval 1 --num-workers 0 "
+    "--split 1,0,0 --optimizer sgd --sgd-momentum 0 --lr 0.5 --lr-decay-style constant "
+    "--clip-grad 0 --weight-decay 0 --calculate-per-token-loss --padded-vocab-size 384 "
+    "--tokenizer-type HuggingFaceTokenizer --sft"
+).split()
+# Of losses that are sums over what shares a batch, none.
+BALANCE = ("--moe-router-load-balancing-type", "--moe-aux-loss-coeff", "--moe-z-loss-coeff")
+
+
+def without(flags: list[str], names: tuple[str, ...]) -> list[str]:
+    at = [i for i, word in enumerate(flags) if word in names]
+    return [word for i, word in enumerate(flags) if i not in at and i - 1 not in at]
+
+
+MODEL = [
+    *without(SIZE, ("--seq-length", "--max-position-embeddings", "--micro-batch-size", "--lr")),
+    *without(MOE, BALANCE),
+    *GROVE,
+]
+MODEL = [
+    *without(MODEL, ("--global-batch-size", "--train-iters")),
+    *"--moe-router-load-balancing-type none".split(),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("chats")
+    lines = []
+    for chat in CHATS:
+        messages = []
+        for question, answer in chat:
+            messages += [{"role": "user", "content": question}]
+            messages += [{"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": messages}) + "\n")
+    (folder / "chats.jsonl").write_text("".join(lines), encoding="utf-8")
+    tokenizer = save_chat_tokenizer(folder / "tokenizer")
+    return ["--data-path", str(folder / "chats.jsonl"), "--tokenizer-model", str(tokenizer)]
+
+
+@pytest.fixture(scope="module")
+def run(files: list[str], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def train(processes: int, *flags: str, alone: bool = False) -> Job:
+        folder = tmp_path_factory.mktemp("run")
+        argv = [*MODEL, *RUN, *files, *flags]
+        target = "tests.integration.sft_job:train"
+        return ranks.run(processes, target, str(folder), argv, alone, folder=folder).check()
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def trained(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """From the same weights, which other layouts would draw otherwise."""
+    folder = str(tmp_path_factory.mktemp("start") / "ckpt")
+    run(
+        1,
+        *"--global-batch-size 1 --train-iters 1 --lr 1e-9 --save-interval 1 --save".split(),
+        folder,
+    )
+
+    def train(processes: int, *flags: str, alone: bool = False) -> Job:
+        return run(processes, *flags, "--load", folder, "--finetune", alone=alone)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Any) -> dict[str, Any]:
+    return trained(1, "--global-batch-size", str(len(CHATS)), alone=True).results()[0]
+
+
+def losses_of(batches: list[dict[str, Any]]) -> list[dict[tuple[int, ...], list[float]]]:
+    """Of both iterations: conversation up to the token -> its loss, of the tokens of answers."""
+    found: list[dict[tuple[int, ...], list[float]]] = [{}, {}]
+    count = len(batches) // 2
+    for number, batch in enumerate(batches):
+        rows = zip(
+            batch["tokens"], batch["labels"], batch["loss_mask"], batch["losses"], strict=True
+        )
+        for tokens, labels, masks, losses in rows:
+            start = 0
+            for place, (label, mask) in enumerate(zip(labels, masks, strict=True)):
+                # A conversation begins with <|im_start|>user, its first line.
+                if tokens[place : place + 1] == [1] and place and labels[place - 1] == 0:
+                    start = place
+                if mask:
+                    key = (*tokens[start : place + 1], label)
+                    assert key not in found[number // count]
+                    found[number // count][key] = losses[place]
+    return found
+
+
+def test_packed_conversations_are_trained_as_alone(trained: Any, alone: dict[str, Any]) -> None:
+    packed = trained(1, "--global-batch-size", "1").results()[0]
+    assert len(alone["batches"]) == 2 * len(CHATS)
+    assert len(packed["batches"]) == 2
+    # Gradients of two steps: SGD without momentum adds them up.
+    assert packed["changes"].keys() == alone["changes"].keys()
+    for name, expected in alone["changes"].items():
+        change, found = torch.tensor(expected), torch.tensor(packed["changes"][name])
+        assert change.abs().max() > 1e-4, name
+        torch.testing.assert_close(found, change, rtol=1e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags"),
+    [
+        (1, ""),
+        (2, "--tensor-model-parallel-size 2 --sequence-parallel"),
+        (2, "--pipeline-model-parallel-size 2"),
+        (2, "--expert-model-parallel-size 2 --global-batch-size 2"),
+    ],
+)
+def test_every_layout_has_the_losses_of_conversations_alone(
+    processes: int, flags: str, trained: Any, alone: dict[str, Any]
+) -> None:
+    batch = "" if "batch" in flags else "--global-batch-size 1"
+    results = trained(processes, *flags.split(), *batch.split()).results()
+    if "pipeline" in flags:
+        # Tokens are on the first stage, labels and losses on the last.
+        first, last = (result["batches"] for result in results)
+        results = [{"batches": [a | b for a, b in zip(first, last, strict=True)]}]
+    expected, found = losses_of(alone["batches"]), losses_of(results[0]["batches"])
+    for before, after in zip(expected, found, strict=True):
+        assert before.keys() == after.keys()
+        assert max(abs(before[key] - after[key]) for key in before) < 2e-5
+    assert sum(expected[1].values()) < sum(expected[0].values())
