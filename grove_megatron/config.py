@@ -57,6 +57,10 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
     """Multiply what experts compute with by the experts of a token, as in the released models of
     MoE++. The router and a shared expert see it as it is."""
 
+    grove_whole_qk_norm: bool = False
+    """One norm over all heads of the queries, and one of the keys, as OLMoE has them; by default,
+    as Megatron's --qk-layernorm does it, a norm of every head."""
+
     grove_hierarchical_dispatch: bool = False
     """Send a token to every node once and pass it on inside the node, instead of to every rank.
     For expert parallelism over several nodes; the launcher says how many ranks a node has
@@ -108,6 +112,11 @@ class JobSettings:
     grove_preset: str | None = None
     """A released model, by name: what it is, sizes, router and losses, stands for the flags that
     are left out. A flag that says otherwise is refused."""
+
+    grove_train_only: list[str] | None = None
+    """Train these weights and freeze the others: adjugates, experts, router, local, shared, dense,
+    attention, norms, embedding, or regular expressions for Megatron's names. A frozen router keeps
+    its bias and has no balance losses. By default all are trained."""
 
     grove_print_arguments: Literal["changed", "all"] = "changed"
     """Of Megatron's 800 arguments, print those that differ from its defaults, or all."""
@@ -266,9 +275,36 @@ def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]
 def _problems_of_layer(settings: Any) -> Iterator[Problem]:
     """With groups or in a plain MoE."""
     yield from registry.problems(settings)
+    yield from _qk_norm_problems(settings)
     yield from _kernel_problems(settings)
     yield from _metrics_problems(settings)
     yield from refusals(settings)
+
+
+def _qk_norm_problems(settings: Any) -> Iterator[Problem]:
+    if not settings.grove_whole_qk_norm:
+        return
+    check = Check(settings)
+    yield from check.needs("grove_whole_qk_norm", "qk_layernorm", "add it")
+    yield from check.excludes("grove_whole_qk_norm", "multi_latent_attention", "remove one of them")
+    norm = settings.normalization
+    yield from check.those(
+        {
+            "{grove_whole_qk_norm} is an RMSNorm beside {normalization}; use --normalization "
+            "RMSNorm": norm != "RMSNorm",
+        }
+    )
+    # Megatron reads the number of groups of a command line only beside the switch.
+    grouped = getattr(settings, "group_query_attention", True)
+    groups = (grouped and settings.num_query_groups) or settings.num_attention_heads
+    tensor = settings.tensor_model_parallel_size
+    if groups % tensor:
+        # Some ranks would have the same head.
+        yield check.problem(
+            "{tensor_model_parallel_size} does not divide the heads of keys ({groups}), over which "
+            "{grove_whole_qk_norm} goes; use a size that does",
+            groups=groups,
+        )
 
 
 def _adjugate_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:

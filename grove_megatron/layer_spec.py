@@ -1,18 +1,20 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
-It asks Megatron for its own spec and changes four things in it: the MoE layer; with a gating
-residual the layer around it; the norm where Megatron's would refuse to be built; and the checkpoint
-key of the norm before a layer with groups. Experts, attention and everything else stay what
-Megatron chose for the local or TransformerEngine implementation.
+It asks Megatron for its own spec and changes five things in it: the MoE layer; with a gating
+residual the layer around it; the norm where Megatron's would refuse to be built; the norms of
+queries and keys where they are of all heads; and the checkpoint key of the norm before a layer with
+groups. Experts, attention and everything else stay what Megatron chose for the local or
+TransformerEngine implementation.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
@@ -30,6 +32,7 @@ from .moe.experts import GroupedExperts
 from .moe.kernel_choice import takes_grouped_experts
 from .moe.layer import GroveMoELayer
 from .moe.norm import norm_swaps
+from .moe.qk_norm import key_norm, query_norm
 from .moe.router import GroveRouter
 
 
@@ -81,11 +84,20 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
             swaps[SequentialMLP] = GroupedExperts
     if config.transformer_impl == "local":
         swaps |= norm_swaps(config)
-    # A plain MoE has Megatron's keys.
-    return swap_classes(spec, swaps, norm_apart=has_adjugates(config)) if swaps else spec
+    adapts: list[tuple[type, Callable[[Any], None]]] = []
+    if has_adjugates(config):
+        # A plain MoE has Megatron's keys.
+        adapts.append((TransformerLayerSubmodules, _keep_norm_apart))
+    if has_grove_layers(config) and config.grove_whole_qk_norm:
+        adapts.append((SelfAttentionSubmodules, _norm_all_heads))
+    return swap_classes(spec, swaps, adapts) if swaps else spec
 
 
-def swap_classes(spec: Any, swaps: Mapping[Any, Any], *, norm_apart: bool = False) -> Any:
+def swap_classes(
+    spec: Any,
+    swaps: Mapping[Any, Any],
+    adapts: Sequence[tuple[type, Callable[[Any], None]]] = (),
+) -> Any:
     """A copy of a spec tree in which every class that is a key of ``swaps`` is its value.
 
     Walks partials, lists and dataclasses. What was one object in the original is one afterwards.
@@ -93,7 +105,7 @@ def swap_classes(spec: Any, swaps: Mapping[Any, Any], *, norm_apart: bool = Fals
     Args:
         spec: not changed.
         swaps: new classes by old ones.
-        norm_apart: see :func:`_keep_norm_apart`.
+        adapts: classes of submodules, and what changes a copy of one.
     """
     done: dict[int, Any] = {}
 
@@ -111,14 +123,19 @@ def swap_classes(spec: Any, swaps: Mapping[Any, Any], *, norm_apart: bool = Fals
             new = copy.copy(node)
             for field in fields(node):
                 setattr(new, field.name, swapped(getattr(node, field.name)))
-            if norm_apart and isinstance(new, TransformerLayerSubmodules):
-                _keep_norm_apart(new)
+            for kind, adapt in adapts:
+                if isinstance(new, kind):
+                    adapt(new)
         else:
             new = node
         done[id(node)] = new
         return new
 
     return swapped(spec)
+
+
+def _norm_all_heads(attention: SelfAttentionSubmodules) -> None:
+    attention.q_layernorm, attention.k_layernorm = query_norm, key_norm
 
 
 def _keep_norm_apart(layer: TransformerLayerSubmodules) -> None:

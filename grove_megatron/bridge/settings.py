@@ -3,7 +3,7 @@
 from argparse import Namespace
 from typing import Any
 
-from ..checkpoint.hf_config import RELEASED, config_of
+from ..checkpoint.hf_config import RELEASED, config_of, unlike_release
 from ..checkpoint.megatron_args import architecture_of_args
 from ..checkpoint.source import refuse_parts
 from ..model.architecture import Architecture
@@ -15,7 +15,7 @@ def provider_settings(architecture: Architecture) -> dict[str, Any]:
     The model computes what the Hugging Face one does: no dropout, no auxiliary losses, router
     logits in fp32. Precision, parallelism and the padding of the vocabulary are left alone.
     """
-    a = architecture
+    a = _of_release(architecture)
     return {
         "num_layers": a.num_layers,
         "hidden_size": a.hidden_size,
@@ -72,7 +72,7 @@ def architecture_of_provider(provider: Any, *, is_silu: bool) -> Architecture:
 
     Raises:
         ValueError: settings that no Hugging Face GroveMoE has, a line each, spelled as Megatron's
-            flags.
+            flags; or those of another parent than Qwen3-MoE.
     """
     p = provider
     flags = {
@@ -85,7 +85,21 @@ def architecture_of_provider(provider: Any, *, is_silu: bool) -> Architecture:
         "rotary_seq_len_interpolation_factor": p.seq_len_interpolation_factor,
     }
     refuse_parts(p, "the provider")
-    return architecture_of_args(Namespace(**(vars(p) | flags)))
+    return _of_release(architecture_of_args(Namespace(**(vars(p) | flags))))
+
+
+def _of_release(architecture: Architecture) -> Architecture:
+    """The same.
+
+    Raises:
+        ValueError: it has parts of another parent than Qwen3-MoE.
+    """
+    if found := unlike_release(architecture):
+        raise ValueError(
+            f"{', '.join(found)} of a Grove MoE upcycled from another parent than Qwen3-MoE is not "
+            "handled by the bridge; use grove import and grove export"
+        )
+    return architecture
 
 
 def hf_config_of(architecture: Architecture, dtype: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ NoModeling = Annotated[
         "code ignores is then refused.",
     ),
 ]
-FAMILIES = "Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, MoE++."
+FAMILIES = "Hugging Face folder: GroveMoE, Qwen3-MoE, Qwen3, Qwen2-MoE, Mixtral, OLMoE, MoE++."
 HfModel = Annotated[Path | None, typer.Option(help=FAMILIES)]
 Load = Annotated[Path | None, typer.Option(help="Instead: a Megatron checkpoint (torch_dist).")]
 Step = Annotated[int | None, typer.Option(help="Iteration of --load; by default the latest.")]
@@ -186,11 +186,12 @@ def upcycle(
     no_modeling: NoModeling = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a Grove MoE of a Qwen3-MoE (or Qwen3) that computes the same before it is trained.
+    """Make a Grove MoE of a trained MoE (or Qwen3) that computes the same before it is trained.
 
     Adjugates' down projections and expert biases are zero, gate and up projections N(0, 0.006^2),
-    all else is copied bit for bit. --check runs both models; under torchrun, without --save and
-    with Megatron flags such as --expert-model-parallel-size 2, for models that need several ranks.
+    all else is copied bit for bit. A parent whose router is another (Qwen2-MoE, OLMoE, MoE++) keeps
+    it, without the biases. --check runs both models; under torchrun, without --save and with
+    Megatron flags such as --expert-model-parallel-size 2, for models that need several ranks.
     """
     with _refusals():
         from ..model.parameters import total_parameters

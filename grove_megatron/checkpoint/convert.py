@@ -18,9 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model.families import family_of, is_buffer
+from ..model.families.olmoe import OLMOE
+from ..model.families.qwen2_moe import QWEN2_MOE
 from ..model.families.qwen3_moe import QWEN3_MOE
 from .checked import CheckedReader, Plan, plan
-from .hf_config import config_of, ignored_by_release
+from .hf_config import config_of, has_config, ignored_by_release
 from .manifest import NAME, Manifest, described
 from .megatron_args import megatron_flags
 from .modeling import has_code, keys_for_code, write_code
@@ -77,7 +79,9 @@ def write_megatron(
         "num_floating_point_operations_so_far": 0,
         "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
     }
-    config = config_of(source.architecture, source.config, _dtype_name(plans))
+    config = None
+    if has_config(source.architecture):
+        config = config_of(source.architecture, source.config, _dtype_name(plans))
 
     def finish(folder: Path, records: Records) -> None:
         sink.finish(folder, records, common)
@@ -106,7 +110,7 @@ def write_hf(
         options: of the conversion.
         made_by: for the manifest.
         shard_bytes: the largest shard.
-        fused: the experts of a layer as two tensors (Qwen3-MoE in transformers 5).
+        fused: the experts of a layer as two tensors (transformers 5).
         grove_keys: write Grove settings that the released modelling code ignores.
         code: put code for transformers beside the weights, where there is some, which reads them.
 
@@ -115,8 +119,11 @@ def write_hf(
     """
     code = code and has_code(source.architecture)
     ignored = [] if grove_keys or code else ignored_by_release(source.architecture)
-    if fused and family_of(source.architecture) is not QWEN3_MOE:
-        ignored.append("--fused-experts is a layout of Qwen3-MoE in transformers 5; remove it")
+    if fused and family_of(source.architecture) not in (QWEN3_MOE, QWEN2_MOE, OLMOE):
+        ignored.append(
+            "--fused-experts is a layout of Qwen3-MoE, Qwen2-MoE and OLMoE in transformers 5; "
+            "remove it"
+        )
     plans = _plans(source, hf_shapes(source.architecture), options)
     sink = HfSink(plans, shard_bytes, fused)
     config: dict[str, Any] = {}
@@ -276,12 +283,18 @@ def _published(identity: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _write_others(source: Path | None, config: dict[str, Any], folder: Path) -> None:
-    """Config, tokenizer, licence, modelling code: all but weights and what describes them."""
+def _write_others(source: Path | None, config: dict[str, Any] | None, folder: Path) -> None:
+    """Config, tokenizer, licence, modelling code: all but weights and what describes them.
+
+    Without a config nothing says what the model is but the arguments of the checkpoint.
+    """
     folder.mkdir(exist_ok=True)
     for file in [] if source is None else sorted(source.iterdir()):
         if file.is_file() and file.name != NAME and is_carried(file.name):
             shutil.copyfile(file, folder / file.name)
+    if config is None:
+        (folder / "config.json").unlink(missing_ok=True)
+        return
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """Inputs of a model and what it computes from them: the reference of ``grove verify``."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -11,11 +12,13 @@ from torch import Tensor
 GRAD_PREFIX = "grad."
 ROUTER_PREFIX = "router_logits."
 _RESULTS = frozenset({"input_ids", "labels", "logits", "loss"})
+# transformers' loss of balance, which is in no loss of Megatron's; see source._balance_loss.
+_BESIDE = frozenset({"hf_aux_loss"})
 
 
 def is_golden(name: str) -> bool:
     """Can a golden file have a tensor of this name?"""
-    return name in _RESULTS or name.startswith(GRAD_PREFIX) or _layer_of(name) is not None
+    return name in _RESULTS | _BESIDE or name.startswith(GRAD_PREFIX) or _layer_of(name) is not None
 
 
 def _layer_of(name: str) -> int | None:
@@ -50,6 +53,7 @@ class Golden:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"--golden ({file}) is not a safetensors file: {error}") from error
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in _BESIDE}
         grads = {
             name.removeprefix(GRAD_PREFIX): tensors.pop(name)
             for name in sorted(tensors)
@@ -68,10 +72,15 @@ class Golden:
         return cls(grads=grads, router_logits=routers, **tensors)
 
     @classmethod
-    def of_transformers(cls, folder: Path, seed: int = 1234) -> Self:
+    def of_transformers(
+        cls, folder: Path, file_name: Callable[[str], str] = str, seed: int = 1234
+    ) -> Self:
         """What transformers computes, in fp64, from random tokens: [2, 24] and all gradients.
 
-        For Qwen3-MoE and Qwen3 folders.
+        Args:
+            folder: of a model that transformers knows.
+            file_name: what files call a parameter.
+            seed: of the tokens.
 
         Raises:
             ValueError: transformers is not installed, or does not know the model.
@@ -104,7 +113,7 @@ class Golden:
         logits = model(ids).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
-        return cls(ids, labels, logits.detach(), loss.detach(), _by_expert(model))
+        return cls(ids, labels, logits.detach(), loss.detach(), _by_expert(model, file_name))
 
 
 def _wrong_shapes(tensors: dict[str, Tensor]) -> list[str]:
@@ -127,7 +136,7 @@ def _wrong_shapes(tensors: dict[str, Tensor]) -> list[str]:
     return problems
 
 
-def _by_expert(model: torch.nn.Module) -> dict[str, Tensor]:
+def _by_expert(model: torch.nn.Module, file_name: Callable[[str], str]) -> dict[str, Tensor]:
     """Gradients under the names of files: transformers 5 holds a layer's experts as two tensors."""
     grads: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -135,12 +144,13 @@ def _by_expert(model: torch.nn.Module) -> dict[str, Tensor]:
             continue
         prefix, is_fused, which = name.rpartition(".mlp.experts.")
         if not is_fused or parameter.dim() != 3:
-            grads[name] = parameter.grad
+            grads[file_name(name)] = parameter.grad
             continue
         for expert, grad in enumerate(parameter.grad):
             parts = {"down_proj": grad}
             if which == "gate_up_proj":
                 parts = dict(zip(("gate_proj", "up_proj"), grad.chunk(2), strict=True))
             for projection, part in parts.items():
-                grads[f"{prefix}.mlp.experts.{expert}.{projection}.weight"] = part
+                held = f"{prefix}.mlp.experts.{expert}.{projection}.weight"
+                grads[file_name(held)] = part
     return grads

@@ -1,9 +1,9 @@
 """A Hugging Face ``config.json`` as an :class:`Architecture`, and back.
 
 Every family is read and written with the keys of its configuration class: GroveMoE
-(github.com/inclusionAI/GroveMoE), Qwen3-MoE and Qwen3 (Hugging Face transformers, versions 4 and
-5, which spell the rotary embedding and the number of experts differently), and MoE++
-(:mod:`.moe_plus_plus`).
+(github.com/inclusionAI/GroveMoE), Qwen3-MoE, Qwen3, Qwen2-MoE, Mixtral and OLMoE (Hugging Face
+transformers, versions 4 and 5, which spell the rotary embedding and the number of experts
+differently), and MoE++ (:mod:`.moe_plus_plus`).
 """
 
 import json
@@ -14,12 +14,16 @@ from typing import Any
 from ..model.architecture import Architecture
 from ..model.families import FAMILIES, family_of
 from ..model.families.family import Family
-from ..model.families.grove_moe import GROVE_MOE
+from ..model.families.grove_moe import GROVE_MOE, GROVE_MOE_PLUS_PLUS
+from ..model.families.mixtral import MIXTRAL
 from ..model.families.moe_plus_plus import MOE_PLUS_PLUS
+from ..model.families.olmoe import OLMOE
+from ..model.families.qwen2_moe import QWEN2_MOE
 from ..model.families.qwen3 import QWEN3
 from ..model.families.qwen3_moe import QWEN3_MOE
 from . import moe_plus_plus
 from .config_keys import Keys, brief, is_number, refuse_all
+from .layer_settings import with_settings
 
 # Literals of the released modeling code, which reads no keys for them (modeling_grove_moe.py,
 # lines 298, 299, 376 @ c4c69e5).
@@ -67,6 +71,26 @@ def read_config(folder: Path, flag: str = "--hf") -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------ reading
 
+# Those that can have layers without experts, and a key of its own for the width of one.
+_SPARSE_STEPS = (QWEN3_MOE, GROVE_MOE, QWEN2_MOE)
+# Those whose code divides the hidden size by the heads, whatever a key says.
+_DIVIDES = (QWEN2_MOE, OLMOE)
+_QK_NORMS = ("head", "none", "all_heads")
+
+
+# Beginnings of the names of models that users ask for, and what the conversion has no weights for.
+_NOT_CONVERTED = {
+    "deepseek": "has multi-head latent attention (or its first layers), which is not converted",
+    "qwen3next": "has linear attention, which is not converted",
+    "gptoss": "has attention sinks and biases in its experts, which are not converted",
+    "dbrx": "has clipped attention and experts of another layout, which are not converted",
+}
+
+
+def _why_not(name: str) -> str | None:
+    plain = name.lower().replace("_", "").replace("-", "")
+    return next((why for begin, why in _NOT_CONVERTED.items() if plain.startswith(begin)), None)
+
 
 def config_family(config: dict[str, Any], where: str) -> Family:
     """The family a config names: by ``architectures``, or by ``model_type`` where that is absent.
@@ -82,6 +106,9 @@ def config_family(config: dict[str, Any], where: str) -> Family:
         if names is None and config.get("model_type") == family.model_type:
             return family
     handled = ", ".join(family.class_name for family in FAMILIES)
+    for name in [*listed, config.get("model_type")]:
+        if isinstance(name, str) and (why := _why_not(name)):
+            refuse_all(where, [f"{brief(name)} {why}; use one of {handled}"])
     if names is None and config.get("model_type") is None:
         refuse_all(where, [f"architectures (absent) is needed; add one of {handled}"])
     key, value = ("architectures", names) if names else ("model_type", config["model_type"])
@@ -112,7 +139,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
             "correct one of them"
         )
     moe_layers = (family.has_experts,) * layers
-    if family in (QWEN3_MOE, GROVE_MOE):
+    if family in _SPARSE_STEPS:
         moe_layers = _moe_layers(keys, layers)
     architecture = Architecture(
         hidden_size=hidden,
@@ -124,7 +151,8 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         norm_epsilon=keys.number("rms_norm_eps"),
         rotary_base=_rotary_base(keys),
         tied_embeddings=keys.flag("tie_word_embeddings", default=False),
-        qk_layernorm=family.qk_layernorm,
+        qk_layernorm=_qk_norm(keys, family) != "none",
+        qkv_bias=_qkv_bias(keys, family),
         moe_layers=moe_layers,
         ffn_hidden_size=0 if all(moe_layers) else keys.whole("intermediate_size"),
     )
@@ -134,6 +162,8 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         architecture = _with_experts(architecture, keys, family)
     if family is GROVE_MOE:
         architecture = _with_groups(architecture, keys)
+    if _qk_norm(keys, family) == "all_heads":
+        architecture = with_settings(architecture, {"grove_whole_qk_norm": True})
     _only_what_is_handled(keys, family)
     if keys.problems:
         refuse_all(where, keys.problems)
@@ -159,6 +189,26 @@ def _head_dim(keys: Keys, family: Family, hidden: int, heads: int) -> int:
         )
         return 0
     return keys.whole("head_dim", default=hidden // heads)
+
+
+def _qk_norm(keys: Keys, family: Family) -> str:
+    """Of a GroveMoE its own key says it, which only our code for it reads."""
+    if family is OLMOE:
+        return "all_heads"
+    if family is not GROVE_MOE:
+        return "head" if family.qk_layernorm else "none"
+    said = keys.config.get("qk_norm", "head")
+    if said not in _QK_NORMS:
+        keys.problems.append(f"qk_norm ({brief(said)}) is none of {', '.join(_QK_NORMS)}")
+        return "head"
+    return str(said)
+
+
+def _qkv_bias(keys: Keys, family: Family) -> bool:
+    """Every model of transformers 4 has one where that of transformers 5 has a key for it."""
+    if family not in (QWEN2_MOE, GROVE_MOE):
+        return False
+    return keys.flag("qkv_bias", default=family is QWEN2_MOE)
 
 
 def _moe_layers(keys: Keys, num_layers: int) -> tuple[bool, ...]:
@@ -194,12 +244,23 @@ def _with_experts(architecture: Architecture, keys: Keys, family: Family) -> Arc
         keys.problems.append(
             f"num_experts_per_tok ({topk}) is above {names[0]} ({num_experts}); correct one of them"
         )
+    normalized = family is MIXTRAL or keys.flag("norm_topk_prob", default=False)
+    if family is GROVE_MOE:
+        normalized = not keys.flag("router_pre_softmax", default=False)
+    shared = "shared_expert_intermediate_size"
+    has_shared = family is QWEN2_MOE or (
+        family is GROVE_MOE and keys.config.get(shared) is not None
+    )
     return replace(
         architecture,
         num_experts=num_experts,
-        moe_ffn_hidden_size=keys.whole("moe_intermediate_size"),
+        moe_ffn_hidden_size=keys.whole(
+            "moe_intermediate_size" if family in _SPARSE_STEPS else "intermediate_size"
+        ),
         topk=topk,
-        normalized_topk=family is GROVE_MOE or keys.flag("norm_topk_prob", default=False),
+        normalized_topk=normalized,
+        shared_expert_size=keys.whole(shared) if has_shared else 0,
+        shared_expert_gate=has_shared,
     )
 
 
@@ -271,6 +332,18 @@ def _only_default_rope(keys: Keys, name: str, rope: dict[str, Any]) -> None:
 
 def _only_what_is_handled(keys: Keys, family: Family) -> None:
     keys.only("hidden_act", "silu")
+    if family is MIXTRAL:
+        keys.only("sliding_window", None)
+    keys.only("clip_qkv", None)
+    heads, head_dim = keys.config.get("num_attention_heads"), keys.config.get("head_dim")
+    if family in _DIVIDES and head_dim and heads:
+        hidden = keys.config.get("hidden_size")
+        if head_dim * heads != hidden:
+            keys.problems.append(
+                f"head_dim ({brief(head_dim)}) times num_attention_heads ({heads}) is not "
+                f"hidden_size ({hidden}), and the code of {family.class_name} divides; correct one "
+                "of them"
+            )
     keys.only("attention_bias", False)
     keys.only("use_sliding_window", False)
     keys.only("partial_rotary_factor", None, 1, 1.0)
@@ -333,6 +406,10 @@ _OF_THE_FAMILY = frozenset(
         "norm_topk_prob",
         "decoder_sparse_step",
         "mlp_only_layers",
+        "qk_norm",
+        "qkv_bias",
+        "router_pre_softmax",
+        "shared_expert_intermediate_size",
         *RELEASED,
     }
 )
@@ -347,6 +424,9 @@ _READ_BY_RELEASE = {"num_experts", "rope_theta", *RELEASED}
 _CHILDREN = {
     QWEN3: {QWEN3_MOE, GROVE_MOE},
     QWEN3_MOE: {GROVE_MOE},
+    QWEN2_MOE: {GROVE_MOE},
+    MIXTRAL: {GROVE_MOE},
+    OLMOE: {GROVE_MOE},
     GROVE_MOE: set[Family](),
     MOE_PLUS_PLUS: set[Family](),
 }
@@ -376,12 +456,9 @@ def config_of(
             another model, with a line for each key that says so; or no config of the family can
             say what the architecture is.
     """
+    if problems := _unsayable(architecture):
+        raise ValueError("\n".join(problems))
     family, keys = family_of(architecture), _keys_of(architecture)
-    if family is GROVE_MOE and not architecture.normalized_topk:
-        raise ValueError(
-            "normalized_topk (False) cannot be written for GroveMoeForCausalLM, whose code always "
-            "normalizes the weights of the selected experts; train without --moe-router-pre-softmax"
-        )
     if like is None:
         config = _without_released(keys) | {"torch_dtype": dtype}
     else:
@@ -396,6 +473,38 @@ def config_of(
     written = architecture_of(config, where)
     assert written == replace(architecture, expert_bias=False), (written, architecture)
     return config
+
+
+def has_config(architecture: Architecture) -> bool:
+    """Is there a family whose config can say what the model is?"""
+    return family_of(architecture) is not GROVE_MOE_PLUS_PLUS
+
+
+def _unsayable(a: Architecture) -> list[str]:
+    """What no config of the family says, flags spelled as on the command line."""
+    family = family_of(a)
+    if not has_config(a):
+        return [
+            f"--grove-num-groups ({a.num_groups}) is beside experts without an FFN, and no Hugging "
+            "Face model has both; keep Megatron's format"
+        ]
+    fix = f"as in every {family.class_name}; train with that"
+    rules = {
+        f"--moe-router-pre-softmax (True) is not False, {fix}": (
+            family is MIXTRAL and not a.normalized_topk
+        ),
+        f"--moe-layer-freq leaves layers without experts, not {fix}": (
+            family in (MIXTRAL, OLMOE) and not all(a.moe_layers)
+        ),
+        f"--moe-shared-expert-gate (False) is not True, {fix}": (
+            a.shared_expert_size and not a.shared_expert_gate
+        ),
+        f"--kv-channels ({a.head_dim}) times --num-attention-heads ({a.num_attention_heads}) is "
+        f"not --hidden-size ({a.hidden_size}), {fix}": (
+            family in _DIVIDES and a.head_dim * a.num_attention_heads != a.hidden_size
+        ),
+    }
+    return [line for line, is_so in rules.items() if is_so]
 
 
 def _keys_of(architecture: Architecture) -> dict[str, Any]:
@@ -433,22 +542,52 @@ def _keys_of(architecture: Architecture) -> dict[str, Any]:
             "decoder_sparse_step": 1,
             "mlp_only_layers": [i for i, is_moe in enumerate(a.moe_layers) if not is_moe],
         }
+    if family is QWEN2_MOE:
+        keys |= {"qkv_bias": a.qkv_bias, "shared_expert_intermediate_size": a.shared_expert_size}
+    elif family in (MIXTRAL, OLMOE):
+        for key in ("moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers"):
+            del keys[key]
+        keys["intermediate_size"] = a.moe_ffn_hidden_size
+        del keys["use_sliding_window"]
+    if family is MIXTRAL:
+        del keys["norm_topk_prob"], keys["attention_bias"]
+        keys["num_local_experts"] = keys.pop("num_experts")
+        keys["sliding_window"] = None
+    elif family is OLMOE:
+        keys["clip_qkv"] = None
     return keys | _grove_keys(a)
 
 
-def _grove_keys(architecture: Architecture) -> dict[str, int | float]:
-    if not architecture.is_grove:
+# What the released GroveMoE code computes without a key for it, beside :data:`RELEASED`.
+_RELEASE_IS: dict[str, Any] = {
+    "qk_norm": "head",
+    "qkv_bias": False,
+    "router_pre_softmax": False,
+    "shared_expert_intermediate_size": None,
+}
+
+
+def _grove_keys(architecture: Architecture) -> dict[str, Any]:
+    a = architecture
+    if not a.is_grove:
         return {}
+    norm = "all_heads" if a.whole_qk_norm else "head" if a.qk_layernorm else "none"
     return {
-        "num_experts_per_group": architecture.num_experts // architecture.num_groups,
-        "parallel_expert_intermediate_size": architecture.adjugate_ffn_hidden_size,
-        "small_experts_weight": architecture.adjugate_scale,
+        "num_experts_per_group": a.num_experts // a.num_groups,
+        "parallel_expert_intermediate_size": a.adjugate_ffn_hidden_size,
+        "small_experts_weight": a.adjugate_scale,
+        "qk_norm": norm,
+        "qkv_bias": a.qkv_bias,
+        "router_pre_softmax": not a.normalized_topk,
+        "shared_expert_intermediate_size": a.shared_expert_size or None,
     }
 
 
 def _without_released(keys: dict[str, Any]) -> dict[str, Any]:
     """Leave out the Grove keys that say what the release does anyway."""
-    return {k: v for k, v in keys.items() if k not in RELEASED or v != RELEASED[k]}
+    usual = RELEASED | _RELEASE_IS
+    own = keys.get("model_type") == GROVE_MOE.model_type
+    return {k: v for k, v in keys.items() if not own or k not in usual or v != usual[k]}
 
 
 def _check_like(architecture: Architecture, like: dict[str, Any], where: str) -> None:
@@ -499,11 +638,19 @@ def _filled(config: dict[str, Any], keys: dict[str, Any], needed: set[str]) -> d
     return config | missing
 
 
+def unlike_release(architecture: Architecture) -> list[str]:
+    """What the released GroveMoE code has no part for: ``key (value)``, of a model upcycled from
+    another parent."""
+    keys = _grove_keys(architecture)
+    return [f"{key} ({keys[key]})" for key, usual in _RELEASE_IS.items() if keys[key] != usual]
+
+
 def ignored_by_release(architecture: Architecture) -> list[str]:
     """What the released GroveMoE code would compute otherwise: a line per key that it ignores."""
+    usual = RELEASED | _RELEASE_IS
     return [
-        f"{key} ({value}) is not {RELEASED[key]}, a literal of the released modeling code, which "
+        f"{key} ({value}) is not {usual[key]}, a literal of the released modeling code, which "
         "reads no such key; leave out --no-modeling, or --write-grove-keys for other code"
         for key, value in _grove_keys(architecture).items()
-        if value != RELEASED[key]
+        if value != usual[key]
     ]

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+from ..model.families.family import Family
 from .mapped import MappedFile
 from .safetensors_io import Entry, read_header, read_tensor
 from .weights import DTYPES, ConversionError, Problem, TensorInfo, identity_of
@@ -41,6 +42,7 @@ class HfWeights:
 
     Args:
         folder: of the model.
+        family: that the model is of; None: one whose files have the names of memory.
 
     Attributes:
         problems: what is not as the index says, and tensors that are there twice.
@@ -49,7 +51,8 @@ class HfWeights:
         ValueError: every file that is missing or damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, family: Family | None = None):
+        self._file_name = str if family is None else family.file_name
         self._tensors: dict[str, _Stored] = {}
         self._open: tuple[Path, MappedFile] | None = None
         self._folder = folder
@@ -79,7 +82,8 @@ class HfWeights:
 
     def _add(self, file: Path, stored_name: str, entry: Entry) -> list[Problem]:
         problems = []
-        for name, part in _parts(stored_name, entry):
+        for held, part in _parts(stored_name, entry):
+            name = self._file_name(held)
             if name in self._tensors:
                 first = self._tensors[name]
                 line = (

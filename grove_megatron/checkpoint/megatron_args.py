@@ -8,6 +8,7 @@ from ..checks.flags import flag_of, words_of
 from ..model.architecture import Architecture, layers_with_experts
 from . import moe_plus_plus
 from .config_keys import brief, refuse_all
+from .layer_settings import settings_of_args, with_settings
 
 # grove_megatron.arguments.LAYER_SPEC, which lives where Megatron is imported.
 GROVE_LAYER_SPEC = ["grove_megatron.layer_spec", "grove_layer_spec"]
@@ -49,6 +50,8 @@ def megatron_flags(architecture: Architecture) -> list[str]:
     if a.num_experts:
         valued |= _expert_flags(a)
         switches += _router_switches(a)
+    if a.qkv_bias:
+        switches.append("add-qkv-bias")
     if a.is_grove:
         valued |= {
             "grove-num-groups": a.num_groups,
@@ -72,6 +75,11 @@ def _expert_flags(a: Architecture) -> dict[str, Any]:
     }
     if not all(a.moe_layers):
         flags["moe-layer-freq"] = f"[{','.join(str(int(is_moe)) for is_moe in a.moe_layers)}]"
+    if a.shared_expert_size:
+        flags["moe-shared-expert-intermediate-size"] = a.shared_expert_size
+    if a.is_grove and (a.local_experts or not a.normalized_topk):
+        # The parent's router, which the paper's selects otherwise than.
+        flags["grove-router-scoring"] = "softmax"
     if not a.is_grove:
         # The Grove router has scores of its own and sets this field as Megatron's checks need it.
         flags["moe-router-score-function"] = "softmax"
@@ -79,7 +87,7 @@ def _expert_flags(a: Architecture) -> dict[str, Any]:
 
 
 def _router_switches(a: Architecture) -> list[str]:
-    switches = []
+    switches = ["moe-shared-expert-gate"] if a.shared_expert_gate else []
     if not a.normalized_topk:
         switches.append("moe-router-pre-softmax")
     if a.expert_bias:
@@ -158,7 +166,6 @@ _EVERY_MODEL = [
     ),
     *_absent(
         "apply_layernorm_1p",  # the attribute in older checkpoints
-        "add_qkv_bias",
         "activation_func_clamp_value",
         "apply_residual_connection_post_layernorm",
         "attention_output_gate",
@@ -181,7 +188,6 @@ _EVERY_MODEL = [
 # Dropout, jitter and auxiliary losses end with the training; what is here does not, or its weights
 # make another model without it.
 _WITH_EXPERTS = [
-    _Setting("moe_shared_expert_intermediate_size", None, (None, 0), _NOT_IN_HF),
     _Setting("moe_router_topk_scaling_factor", None, (None, 1.0), _NOT_IN_HF),
     *_absent(
         "moe_latent_size",
@@ -195,7 +201,7 @@ _WITH_EXPERTS = [
     ),
 ]
 
-_NOT_MOE_PLUS_PLUS = [
+_DENSE = [
     _Setting("qk_layernorm", False, (True,), "queries and keys are normalized, train with it")
 ]
 _MOE_PLUS_PLUS = [
@@ -224,11 +230,13 @@ _SOFTMAX_ROUTER = [
 ]
 _GROVE_ROUTER = [
     _Setting("grove_router_scoring", "grove", ("grove", "softmax"), "use grove"),
+]
+_NORMALIZED = [
     _Setting(
         "moe_router_pre_softmax",
         False,
         (False,),
-        "GroveMoE code normalizes the weights of the selected experts, train without",
+        "--grove-router-scoring grove normalizes the weights of the selected, train without",
     ),
 ]
 
@@ -254,21 +262,25 @@ def architecture_of_args(args: Namespace) -> Architecture:
     has_experts = bool(getattr(args, "num_experts", None))
     has_groups = bool(getattr(args, "grove_num_groups", None))
     is_moe_plus_plus = has_experts and moe_plus_plus.is_asked_for(args)
-    settings = [*_EVERY_MODEL, *(_MOE_PLUS_PLUS if is_moe_plus_plus else _NOT_MOE_PLUS_PLUS)]
+    settings = [*_EVERY_MODEL, *([] if has_experts else _DENSE)]
+    if is_moe_plus_plus:
+        settings += _MOE_PLUS_PLUS
     if has_experts:
         settings += _WITH_EXPERTS + ([] if is_moe_plus_plus else _NO_CAPACITY)
     if has_groups:
         settings += _GROVE_ROUTER
     if not has_groups or getattr(args, "grove_router_scoring", "grove") == "softmax":
         settings += _SOFTMAX_ROUTER if has_experts else []
+    else:
+        settings += _NORMALIZED
     problems = [line for setting in settings if (line := setting.problem(args))]
     sizes = _Sizes(args, problems)
     architecture = _dense_architecture(sizes)
     if has_experts:
         architecture = _expert_architecture(architecture, sizes)
+        names = ("grove_whole_qk_norm", *(moe_plus_plus.SAYABLE if is_moe_plus_plus else ()))
+        architecture = with_settings(architecture, settings_of_args(args, names))
         if is_moe_plus_plus:
-            own = moe_plus_plus.settings_of_args(args)
-            architecture = moe_plus_plus.with_settings(architecture, own)
             problems += moe_plus_plus.problems(args, architecture)
     elif has_groups:
         problems.append(
@@ -321,6 +333,7 @@ def _dense_architecture(sizes: _Sizes) -> Architecture:
         rotary_base=getattr(args, "rotary_base", 10000),
         tied_embeddings=not getattr(args, "untie_embeddings_and_output_weights", False),
         qk_layernorm=bool(getattr(args, "qk_layernorm", False)),
+        qkv_bias=bool(getattr(args, "add_qkv_bias", False)),
         moe_layers=moe_layers,
         ffn_hidden_size=0 if all(moe_layers) else sizes.whole("ffn_hidden_size"),
     )
@@ -366,6 +379,8 @@ def _expert_architecture(dense: Architecture, sizes: _Sizes) -> Architecture:
         adjugate_ffn_hidden_size=sizes.whole("grove_adjugate_ffn_hidden_size") if num_groups else 0,
         adjugate_scale=getattr(args, "grove_adjugate_scale", 0.05) if num_groups else 0.0,
         expert_bias=getattr(args, "moe_router_enable_expert_bias", False),
+        shared_expert_size=getattr(args, "moe_shared_expert_intermediate_size", None) or 0,
+        shared_expert_gate=bool(getattr(args, "moe_shared_expert_gate", False)),
     )
 
 

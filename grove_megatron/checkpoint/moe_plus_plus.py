@@ -13,11 +13,11 @@ from ..checks.flags import flag_of
 from ..config import layer_defaults
 from ..model.architecture import Architecture
 from ..model.families.moe_plus_plus import LOCAL, MOE_PLUS_PLUS, TOPK, settings_of
-from ..parts import registry
 from .config_keys import Keys, brief
+from .layer_settings import with_settings
 
 _WITHOUT_FFN = sum(LOCAL.values())
-_SAYABLE = (
+SAYABLE = (
     *LOCAL,
     "grove_gating_residual",
     "grove_zero_expert_weight",
@@ -26,6 +26,7 @@ _SAYABLE = (
     "grove_logit_norm",
     "grove_logit_norm_scale",
 )
+"""Settings that a config can say."""
 
 
 def with_experts(dense: Architecture, keys: Keys) -> Architecture:
@@ -82,18 +83,6 @@ def _columns(keys: Keys) -> int:
     return int(of_layers[0])
 
 
-def with_settings(architecture: Architecture, settings: dict[str, Any]) -> Architecture:
-    """With these settings of its layers, and the weights that come with them."""
-    of_layer = Namespace(**layer_defaults() | settings)
-    return replace(
-        architecture,
-        settings=tuple(sorted(settings.items())),
-        local_experts=registry.local_experts(of_layer),
-        constant_experts=of_layer.grove_constant_experts,
-        part_weights=registry.weights(of_layer),
-    )
-
-
 def keys_of(a: Architecture) -> dict[str, Any]:
     """Every key that describes the model."""
     settings = dict(a.settings)
@@ -128,13 +117,6 @@ def keys_of(a: Architecture) -> dict[str, Any]:
 def is_asked_for(args: Namespace) -> bool:
     """Is a model of Megatron's of this family, or of none? It has experts without an FFN."""
     return any(getattr(args, name, 0) for name in LOCAL)
-
-
-def settings_of_args(args: Namespace) -> dict[str, Any]:
-    """Those of the arguments that a config can say; the rest is for others to refuse."""
-    defaults = layer_defaults()
-    given = {name: getattr(args, name, defaults[name]) for name in _SAYABLE}
-    return {name: value for name, value in given.items() if value != defaults[name]}
 
 
 def problems(args: Namespace, architecture: Architecture) -> Iterator[str]:
@@ -172,8 +154,3 @@ def problems(args: Namespace, architecture: Architecture) -> Iterator[str]:
     if not all(a.moe_layers):
         layers = [int(is_moe) for is_moe in a.moe_layers]
         yield f"--moe-layer-freq ({brief(layers)}) is not 1, {fix}"
-    if a.is_grove:
-        yield (
-            f"--grove-num-groups ({a.num_groups}) is beside experts without an FFN, and no Hugging "
-            "Face model has both; keep Megatron's format"
-        )

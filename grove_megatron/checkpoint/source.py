@@ -1,6 +1,6 @@
 """Where weights come from, with everything that is known of their model."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 from ..checks.flags import flag_of
 from ..config import NOT_OF_THE_WEIGHTS, layer_defaults, unknown_settings
 from ..model.architecture import Architecture
-from ..model.families import is_buffer
-from .config_keys import brief, refuse_all
+from ..model.families import family_of, is_buffer
+from .config_keys import brief, is_number, refuse_all
 from .hf_config import DEQUANTISE, architecture_of, read_config
 from .hf_files import HfWeights
 from .manifest import read_checksums
@@ -81,7 +81,7 @@ def hf_source(folder: Path) -> Source:
     """
     config = read_config(folder)
     architecture = architecture_of(config, str(folder / "config.json"))
-    weights = HfWeights(folder)
+    weights = HfWeights(folder, family_of(architecture))
     _refuse_quantised(folder, weights)
     if architecture.is_grove and any(map(is_buffer, weights.infos())):
         # A buffer that the release's config says nothing about.
@@ -91,7 +91,7 @@ def hf_source(folder: Path) -> Source:
         weights.drop_copy("lm_head.weight", of="model.embed_tokens.weight")
     checksums = read_checksums(folder)
     problems = weights.problems + list(map(Problem, side_problems(folder, weights.files)))
-    notices = _unread(folder)
+    notices = (*_unread(folder), *_balance_loss(config, architecture))
     return Source(weights, architecture, checksums, problems, folder, config, {}, notices)
 
 
@@ -103,6 +103,24 @@ def _refuse_quantised(folder: Path, weights: HfWeights) -> None:
             f"{folder} has {len(parts)} tensors such as {parts[0]}, which are parts of quantised "
             f"weights; {DEQUANTISE}"
         )
+
+
+def _balance_loss(config: dict[str, Any], architecture: Architecture) -> Iterator[str]:
+    """What the coefficient of transformers is in Megatron, whose loss is of one layer.
+
+    That of transformers is of the logits of all layers together, and k times as large
+    (models/mixtral/modeling_mixtral.py:107-152 @ 4.46.3).
+    """
+    said, layers = config.get("router_aux_loss_coef"), sum(architecture.moe_layers)
+    if not is_number(said) or not said or not layers:
+        return
+    of_layer = said * architecture.topk / layers
+    yield (
+        f"router_aux_loss_coef ({said}) is one loss of all layers, k times Megatron's; to train "
+        "with as strong a one, where experts are balanced: --moe-router-load-balancing-type "
+        f"aux_loss --moe-aux-loss-coeff {of_layer:.3g}, which is {said} x {architecture.topk} / "
+        f"{layers} layers"
+    )
 
 
 def _unread(folder: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from ..model.families import is_buffer
 from .config_keys import brief
 from .source import Source
 from .transforms import Shape
-from .units import hf_shapes
+from .units import hf_shapes, units
 from .weights import DTYPES, ConversionError, Problem, TensorInfo, Weights, usual_dtype
 
 # Of the adjugates' gate and up projections (arXiv 2508.07785, upcycling).
@@ -32,12 +32,13 @@ Grouping = Mapping[int, list[int]]
 _EXPERT = re.compile(
     r"(?P<layer>model\.layers\.(?P<number>\d+)\.mlp)\.experts\.(?P<expert>\d+)\.(?P<rest>.*)"
 )
+# In the child's names, a GroveMoE's.
 _GATE = re.compile(r"model\.layers\.(?P<number>\d+)\.mlp\.gate\.weight")
-_ADJUGATE = re.compile(r".*\.mlp\.chunk_experts\.\d+\.(?P<which>gate|up|down)_proj\.weight")
+_ADJUGATE = re.compile(r".*\.mlp(\.moe)?\.chunk_experts\.\d+\.(?P<which>gate|up|down)_proj\.weight")
 
 
 class GroveChild:
-    """Grove MoE on a Qwen3-MoE parent (arXiv 2508.07785, upcycling).
+    """Grove MoE on a parent with experts (arXiv 2508.07785, upcycling).
 
     Adjugates' down projections and expert biases are zero, so that the child computes what the
     parent computes; gate and up projections are normal. Everything else is the parent's, bit for
@@ -50,6 +51,7 @@ class GroveChild:
         std: of the normal entries.
         grouping: of every MoE layer, the parent's experts in the order that puts those of a group
             next to each other; absent: as they are.
+        parent_architecture: None: of the child's names.
     """
 
     def __init__(
@@ -59,8 +61,13 @@ class GroveChild:
         seed: int,
         std: float = ADJUGATE_STD,
         grouping: Grouping | None = None,
+        parent_architecture: Architecture | None = None,
     ):
         self._parent, self._seed, self._std = parent, seed, std
+        # The parent's names of what it calls otherwise.
+        self._theirs = (
+            {} if parent_architecture is None else _renames(parent_architecture, architecture)
+        )
         self._grouping = grouping or {}
         self._parent_infos = parent.infos()
         self._shapes = hf_shapes(architecture)
@@ -89,7 +96,10 @@ class GroveChild:
             for name, shape in self._own.items()
         }
         taken = {}
+        renamed = {*self._theirs.values()} - self._shapes.keys()
         for name in {**self._parent_infos, **self._shapes}:
+            if name in renamed:
+                continue
             source = self.parents_name(name)
             if source is not None and (source in self._parent_infos or source != name):
                 absent = TensorInfo(self._shapes.get(name, ()), self._dtype, "the parent")
@@ -116,9 +126,9 @@ class GroveChild:
             return None
         match = _EXPERT.fullmatch(name)
         order = self._grouping.get(int(match["number"])) if match else None
-        if match is None or order is None or int(match["expert"]) >= len(order):
-            return name
-        return f"{match['layer']}.experts.{order[int(match['expert'])]}.{match['rest']}"
+        if match is not None and order is not None and int(match["expert"]) < len(order):
+            name = f"{match['layer']}.experts.{order[int(match['expert'])]}.{match['rest']}"
+        return self._theirs.get(name, name)
 
     def is_copy(self, name: str) -> bool:
         """Has this tensor the bytes of the parent's?"""
@@ -130,6 +140,19 @@ class GroveChild:
 
     def identity(self) -> dict[str, object]:
         return {"parent": self._parent.identity(), "child": self.generated}
+
+
+def _renames(parent: Architecture, child: Architecture) -> dict[str, str]:
+    """Names of the child's tensors that the parent has under others, and those."""
+    # Each by its key and place, counted over all layers.
+    theirs = {(unit.key, unit.place): unit.names for unit in units(parent, layers_stacked=True)}
+    return {
+        name: source
+        for unit in units(child, layers_stacked=True)
+        if (names := theirs.get((unit.key, unit.place))) is not None
+        for name, source in zip(unit.names, names, strict=True)
+        if name != source
+    }
 
 
 class MoeChild:
@@ -243,7 +266,10 @@ def _normal(shape: Shape, std: float, seed: int, name: str) -> Tensor:
 def grove_architecture(
     parent: Architecture, group_size: int, adjugate_ffn_hidden_size: int, scale: float
 ) -> Architecture:
-    """The child of a Qwen3-MoE parent.
+    """The child of a parent with experts.
+
+    A parent that does not normalise the weights of the selected experts, or that has experts
+    without an FFN, keeps its router: a child has the bias of selection where it is the paper's.
 
     Raises:
         ValueError: all that does not fit.
@@ -251,26 +277,15 @@ def grove_architecture(
     problems = []
     if not parent.num_experts:
         problems.append("the parent has no experts; make some with --num-experts and --topk")
-    elif parent.local_experts:
-        problems.append(
-            f"the parent has experts without an FFN ({parent.local_experts}), as a MoE++ model; "
-            "name a Qwen3-MoE model"
-        )
     elif parent.is_grove:
         problems.append(
-            f"the parent has groups ({parent.num_groups}) already; name a Qwen3-MoE model"
+            f"the parent has groups ({parent.num_groups}) already; name a model without"
         )
     elif group_size < 1 or parent.num_experts % group_size:
         sizes = [n for n in range(1, parent.num_experts + 1) if parent.num_experts % n == 0]
         problems.append(
             f"--group-size ({group_size}) does not divide the experts ({parent.num_experts}); use "
             f"one of {', '.join(map(str, sizes))}"
-        )
-    if not parent.normalized_topk:
-        problems.append(
-            "norm_topk_prob (false) of the parent, in Megatron --moe-router-pre-softmax, is not "
-            "how a Grove MoE weighs its experts, so the child would compute something else; name "
-            "a parent that normalizes"
         )
     if adjugate_ffn_hidden_size < 1:
         problems.append(
@@ -289,7 +304,7 @@ def grove_architecture(
         num_groups=parent.num_experts // group_size,
         adjugate_ffn_hidden_size=adjugate_ffn_hidden_size,
         adjugate_scale=scale,
-        expert_bias=True,
+        expert_bias=parent.normalized_topk and not parent.local_experts,
     )
 
 
@@ -337,7 +352,7 @@ def grove_child(
     grouping: Path | None,
     seed: int,
 ) -> Source:
-    """A Qwen3-MoE source as a Grove MoE source.
+    """A source with experts as a Grove MoE source.
 
     Raises:
         ValueError: all that does not fit.
@@ -345,8 +360,19 @@ def grove_child(
     architecture = grove_architecture(
         parent.architecture, group_size, adjugate_ffn_hidden_size, adjugate_scale
     )
+    if grouping is not None and architecture.local_experts:
+        raise ValueError(
+            f"--grouping ({grouping}) is not handled beside experts without an FFN, whose columns "
+            "of the router would stay; leave it out"
+        )
     groups = None if grouping is None else read_grouping(grouping, architecture)
-    child = GroveChild(parent.weights, architecture, seed, grouping=groups)
+    child = GroveChild(
+        parent.weights,
+        architecture,
+        seed,
+        grouping=groups,
+        parent_architecture=parent.architecture,
+    )
     return _source(parent, child, architecture)
 
 

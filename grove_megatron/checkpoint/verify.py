@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..model.families import is_buffer
+from ..model.families import family_of, is_buffer
 from .config_keys import brief
 from .errors import LOSS_TOLERANCE, size_of, worst_of
 from .golden import Golden
@@ -85,7 +85,10 @@ def verify_hf(hf: Path, golden_file: Path | None, extra_flags: list[str]) -> Rep
     # What the released forward pass does not read.
     buffers = frozenset(name for name in source.infos() if is_buffer(name))
     _refuse_problems(source, buffers)
-    golden = Golden.of_transformers(hf) if golden_file is None else Golden.read(golden_file)
+    if golden_file is None:
+        golden = Golden.of_transformers(hf, family_of(source.architecture).file_name)
+    else:
+        golden = Golden.read(golden_file)
     load = load_weights(source.weights, source.architecture)
     return _verify(source, golden, extra_flags, load, str(golden_file))
 

@@ -41,6 +41,7 @@ class Model:
         gated: a SwiGLU-like FFN of three matrices and not two.
         norm_bias: LayerNorm, and not RMSNorm.
         qk_layernorm, attention_output_gate: as Megatron's flags.
+        whole_qk_norm: one norm over all heads of the queries, and one of the keys, not of a head.
         softmax_offset: has every head a learned one?
         linear_bias, qkv_bias: have the linear layers a bias, all or that of QKV?
         learned_positions: rows of a learned position embedding, 0 without.
@@ -72,6 +73,7 @@ class Model:
     gated: bool = True
     norm_bias: bool = False
     qk_layernorm: bool = False
+    whole_qk_norm: bool = False
     attention_output_gate: bool = False
     softmax_offset: bool = False
     linear_bias: bool = False
@@ -149,7 +151,8 @@ class Architecture(Model):
         normalized_topk: the weights of the selected experts sum to 1.
         adjugate_scale: weight of the adjugates' sum.
         settings: of a layer with experts beyond these, where not the default, by name: what its
-            ``local_experts``, ``constant_experts`` and ``part_weights`` come from.
+            ``local_experts``, ``constant_experts``, ``part_weights`` and ``whole_qk_norm`` come
+            from.
     """
 
     max_position_embeddings: int
@@ -161,7 +164,7 @@ class Architecture(Model):
 
     def described(self) -> dict[str, Any]:
         """Every fact of it once, by name."""
-        derived = ("local_experts", "constant_experts", "part_weights", "settings")
+        derived = {"local_experts", "constant_experts", "part_weights", "whole_qk_norm", "settings"}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
         return own | dict(self.settings)
 

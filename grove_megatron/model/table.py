@@ -77,8 +77,9 @@ def _attention(model: Model) -> Iterator[Weight]:
     if model.linear_bias or model.qkv_bias:
         yield Weight(f"{name}linear_qkv.bias", blocks, Split.QKV, place="layer")
     if model.qk_layernorm:
-        yield from _norm(model, "layer", f"{name}q_layernorm.", "D")
-        yield from _norm(model, "layer", f"{name}k_layernorm.", "D")
+        sizes = ("Q", "K") if model.whole_qk_norm else ("D", "D")
+        for what, size in zip("qk", sizes, strict=True):
+            yield from _norm(model, "layer", f"{name}{what}_layernorm.", size)
     if model.softmax_offset:
         offset = f"{name}core_attention.softmax_offset"
         yield Weight(offset, ("N",), Split.ROWS, place="layer")

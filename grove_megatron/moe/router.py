@@ -87,6 +87,7 @@ class GroveRouter(TopKRouter):
         self.counts_are_new = False
         self.logits_watch: LogitsWatch | None = None
         self.draws = Draws()
+        self.is_frozen = False
         if self.enable_expert_bias:
             # Megatron's buffer, under its name: fp32, which is exact below 2^24, and which
             # Float16Module turns into bf16, exact below 2^8.
@@ -179,6 +180,24 @@ class GroveRouter(TopKRouter):
         # Set by TopKRouter.__init__, and by whoever freezes the model.
         self.bias_is_frozen = frozen
 
+    def freeze(self) -> None:
+        """Keep the bias, and leave out all balance losses, which would move the layers before.
+
+        Of a router whose weights are not trained.
+        """
+        self.is_frozen = self.frozen_expert_bias = True
+
+    def is_aux_loss_enabled(self) -> bool:
+        """Never of a frozen router."""
+        return not self.is_frozen and bool(super().is_aux_loss_enabled())
+
+    def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Of a router that is not frozen."""
+        if self.is_frozen:
+            return logits
+        attached: Tensor = super().apply_z_loss(logits, padding_mask)
+        return attached
+
     def gating(self, input: Tensor) -> Tensor:
         """The logits [S, B, E] of tokens [S, B, H], transformed."""
         if self.gate is None:
@@ -255,7 +274,7 @@ class GroveRouter(TopKRouter):
             padding_T=None if padding_mask is None else padding_mask.reshape(-1),
             batch_size=logits.shape[1],
             training=self.training,
-            learns=self.training and torch.is_grad_enabled(),
+            learns=self.training and torch.is_grad_enabled() and not self.is_frozen,
             draws=self.draws,
             everywhere=self._everywhere,
             ranks=self.tp_cp_group.size(),

@@ -22,6 +22,7 @@ from ..moe import balance
 from .dropped_weights import check_no_weight_is_dropped
 from .metrics import watch_routing
 from .nonfinite import watch_logits
+from .subsets import train_only
 
 
 @dataclass(kw_only=True)
@@ -105,6 +106,10 @@ class GroveGPTModelBuilder(GPTModelBuilder):
         for hook in (check_no_weight_is_dropped, watch_routing, watch_logits):
             if hook not in hooks:
                 hooks.append(hook)
+        chosen = getattr(get_args(), "grove_train_only", None)
+        before = self._model_config.pre_wrap_hooks
+        if chosen and train_only(tuple(chosen)) not in before:
+            before.append(train_only(tuple(chosen)))
         # Before train() sets Megatron's function where there is none.
         balance.install(self._model_config.transformer, _iterations_done)
         models: list[GPTModel] = super().build_distributed_models(pg_collection, *args, **kwargs)

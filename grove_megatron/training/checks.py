@@ -36,6 +36,7 @@ from .rules import basic_problems, megatron_problems
 from .saved_arguments import saved_arguments
 from .saving import saving_problems
 from .sft_rules import conversation_file_problems, sft_problems
+from .subsets import subset_problems
 from .token_ids import vocabulary_problems
 from .tokenizer_files import tokenizer_file_problems
 
@@ -104,6 +105,7 @@ def job_problems(
         problems += problems_of(partial(needed, trains=trains), args)
     elif not own_script:
         problems += problems_of(gpt.entry_problems, args)
+    problems += problems_of(subset_problems, args)
     if is_checked(args) or not own_script:
         problems += problems_of(partial(sft_problems, own_script=own_script), args)
     if is_elsewhere(device):

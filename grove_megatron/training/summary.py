@@ -1,6 +1,7 @@
 """What a run sent and how large its model is, in one line after training."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,8 +49,10 @@ def print_summary(models: list[torch.nn.Module], config: TransformerConfig) -> N
         print(PREFIX + json.dumps(summary), flush=True)
 
 
-def count_parameters(models: list[torch.nn.Module]) -> Counts:
-    """Parameters of the whole model as it was built, each counted once.
+def count_parameters(
+    models: list[torch.nn.Module], counts: Callable[[torch.nn.Parameter], bool] | None = None
+) -> Counts:
+    """Parameters of the whole model as it was built, each counted once; those that ``counts`` says.
 
     Every rank must call. Replicas are left out: data-parallel ones, tensor-parallel ones of
     parameters that are not split, and the second copy of tied embeddings.
@@ -58,6 +61,8 @@ def count_parameters(models: list[torch.nn.Module]) -> Counts:
     for model in models:
         for name, parameter in model.named_parameters():
             if getattr(parameter, "shared", False) or not _is_counted_here(parameter):
+                continue
+            if counts is not None and not counts(parameter):
                 continue
             kind = 2 if ".adjugate_experts." in name else 1 if ".experts." in name else 0
             counted[kind] += parameter.numel()

@@ -21,9 +21,18 @@ def train(folder: str, argv: list[str], alone: bool) -> None:
     if alone:
         dataset.packs = lambda lengths, capacity: [[i] for i in range(len(lengths))]
     batches: list[dict[str, Any]] = []
-    read, loss, summary = gpt._batch, gpt.loss, launch.print_summary
+    read, loss, step, summary = gpt._batch, gpt.loss, gpt.forward_step, launch.print_summary
     before: dict[str, Any] = {}
     changes: dict[str, Any] = {}
+
+    def state_of(model: Any) -> Any:
+        biases = [(n, b) for n, b in model.named_buffers() if n.endswith("expert_bias")]
+        return [*model.named_parameters(), *biases]
+
+    def recorded_step(data: Any, model: Any, **named: Any) -> Any:
+        if not before:
+            before.update({name: tensor.detach().clone() for name, tensor in state_of(model)})
+        return step(data, model, **named)
 
     def recorded_batch(*args: Any) -> Any:
         batch, borders = read(*args)
@@ -38,18 +47,15 @@ def train(folder: str, argv: list[str], alone: bool) -> None:
 
     def recorded_loss(mask: Any, output: Any, **named: Any) -> Any:
         batches[-1]["losses"] = output.tolist()
-        model = named["model"]
-        if not before:
-            before.update({n: p.detach().clone() for n, p in model.named_parameters()})
         return loss(mask, output, **named)
 
     def recorded_summary(models: Any, *args: Any) -> None:
         for model in models:
-            for name, parameter in model.named_parameters():
-                if name in before:
-                    changes[name] = (parameter - before[name]).double().flatten().tolist()
+            for name, parameter in state_of(model):
+                changes[name] = (parameter - before[name]).double().flatten().tolist()
         summary(models, *args)
 
+    gpt.forward_step = recorded_step
     gpt._batch, gpt.loss, launch.print_summary = recorded_batch, recorded_loss, recorded_summary
     sys.argv = ["pretrain", *argv]
     pretrain.main()

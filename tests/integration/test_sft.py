@@ -36,7 +36,6 @@ def without(flags: list[str], names: tuple[str, ...]) -> list[str]:
 MODEL = [
     *without(SIZE, ("--seq-length", "--max-position-embeddings", "--micro-batch-size", "--lr")),
     *without(MOE, BALANCE),
-    *GROVE,
 ]
 MODEL = [
     *without(MODEL, ("--global-batch-size", "--train-iters")),
@@ -62,9 +61,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(files: list[str], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    def train(processes: int, *flags: str, alone: bool = False) -> Job:
+    def train(processes: int, *flags: str, alone: bool = False, plain: bool = False) -> Job:
         folder = tmp_path_factory.mktemp("run")
-        argv = [*MODEL, *RUN, *files, *flags]
+        argv = [*MODEL, *([] if plain else GROVE), *RUN, *files, *flags]
         target = "tests.integration.sft_job:train"
         return ranks.run(processes, target, str(folder), argv, alone, folder=folder).check()
 
@@ -148,3 +147,49 @@ def test_every_layout_has_the_losses_of_conversations_alone(
         assert before.keys() == after.keys()
         assert max(abs(before[key] - after[key]) for key in before) < 2e-5
     assert sum(expected[1].values()) < sum(expected[0].values())
+
+
+DISTRIBUTED = ["--use-distributed-optimizer"]
+PLACES = {"adjugates": "adjugate_experts", "experts": "mlp.experts"}
+BALANCED = (
+    "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1.0 --moe-z-loss-coeff 1.0 "
+    "--moe-router-enable-expert-bias --moe-router-score-function sigmoid "
+    "--moe-router-bias-update-rate 0.1"
+).split()
+
+
+@pytest.mark.parametrize(
+    ("processes", "layout", "chosen"),
+    [
+        (1, "--global-batch-size 1", "adjugates"),
+        (2, "--global-batch-size 2 --expert-model-parallel-size 2", "adjugates"),
+        (2, "--global-batch-size 1 --pipeline-model-parallel-size 2", "adjugates"),
+        (1, "--global-batch-size 1 --grove-dispatch", "experts"),
+    ],
+)
+def test_what_is_chosen_alone_is_trained(
+    processes: int, layout: str, chosen: str, run: Any
+) -> None:
+    """Nothing else moves: no weight, no bias of a router, and no loss of one moves the rest."""
+    adam = f"--optimizer adam --lr 1e-2 --train-iters 3 --grove-train-only {chosen}".split()
+    flags, plain = [*layout.split(), *adam, *DISTRIBUTED], chosen == "experts"
+    job = run(processes, *flags, *BALANCED, plain=plain)
+    scored = run(processes, *flags, *BALANCED[6:9], plain=plain)
+    for balanced, without in zip(job.results(), scored.results(), strict=True):
+        assert any(name.endswith("expert_bias") for name in balanced["changes"])
+        for name, change in balanced["changes"].items():
+            moved = any(change)
+            assert moved == (f".{PLACES[chosen]}." in name), name
+            if moved:
+                assert change == without["changes"][name]
+    said = job.log(0)
+    # 2 layers: 4 adjugates of 3 matrices of 32 x 16, 8 experts of 32 x 32.
+    trained = {"adjugates": "12,288", "experts": "49,152"}[chosen]
+    assert f"--grove-train-only ({chosen}): {trained} of " in said
+
+
+def test_a_choice_of_nothing_is_refused(run: Any, ranks: Ranks) -> None:
+    with pytest.raises(AssertionError, match=r"--grove-train-only \(nothing\) is in no weight"):
+        run(1, "--global-batch-size", "1", "--grove-train-only", "adjugates", "nothing")
+    with pytest.raises(AssertionError, match=r"--grove-train-only \(\(\) is no regular"):
+        run(1, "--global-batch-size", "1", "--grove-train-only", "(")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from grove_megatron.checkpoint.golden import GRAD_PREFIX, Golden
 from tests.ranks import Ranks
 
+from .grove_commands import ONE, Finished, Grove, flags_of
+
 transformers = pytest.importorskip("transformers")
 
 EP2 = (2, ["--expert-model-parallel-size", "2"])
 EP4 = (4, ["--expert-model-parallel-size", "4"])
 TP2 = (2, ["--tensor-model-parallel-size", "2"])
 PP2 = (2, ["--pipeline-model-parallel-size", "2"])
-ONE: tuple[int, list[str]] = (1, [])
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -51,48 +51,6 @@ TRAINING = (
 def long(*values: Any) -> Any:
     """A parameter of the whole matrix only."""
     return pytest.param(*values, marks=pytest.mark.long)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What one ``grove`` command left behind, rank 0 first."""
-
-    codes: list[int]
-    outputs: list[str]
-    logs: list[str]
-
-    def check(self, code: int = 0) -> "Finished":
-        assert self.codes == [code] * len(self.codes), self.logs[0][-6000:]
-        return self
-
-    @property
-    def report(self) -> dict[str, Any]:
-        report: dict[str, Any] = json.loads(self.outputs[0].splitlines()[-1])
-        return report
-
-
-class Grove:
-    """Runs ``grove`` commands."""
-
-    def __init__(self, ranks: Ranks, factory: pytest.TempPathFactory):
-        self.ranks, self._factory = ranks, factory
-
-    def __call__(self, *argv: str, layout: tuple[int, list[str]] = ONE) -> Finished:
-        return self.job("verify_job:grove", [*argv, *layout[1]], world_size=layout[0])
-
-    def job(self, target: str, *args: Any, world_size: int = 1) -> Finished:
-        folder = self._factory.mktemp("job")
-        module = f"tests.integration.{target}"
-        job = self.ranks.run(world_size, module, str(folder), *args, folder=folder)
-        written = [folder / f"rank{rank}.stdout" for rank in range(world_size)]
-        outputs = [file.read_text() if file.exists() else "" for file in written]
-        return Finished(job.codes, outputs, [job.log(rank) for rank in range(world_size)])
-
-    def results(self, target: str, *args: Any, world_size: int = 1) -> list[Any]:
-        folder = self._factory.mktemp("results")
-        module = f"tests.integration.{target}"
-        job = self.ranks.run(world_size, module, str(folder), *args, folder=folder)
-        return job.check().results()
 
 
 @pytest.fixture(scope="module")
@@ -343,10 +301,6 @@ def test_training_begins_at_the_parents_loss(
     assert abs(after[0] - before[0]) <= 1e-5 * before[0]
     # What the child has more of is trained.
     assert abs(after[2] - before[2]) > 1e-5 * before[2]
-
-
-def flags_of(checkpoint: Path) -> list[str]:
-    return (checkpoint / "megatron_flags.txt").read_text().split()
 
 
 def train(grove: Grove, load: Path, layout: tuple[int, list[str]]) -> list[float]:

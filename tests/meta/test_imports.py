@@ -85,12 +85,18 @@ RULES = {
     "checkpoint/config_keys": Rule(),
     **{
         f"checkpoint/{module}": Rule(
-            inside={"model", "checkpoint.config_keys", "checkpoint.moe_plus_plus", "checks"}
+            inside={
+                *("model", "checkpoint.config_keys", "checkpoint.layer_settings"),
+                *("checkpoint.moe_plus_plus", "checks"),
+            }
         )
         for module in ("hf_config", "megatron_args")
     },
+    "checkpoint/layer_settings": Rule(inside={"model", "config", "parts"}),
     "checkpoint/moe_plus_plus": Rule(
-        inside={"model", "checkpoint.config_keys", "checks", "config", "parts"}
+        inside={
+            *("model", "checkpoint.config_keys", "checkpoint.layer_settings", "checks", "config")
+        }
     ),
     # Where the weights meet a Megatron model; names and transforms stay free of it.
     "checkpoint/local_names": Rule(

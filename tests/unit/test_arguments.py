@@ -49,6 +49,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-metrics-dir": (None, None),
         "--grove-failure-watch": ("on", ("on", "off")),
         "--grove-preset": (None, tuple(PRESETS)),
+        "--grove-train-only": (None, None),
         "--grove-print-arguments": ("changed", ("changed", "all")),
         "--grove-bias-update-rule": ("rms", ("rms", "sign")),
         "--grove-bias-rate-decay-style": (
@@ -76,6 +77,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-zero-experts": (0, None),
         "--grove-zero-expert-weight": ("own", ("own", "others")),
         "--grove-topk-scaled-input": (False, None),
+        "--grove-whole-qk-norm": (False, None),
         "--grove-gating-residual": (False, None),
         "--grove-router-gate": ("linear", ("linear", "two_layer")),
         "--grove-heterogeneous-loss-coeff": (0.0, None),
@@ -170,6 +172,7 @@ OF_THE_WEIGHTS = {
     "grove_zero_expert_weight": ("others", "own"),
     "grove_topk_scaled_input": (True, False),
     "grove_gating_residual": (True, False),
+    "grove_whole_qk_norm": (True, False),
     "grove_router_gate": ("two_layer", "linear"),
 }
 

@@ -332,11 +332,13 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_zero_experts": 0,
         "grove_zero_expert_weight": "own",
         "grove_topk_scaled_input": False,
+        "grove_whole_qk_norm": False,
         "grove_gating_residual": False,
         "grove_router_gate": "linear",
         "grove_heterogeneous_loss_coeff": 0.0,
         "grove_local_tau": 0.75,
         "grove_preset": None,
+        "grove_train_only": None,
         "grove_print_arguments": "changed",
     }
 

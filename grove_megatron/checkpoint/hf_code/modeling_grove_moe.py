@@ -1,5 +1,7 @@
 """GroveMoE (arXiv 2508.07785) for transformers from 5.2 on: Qwen3-MoE, its experts in groups.
 
+Of another parent it has that one's attention, router and shared expert.
+
 Each group has a small adjugate expert, which computes a token once however many of the group's
 experts it has selected. Routed experts are those of transformers, so that whatever implementation
 of experts it is told to use is used; attention, caches and parallel plans are Qwen3-MoE's.
@@ -17,6 +19,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeDecoderLayer,
     Qwen3MoeExperts,
     Qwen3MoeForCausalLM,
+    Qwen3MoeMLP,
     Qwen3MoeModel,
     Qwen3MoePreTrainedModel,
     Qwen3MoeRMSNorm,
@@ -28,12 +31,37 @@ from transformers.utils.output_capturing import OutputRecorder
 from .configuration_grove_moe import GroveMoeConfig
 
 
+class GroveMoeNormOfAllHeads(Qwen3MoeRMSNorm):
+    """Of [..., heads, width], as one vector."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states.flatten(-2)).view_as(hidden_states)
+
+
+class GroveMoeAttention(Qwen3MoeAttention):
+    """With norms and biases of the parent."""
+
+    def __init__(self, config: GroveMoeConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        if config.qk_norm == "none":
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        elif config.qk_norm == "all_heads":
+            for name, projection in (("q_norm", self.q_proj), ("k_norm", self.k_proj)):
+                eps = config.rms_norm_eps
+                setattr(self, name, GroveMoeNormOfAllHeads(projection.out_features, eps=eps))
+        if config.qkv_bias:
+            for name in ("q_proj", "k_proj", "v_proj"):
+                projection = getattr(self, name)
+                biased = nn.Linear(projection.in_features, projection.out_features)
+                setattr(self, name, biased)
+
+
 class GroveMoeRouter(nn.Module):
-    """Selects by sigmoid(z) + b and weighs by the softmax over the selected z."""
+    """Selects by sigmoid(z) + b and weighs by the softmax over the selected z, or over all."""
 
     def __init__(self, config: GroveMoeConfig) -> None:
         super().__init__()
-        self.top_k = config.num_experts_per_tok
+        self.top_k, self.pre_softmax = config.num_experts_per_tok, config.router_pre_softmax
         self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
 
     def forward(self, x_TH: Tensor, bias_E: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +73,10 @@ class GroveMoeRouter(nn.Module):
         if bias_E is not None:
             scores_TE = scores_TE + bias_E.double()
         index_TK = scores_TE.topk(self.top_k, dim=-1).indices
-        weights_TK = wide_TE.gather(1, index_TK).softmax(-1)
+        if self.pre_softmax:
+            weights_TK = wide_TE.softmax(-1).gather(1, index_TK)
+        else:
+            weights_TK = wide_TE.gather(1, index_TK).softmax(-1)
         return z_TE, weights_TK.to(z_TE.dtype), index_TK
 
 
@@ -105,13 +136,19 @@ class GroveMoeSparseMoeBlock(Qwen3MoeSparseMoeBlock):
         self.group_size, self.scale = config.num_experts_per_group, config.small_experts_weight
         bias = torch.zeros(config.num_experts) if config.use_expert_bias else None
         self.register_buffer("expert_bias", bias)
+        if width := config.shared_expert_intermediate_size:
+            self.shared_expert = Qwen3MoeMLP(config, intermediate_size=width)
+            self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
         _, weights_TK, index_TK = self.gate(x_TH, self.expert_bias)
         y_TH = self.experts(x_TH, index_TK, weights_TK)
         added_TH = self.chunk_experts(x_TH, index_TK // self.group_size, self.scale * weights_TK)
-        return (y_TH + added_TH).reshape(hidden_states.shape)
+        y_TH = y_TH + added_TH
+        if hasattr(self, "shared_expert"):
+            y_TH = y_TH + self.shared_expert_gate(x_TH).sigmoid() * self.shared_expert(x_TH)
+        return y_TH.reshape(hidden_states.shape)
 
 
 class GroveMoeDecoderLayer(Qwen3MoeDecoderLayer):
@@ -119,6 +156,7 @@ class GroveMoeDecoderLayer(Qwen3MoeDecoderLayer):
 
     def __init__(self, config: GroveMoeConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
+        self.self_attn = GroveMoeAttention(config, layer_idx)
         if isinstance(self.mlp, Qwen3MoeSparseMoeBlock):
             self.mlp = GroveMoeSparseMoeBlock(config)
 

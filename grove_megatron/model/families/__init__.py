@@ -6,21 +6,30 @@ from ..architecture import Model
 from ..table import EMBEDDING, EXPERT_BIAS, OUTPUT, weights
 from ..weights import Weight
 from .family import Family
-from .grove_moe import GROVE_MOE
+from .grove_moe import GROVE_MOE, GROVE_MOE_PLUS_PLUS
+from .mixtral import MIXTRAL
 from .moe_plus_plus import MOE_PLUS_PLUS
+from .olmoe import OLMOE
+from .qwen2_moe import QWEN2_MOE
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 
-FAMILIES = (GROVE_MOE, QWEN3_MOE, QWEN3, MOE_PLUS_PLUS)
+FAMILIES = (GROVE_MOE, QWEN3_MOE, QWEN3, QWEN2_MOE, MIXTRAL, OLMOE, MOE_PLUS_PLUS)
 
 
 def family_of(model: Model) -> Family:
     """The family that a model belongs to."""
     if model.is_grove:
-        return GROVE_MOE
+        return GROVE_MOE_PLUS_PLUS if model.local_experts else GROVE_MOE
     if model.local_experts:
         return MOE_PLUS_PLUS
-    return QWEN3_MOE if model.num_experts else QWEN3
+    if not model.num_experts:
+        return QWEN3
+    if model.shared_expert_size:
+        return QWEN2_MOE
+    if model.whole_qk_norm:
+        return OLMOE
+    return QWEN3_MOE if model.qk_layernorm else MIXTRAL
 
 
 def named_weights(model: Model) -> list[Weight]:

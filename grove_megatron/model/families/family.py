@@ -17,6 +17,8 @@ class Family:
         cut: of weights that are other tensors than their blocks, the dimensions of each.
         layer: what goes before the names of a layer.
         module: is the class's module said before its name, ``modeling_grove_moe.Grove...``?
+        aliases: parts of names that transformers 5 has otherwise in memory, and in files where it
+            saves what is in memory: its name, and that of files.
     """
 
     class_name: str
@@ -25,6 +27,13 @@ class Family:
     cut: Mapping[str, str] = field(default_factory=dict)
     layer: str = "model.layers.{layer}."
     module: bool = False
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def file_name(self, name: str) -> str:
+        """What files call a tensor that transformers 5 holds under ``name``."""
+        for held, in_files in self.aliases:
+            name = name.replace(held, in_files)
+        return name
 
     @property
     def has_experts(self) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .family import Family
-from .qwen3 import QWEN3
+from .qwen3_moe import ATTENTION
 
 _EXPERT = "mlp.moe.experts.experts.{index}."
 # Those without an FFN come after the others.
@@ -13,18 +13,7 @@ MOE_PLUS_PLUS = Family(
     "MoeForCausalLM",
     "MoE++",
     {
-        name: QWEN3.names[name]
-        for name in (
-            "embedding.word_embeddings.weight",
-            "self_attention.linear_qkv.layer_norm_weight",
-            "self_attention.linear_qkv.weight",
-            "self_attention.linear_proj.weight",
-            "decoder.final_layernorm.weight",
-            "output_layer.weight",
-        )
-    }
-    | {
-        "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
+        **ATTENTION,
         # One of the two gates.
         "mlp.router.weight": ("mlp.moe.gate.wg.weight",),
         "mlp.router.gate_two_layer.first": ("mlp.moe.gate.wg.0.weight",),

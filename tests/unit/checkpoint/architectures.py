@@ -5,9 +5,18 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from grove_megatron.checkpoint.moe_plus_plus import with_settings
+from grove_megatron.checkpoint.layer_settings import with_settings
 from grove_megatron.model.architecture import Architecture
-from grove_megatron.model.families import FAMILIES, grove_moe, moe_plus_plus, qwen3, qwen3_moe
+from grove_megatron.model.families import (
+    FAMILIES,
+    grove_moe,
+    mixtral,
+    moe_plus_plus,
+    olmoe,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+)
 from grove_megatron.model.families.family import Family
 
 # Qwen3-30B-A3B, of which the released GroveMoE has the sizes.
@@ -99,6 +108,64 @@ SMALL_MOE_PLUS_PLUS = with_local_experts(
     DENSE, 6, 20, mixtral_gating=False, two_layer_gate=True, norm_std=0.5, multiplied=True
 )
 
+# As their config.json say.
+MIXTRAL = replace(
+    QWEN3_MOE,
+    hidden_size=4096,
+    num_query_groups=8,
+    vocab_size=32000,
+    max_position_embeddings=32768,
+    norm_epsilon=1e-5,
+    qk_layernorm=False,
+    moe_layers=(True,) * 32,
+    num_experts=8,
+    moe_ffn_hidden_size=14336,
+    topk=2,
+)
+QWEN2_MOE = replace(
+    QWEN3_MOE,
+    num_attention_heads=16,
+    num_query_groups=16,
+    max_position_embeddings=8192,
+    qk_layernorm=False,
+    qkv_bias=True,
+    moe_layers=(True,) * 24,
+    num_experts=60,
+    moe_ffn_hidden_size=1408,
+    topk=4,
+    normalized_topk=False,
+    shared_expert_size=5632,
+    shared_expert_gate=True,
+)
+OLMOE = with_settings(
+    replace(
+        QWEN3_MOE,
+        num_attention_heads=16,
+        num_query_groups=16,
+        vocab_size=50304,
+        max_position_embeddings=4096,
+        norm_epsilon=1e-5,
+        rotary_base=10000.0,
+        moe_layers=(True,) * 16,
+        num_experts=64,
+        moe_ffn_hidden_size=1024,
+        normalized_topk=False,
+    ),
+    {"grove_whole_qk_norm": True},
+)
+
+
+def groups_on(parent: Architecture, size: int = 2) -> Architecture:
+    """The child of a parent without the paper's router."""
+    return replace(
+        parent,
+        num_groups=parent.num_experts // size,
+        adjugate_ffn_hidden_size=12,
+        adjugate_scale=0.05,
+        expert_bias=parent.normalized_topk,
+    )
+
+
 NAMED = {
     "Qwen3-30B-A3B": QWEN3_MOE,
     "released GroveMoE": RELEASED,
@@ -107,6 +174,12 @@ NAMED = {
     "grove": GROVE,
     "MoE-Plus-Plus-7B": MOE_PLUS_PLUS,
     "MoE++": SMALL_MOE_PLUS_PLUS,
+    "Mixtral-8x7B": MIXTRAL,
+    "Qwen1.5-MoE-A2.7B": QWEN2_MOE,
+    "OLMoE-1B-7B": OLMOE,
+    "groups on Mixtral": groups_on(MIXTRAL),
+    "groups on Qwen2-MoE": groups_on(QWEN2_MOE),
+    "groups on OLMoE": groups_on(OLMOE),
 }
 
 SIZES = st.integers(1, 200)
@@ -144,14 +217,27 @@ def architectures(draw: Any, family: Family | None = None) -> Architecture:
             norm_std=draw(st.none() | st.just(1.0) | st.floats(1e-3, 1e3)),
             multiplied=draw(st.booleans()),
         )
-    return dense if family is qwen3.QWEN3 else draw(with_experts(dense, family))
+    kind = family
+    if family is grove_moe.GROVE_MOE:
+        # Of the release, or of another parent.
+        kind = draw(st.sampled_from([qwen3_moe.QWEN3_MOE, *_PARENTS]))
+    if kind in (qwen2_moe.QWEN2_MOE, olmoe.OLMOE):
+        # Its code divides.
+        width = draw(SIZES) * dense.num_attention_heads
+        dense = replace(dense, hidden_size=width, head_dim=width // dense.num_attention_heads)
+    return dense if family is qwen3.QWEN3 else draw(with_experts(dense, family, kind))
+
+
+_PARENTS = (mixtral.MIXTRAL, qwen2_moe.QWEN2_MOE, olmoe.OLMOE)
 
 
 @st.composite
-def with_experts(draw: Any, dense: Architecture, family: Family) -> Architecture:
+def with_experts(draw: Any, dense: Architecture, family: Family, kind: Family) -> Architecture:
     """A dense model with experts in some of its layers, and groups where the family has them."""
     layers = draw(st.lists(st.booleans(), min_size=dense.num_layers, max_size=dense.num_layers))
     layers[draw(st.integers(0, dense.num_layers - 1))] = True
+    if kind in (mixtral.MIXTRAL, olmoe.OLMOE):
+        layers = [True] * dense.num_layers
     num_groups, size = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     plain = replace(
         dense,
@@ -162,12 +248,26 @@ def with_experts(draw: Any, dense: Architecture, family: Family) -> Architecture
         topk=draw(st.integers(1, num_groups * size)),
         normalized_topk=family is grove_moe.GROVE_MOE or draw(st.booleans()),
     )
-    if family is qwen3_moe.QWEN3_MOE:
+    if kind is mixtral.MIXTRAL:
+        plain = replace(plain, qk_layernorm=False, normalized_topk=True)
+    elif kind is olmoe.OLMOE:
+        plain = with_settings(plain, {"grove_whole_qk_norm": True})
+    elif kind is qwen2_moe.QWEN2_MOE:
+        plain = replace(
+            plain,
+            qk_layernorm=False,
+            qkv_bias=draw(st.booleans()),
+            shared_expert_size=draw(SIZES),
+            shared_expert_gate=True,
+        )
+    if family is not grove_moe.GROVE_MOE:
         return plain
+    if kind in (qwen2_moe.QWEN2_MOE, olmoe.OLMOE):
+        plain = replace(plain, normalized_topk=draw(st.booleans()))
     return replace(
         plain,
         num_groups=num_groups,
         adjugate_ffn_hidden_size=draw(st.just(128) | SIZES),
         adjugate_scale=draw(st.just(0.05) | st.floats(0, 1)),
-        expert_bias=draw(st.booleans()),
+        expert_bias=plain.normalized_topk and draw(st.booleans()),
     )

@@ -1,6 +1,7 @@
 """config.json as an architecture and back: every key that says something is read, or refused."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -166,10 +167,13 @@ def test_a_config_names_its_family(says: dict[str, Any], family: Family) -> None
 @pytest.mark.parametrize(
     ("says", "shown"),
     [
-        ({"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen3"}, "Qwen2MoeForCausalLM"),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen3"}, "Qwen2ForCausalLM"),
         ({"architectures": ["MyQwen3ForCausalLM"]}, "MyQwen3ForCausalLM"),
         ({"model_type": "qwen2"}, "model_type (qwen2)"),
         ({}, "architectures (absent)"),
+        ({"architectures": ["DeepseekV3ForCausalLM"]}, "has multi-head latent attention"),
+        ({"model_type": "deepseek_v2"}, "deepseek_v2 has multi-head latent attention"),
+        ({"architectures": ["GptOssForCausalLM"]}, "has attention sinks"),
     ],
 )
 def test_another_family_is_refused_with_those_handled(says: dict[str, Any], shown: str) -> None:
@@ -584,7 +588,11 @@ def test_the_models_own_config_is_kept(architecture: Architecture, five: bool, r
 def test_an_upcycled_model_keeps_what_its_parent_had(
     parent: Architecture, family: Family, five: bool, data: st.DataObject
 ) -> None:
-    child = parent if family is qwen3.QWEN3 else data.draw(with_experts(parent, family))
+    child = (
+        parent
+        if family is qwen3.QWEN3
+        else data.draw(with_experts(parent, family, qwen3_moe.QWEN3_MOE))
+    )
     like = config_of(parent, None, "float16") | {"bos_token_id": 7, "auto_map": {}}
     config = config_of(child, respelled(like) if five else like, "bfloat16")
     assert architecture_of(config, "model") == replace(child, expert_bias=False)
@@ -600,7 +608,8 @@ def test_a_grove_model_upcycled_from_a_plain_moe(child: Architecture, five: bool
         num_experts=2,
         moe_ffn_hidden_size=3,
         topk=1,
-        normalized_topk=False,
+        # A Mixtral normalises.
+        normalized_topk=not child.qk_layernorm and not child.shared_expert_size,
         num_groups=0,
         adjugate_ffn_hidden_size=0,
         adjugate_scale=0.0,
@@ -727,9 +736,30 @@ def test_what_is_not_handled_in_the_given_config_is_named() -> None:
     ]
 
 
-def test_a_grove_model_without_normalized_weights_has_no_config() -> None:
-    with pytest.raises(ValueError, match=r"normalized_topk \(False\)"):
-        config_of(replace(RELEASED, normalized_topk=False), None, "bfloat16")
+def test_a_grove_model_without_normalized_weights_says_so() -> None:
+    config = config_of(replace(RELEASED, normalized_topk=False), None, "bfloat16")
+    assert config["router_pre_softmax"] is True
+    (line,) = ignored_by_release(replace(RELEASED, normalized_topk=False))
+    assert line.startswith("router_pre_softmax (True) is not False, a literal of the released")
+    # The key of Qwen3-MoE's, which the released code does not read.
+    read = architecture_of(config | {"norm_topk_prob": True, "router_pre_softmax": False}, "model")
+    assert read.normalized_topk
+
+
+@pytest.mark.parametrize(
+    ("change", "begins"),
+    [
+        ({"num_groups": 2, "local_experts": 4}, "--grove-num-groups (2) is beside experts without"),
+        (
+            {"qk_layernorm": False, "normalized_topk": False},
+            "--moe-router-pre-softmax (True) is no",
+        ),
+        ({"shared_expert_size": 8, "head_dim": 64}, "--moe-shared-expert-gate (False) is not True"),
+    ],
+)
+def test_what_no_family_says_has_no_config(change: dict[str, Any], begins: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(begins)}"):
+        config_of(replace(QWEN3_MOE, **change), None, "bfloat16")
 
 
 def test_what_the_released_code_would_ignore() -> None:

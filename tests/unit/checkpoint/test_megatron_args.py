@@ -198,7 +198,6 @@ def test_our_layer_spec_is_the_one_the_launcher_selects(saved: Saved) -> None:
 # ----------------------------------------------------------------------------- what is refused
 
 REFUSED_OF_EVERY_MODEL: dict[str, Any] = {
-    "add_qkv_bias": True,
     "activation_func_clamp_value": 7.0,
     "apply_residual_connection_post_layernorm": True,
     "attention_output_gate": True,
@@ -215,7 +214,6 @@ REFUSED_OF_EVERY_MODEL: dict[str, Any] = {
     "normalization": "LayerNorm",
     "position_embedding_type": "yarn",
     "qk_l2_norm": True,
-    "qk_layernorm": False,
     "rope_type": "yarn",
     "rotary_interleaved": True,
     "rotary_percent": 0.5,
@@ -239,7 +237,6 @@ REFUSED_WITH_EXPERTS: dict[str, Any] = {
     "moe_router_load_balancing_type": "sinkhorn",
     "moe_router_topk_limited_devices": 2,
     "moe_router_topk_scaling_factor": 2.5,
-    "moe_shared_expert_intermediate_size": 16,
 }
 
 
@@ -285,6 +282,7 @@ def test_settings_with_another_name_on_the_command_line(
         (GROVE, "moe_router_load_balancing_type", ["aux_loss", "quantile_balancing"]),
         (GROVE, "grove_num_groups", 4),
         (GROVE, "grove_router_scoring", "other"),
+        (DENSE, "qk_layernorm", False),
     ],
 )
 def test_routers_that_hugging_face_does_not_have(
@@ -310,9 +308,7 @@ def test_routers_that_hugging_face_does_not_have(
         ("kv_channels", 4),
         ("moe_router_pre_softmax", True),
         ("moe_layer_freq", [1, 0, 1]),
-        ("moe_shared_expert_intermediate_size", 16),
         ("qk_layernorm", True),
-        ("grove_num_groups", 2),
     ],
 )
 def test_what_no_moe_plus_plus_has_is_named_alone(name: str, value: Any, saved: Saved) -> None:
@@ -394,7 +390,8 @@ READ = {
     *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size"),
     *("kv_channels", "layernorm_epsilon", "num_moe_experts", "moe_layer_freq"),
     *("moe_ffn_hidden_size", "moe_router_topk", "moe_router_pre_softmax"),
-    *("moe_router_enable_expert_bias", "moe_router_load_balancing_type"),
+    *("moe_router_enable_expert_bias", "moe_router_load_balancing_type", "add_qkv_bias"),
+    *("moe_shared_expert_intermediate_size", "moe_shared_expert_gate", "qk_layernorm"),
 }
 # Fields that no command line sets (by that name).
 NOT_ARGUMENTS = {
@@ -442,12 +439,13 @@ NOT_OF_THE_MODEL = (
 
 TABLES = (
     "_EVERY_MODEL",
-    "_NOT_MOE_PLUS_PLUS",
+    "_DENSE",
     "_MOE_PLUS_PLUS",
     "_WITH_EXPERTS",
     "_NO_CAPACITY",
     "_SOFTMAX_ROUTER",
     "_GROVE_ROUTER",
+    "_NORMALIZED",
 )
 
 

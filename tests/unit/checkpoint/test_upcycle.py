@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from grove_megatron.checkpoint.convert import Options, write_hf
+from grove_megatron.checkpoint.megatron_args import megatron_flags
 from grove_megatron.checkpoint.safetensors_io import NAME_OF, bytes_of
 from grove_megatron.checkpoint.source import Source
 from grove_megatron.checkpoint.units import hf_shapes
@@ -257,16 +258,20 @@ def test_a_dense_parent_is_told_about_experts() -> None:
     assert "--num-experts" in problem
 
 
-def test_a_parent_that_does_not_normalize_is_refused() -> None:
-    (problem,) = problems_of(lambda: grove_architecture(MIXED, 2, 10, 0.05))
-    assert problem.startswith("norm_topk_prob (false)")
+def test_a_parent_that_does_not_normalize_keeps_its_router() -> None:
+    child = grove_architecture(MIXED, 2, 10, 0.05)
+    assert not child.normalized_topk
+    assert not child.expert_bias
+    flags = " ".join(megatron_flags(child))
+    assert "--grove-router-scoring softmax" in flags
+    assert "--moe-router-pre-softmax" in flags
 
 
 def test_all_that_does_not_fit_is_said_at_once() -> None:
     problems = problems_of(lambda: grove_architecture(MIXED, 4, 0, 2.0))
-    for part in ("--group-size", "norm_topk_prob", "--adjugate-ffn-hidden-size", "--adjugate-sc"):
+    for part in ("--group-size", "--adjugate-ffn-hidden-size", "--adjugate-sc"):
         assert any(part in problem for problem in problems)
-    assert len(problems) == 4
+    assert len(problems) == 3
 
 
 # ---------------------------------------------------------------------------------- Grove: grouping

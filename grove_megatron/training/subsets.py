@@ -1,0 +1,91 @@
+"""``--grove-train-only``: which weights are trained, and what becomes of routers that are not.
+
+A frozen weight has no gradient, no buffer for one and no state of the optimizer, as Megatron makes
+them of weights that require a gradient alone (distributed_data_parallel.py:115,
+optimizer/__init__.py:330 @ 0.19.2).
+"""
+
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+
+import torch
+import torch.distributed as dist
+from megatron.training.utils import print_rank_0
+
+from ..checks.problem import Problem
+from ..moe.router import GroveRouter
+from .summary import count_parameters
+
+# In Megatron's names. TransformerEngine keeps a norm inside the matrix that follows it.
+SUBSETS = {
+    "adjugates": r"\.adjugate_experts\.",
+    "experts": r"\.mlp\.experts\.",
+    "router": r"\.mlp\.router\.(?!local_)",
+    "local": r"\.mlp\.router\.local_",
+    "shared": r"\.shared_experts\.",
+    "dense": r"\.mlp\.linear_fc[12]\.(?!layer_norm_)",
+    "attention": r"\.self_attention\.(?!.*layer_?norm)",
+    "norms": r"(layernorm|layer_norm_)",
+    "embedding": r"(^|\.)(embedding|output_layer)\.",
+}
+"""Names of parts of a model, and what finds their weights."""
+
+Models = list[torch.nn.Module]
+
+
+def subset_problems(args: Namespace) -> Iterator[Problem]:
+    """Regular expressions of --grove-train-only that are none."""
+    for one in getattr(args, "grove_train_only", None) or ():
+        try:
+            re.compile(SUBSETS.get(one, one))
+        except re.error as error:
+            yield Problem(
+                "--grove-train-only",
+                one,
+                f"is no regular expression: {error}; use {', '.join(SUBSETS)}, or correct it",
+            )
+
+
+def selected(name: str, chosen: Sequence[str]) -> bool:
+    """Is a weight among the chosen: names of :data:`SUBSETS`, or regular expressions?"""
+    return any(re.search(SUBSETS.get(one, one), name) for one in chosen)
+
+
+@cache
+def train_only(chosen: tuple[str, ...]) -> Callable[[Models], Models]:
+    """A hook of a model's configuration, to be called before the model is wrapped; one a choice."""
+    return partial(_freeze, chosen=chosen)
+
+
+def _freeze(models: Models, chosen: Sequence[str]) -> Models:
+    """Freeze every other weight of the models of this rank; every rank must call.
+
+    Raises:
+        ValueError: a choice finds nothing on any rank; on every rank.
+    """
+    named = [(name, weight) for model in models for name, weight in model.named_parameters()]
+    found = torch.tensor(
+        [sum(selected(name, [one]) for name, _ in named) for one in chosen],
+        device=torch.cuda.current_device(),
+    )
+    dist.all_reduce(found)
+    if missing := [one for one, count in zip(chosen, found.tolist(), strict=True) if not count]:
+        raise ValueError(
+            f"--grove-train-only ({' '.join(missing)}) is in no weight of the model; use "
+            f"{', '.join(SUBSETS)}, or a regular expression that finds one of Megatron's names, "
+            f"as {named[0][0]}"
+        )
+    total = count_parameters(models)
+    for name, weight in named:
+        weight.requires_grad_(selected(name, chosen))
+    for router in (m for model in models for m in model.modules() if isinstance(m, GroveRouter)):
+        if not any(weight.requires_grad for weight in router.parameters()):
+            router.freeze()
+    trained = count_parameters(models, lambda weight: weight.requires_grad)
+    print_rank_0(
+        f"--grove-train-only ({' '.join(chosen)}): {trained.total:,} of {total.total:,} parameters "
+        "are trained"
+    )
+    return models
