@@ -37,6 +37,7 @@ setup(
         "hf": ["transformers>=5.2"],
         "report": ["matplotlib"],
         "data": ["transformers>=5.2", "zstandard", "pyarrow", "datasets"],
+        "lm-eval": ["lm-eval[hf]"],
         "tensorboard": ["tensorboard"],
         "dev": [
             "pytest",

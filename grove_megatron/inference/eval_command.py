@@ -4,7 +4,10 @@ import json
 import math
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +16,10 @@ from ..checkpoint.commands import AsJson, HfModel, Load, Step
 from .command import TokenizerFolder, model_problems
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..checkpoint.source import Source
+    from .questions import Judged
     from .tokens import Tokenizer
 
 
@@ -33,6 +39,10 @@ def evaluate(
     choices: Annotated[
         Path | None,
         typer.Option(help="Questions, .jsonl of context, choices and answer (from 0)."),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="File to make, .jsonl: of every question the log-likelihoods, in nats."),
     ] = None,
     length: Annotated[
         int | None,
@@ -80,6 +90,8 @@ def evaluate(
         result = work.results(Scorer(run, batch_size, work.length))
     if os.environ["RANK"] != "0":
         return
+    if answers is not None:
+        _write(answers, work.judged)
     for name, value in result.items():
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value:.6g}")
     sys.stdout.flush()
@@ -96,11 +108,23 @@ def _problems(p: dict[str, Any]) -> list[str]:
     for name in ("length", "batch_size", "max_tokens"):
         if p[name] is not None and p[name] < 1:
             problems.append(f"--{name.replace('_', '-')} ({p[name]}) is below 1; use 1 or more")
+    if p["answers"] is not None and p["choices"] is None:
+        problems.append(f"--answers ({p['answers']}) are of --choices (None); give questions")
+    elif p["answers"] is not None and not p["answers"].absolute().parent.is_dir():
+        problems.append(f"--answers ({p['answers']}) is in no folder; make it first")
     if p["max_tokens"] is not None and p["data"] is None and p["text"] is None:
         problems.append(
             f"--max-tokens ({p['max_tokens']}) does nothing without --data or --text; remove it"
         )
     return problems
+
+
+def _write(file: Path, judged: "Sequence[Judged]") -> None:
+    """Whole, or not at all."""
+    lines = [json.dumps(asdict(one)) + "\n" for one in judged]
+    with NamedTemporaryFile("w", dir=file.absolute().parent, delete=False) as written:
+        written.writelines(lines)
+    Path(written.name).replace(file)
 
 
 class _Work:
@@ -125,6 +149,7 @@ class _Work:
         for ids in _token_streams(params, words):
             self.texts += windows(ids, length)
         self.questions = []
+        self.judged: list[Judged] = []
         self.answers: list[Any] = []
         if params["choices"] is not None:
             assert words is not None
@@ -156,11 +181,11 @@ class _Work:
             found["perplexity"] = perplexity(total, tokens)
         if self.questions:
             losses = scorer.negative_log_likelihoods(self.answers)
-            judged = judge(self.questions, losses)
+            self.judged = judge(self.questions, losses)
             found |= {
                 "questions": len(self.questions),
-                "accuracy": judged.accuracy,
-                "accuracy_by_byte": judged.accuracy_by_byte,
+                "accuracy": fmean(one.chosen == one.answer for one in self.judged),
+                "accuracy_by_byte": fmean(one.chosen_by_byte == one.answer for one in self.judged),
             }
         return found
 

@@ -74,23 +74,30 @@ def rows_of(question: Question, encode: Callable[[str], list[int]], longest: int
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Share of questions whose right answer is the likeliest: of all its tokens together, and by
-    byte of its text."""
+class Judged:
+    """What a model says of a question.
 
-    accuracy: float
-    accuracy_by_byte: float
+    Args:
+        log_likelihoods: of its choices, in nats.
+        chosen, chosen_by_byte: the likeliest, of all its tokens together and by byte of its text.
+        answer: the right one.
+    """
+
+    log_likelihoods: list[float]
+    chosen: int
+    chosen_by_byte: int
+    answer: int
 
 
-def judge(questions: Sequence[Question], losses: Sequence[float]) -> Answers:
+def judge(questions: Sequence[Question], losses: Sequence[float]) -> list[Judged]:
     """By the negative log-likelihoods of all choices, question by question."""
-    right = right_by_byte = first = 0
+    found, first = [], 0
     for question in questions:
         own = losses[first : first + len(question.choices)]
         first += len(own)
         by_byte = [
             loss / len(choice.encode()) for loss, choice in zip(own, question.choices, strict=True)
         ]
-        right += own.index(min(own)) == question.answer
-        right_by_byte += by_byte.index(min(by_byte)) == question.answer
-    return Answers(right / len(questions), right_by_byte / len(questions))
+        chosen, chosen_by_byte = (of.index(min(of)) for of in (list(own), by_byte))
+        found.append(Judged([-loss for loss in own], chosen, chosen_by_byte, question.answer))
+    return found

@@ -182,6 +182,54 @@ def test_answers_are_those_of_transformers(
         }
 
 
+TASK = """
+task: asked
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+
+
+def test_answers_are_those_of_lm_evaluation_harness(
+    model: Path, evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the export, offline; the tokens are ASCII, so that its characters are bytes."""
+    pytest.importorskip("lm_eval", reason="pip install 'grove-megatron[lm-eval]'")
+    import datasets
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    file, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in questions()))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "asked.yaml").write_text(TASK.format(file=file))
+    harness = lm_eval.simple_evaluate(
+        HFLM(str(model / "hf"), trust_remote_code=True, dtype="float32", device="cpu"),
+        tasks=["asked"],
+        task_manager=TaskManager(include_path=str(tmp_path / "tasks")),
+        bootstrap_iters=0,
+    )
+    flags = ["--choices", file, "--answers", answers]
+    found = evaluate("--load", model / "megatron", *flags, layout=(2, EP2))
+    theirs = harness["results"]["asked"]
+    assert found["accuracy"] == theirs["acc,none"]
+    assert found["accuracy_by_byte"] == theirs["acc_norm,none"]
+    samples = {one["doc_id"]: one for one in harness["samples"]["asked"]}
+    for number, line in enumerate(answers.read_text().splitlines()):
+        own = json.loads(line)["log_likelihoods"]
+        expected = [float(response[0]) for response in samples[number]["filtered_resps"]]
+        assert own == pytest.approx(expected, abs=2e-5)
+
+
 def test_parts_of_a_text_predict_every_token_but_the_first_once() -> None:
     for count in range(1, 60):
         ids = list(range(count))
@@ -204,7 +252,9 @@ def test_a_context_that_is_too_long_loses_its_beginning() -> None:
 def test_judged_by_likelihood_and_by_byte() -> None:
     asked = [Question("", ("a", "bbbb"), 0), Question("", ("a", "bb"), 1)]
     judged = judge(asked, [2.0, 4.0, 1.0, 3.0])
-    assert (judged.accuracy, judged.accuracy_by_byte) == (0.5, 0.0)
+    assert [(one.chosen, one.chosen_by_byte) for one in judged] == [(0, 1), (0, 0)]
+    assert [one.log_likelihoods for one in judged] == [[-2.0, -4.0], [-1.0, -3.0]]
+    assert [one.answer for one in judged] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +265,8 @@ def test_judged_by_likelihood_and_by_byte() -> None:
         (["--text", "nothing.jsonl"], "INPUT (nothing.jsonl) is not there"),
         (["--data", "x", "--length", "999"], "--length (999) is above max_position_embeddings"),
         (["--data", "x", "--text", "y"], "--data (x), --text (y): give one of them"),
+        (["--data", "x", "--answers", "y"], "--answers (y) are of --choices (None)"),
+        (["--choices", "x", "--answers", "no/y"], "--answers (no/y) is in no folder"),
     ],
 )
 def test_what_it_cannot_do_is_refused(
