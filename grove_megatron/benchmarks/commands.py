@@ -225,6 +225,30 @@ def convert(
     _run("convert", locals() | {"warmup": 0}, default_ranks=1)
 
 
+@app.command()
+def data(
+    megatron_lm: Annotated[Path, typer.Option(help="A clone of Megatron-LM.")],
+    megabytes: Annotated[int, typer.Option(min=1, help="Of text.")] = 100,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of each.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each runs.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """grove data beside Megatron-LM's preprocess_data.py: the same files, and how fast."""
+    import json
+
+    from .data import measure
+
+    try:
+        found = measure(megatron_lm, megabytes, workers, rounds)
+    except ValueError as error:
+        print(f"grove_megatron: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    for name, value in found.items():
+        print(f"{name}: {value:.3g}")
+    if as_json:
+        print(json.dumps(found))
+
+
 def settings_of(benchmark: str, options: Mapping[str, Any], default_ranks: int) -> Settings:
     """Options as typer gives them, None where they were left out."""
     from .ranks import world_size

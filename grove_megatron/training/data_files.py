@@ -198,7 +198,7 @@ def _hint(prefix: str) -> str:
 def _why_no_index(prefix: str) -> str | None:
     """Is the index whole, and are there as many bytes of tokens as it says?"""
     index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-    made = "make it again with Megatron's tools/preprocess_data.py"
+    made = "make it again with grove data"
     with index.open("rb") as file:
         header = file.read(_HEADER.size)
         magic = header[: len(_MAGIC)]

@@ -191,6 +191,7 @@ RULES = {
     # Imported by the command line before anything is decided.
     "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
     "benchmarks/shape": Rule(inside={"benchmarks"}),
+    "benchmarks/data": Rule(in_functions={"tokenizers", "transformers"}),
     "arguments": AROUND_THE_MODEL,
     "unparsed": Rule(inside={"checks"}),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),

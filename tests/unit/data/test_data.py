@@ -82,7 +82,7 @@ def test_the_files_are_those_of_megatrons_tool(
     assert (said["tokenizer"]["size"], said["tokenizer"]["end"]) == (11, 0)
 
 
-@pytest.mark.parametrize("form", ["gz", "files", "parquet", "zst"])
+@pytest.mark.parametrize("form", ["gz", "files", "parquet", "zst", "datasets"])
 def test_the_same_documents_in_another_form_are_the_same_files(
     form: str, tokenizer: str, tmp_path: Path
 ) -> None:
@@ -98,6 +98,9 @@ def test_the_same_documents_in_another_form_are_the_same_files(
         from pyarrow import parquet
 
         parquet.write_table(arrow.table({"text": TEXTS}), folder / "a.parquet")
+    elif form == "datasets":
+        datasets = pytest.importorskip("datasets", reason="pip install 'grove-megatron[data]'")
+        datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(folder / "a")
     else:
         for i, first in enumerate(range(0, 100, 30)):
             part = lines_of(TEXTS[first : first + 30])

@@ -141,7 +141,7 @@ def test_a_file_that_was_cut_off_is_named(problems, suffix, keep, says):
     (problem,) = problems("--data-path here")
     assert problem.startswith(f"--data-path (here): {path}")
     assert says in problem
-    assert "preprocess_data.py" in problem
+    assert "grove data" in problem
 
 
 def test_an_index_of_something_else_is_named(problems):
