@@ -178,6 +178,13 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
     ours = has_grove_layers(args) or has_grove_layers(checkpoint_args)
     if not (ours and resumes and saved):
         return []
+    chosen, before = args.grove_train_only, getattr(checkpoint_args, "grove_train_only", None)
+    if chosen != before:
+        fix = (
+            ", whose optimizer state is of other weights; use the same, or begin anew with "
+            "--finetune or --no-load-optim"
+        )
+        return [_differs("grove_train_only", chosen, before, fix)]
     if args.use_distributed_optimizer != distributed:
         fix = ", whose optimizer state it cannot read; use the same, or give --no-load-optim"
         given = args.use_distributed_optimizer

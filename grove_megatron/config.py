@@ -115,8 +115,8 @@ class JobSettings:
 
     grove_train_only: list[str] | None = None
     """Train these weights and freeze the others: adjugates, experts, router, local, shared, dense,
-    attention, norms, embedding, or regular expressions for Megatron's names. A frozen router keeps
-    its bias and has no balance losses. By default all are trained."""
+    attention, norms, embedding, mtp, or regular expressions for Megatron's names. A frozen router
+    keeps its bias and has no balance losses. By default all are trained."""
 
     grove_print_arguments: Literal["changed", "all"] = "changed"
     """Of Megatron's 800 arguments, print those that differ from its defaults, or all."""

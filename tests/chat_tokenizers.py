@@ -50,10 +50,17 @@ _TEXTS = [
 ]
 
 
-def chat_tokenizer(template: str | None = CHATML, *, pad: str | None = "<|endoftext|>") -> Any:
-    """A tokenizer of transformers with 300 ids; any text, and no unknown token."""
+def chat_tokenizer(
+    template: str | None = CHATML, *, pad: str | None = "<|endoftext|>", trims: bool = False
+) -> Any:
+    """A tokenizer of transformers with 300 ids; any text, and no unknown token.
+
+    Args:
+        template, pad: of it.
+        trims: does it say that a token's spaces are none of its characters, as GPT-NeoX's?
+    """
     import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     own = Tokenizer(models.BPE())
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,6 +72,8 @@ def chat_tokenizer(template: str | None = CHATML, *, pad: str | None = "<|endoft
         show_progress=False,
     )
     own.train_from_iterator(_TEXTS, trainer)
+    if trims:
+        own.post_processor = processors.ByteLevel(trim_offsets=True)
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=own, eos_token="<|im_end|>", pad_token=pad, bos_token="<|begin|>"
     )

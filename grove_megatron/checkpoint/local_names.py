@@ -54,7 +54,7 @@ def local_parameters(models: list[Any]) -> Iterator[LocalParameter]:
             indices = range(len(tensor)) if _STACKED.match(name) and tensor.dim() == 3 else [None]
             for index in indices:
                 own = name if index is None else f"{name}{index}"
-                yield LocalParameter(_global_name(model, own), tensor, _tensor_parallel(own), index)
+                yield LocalParameter(global_name(model, own), tensor, _tensor_parallel(own), index)
 
 
 def local_biases(models: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -62,10 +62,16 @@ def local_biases(models: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
     for model in unwrap_model(models):
         for name, buffer in model.named_buffers():
             if name.endswith(EXPERT_BIAS.name):
-                yield _global_name(model, name), buffer
+                yield global_name(model, name), buffer
 
 
-def _global_name(model: torch.nn.Module, name: str) -> str:
+def global_name(model: torch.nn.Module, name: str) -> str:
+    """A parameter's name with the numbers of layer and expert in the whole model.
+
+    Args:
+        model: that has it, not wrapped.
+        name: in this model.
+    """
     if match := _EXPERT.match(name):
         experts = model.get_submodule(match["block"])
         first = mpu.get_expert_model_parallel_rank() * experts.num_local_experts

@@ -1,7 +1,10 @@
 """Conversations out of files of JSON lines, which stay on disk."""
 
 import json
+import os
+from array import array
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,44 +48,58 @@ class ConversationFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        # Of every line its first byte, its last and its number in the file.
-        places, start = [], 0
+        # Of every line its first byte, its bytes and its number in the file.
+        places, start = array("q"), 0
         try:
             with Path(path).open("rb") as file:
                 for number, line in enumerate(file, 1):
                     if line.strip():
-                        places.append((start, len(line), number))
+                        places.extend((start, len(line), number))
                     start += len(line)
+                self.identity = _identity(file.fileno())
         except OSError as error:
             raise ValueError(
                 f"--data-path ({path}) cannot be read: {error.strerror}; correct it"
             ) from error
         if not places:
             raise ValueError(f"--data-path ({path}) has no conversation; correct the path")
-        self._places = numpy.array(places, dtype=numpy.int64)
+        self._places = numpy.frombuffer(places, dtype=numpy.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, line: int) -> list[Conversation]:
-        """Conversations of a line, counted from 0, empty ones left out.
+        """Conversations of a line, counted from 0; those without an answer are left out.
 
         Raises:
-            ValueError: the line is none.
+            ValueError: the line is none, or the file has changed.
         """
         start, size, _ = (int(n) for n in self._places[line])
         with Path(self.path).open("rb") as file:
+            if _identity(file.fileno()) != self.identity:
+                raise ValueError("has changed since the start; start again")
             file.seek(start)
             text = file.read(size)
         return [*_of_line(text)]
+
+    def taken(self, lines: range) -> "ConversationFile":
+        """Some lines of it, counted from 0."""
+        part = copy(self)
+        part._places = self._places[lines.start : lines.stop]
+        return part
 
     def place(self, line: int) -> str:
         """``file:line``, to find it again."""
         return f"{self.path}:{int(self._places[line, 2])}"
 
 
-def first_lines(path: str, count: int) -> Iterator[list[Conversation]]:
-    """Conversations of the first lines of a file, however large it is.
+def _identity(file: int) -> tuple[int, int]:
+    about = os.fstat(file)
+    return about.st_size, about.st_mtime_ns
+
+
+def first_lines(path: str, count: int) -> Iterator[tuple[str, list[Conversation]]]:
+    """Places and conversations of the first lines of a file, however large it is.
 
     Raises:
         ValueError: it cannot be read, or a line is none; with its place.
@@ -91,10 +108,11 @@ def first_lines(path: str, count: int) -> Iterator[list[Conversation]]:
         with Path(path).open("rb") as file:
             for number, line in enumerate(islice(file, count), 1):
                 if line.strip():
+                    place = f"({path}:{number})"
                     try:
-                        yield [*_of_line(line)]
+                        yield place, [*_of_line(line)]
                     except ValueError as error:
-                        raise ValueError(f"({path}:{number}) {error}") from None
+                        raise ValueError(f"{place} {error}") from None
     except OSError as error:
         raise ValueError(f"({path}) cannot be read: {error.strerror}; correct it") from error
 
@@ -111,6 +129,11 @@ def _of_line(text: bytes) -> Iterator[Conversation]:
         fields = ", ".join(map(str, said)) or "none"
         raise ValueError(f'has no list of messages (fields: {fields}); write {{"messages": [...]}}')
     messages = [_message(one) for one in given]
+    if (system := said.get("system")) is not None:
+        # As ShareGPT's files have it, beside the turns.
+        if messages and messages[0]["role"] == "system":
+            raise ValueError("has a system message beside the field system; leave one out")
+        messages.insert(0, _message({"role": "system", "content": system}))
     starts = [i for i, one in enumerate(messages) if i and one["role"] == "system"]
     for start, end in zip([0, *starts], [*starts, len(messages)], strict=True):
         last = max((i for i in range(start, end) if messages[i]["role"] == ASSISTANT), default=-1)
@@ -129,10 +152,31 @@ def _message(given: Any) -> Message:
     if role not in _ROLES:
         raise ValueError(f"has a role ({role}) that is none of {', '.join(_ROLES)}")
     message["role"] = role
+    if message.pop("weight", 1) != 1:
+        raise ValueError("has a message with a weight, which is not handled; leave the field out")
     content = message.get("content")
     calls = role == ASSISTANT and message.get("tool_calls")
     if not (calls and content is None) and not isinstance(content, str | list):
         raise ValueError(f"has a message of {role} whose content ({content!r:.60}) is no text")
     if role == ASSISTANT and not calls and not content:
         raise ValueError("has an empty answer; leave it out")
+    try:
+        json.dumps(message, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"has half a character in a message of {role}; correct it") from None
+    if calls:
+        message["tool_calls"] = [_call(one) for one in calls]
     return message
+
+
+def _call(given: Any) -> Any:
+    """With arguments as templates take them; in files of OpenAI's format they are JSON in text."""
+    function = given.get("function") if isinstance(given, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return given
+    arguments: str = function["arguments"]
+    try:
+        read = json.loads(arguments)
+    except (ValueError, RecursionError):
+        raise ValueError(f"has a tool call whose arguments ({arguments:.60}) are no JSON") from None
+    return {**given, "function": {**function, "arguments": read}}

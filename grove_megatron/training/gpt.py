@@ -126,6 +126,14 @@ def datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple[Any, 
         config,
     )
     train, valid, test = builder.build()
+    if args.sft and train is not None and num_samples[0] and len(train) < num_samples[0]:
+        raise ValueError(
+            f"--data-path without weights is read once, {len(train)} sequences, and the job takes "
+            f"{num_samples[0]}; give a weight before every file, or lower --train-iters"
+        )
+    if args.sft:
+        # A loader asks for a sample; of parts that nobody reads there may be none.
+        valid, test = (part if part is not None and len(part) else None for part in (valid, test))
     return train, valid, test
 
 

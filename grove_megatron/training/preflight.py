@@ -44,6 +44,7 @@ from .of_ranks import problems_of_rank_0
 from .rules import megatron_notices
 from .saved_arguments import look_into
 from .saving import replaced_run
+from .sft_rules import sft_notice
 from .tokenizer_files import tokenizer_notice
 
 # For rank 0 to read what is no tensor of a checkpoint; the failure watch ends who waits in vain.
@@ -92,6 +93,7 @@ def notices(args: Namespace) -> list[str]:
     """What is right and may still not be what the user wants, one line each."""
     found = [
         optimizer_format_notice(args),
+        sft_notice(args),
         _dispatcher_notice(args),
         _record_notice(args),
         _restart_notice(args),

@@ -10,8 +10,7 @@ from megatron.core.datasets.object_storage_utils import is_object_storage_path
 from ..checks.problem import Problem
 from ..checks.rules import Check
 from ..sft.answers import encoder_of
-from ..sft.conversations import ConversationFile, first_lines
-from ..sft.dataset import encoded
+from ..sft.conversations import first_lines
 from .data_files import prefixes
 
 # Formats of Megatron's SFTTokenizer.
@@ -68,6 +67,10 @@ def sft_problems(args: Namespace, *, own_script: bool = False) -> Iterator[Probl
             "{overlap_moe_expert_parallel_comm}; remove it": (
                 not is_local and args.overlap_moe_expert_parallel_comm
             ),
+            "{sft} with {context_parallel_size} needs {calculate_per_token_loss}, or every rank "
+            "divides the loss by the answers of its own part; add it": (
+                args.context_parallel_size > 1 and not args.calculate_per_token_loss
+            ),
             f"{{sft}} makes one row of the samples ({samples}) of a microbatch, which the next "
             "pipeline stage does not expect; use --micro-batch-size 1 and "
             "--eval-micro-batch-size 1": (not is_local and stages > 1 and samples > 1),
@@ -76,6 +79,16 @@ def sft_problems(args: Namespace, *, own_script: bool = False) -> Iterator[Probl
     apart = "conversations are apart without it, and end in the loss; remove it"
     for name in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss"):
         yield from check.excludes("sft", name, apart)
+
+
+def sft_notice(args: Namespace) -> str | None:
+    """That answers of a microbatch weigh as much as those of another, however many they are."""
+    if not getattr(args, "sft", False) or args.calculate_per_token_loss:
+        return None
+    return (
+        "--sft without --calculate-per-token-loss: every microbatch of every rank weighs the same, "
+        "however many tokens of answers it has; add it for one weight a token"
+    )
 
 
 def conversation_file_problems(args: Namespace) -> Iterator[Problem]:
@@ -111,8 +124,11 @@ def sft_tokenizer_problems(args: Namespace, tokenizer: Any) -> Iterator[Problem]
         return
     for path in dict.fromkeys(prefixes(args)):
         try:
-            file = ConversationFile(path)
-            for line in range(min(_LOOKED_AT, len(file))):
-                encoded(file, line, encode)
+            for place, conversations in first_lines(path, _LOOKED_AT):
+                try:
+                    for conversation in conversations:
+                        encode(conversation)
+                except ValueError as error:
+                    raise ValueError(f"{place} {error}") from error
         except ValueError as error:
-            yield Problem.of_text(str(error))
+            yield Problem.of_text(f"--data-path {error}")

@@ -14,11 +14,13 @@ import torch
 import torch.distributed as dist
 from megatron.training.utils import print_rank_0
 
+from ..checkpoint.local_names import global_name
 from ..checks.problem import Problem
 from ..moe.router import GroveRouter
 from .summary import count_parameters
 
-# In Megatron's names. TransformerEngine keeps a norm inside the matrix that follows it.
+# In Megatron's names, with numbers of the whole model.
+# TransformerEngine keeps a norm inside the matrix that follows it.
 SUBSETS = {
     "adjugates": r"\.adjugate_experts\.",
     "experts": r"\.mlp\.experts\.",
@@ -27,8 +29,9 @@ SUBSETS = {
     "shared": r"\.shared_experts\.",
     "dense": r"\.mlp\.linear_fc[12]\.(?!layer_norm_)",
     "attention": r"\.self_attention\.(?!.*layer_?norm)",
-    "norms": r"(layernorm|layer_norm_)",
+    "norms": r"(layernorm|layer_norm_|\.[eh]norm\.)",
     "embedding": r"(^|\.)(embedding|output_layer)\.",
+    "mtp": r"(^|\.)mtp\.",
 }
 """Names of parts of a model, and what finds their weights."""
 
@@ -59,13 +62,43 @@ def train_only(chosen: tuple[str, ...]) -> Callable[[Models], Models]:
     return partial(_freeze, chosen=chosen)
 
 
+_TIED = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+def _with_both(chosen: Sequence[str]) -> Sequence[str]:
+    if any(selected(name, chosen) for name in _TIED):
+        return [*chosen, *(f"^{re.escape(name)}$" for name in _TIED)]
+    return chosen
+
+
+def _let_recompute_see_gradients(model: torch.nn.Module) -> None:
+    """Have hidden states ask for a gradient though the embedding has none.
+
+    Megatron's checkpointed layers return what asks for none where their input asks for none, and
+    the backward pass then ends without a word (torch.utils.checkpoint says so for its own).
+    """
+    embedding = getattr(model, "embedding", None)
+    if embedding is None or any(weight.requires_grad for weight in embedding.parameters()):
+        return
+
+    def ask(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            output.requires_grad_()
+
+    embedding.register_forward_hook(ask)
+
+
 def _freeze(models: Models, chosen: Sequence[str]) -> Models:
     """Freeze every other weight of the models of this rank; every rank must call.
 
     Raises:
         ValueError: a choice finds nothing on any rank; on every rank.
     """
-    named = [(name, weight) for model in models for name, weight in model.named_parameters()]
+    named = [
+        (global_name(model, name), weight)
+        for model in models
+        for name, weight in model.named_parameters()
+    ]
     found = torch.tensor(
         [sum(selected(name, [one]) for name, _ in named) for one in chosen],
         device=torch.cuda.current_device(),
@@ -78,11 +111,19 @@ def _freeze(models: Models, chosen: Sequence[str]) -> Models:
             f"as {named[0][0]}"
         )
     total = count_parameters(models)
+    for model in models:
+        if getattr(model, "share_embeddings_and_output_weights", False):
+            # One weight, of which the last stage has a copy: both are trained, or none.
+            chosen = _with_both(chosen)
     for name, weight in named:
         weight.requires_grad_(selected(name, chosen))
     for router in (m for model in models for m in model.modules() if isinstance(m, GroveRouter)):
-        if not any(weight.requires_grad for weight in router.parameters()):
+        # Experts without an FFN are parts of it, and say nothing of who is selected.
+        own = [w for name, w in router.named_parameters() if not name.startswith("local_")]
+        if not any(weight.requires_grad for weight in own):
             router.freeze()
+    for model in models:
+        _let_recompute_see_gradients(model)
     trained = count_parameters(models, lambda weight: weight.requires_grad)
     print_rank_0(
         f"--grove-train-only ({' '.join(chosen)}): {trained.total:,} of {total.total:,} parameters "

@@ -26,12 +26,18 @@ def train(folder: str, argv: list[str], alone: bool) -> None:
     changes: dict[str, Any] = {}
 
     def state_of(model: Any) -> Any:
-        biases = [(n, b) for n, b in model.named_buffers() if n.endswith("expert_bias")]
-        return [*model.named_parameters(), *biases]
+        """By the numbers of the whole model, so that two chunks have no name alike."""
+        from megatron.core.utils import unwrap_model
+
+        from grove_megatron.checkpoint.local_names import global_name
+
+        own = unwrap_model(model)
+        biases = [(n, b) for n, b in own.named_buffers() if n.endswith("expert_bias")]
+        return [(global_name(own, n), t) for n, t in [*own.named_parameters(), *biases]]
 
     def recorded_step(data: Any, model: Any, **named: Any) -> Any:
-        if not before:
-            before.update({name: tensor.detach().clone() for name, tensor in state_of(model)})
+        for name, tensor in state_of(model):
+            before.setdefault(name, tensor.detach().clone())
         return step(data, model, **named)
 
     def recorded_batch(*args: Any) -> Any:

@@ -1,6 +1,8 @@
 """Fine-tuning on conversations: packed they are trained as alone, at every layout."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,9 +63,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(files: list[str], ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    def train(processes: int, *flags: str, alone: bool = False, plain: bool = False) -> Job:
+    def train(
+        processes: int, *flags: str, alone: bool = False, plain: bool = False, tied: bool = False
+    ) -> Job:
         folder = tmp_path_factory.mktemp("run")
         argv = [*MODEL, *([] if plain else GROVE), *RUN, *files, *flags]
+        argv = [word for word in argv if not (tied and word.startswith("--untie"))]
         target = "tests.integration.sft_job:train"
         return ranks.run(processes, target, str(folder), argv, alone, folder=folder).check()
 
@@ -150,12 +155,19 @@ def test_every_layout_has_the_losses_of_conversations_alone(
 
 
 DISTRIBUTED = ["--use-distributed-optimizer"]
-PLACES = {"adjugates": "adjugate_experts", "experts": "mlp.experts"}
+PLACES = {
+    "adjugates": r"\.adjugate_experts\.",
+    "experts": r"\.mlp\.experts\.",
+    r"layers\.1\..*adjugate": r"layers\.1\..*\.adjugate_experts\.",
+}
 BALANCED = (
     "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1.0 --moe-z-loss-coeff 1.0 "
     "--moe-router-enable-expert-bias --moe-router-score-function sigmoid "
     "--moe-router-bias-update-rate 0.1"
 ).split()
+
+
+RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +176,15 @@ BALANCED = (
         (1, "--global-batch-size 1", "adjugates"),
         (2, "--global-batch-size 2 --expert-model-parallel-size 2", "adjugates"),
         (2, "--global-batch-size 1 --pipeline-model-parallel-size 2", "adjugates"),
+        (1, f"--global-batch-size 1 {RECOMPUTE}", "adjugates"),
+        (
+            1,
+            "--global-batch-size 1 --recompute-granularity selective --recompute-modules moe",
+            "adjugates",
+        ),
+        # A number is that of the whole model, on every stage.
+        (2, "--global-batch-size 1 --pipeline-model-parallel-size 2", r"layers\.1\..*adjugate"),
+        # The layer without groups.
         (1, "--global-batch-size 1 --grove-dispatch", "experts"),
     ],
 )
@@ -171,21 +192,61 @@ def test_what_is_chosen_alone_is_trained(
     processes: int, layout: str, chosen: str, run: Any
 ) -> None:
     """Nothing else moves: no weight, no bias of a router, and no loss of one moves the rest."""
-    adam = f"--optimizer adam --lr 1e-2 --train-iters 3 --grove-train-only {chosen}".split()
+    adam = ["--optimizer", "adam", *"--lr 1e-2 --train-iters 3 --grove-train-only".split(), chosen]
     flags, plain = [*layout.split(), *adam, *DISTRIBUTED], chosen == "experts"
     job = run(processes, *flags, *BALANCED, plain=plain)
     scored = run(processes, *flags, *BALANCED[6:9], plain=plain)
+    seen = set()
     for balanced, without in zip(job.results(), scored.results(), strict=True):
-        assert any(name.endswith("expert_bias") for name in balanced["changes"])
         for name, change in balanced["changes"].items():
             moved = any(change)
-            assert moved == (f".{PLACES[chosen]}." in name), name
+            assert moved == bool(re.search(PLACES[chosen], name)), name
             if moved:
                 assert change == without["changes"][name]
+        seen |= balanced["changes"].keys()
+    assert any(name.endswith("expert_bias") for name in seen)
+    assert any(re.search(PLACES[chosen], name) for name in seen)
     said = job.log(0)
     # 2 layers: 4 adjugates of 3 matrices of 32 x 16, 8 experts of 32 x 32.
-    trained = {"adjugates": "12,288", "experts": "49,152"}[chosen]
+    trained = {"adjugates": "12,288", "experts": "49,152"}.get(chosen, "6,144")
     assert f"--grove-train-only ({chosen}): {trained} of " in said
+
+
+def test_virtual_stages_train_what_is_chosen(run: Any) -> None:
+    flags = (
+        "--global-batch-size 2 --num-layers 4 --pipeline-model-parallel-size 2 "
+        "--num-layers-per-virtual-pipeline-stage 1 --train-iters 2 --optimizer adam"
+    ).split()
+    job = run(2, *flags, "--grove-train-only", r"layers\.2\..*adjugate")
+    changes = {n: c for result in job.results() for n, c in result["changes"].items()}
+    moved = {name for name, change in changes.items() if any(change)}
+    assert moved == {name for name in changes if "layers.2." in name and "adjugate" in name}
+    assert moved
+
+
+@pytest.mark.parametrize("chosen", ["output_layer", r"embedding\.word"])
+def test_a_tied_embedding_is_trained_on_both_stages(chosen: str, run: Any) -> None:
+    flags = ["--global-batch-size", "1", "--pipeline-model-parallel-size", "2"]
+    job = run(2, *flags, "--grove-train-only", chosen, tied=True)
+    first, last = (result["changes"] for result in job.results())
+    assert any(first["embedding.word_embeddings.weight"])
+    assert first["embedding.word_embeddings.weight"] == last["output_layer.weight"]
+    others = {n: c for changes in (first, last) for n, c in changes.items() if "layers" in n}
+    assert not any(any(change) for change in others.values())
+
+
+def test_a_run_goes_on_with_the_same_choice_alone(run: Any, tmp_path: Path) -> None:
+    save = ["--save", str(tmp_path / "ckpt"), "--save-interval", "2"]
+    flags = ["--global-batch-size", "1", "--optimizer", "adam", *DISTRIBUTED, "--grove-train-only"]
+    run(1, *flags, "adjugates", *save)
+    load = ["--load", str(tmp_path / "ckpt"), "--train-iters", "4"]
+    more = [*load, "--override-opt-param-scheduler"]
+    again = run(1, *flags, "adjugates", *more).results()[0]
+    whole = run(1, *flags, "adjugates", "--train-iters", "4").results()[0]
+    assert again["batches"] == whole["batches"][2:]
+    with pytest.raises(AssertionError, match=r"--grove-train-only \(experts\) differs"):
+        run(1, *flags, "experts", *more)
+    assert run(1, *flags, "experts", *load, "--finetune").results()
 
 
 def test_a_choice_of_nothing_is_refused(run: Any, ranks: Ranks) -> None:
@@ -193,3 +254,29 @@ def test_a_choice_of_nothing_is_refused(run: Any, ranks: Ranks) -> None:
         run(1, "--global-batch-size", "1", "--grove-train-only", "adjugates", "nothing")
     with pytest.raises(AssertionError, match=r"--grove-train-only \(\(\) is no regular"):
         run(1, "--global-batch-size", "1", "--grove-train-only", "(")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--split 969,30,1 --eval-iters 1", "gives valid none of the lines"),
+        ("--data-path {file} {file}", "is read once, 2 sequences, and the job takes 3; give a"),
+    ],
+)
+def test_a_file_that_is_too_small_is_refused(
+    more: str, said: str, run: Any, files: list[str]
+) -> None:
+    flags = [word.format(file=files[1]) for word in more.split()]
+    with pytest.raises(AssertionError, match=said):
+        run(1, "--global-batch-size", "1", "--train-iters", "3", *flags)
+
+
+def test_a_blend_with_weights_is_read_again(run: Any, files: list[str]) -> None:
+    paths = ["--data-path", "1", files[1], "2", files[1]]
+    (result,) = run(1, "--global-batch-size", "1", "--train-iters", "5", *paths).results()
+    assert len(result["batches"]) == 5
+
+
+def test_parts_that_nobody_reads_may_be_empty(run: Any) -> None:
+    """As those of a small file are with Megatron's usual split."""
+    assert run(1, "--global-batch-size", "1", "--split", "969,30,1").results()

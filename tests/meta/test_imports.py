@@ -150,8 +150,12 @@ RULES = {
         inside={"sft"}, outside={"torch", "numpy", "tqdm", "megatron.core", "megatron.training"}
     ),
     **{
-        f"sft/{module}": Rule(inside={"sft"}, outside={"numpy"}, in_functions={"megatron.training"})
-        for module in ("answers", "conversations", "packing")
+        f"sft/{module}": Rule(
+            inside={"sft"},
+            outside={"numpy", "tqdm"},
+            in_functions={"megatron.training", "transformers"},
+        )
+        for module in ("answers", "conversations", "counting", "packing")
     },
     # Text from a model, by Megatron's engine.
     "inference": Rule(

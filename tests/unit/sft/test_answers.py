@@ -20,6 +20,10 @@ ENDS = {
     "instructions": "<|im_end|>",
     "marked": "<|im_end|>",
 }
+TRIMMING = {
+    name: ChatTemplate(chat_tokenizer(template, trims=True), template)
+    for name, template in TEMPLATES.items()
+}
 CODERS = {
     name: ChatTemplate(chat_tokenizer(template), template) for name, template in TEMPLATES.items()
 }
@@ -48,10 +52,10 @@ def spans(ids: list[int], answer: list[bool]) -> list[list[int]]:
 
 
 @settings(max_examples=60)
-@given(st.sampled_from(sorted(TEMPLATES)), TURNS)
-def test_answers_are_the_models_own_words(name: str, turns: Any) -> None:
+@given(st.sampled_from(sorted(TEMPLATES)), TURNS, st.booleans())
+def test_answers_are_the_models_own_words(name: str, turns: Any, trims: bool) -> None:
     system, pairs = turns
-    coder = CODERS[name]
+    coder = (TRIMMING if trims else CODERS)[name]
     found = coder(conversation(system, pairs))
     own = chat_tokenizer(TEMPLATES[name])
     rendered = own.apply_chat_template(
@@ -59,14 +63,98 @@ def test_answers_are_the_models_own_words(name: str, turns: Any) -> None:
     )
     assert found.ids == rendered
     texts = [own.decode(ids) for ids in spans(found.ids, found.answer)]
-    ends = [*(text for _, text in pairs)]
-    expected = [(" " if name == "instructions" else "") + one for one in ends]
+    expected = [(" " if name == "instructions" else "") + text for _, text in pairs]
     if name in ("thinking", "headers"):
         expected = [one.strip() for one in expected]
     expected = [one + ENDS[name] for one in expected]
     if name == "thinking":
-        expected[-1] = "<think>\n\n</think>\n\n" + expected[-1]
+        # Those of the past have no thoughts, which a generation would have.
+        assert found.left_out == len(pairs) - 1
+        expected = ["<think>\n\n</think>\n\n" + expected[-1]]
     assert texts == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "trained"),
+    [
+        # As Qwen1.5: the end stands where something follows.
+        (
+            "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+            "{% if not loop.last or add_generation_prompt %}{{ '<|im_end|>\n' }}{% endif %}"
+            "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+            ["one<|im_end|>", "two<|im_end|>"],
+        ),
+        # As GLM-4: the next role ends a turn.
+        (
+            "{% for m in messages %}{{ '<|sep|>' if m.role == 'user' else '<|im_start|>' }}"
+            "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}",
+            ["one<|sep|>", "two<|im_end|>"],
+        ),
+        # Marked, and closed before the end.
+        (
+            "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+            "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+            "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}",
+            ["one<|im_end|>", "two<|im_end|>"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("trims", [False, True])
+def test_what_ends_an_answer_is_learned(template: str, trained: list[str], trims: bool) -> None:
+    own = chat_tokenizer(template, trims=trims)
+    found = ChatTemplate(own, template)(conversation(None, [("?", "one"), ("!", "two")]))
+    assert [own.decode(ids) for ids in spans(found.ids, found.answer)] == trained
+
+
+def test_spaces_are_learned_by_a_tokenizer_that_trims() -> None:
+    own = chat_tokenizer(trims=True)
+    code = "  def f():\n    return  1\n\n  x"
+    found = ChatTemplate(own, CHATML)(conversation(None, [("?", code)]))
+    assert [own.decode(ids) for ids in spans(found.ids, found.answer)] == [f"{code}<|im_end|>\n"]
+
+
+def test_an_answer_at_the_beginning_is_left_out() -> None:
+    """Nothing asks for it."""
+    messages = [{"role": "assistant", "content": "hello"}]
+    messages += conversation(None, [("?", "five")]).messages
+    found = CODERS["chatml"](Conversation(messages))
+    own = chat_tokenizer()
+    assert [own.decode(ids) for ids in spans(found.ids, found.answer)] == ["five<|im_end|>\n"]
+    assert found.left_out == 1
+
+
+def test_words_that_the_template_takes_out_are_counted() -> None:
+    template = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    coder = ChatTemplate(chat_tokenizer(template), template)
+    found = coder(conversation(None, [("?", "<think>so</think>five"), ("?", "six")]))
+    assert (found.left_out, found.altered) == (0, 1)
+
+
+def test_tools_have_a_template_of_their_own() -> None:
+    templates = {"default": CHATML, "tool_use": "{{ tools|length }}" + CHATML}
+    coder = ChatTemplate(chat_tokenizer(CHATML), templates)
+    plain = conversation(None, [("?", "five")])
+    own = chat_tokenizer()
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert own.decode(coder(plain).ids).startswith("<|im_start|>")
+    assert own.decode(coder(Conversation(plain.messages, tools)).ids).startswith("1<|im_start|>")
+    with pytest.raises(ValueError, match=r"has chat templates \(other\) and no default"):
+        ChatTemplate(own, {"other": CHATML})
+
+
+def test_the_identity_has_what_a_template_says_of_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = chat_tokenizer()
+    dated = "{{ day }}" + CHATML
+    original = own.apply_chat_template
+
+    def of_day(day: str) -> str:
+        def rendered(*args: Any, **named: Any) -> Any:
+            return original(*args, day=day, **named)
+
+        monkeypatch.setattr(own, "apply_chat_template", rendered)
+        return ChatTemplate(own, dated).identity
+
+    assert of_day("3 May") == of_day("3 May") != of_day("30 September")
 
 
 def test_what_asks_for_an_answer_is_none() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from megatron.core.datasets.utils import Split
 from megatron.core.tokenizers import MegatronTokenizer
 from megatron.training.datasets.sft_dataset import SFTDataset
 
-from grove_megatron.sft import dataset as module
+from grove_megatron.sft import counting
 from grove_megatron.sft.attention import mask_of
 from grove_megatron.sft.conversations import ConversationFile
 from grove_megatron.sft.dataset import PackedConversations
@@ -119,7 +120,7 @@ def test_samples_are_those_of_megatrons_dataset(built: Any, tokenizer: str) -> N
         eod, pad = own.config.tokenizer.eod, own.config.tokenizer.pad
 
         def tokenize_conversation(self, conversation: Any, **named: Any) -> Any:
-            found = encode(module.ConversationFile.__getitem__(own.dataset, 0)[0])
+            found = encode(own.dataset[0][0])
             targets = [i if a else -100 for i, a in zip(found.ids, found.answer, strict=True)]
             return torch.tensor(found.ids), torch.tensor(targets)
 
@@ -169,7 +170,7 @@ def test_what_is_too_long_is_cut_and_said(built: Any, capsys: Any) -> None:
     assert sample["loss_mask"][-1] == 1
     said = capsys.readouterr().out
     assert "1 conversations of" in said
-    assert "WARNING: 1 cut at --seq-length (40), 1 left out" in said
+    assert "WARNING: 1 conversations cut at --seq-length (40); 1 left out without an ans" in said
 
 
 def test_context_parallel_ranks_can_halve_every_conversation(built: Any) -> None:
@@ -185,8 +186,8 @@ def test_counts_are_kept_and_of_the_same_file_alone(built: Any, monkeypatch: Any
     def never(*_: Any) -> None:
         raise AssertionError("counted again")
 
-    count = module._count
-    monkeypatch.setattr(module, "_count", never)
+    count = counting._count
+    monkeypatch.setattr(counting, "_count", never)
     file = Path(first.dataset_path)
     before = file.stat()
     # The same bytes at the same time.
@@ -209,7 +210,7 @@ def test_counts_are_kept_and_of_the_same_file_alone(built: Any, monkeypatch: Any
         rebuilt(line(PAIRS[1]))
     (kept,) = file.parent.glob("cache/sft/*.npy")
     kept.write_bytes(kept.read_bytes()[:50])
-    monkeypatch.setattr(module, "_count", count)
+    monkeypatch.setattr(counting, "_count", count)
     assert answers_of(rebuilt(line(PAIRS[0]))[0]) == told
 
 
@@ -223,6 +224,14 @@ def test_counts_are_kept_and_of_the_same_file_alone(built: Any, monkeypatch: Any
         ('{"messages": [{"role": "bot", "content": "a"}]}', r"has a role \(bot\) that is none of"),
         ('{"messages": [{"role": "user", "content": 3}]}', r"content \(3\) is no text"),
         ('{"messages": [{"role": "assistant", "content": ""}]}', "has an empty answer"),
+        ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "has half a character"),
+        ('{"messages": [{"role": "user", "content": "a", "weight": 0}]}', "with a weight"),
+        ('{"system": 3, "messages": []}', r"content \(3\) is no text"),
+        (
+            '{"messages": [{"role": "assistant", "content": null, '
+            '"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}',
+            r"a tool call whose arguments \({\) are no JSON",
+        ),
     ],
 )
 def test_lines_that_are_none_are_named_together(built: Any, text: str, says: str) -> None:
@@ -234,7 +243,9 @@ def test_lines_that_are_none_are_named_together(built: Any, text: str, says: str
 
 
 def test_nothing_to_train_on_is_refused(built: Any) -> None:
-    with pytest.raises(ValueError, match=r"has no answer for train within --seq-length \(8\)"):
+    with pytest.raises(
+        ValueError, match=r"has no answer for train within --seq-length \(8\): 4 tokens of"
+    ):
         built(line(("a " * 30, "five")), 8)
 
 
@@ -253,3 +264,82 @@ def test_the_mask_is_causal_within_a_conversation() -> None:
             for key in range(6):
                 sees = key <= query and of[key] == of[query]
                 assert found[sample, 0, query, key] == (not sees)
+
+
+def test_a_system_message_may_stand_beside_the_turns(built: Any) -> None:
+    said = {"system": "be brief", "conversations": [{"from": "human", "value": "?"}]}
+    said["conversations"].append({"from": "gpt", "value": "five"})
+    sample = built(json.dumps(said))[0]
+    assert "system\nbe brief<|im_end|>" in chat_tokenizer().decode(sample["tokens"])
+
+
+def test_arguments_of_tools_are_objects(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": [1]}'}}
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}]
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"messages": messages}))
+    (found,) = ConversationFile(str(file))[0]
+    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": [1]}
+
+
+def test_lines_without_an_answer_are_counted(built: Any, capsys: Any) -> None:
+    question = json.dumps({"messages": [{"role": "user", "content": "?"}]}) + "\n"
+    built(line(PAIRS[0]) + question)
+    assert "WARNING: 1 lines without an answer" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="0 tokens of answers in its 1 lines; raise it, or name c"):
+        built(question)
+
+
+def test_a_part_that_nobody_reads_may_be_empty(built: Any) -> None:
+    found = built(line(PAIRS[0]))
+    rest = (found.dataset, found.dataset_path, numpy.arange(0))
+    assert len(PackedConversations(*rest, 0, Split.test, found.config)) == 0
+    with pytest.raises(ValueError, match=r"--split \(1\) gives test none of the lines"):
+        PackedConversations(*rest, 5, Split.test, found.config)
+
+
+def test_a_conversation_of_another_length_takes_the_room_it_was_given(built: Any) -> None:
+    """Templates may say the day, and a day may end."""
+    found = built("".join(line(pair) for pair in PAIRS), 128)
+    before, encode = found[0], found._encode
+    for change in (lambda ids: [5, *ids], lambda ids: ids[1:]):
+
+        def other(conversation: Any, change: Any = change) -> Any:
+            one = encode(conversation)
+            return replace(one, ids=change(one.ids), answer=change(one.answer))
+
+        found._encode = other
+        after = found[0]
+        assert torch.equal(after["cu_seqlens"], before["cu_seqlens"])
+        assert all(after[name].shape == before[name].shape for name in before)
+
+
+def test_a_file_that_changes_is_noticed(built: Any) -> None:
+    found = built(line(PAIRS[0]))
+    with Path(found.dataset_path).open("a") as file:
+        file.write(line(PAIRS[1]))
+    with pytest.raises(ValueError, match="has changed since the start; start again"):
+        found[0]
+
+
+def test_blocks_are_counted_by_all_cores_and_kept_one_by_one(
+    built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(line((f"{i}", f"{i}")) for i in range(300))
+    alone = built(text, 32)._counted
+    folder = Path(built(text, 32).dataset_path).parent / "cache" / "sft"
+    for file in folder.iterdir():
+        file.unlink()
+    monkeypatch.setattr(counting, "BLOCK", 256)
+    monkeypatch.setattr(counting, "_MANY", 200)
+    monkeypatch.setattr(counting.os, "sched_getaffinity", lambda _: {0, 1})
+    found = built(text, 32)._counted
+    assert all(
+        (a == b).all() for a, b in zip(vars(alone).values(), vars(found).values(), strict=True)
+    )
+    assert len([*folder.iterdir()]) == 2
+    # Of some lines, from the same blocks.
+    whole = built(text, 32)
+    monkeypatch.setattr(counting, "_count", None)
+    part = counting.counted(whole.dataset, numpy.arange(250, 270), whole._encode, None)
+    assert part.lines.tolist() == [*range(250, 270)]

@@ -106,7 +106,7 @@ def test_files_are_looked_at(tmp_path: Path) -> None:
     ("template", "says"),
     [
         (None, "has no chat template; take the tokenizer of a chat model, or give --chat-template"),
-        ("{{ raise_exception('no') }}", "chats.jsonl:1 is not taken by the chat template: no"),
+        ("{{ raise_exception('no') }}", "chats.jsonl:1) is not taken by the chat template: no"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
     ],
 )
