@@ -94,6 +94,11 @@ def _of_release(architecture: Architecture) -> Architecture:
     Raises:
         ValueError: it has parts of another parent than Qwen3-MoE.
     """
+    if not architecture.is_grove:
+        raise ValueError(
+            "--grove-num-groups (None) is needed by a GroveMoE; use Megatron-Bridge's own bridge, "
+            "or give groups"
+        )
     if found := unlike_release(architecture):
         raise ValueError(
             f"{', '.join(found)} of a Grove MoE upcycled from another parent than Qwen3-MoE is not "

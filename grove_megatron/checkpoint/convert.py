@@ -22,7 +22,8 @@ from ..model.families.olmoe import OLMOE
 from ..model.families.qwen2_moe import QWEN2_MOE
 from ..model.families.qwen3_moe import QWEN3_MOE
 from .checked import CheckedReader, Plan, plan
-from .hf_config import config_of, has_config, ignored_by_release
+from .family_rules import has_config
+from .hf_config import config_of, ignored_by_release
 from .manifest import NAME, Manifest, described
 from .megatron_args import megatron_flags
 from .modeling import has_code, keys_for_code, write_code
@@ -133,7 +134,7 @@ def write_hf(
     except ValueError as error:
         # What the source says of its config comes first, and often says the same.
         if not source.problems:
-            ignored.append(str(error))
+            ignored += str(error).splitlines()
     problems = [*source.problems, *map(Problem, ignored)]
     _check(replace(source, problems=problems), sink, plans, options, folder)
 

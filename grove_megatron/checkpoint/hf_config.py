@@ -14,7 +14,7 @@ from typing import Any
 from ..model.architecture import Architecture
 from ..model.families import FAMILIES, family_of
 from ..model.families.family import Family
-from ..model.families.grove_moe import GROVE_MOE, GROVE_MOE_PLUS_PLUS
+from ..model.families.grove_moe import GROVE_MOE
 from ..model.families.mixtral import MIXTRAL
 from ..model.families.moe_plus_plus import MOE_PLUS_PLUS
 from ..model.families.olmoe import OLMOE
@@ -23,6 +23,7 @@ from ..model.families.qwen3 import QWEN3
 from ..model.families.qwen3_moe import QWEN3_MOE
 from . import moe_plus_plus
 from .config_keys import Keys, brief, is_number, refuse_all
+from .family_rules import family_problems, has_config
 from .layer_settings import with_settings
 
 # Literals of the released modeling code, which reads no keys for them (modeling_grove_moe.py,
@@ -73,8 +74,6 @@ def read_config(folder: Path, flag: str = "--hf") -> dict[str, Any]:
 
 # Those that can have layers without experts, and a key of its own for the width of one.
 _SPARSE_STEPS = (QWEN3_MOE, GROVE_MOE, QWEN2_MOE)
-# Those whose code divides the hidden size by the heads, whatever a key says.
-_DIVIDES = (QWEN2_MOE, OLMOE)
 _QK_NORMS = ("head", "none", "all_heads")
 
 
@@ -244,6 +243,8 @@ def _with_experts(architecture: Architecture, keys: Keys, family: Family) -> Arc
         keys.problems.append(
             f"num_experts_per_tok ({topk}) is above {names[0]} ({num_experts}); correct one of them"
         )
+    if topk == 1 and family is not GROVE_MOE:
+        keys.problems += _of_one_expert(keys, family)
     normalized = family is MIXTRAL or keys.flag("norm_topk_prob", default=False)
     if family is GROVE_MOE:
         normalized = not keys.flag("router_pre_softmax", default=False)
@@ -262,6 +263,16 @@ def _with_experts(architecture: Architecture, keys: Keys, family: Family) -> Arc
         shared_expert_size=keys.whole(shared) if has_shared else 0,
         shared_expert_gate=has_shared,
     )
+
+
+def _of_one_expert(keys: Keys, family: Family) -> list[str]:
+    """Normalised, its weight is 1 whatever the router says, and Megatron refuses to build it."""
+    if family is not MIXTRAL and not keys.config.get("norm_topk_prob"):
+        return []
+    return [
+        "num_experts_per_tok (1) is beside weights that sum to 1, of which Megatron has no router; "
+        "use a model with 2 or more, or with norm_topk_prob false"
+    ]
 
 
 def _with_groups(architecture: Architecture, keys: Keys) -> Architecture:
@@ -335,15 +346,6 @@ def _only_what_is_handled(keys: Keys, family: Family) -> None:
     if family is MIXTRAL:
         keys.only("sliding_window", None)
     keys.only("clip_qkv", None)
-    heads, head_dim = keys.config.get("num_attention_heads"), keys.config.get("head_dim")
-    if family in _DIVIDES and head_dim and heads:
-        hidden = keys.config.get("hidden_size")
-        if head_dim * heads != hidden:
-            keys.problems.append(
-                f"head_dim ({brief(head_dim)}) times num_attention_heads ({heads}) is not "
-                f"hidden_size ({hidden}), and the code of {family.class_name} divides; correct one "
-                "of them"
-            )
     keys.only("attention_bias", False)
     keys.only("use_sliding_window", False)
     keys.only("partial_rotary_factor", None, 1, 1.0)
@@ -456,7 +458,12 @@ def config_of(
             another model, with a line for each key that says so; or no config of the family can
             say what the architecture is.
     """
-    if problems := _unsayable(architecture):
+    if not has_config(architecture):
+        raise ValueError(
+            f"--grove-num-groups ({architecture.num_groups}) is beside experts without an FFN, and "
+            "no Hugging Face model has both; keep Megatron's format"
+        )
+    if problems := family_problems(architecture):
         raise ValueError("\n".join(problems))
     family, keys = family_of(architecture), _keys_of(architecture)
     if like is None:
@@ -473,38 +480,6 @@ def config_of(
     written = architecture_of(config, where)
     assert written == replace(architecture, expert_bias=False), (written, architecture)
     return config
-
-
-def has_config(architecture: Architecture) -> bool:
-    """Is there a family whose config can say what the model is?"""
-    return family_of(architecture) is not GROVE_MOE_PLUS_PLUS
-
-
-def _unsayable(a: Architecture) -> list[str]:
-    """What no config of the family says, flags spelled as on the command line."""
-    family = family_of(a)
-    if not has_config(a):
-        return [
-            f"--grove-num-groups ({a.num_groups}) is beside experts without an FFN, and no Hugging "
-            "Face model has both; keep Megatron's format"
-        ]
-    fix = f"as in every {family.class_name}; train with that"
-    rules = {
-        f"--moe-router-pre-softmax (True) is not False, {fix}": (
-            family is MIXTRAL and not a.normalized_topk
-        ),
-        f"--moe-layer-freq leaves layers without experts, not {fix}": (
-            family in (MIXTRAL, OLMOE) and not all(a.moe_layers)
-        ),
-        f"--moe-shared-expert-gate (False) is not True, {fix}": (
-            a.shared_expert_size and not a.shared_expert_gate
-        ),
-        f"--kv-channels ({a.head_dim}) times --num-attention-heads ({a.num_attention_heads}) is "
-        f"not --hidden-size ({a.hidden_size}), {fix}": (
-            family in _DIVIDES and a.head_dim * a.num_attention_heads != a.hidden_size
-        ),
-    }
-    return [line for line, is_so in rules.items() if is_so]
 
 
 def _keys_of(architecture: Architecture) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ..checks.flags import flag_of, words_of
 from ..model.architecture import Architecture, layers_with_experts
 from . import moe_plus_plus
 from .config_keys import brief, refuse_all
+from .family_rules import family_problems
 from .layer_settings import settings_of_args, with_settings
 
 # grove_megatron.arguments.LAYER_SPEC, which lives where Megatron is imported.
@@ -286,6 +287,7 @@ def architecture_of_args(args: Namespace) -> Architecture:
         problems.append(
             f"--grove-num-groups ({args.grove_num_groups}) is set without --num-experts; set it"
         )
+    problems += family_problems(architecture)
     if problems:
         refuse_all("the arguments of the Megatron checkpoint", problems)
     return architecture
@@ -363,6 +365,7 @@ def _expert_architecture(dense: Architecture, sizes: _Sizes) -> Architecture:
     args = sizes.args
     _check_balancing(sizes)
     num_experts, num_groups = sizes.whole("num_experts"), getattr(args, "grove_num_groups", 0) or 0
+    shared = getattr(args, "moe_shared_expert_intermediate_size", None) or 0
     if num_groups and num_experts % num_groups:
         sizes.problems.append(
             f"--grove-num-groups ({num_groups}) does not divide --num-experts ({num_experts}); "
@@ -379,8 +382,8 @@ def _expert_architecture(dense: Architecture, sizes: _Sizes) -> Architecture:
         adjugate_ffn_hidden_size=sizes.whole("grove_adjugate_ffn_hidden_size") if num_groups else 0,
         adjugate_scale=getattr(args, "grove_adjugate_scale", 0.05) if num_groups else 0.0,
         expert_bias=getattr(args, "moe_router_enable_expert_bias", False),
-        shared_expert_size=getattr(args, "moe_shared_expert_intermediate_size", None) or 0,
-        shared_expert_gate=bool(getattr(args, "moe_shared_expert_gate", False)),
+        shared_expert_size=shared,
+        shared_expert_gate=bool(shared and getattr(args, "moe_shared_expert_gate", False)),
     )
 
 

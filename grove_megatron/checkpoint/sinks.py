@@ -211,7 +211,7 @@ class MegatronSink:
         keys = []
         for unit in self._units:
             module, _, leaf = unit.key.rpartition(".")
-            no_linear = leaf == "layer_norm_weight" or ".mlp.router" in module
+            no_linear = leaf in ("layer_norm_weight", "gate_weight") or ".mlp.router" in module
             if no_linear or not module.startswith("decoder."):
                 continue
             place, stacked = unit.place or (0,), unit.stacked or (1,)

@@ -112,7 +112,7 @@ def _balance_loss(config: dict[str, Any], architecture: Architecture) -> Iterato
     (models/mixtral/modeling_mixtral.py:107-152 @ 4.46.3).
     """
     said, layers = config.get("router_aux_loss_coef"), sum(architecture.moe_layers)
-    if not is_number(said) or not said or not layers:
+    if not is_number(said) or not said or not layers or architecture.expert_bias:
         return
     of_layer = said * architecture.topk / layers
     yield (

@@ -35,15 +35,17 @@ class WholeNorm(torch.nn.Module):
 
     def forward(self, x_SBND: Tensor) -> Tensor:
         """Of this rank's heads [S, B, N / ranks, D]; the statistics are in fp32 or wider."""
-        wide = x_SBND.to(torch.promote_types(x_SBND.dtype, torch.float32))
-        squares_SB11 = wide.square().sum((-2, -1), keepdim=True)
+        wide = torch.promote_types(x_SBND.dtype, torch.float32)
+        # No copy in fp32 is kept for the backward pass.
+        lengths_SB11 = torch.linalg.vector_norm(x_SBND, dim=(-2, -1), keepdim=True, dtype=wide)
+        squares_SB11 = lengths_SB11.square()
         ranks = self.group.size()
         if ranks > 1:
             # Of which every rank uses its own part: the gradient is a sum too.
             squares_SB11 = collectives.all_reduce(  # type: ignore[no-untyped-call]
                 squares_SB11, group=self.group
             )
-        normed = (wide * torch.rsqrt(squares_SB11 / self.width + self.eps)).to(x_SBND.dtype)
+        normed = (x_SBND * torch.rsqrt(squares_SB11 / self.width + self.eps)).to(x_SBND.dtype)
         own = self.weight.chunk(ranks)[self.group.rank()] if ranks > 1 else self.weight
         return normed * own.view(x_SBND.shape[-2:])
 

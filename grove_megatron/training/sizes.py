@@ -112,6 +112,7 @@ def _model(args: Namespace, tokens: int | None) -> Model:
         gated=is_gated(args),
         norm_bias=args.normalization != "RMSNorm",
         qk_layernorm=args.qk_layernorm,
+        whole_qk_norm=bool(experts and has_grove_layers(args) and args.grove_whole_qk_norm),
         attention_output_gate=args.attention_output_gate,
         softmax_offset=args.softmax_type == "learnable",
         linear_bias=args.add_bias_linear,

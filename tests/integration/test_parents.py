@@ -1,6 +1,7 @@
 """Mixtral, Qwen2-MoE and OLMoE: read, written, computed as their authors' code, and upcycled."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.ranks import Ranks
 
 from .grove_commands import ONE, Grove, flags_of
+from .launching import launch, torchrun
 from .weights_folders import done, tensors_of
 from .weights_folders import grove as command
 
@@ -140,6 +142,72 @@ def test_transformers_computes_the_reference_itself(name: str, grove: Grove) -> 
     assert report["grads_compared"] == report["grads_in_file"] == len(tensors)
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 64,
+}
+# What the golden models do not have.
+VARIANTS = {
+    "Mixtral, heads of another width, tied": (
+        "Mixtral",
+        {
+            "intermediate_size": 24,
+            "num_local_experts": 6,
+            "head_dim": 12,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen2Moe, dense layers, no biases, normalised": (
+        "Qwen2Moe",
+        {
+            "intermediate_size": 40,
+            "moe_intermediate_size": 20,
+            "num_experts": 6,
+            "shared_expert_intermediate_size": 28,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "qkv_bias": False,
+            "norm_topk_prob": True,
+        },
+    ),
+    "Olmoe, normalised": (
+        "Olmoe",
+        {"intermediate_size": 24, "num_experts": 6, "norm_topk_prob": True, "pad_token_id": None},
+    ),
+}
+
+
+def made(variant: str, folder: Path) -> Path:
+    kind, keys = VARIANTS[variant]
+    torch.manual_seed(4)
+    config = getattr(transformers, f"{kind}Config")(**SMALL | keys)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            normal = torch.randn_like(parameter)
+            parameter.copy_(1 + 0.2 * normal if parameter.dim() == 1 else 0.15 * normal)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_others_of_the_families_are_computed_too(
+    variant: str, grove: Grove, tmp_path: Path
+) -> None:
+    folder = made(variant, tmp_path / "model")
+    report = verify(grove, "one", "--hf", folder)
+    assert 0 < report["max_logit_error"] < 1e-5
+    assert report["grads_compared"] == report["grads_in_file"] > 20
+    done("import", "--hf", folder, "--save", tmp_path / "megatron")
+    done("export", "--load", tmp_path / "megatron", "--hf", tmp_path / "out")
+    assert_same(tmp_path / "out", folder)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -189,6 +257,30 @@ def test_a_child_computes_what_the_parent_computes(name: str, layout: str, grove
     assert report["megatron_layer"] <= 1e-5
 
 
+@pytest.mark.parametrize("name", PARENTS)
+def test_a_child_of_other_groups_and_of_a_checkpoint_is_the_same(name: str, tmp_path: Path) -> None:
+    source = PARENTS[name]
+    config = json.loads((source / "config.json").read_text())
+    count = config.get("num_experts") or config["num_local_experts"]
+    groups = [[i, count - 1 - i] for i in range(count // 2)]
+    (tmp_path / "groups.json").write_text(json.dumps(groups))
+    done("import", "--hf", source, "--save", tmp_path / "parent")
+    grouped = ["--grouping", tmp_path / "groups.json", "--save-hf", tmp_path / "child"]
+    done("upcycle", "--load", tmp_path / "parent", *ADJUGATES, *grouped)
+    golden = load_file(source / "golden.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "child", trust_remote_code=True, dtype=torch.float32
+    )
+    with torch.no_grad():
+        logits = model(golden["input_ids"]).logits
+    assert 0 < float((logits.double() - golden["logits"]).abs().max()) < 1e-5
+    # Experts are where the groups say, and no other.
+    first = model.model.layers[0].mlp.gate.weight
+    theirs = {"mixtral": "block_sparse_moe"}.get(name, "mlp")
+    gate = load_file(source / "model.safetensors")[f"model.layers.0.{theirs}.gate.weight"]
+    assert torch.equal(first, gate[[expert for group in groups for expert in group]])
+
+
 @pytest.fixture(scope="module")
 def children(tmp_path_factory: pytest.TempPathFactory) -> Any:
     made: dict[str, Path] = {}
@@ -233,6 +325,31 @@ def test_the_exported_child_is_the_parent_for_transformers(
             assert error < 1e-5, of_parent
     # What groups add is there, and adds nothing yet.
     assert not model.model.layers[0].mlp.chunk_experts.down_proj.any()
+
+
+IN_PARALLEL = """
+import sys, torch, transformers
+from safetensors.torch import load_file
+model = transformers.AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], trust_remote_code=True, dtype=torch.float32, tp_plan="auto"
+)
+golden = load_file(sys.argv[2])
+found = model(golden["input_ids"]).logits.double()
+print("error:", float((found - golden["logits"]).abs().max()))
+"""
+
+
+@pytest.mark.long
+def test_transformers_divides_an_exported_child(children: Any, tmp_path: Path) -> None:
+    """Its norms of all heads are no part of a plan that divides heads."""
+    done("export", "--load", children("olmoe"), "--hf", tmp_path / "out")
+    (tmp_path / "script.py").write_text(IN_PARALLEL)
+    golden = PARENTS["olmoe"] / "golden.safetensors"
+    ran = launch(torchrun(str(tmp_path / "script.py"), str(tmp_path / "out"), str(golden)))
+    assert ran.code == 0, ran.output
+    errors = [float(n) for n in re.findall(r"error: (\S+)", ran.output)]
+    assert len(errors) == 2
+    assert max(errors) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["olmoe", "moepp"])

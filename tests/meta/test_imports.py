@@ -87,11 +87,12 @@ RULES = {
         f"checkpoint/{module}": Rule(
             inside={
                 *("model", "checkpoint.config_keys", "checkpoint.layer_settings"),
-                *("checkpoint.moe_plus_plus", "checks"),
+                *("checkpoint.moe_plus_plus", "checkpoint.family_rules", "checks"),
             }
         )
         for module in ("hf_config", "megatron_args")
     },
+    "checkpoint/family_rules": Rule(inside={"model"}),
     "checkpoint/layer_settings": Rule(inside={"model", "config", "parts"}),
     "checkpoint/moe_plus_plus": Rule(
         inside={

@@ -99,6 +99,7 @@ MORE = {
     "biases, TP2 EP2 ETP1": (2, f"{TP2} {EP2} --expert-tensor-parallel-size 1 {BIASES}"),
     "shared expert, TP2 ETP2": (2, f"{TP2} --moe-shared-expert-intermediate-size 20"),
     "a bias of QKV, TP2": (2, f"{TP2} --add-qkv-bias"),
+    "norms of all heads, TP2": (2, f"{TP2} --qk-layernorm --grove-whole-qk-norm"),
     "a softmax offset of every head, TP2": (2, f"{TP2} --softmax-type learnable"),
     "plain experts": (2, f"{EP2} {PLAIN}"),
     "experts apart": (1, "--grove-kernel megatron"),

@@ -352,7 +352,7 @@ def test_a_model_is_itself_after_settings(a: Architecture) -> None:
         ({"seq_len_interpolation_factor": 2.0}, "--rotary-seq-len-interpolation-factor"),
         ({"position_embedding_type": "yarn"}, "--position-embedding-type"),
         ({"gated_linear_unit": False}, "--swiglu"),
-        ({"moe_shared_expert_intermediate_size": 8}, r"shared_expert_intermediate_size \(8\) of a"),
+        ({"moe_shared_expert_intermediate_size": 8}, "--moe-shared-expert-gate"),
         ({"qk_layernorm": False}, r"qk_norm \(none\) of a Grove MoE upcycled from another"),
     ],
 )

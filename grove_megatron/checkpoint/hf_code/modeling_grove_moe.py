@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 from transformers.integrations import use_experts_implementation
+from transformers.models.olmoe.configuration_olmoe import OlmoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import (
     Qwen3MoeAttention,
     Qwen3MoeDecoderLayer,
@@ -30,12 +31,20 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_grove_moe import GroveMoeConfig
 
+OLMOE_PLAN = OlmoeConfig.base_model_tp_plan or {}
 
-class GroveMoeNormOfAllHeads(Qwen3MoeRMSNorm):
-    """Of [..., heads, width], as one vector."""
+
+class GroveMoeNormOfAllHeads(nn.Module):
+    """RMSNorm of [..., heads, width] as one vector; no kernel for norms of each may replace it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states.flatten(-2)).view_as(hidden_states)
+        wide = hidden_states.flatten(-2).to(torch.promote_types(hidden_states.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (self.weight * normed.to(hidden_states.dtype)).view_as(hidden_states)
 
 
 class GroveMoeAttention(Qwen3MoeAttention):
@@ -198,6 +207,11 @@ class GroveMoeModel(GroveMoePreTrainedModel, Qwen3MoeModel):
         self.norm = Qwen3MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen3MoeRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
+        if config.qk_norm == "all_heads":
+            # The norms see all heads: so does OLMoE's plan have it.
+            of_attention = {k: v for k, v in OLMOE_PLAN.items() if ".self_attn." in k}
+            plan = {k: v for k, v in config.base_model_tp_plan.items() if "_norm" not in k}
+            config.base_model_tp_plan = plan | of_attention
         self.post_init()
 
 

@@ -1,5 +1,6 @@
 """What a family of Hugging Face models calls things."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,8 +18,8 @@ class Family:
         cut: of weights that are other tensors than their blocks, the dimensions of each.
         layer: what goes before the names of a layer.
         module: is the class's module said before its name, ``modeling_grove_moe.Grove...``?
-        aliases: parts of names that transformers 5 has otherwise in memory, and in files where it
-            saves what is in memory: its name, and that of files.
+        aliases: names that transformers 5 has otherwise in memory, and in files where it saves what
+            is in memory: a regular expression for its name, and what files have in its place.
     """
 
     class_name: str
@@ -32,7 +33,9 @@ class Family:
     def file_name(self, name: str) -> str:
         """What files call a tensor that transformers 5 holds under ``name``."""
         for held, in_files in self.aliases:
-            name = name.replace(held, in_files)
+            found = re.fullmatch(held, name)
+            if found:
+                return found.expand(in_files)
         return name
 
     @property

@@ -15,10 +15,13 @@ MIXTRAL = Family(
         "mlp.experts.experts.linear_fc2.weight": (f"{_EXPERT}w2.weight",),
     },
     aliases=(
-        (".mlp.gate.", ".block_sparse_moe.gate."),
-        (".mlp.experts.", ".block_sparse_moe.experts."),
-        (".gate_proj.", ".w1."),
-        (".down_proj.", ".w2."),
-        (".up_proj.", ".w3."),
+        (r"(.*)\.mlp\.gate\.weight", r"\1.block_sparse_moe.gate.weight"),
+        *(
+            (
+                rf"(.*)\.mlp\.experts\.(\d+)\.{held}\.weight",
+                rf"\1.block_sparse_moe.experts.\2.{in_files}.weight",
+            )
+            for held, in_files in (("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3"))
+        ),
     ),
 )

@@ -238,14 +238,15 @@ def with_experts(draw: Any, dense: Architecture, family: Family, kind: Family) -
     layers[draw(st.integers(0, dense.num_layers - 1))] = True
     if kind in (mixtral.MIXTRAL, olmoe.OLMOE):
         layers = [True] * dense.num_layers
-    num_groups, size = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    # Of one expert there is no normalised weight.
+    num_groups, size = draw(st.integers(1, 5)), draw(st.integers(2, 5))
     plain = replace(
         dense,
         moe_layers=tuple(layers),
         ffn_hidden_size=0 if all(layers) else dense.ffn_hidden_size,
         num_experts=num_groups * size,
         moe_ffn_hidden_size=draw(SIZES),
-        topk=draw(st.integers(1, num_groups * size)),
+        topk=draw(st.integers(2, num_groups * size)),
         normalized_topk=family is grove_moe.GROVE_MOE or draw(st.booleans()),
     )
     if kind is mixtral.MIXTRAL:

@@ -605,9 +605,9 @@ def test_an_upcycled_model_keeps_what_its_parent_had(
 def test_a_grove_model_upcycled_from_a_plain_moe(child: Architecture, five: bool) -> None:
     parent = replace(
         child,
-        num_experts=2,
+        num_experts=3,
         moe_ffn_hidden_size=3,
-        topk=1,
+        topk=2,
         # A Mixtral normalises.
         normalized_topk=not child.qk_layernorm and not child.shared_expert_size,
         num_groups=0,
@@ -742,7 +742,7 @@ def test_a_grove_model_without_normalized_weights_says_so() -> None:
     (line,) = ignored_by_release(replace(RELEASED, normalized_topk=False))
     assert line.startswith("router_pre_softmax (True) is not False, a literal of the released")
     # The key of Qwen3-MoE's, which the released code does not read.
-    read = architecture_of(config | {"norm_topk_prob": True, "router_pre_softmax": False}, "model")
+    read = architecture_of(config | {"norm_topk_prob": False, "router_pre_softmax": False}, "model")
     assert read.normalized_topk
 
 
@@ -750,11 +750,12 @@ def test_a_grove_model_without_normalized_weights_says_so() -> None:
     ("change", "begins"),
     [
         ({"num_groups": 2, "local_experts": 4}, "--grove-num-groups (2) is beside experts without"),
+        ({"qkv_bias": True}, "--add-qkv-bias (True) is not False, as in every Qwen3MoeForCausalLM"),
         (
             {"qk_layernorm": False, "normalized_topk": False},
             "--moe-router-pre-softmax (True) is no",
         ),
-        ({"shared_expert_size": 8, "head_dim": 64}, "--moe-shared-expert-gate (False) is not True"),
+        ({"shared_expert_size": 8}, "--qk-layernorm (True) is not False, as in every Qwen2MoeForC"),
     ],
 )
 def test_what_no_family_says_has_no_config(change: dict[str, Any], begins: str) -> None:
@@ -840,3 +841,20 @@ def test_transformers_loads_what_is_written(
         assert loaded.mlp_only_layers == [i for i, m in enumerate(architecture.moe_layers) if not m]
     loaded.save_pretrained(tmp_path / "again")
     assert architecture_of(read_config(tmp_path / "again"), "model") == architecture
+
+
+@pytest.mark.parametrize(
+    ("says", "refused"),
+    [
+        ({"norm_topk_prob": True}, True),
+        ({"norm_topk_prob": False}, False),
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 128}, True),
+    ],
+)
+def test_one_expert_has_no_normalised_weight(says: dict[str, Any], refused: bool) -> None:
+    config = QWEN3_30B | {"num_experts_per_tok": 1} | says
+    if not refused:
+        assert architecture_of(config, "model").topk == 1
+        return
+    with pytest.raises(ValueError, match=r"num_experts_per_tok \(1\) is beside weights that sum"):
+        architecture_of(config, "model")

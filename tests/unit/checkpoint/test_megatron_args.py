@@ -317,6 +317,38 @@ def test_what_no_moe_plus_plus_has_is_named_alone(name: str, value: Any, saved: 
     assert_refused_alone(args, name, value)
 
 
+@pytest.mark.parametrize(
+    ("change", "begins"),
+    [
+        ({"add_qkv_bias": True}, ["--add-qkv-bias (True) is not False, as in every Qwen3MoeF"]),
+        (
+            {"qk_layernorm": False, "add_qkv_bias": True},
+            ["--add-qkv-bias (True)", "--moe-router-pre-softmax (True)", "--moe-layer-freq leaves"],
+        ),
+        (
+            {"moe_shared_expert_intermediate_size": 16},
+            ["--qk-layernorm (True) is not False", "--moe-shared-expert-gate (False) is not True"],
+        ),
+    ],
+)
+def test_what_no_model_of_a_family_has_is_named_together(
+    change: dict[str, Any], begins: list[str], saved: Saved
+) -> None:
+    args = saved(MIXED)
+    for name, value in change.items():
+        setattr(args, name, value)
+    found = problems_of(args)
+    assert len(found) == len(begins)
+    assert all(line.startswith(begin) for line, begin in zip(found, begins, strict=True))
+
+
+def test_a_gate_without_a_shared_expert_is_none(saved: Saved) -> None:
+    """Megatron builds it without a word."""
+    args = saved(MIXED)
+    args.moe_shared_expert_gate = True
+    assert architecture_of_args(args) == MIXED
+
+
 def test_scaled_input_needs_that_zero_experts_give_away_their_weight(saved: Saved) -> None:
     args = saved(SMALL_MOE_PLUS_PLUS)
     args.grove_zero_expert_weight = "own"

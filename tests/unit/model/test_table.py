@@ -135,3 +135,17 @@ def test_layers_with_experts(frequency: int | list[int], layers: str) -> None:
 
 def test_as_many_layers_as_are_said_to_have_experts_or_not() -> None:
     assert replace(DENSE, moe_layers=(False,) * 5).num_layers == 5
+
+
+@pytest.mark.parametrize(
+    ("held", "in_files"),
+    [
+        ("m.0.mlp.gate.weight", "m.0.block_sparse_moe.gate.weight"),
+        ("m.0.mlp.experts.3.up_proj.weight", "m.0.block_sparse_moe.experts.3.w3.weight"),
+        # What is none of the model's keeps the name that it has.
+        ("m.0.mlp.gate_proj.weight", "m.0.mlp.gate_proj.weight"),
+        ("m.0.mlp.chunk_experts.3.up_proj.weight", "m.0.mlp.chunk_experts.3.up_proj.weight"),
+    ],
+)
+def test_files_of_mixtral_have_names_of_their_own(held: str, in_files: str) -> None:
+    assert family_of(NAMED["Mixtral-8x7B"]).file_name(held) == in_files
