@@ -219,18 +219,12 @@ _ROWS = (
             **_RAW,
             **_loss("aux_loss", 0.01 / 16),
             "moe_z_loss_coeff": 0.001 / 16,
+            "grove_whole_qk_norm": True,
             **_PLAIN,
         },
         source="arXiv 2409.02060; allenai/OLMoE-1B-7B-0924 config.json",
         released=6_919_161_856,
         active=1_282_017_280,
-        differs=(
-            Difference(
-                "a norm of all queries of a token, and of all keys; here one of every head, whose "
-                "weights the heads share",
-                -2 * (2048 - 128) * 16,
-            ),
-        ),
     ),
     Preset(
         name="dbrx",
