@@ -26,6 +26,9 @@ _ITERATION = re.compile(r".*(iteration +\d+/ *\d+) .*(lm loss: \S+).*")
 
 def main() -> int:
     """Exit code: that of the commands."""
+    if unknown := [word for word in sys.argv[1:] if word != "--update"]:
+        print(f"{unknown[0]} is no option; there is --update", file=sys.stderr)
+        return 2
     page = PAGE.read_text(encoding="utf-8")
     run_dir = Path(os.environ.get("RUN_DIR") or tempfile.mkdtemp())
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -39,10 +42,8 @@ def main() -> int:
             shown.append([])
             print(f"== {headings[len(shown) - 1]}", flush=True)
         elif _SHOWN.search(line):
-            short = _ITERATION.sub(r" ... \1 | ... | \2 | ...", line).replace(
-                str(run_dir), "runs/way"
-            )
-            shown[-1].append(short)
+            short = _ITERATION.sub(r" ... \1 | ... | \2 | ...", line)
+            shown[-1].append(short.replace(str(run_dir), "runs/way"))
             print(short, flush=True)
     code = int((run_dir / "code").read_text())
     if code:

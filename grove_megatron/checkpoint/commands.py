@@ -365,7 +365,7 @@ def verify(
         Path | None,
         typer.Option(
             help="safetensors: input_ids, labels, logits, loss, grad.*; without it, transformers "
-            "computes them for a Qwen3-MoE or Qwen3 folder."
+            "computes them for a folder of a model that it knows."
         ),
     ] = None,
     ckpt_step: Step = None,

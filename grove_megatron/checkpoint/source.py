@@ -47,6 +47,7 @@ class Source:
         config: the config in that folder.
         generated: see :class:`.manifest.Manifest`.
         notices: what is right and may still not be what the user wants, one line each.
+        tokenizer: folder that a Megatron checkpoint was trained with, if it is here.
     """
 
     weights: Weights
@@ -57,6 +58,7 @@ class Source:
     config: dict[str, Any] | None
     generated: dict[str, Any]
     notices: tuple[str, ...] = ()
+    tokenizer: Path | None = None
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return self.weights.infos()
@@ -172,7 +174,15 @@ def megatron_source(
         config,
         {},
         _capacity(args),
+        _tokenizer(args),
     )
+
+
+def _tokenizer(args: Any) -> Path | None:
+    kind, model = getattr(args, "tokenizer_type", None), getattr(args, "tokenizer_model", None)
+    if kind not in ("HuggingFaceTokenizer", "SFTTokenizer") or not isinstance(model, str):
+        return None
+    return Path(model) if Path(model).is_dir() else None
 
 
 def _capacity(args: Any) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def evaluate(
 
         try:
             source, weights = source_of(hf, load, ckpt_step)
-            words = tokenizer_of(tokenizer, source, needed=data is None)
+            words = tokenizer_of(tokenizer, source, needed=text is not None or choices is not None)
             work = _Work(context.params, source, words)
             run = ModelRun(
                 source.architecture,

@@ -32,7 +32,7 @@ def source_of(hf: Path | None, load: Path | None, step: int | None) -> tuple[Sou
 
 
 def tokenizer_of(folder: Path | None, source: Source, *, needed: bool) -> Tokenizer | None:
-    """The one that is named, or the model's own; None where there is none and none is needed.
+    """The one that is named, the model's own, or that of its training; None where none is needed.
 
     Raises:
         ValueError: there is none, or it is not loaded.
@@ -40,6 +40,9 @@ def tokenizer_of(folder: Path | None, source: Source, *, needed: bool) -> Tokeni
     own = source.hf_files
     if folder is None and own is not None and has_tokenizer(own):
         folder = own
+    trained_with = source.tokenizer
+    if folder is None and trained_with is not None and has_tokenizer(trained_with):
+        folder = trained_with
     if folder is not None:
         return Tokenizer(folder)
     if needed:

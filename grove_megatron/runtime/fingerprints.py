@@ -16,6 +16,7 @@ FINGERPRINTS: dict[str, str] = {
     "optimizer-step-after-load": "source:7e5f988b86b48501",
     "optimizer-state-without-step": "source:40cab784659711a8",
     "optimizers-of-another-layout": "source:403774c7dde1d546",
+    "optimizers-without-weights": "source:ad1bad1074f0c523",
     "recompute-without-engine": "source:72036565b77136f2",
     "atomic-tracker": "value:MaybeMultiStorageClient",
     "overwritten-checkpoint": "source:e9626ecdf679a001",

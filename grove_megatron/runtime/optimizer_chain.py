@@ -29,6 +29,32 @@ def load_into_chain(original: Callable[..., None]) -> Callable[..., None]:
     return load_state_dict
 
 
+def with_idle(original: Callable[..., None]) -> Callable[..., None]:
+    """The replacement of ``ChainedOptimizer.__init__``."""
+
+    def __init__(self: Any, chained_optimizers: list[Any]) -> None:
+        """As Megatron's; an optimizer without a weight to train has a state, of nothing."""
+        original(self, chained_optimizers)
+        idle = [one for one in chained_optimizers if getattr(one, "is_stub_optimizer", False)]
+        for one in idle:
+            one.state_dict = one.sharded_state_dict = lambda *_, **__: {}
+            one.load_state_dict = lambda *_, **__: None
+        if not idle:
+            return
+        synchronize = self._synchronize_steps
+
+        def of_the_others() -> Any:
+            self.chained_optimizers = [one for one in chained_optimizers if one not in idle]
+            try:
+                return synchronize()
+            finally:
+                self.chained_optimizers = chained_optimizers
+
+        self._synchronize_steps = of_the_others
+
+    return __init__
+
+
 def _is_arranged_by_megatron_alone(chain: Any, state_dict: Any) -> bool:
     """Is this another format: a list of old, of Megatron-FSDP, or of optimizers that differ?"""
     from megatron.core.optimizer.optimizer import ChainedOptimizer

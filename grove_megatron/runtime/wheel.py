@@ -12,7 +12,7 @@ from .checkpoint_files import (
     with_manager_that_ends,
 )
 from .fingerprints import megatron_patch
-from .optimizer_chain import load_into_chain
+from .optimizer_chain import load_into_chain, with_idle
 from .registry import PatchSet
 
 
@@ -121,6 +121,13 @@ WHEEL = PatchSet(
             "optimizers, so no state crosses between expert-parallel size 1 and more; and takes "
             "the step from rank 0, which writes none where it has no expert",
             make=load_into_chain,
+        ),
+        megatron_patch(
+            name="optimizers-without-weights",
+            target="megatron.core.optimizer.optimizer:ChainedOptimizer.__init__",
+            reason="asks the optimizer of the dense weights for its state where all of them are "
+            "frozen and there is none, so that no such run can be saved",
+            make=with_idle,
         ),
         megatron_patch(
             name="recompute-without-engine",

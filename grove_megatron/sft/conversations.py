@@ -121,7 +121,12 @@ def _of_line(text: bytes) -> Iterator[Conversation]:
     try:
         said = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error}; correct the line") from None
+        if text.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+            raise ValueError("is compressed; unpack the file") from None
+        if text.lstrip().startswith(b"["):
+            said = "is the beginning of a JSON array; write one conversation a line (.jsonl)"
+            raise ValueError(said) from None
+        raise ValueError(f"is not JSON: {error}; write one conversation a line (.jsonl)") from None
     if not isinstance(said, dict):
         raise ValueError('is not an object; write {"messages": [...]}')
     given = said.get("messages", said.get("conversations"))
@@ -150,14 +155,18 @@ def _message(given: Any) -> Message:
     role = message.get("role")
     role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in _ROLES:
-        raise ValueError(f"has a role ({role}) that is none of {', '.join(_ROLES)}")
+        raise ValueError(f"has a role ({role}) that is none of {', '.join(_ROLES)}; rename it")
     message["role"] = role
     if message.pop("weight", 1) != 1:
         raise ValueError("has a message with a weight, which is not handled; leave the field out")
     content = message.get("content")
     calls = role == ASSISTANT and message.get("tool_calls")
     if not (calls and content is None) and not isinstance(content, str | list):
-        raise ValueError(f"has a message of {role} whose content ({content!r:.60}) is no text")
+        keys = ", ".join(given)
+        raise ValueError(
+            f"has a message of {role} ({keys}) whose content ({content!r:.60}) is no text; write "
+            "role and content"
+        )
     if role == ASSISTANT and not calls and not content:
         raise ValueError("has an empty answer; leave it out")
     try:

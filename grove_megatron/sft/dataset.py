@@ -68,12 +68,13 @@ class PackedConversations(MegatronDataset):  # type: ignore[misc]
         self._room = numpy.minimum(padded, self._capacity)[self._kept]
         self._packs = packs(self._room.tolist(), self._capacity)
         if not self._packs:
-            answers = int(self._counted.answers.sum())
-            raise ValueError(
-                f"--data-path ({dataset_path}) has no answer for {index_split.name} within "
-                f"--seq-length ({self._capacity}): {answers} tokens of answers in its "
-                f"{len(indices)} lines; raise it, or name conversations with answers"
-            )
+            where = f"--data-path ({dataset_path}) has no answer for {index_split.name}"
+            if not self._counted.answers.any():
+                raise ValueError(
+                    f"{where} in its {len(indices)} lines; give conversations with messages of "
+                    "assistant, behind messages that ask for them"
+                )
+            raise ValueError(f"{where} within --seq-length ({self._capacity}); raise it")
         self._say(len(indices))
 
     @staticmethod
@@ -159,11 +160,12 @@ class PackedConversations(MegatronDataset):  # type: ignore[misc]
         )
         losses = {
             f"conversations cut at --seq-length ({size})": (counted.lengths[kept] > size).sum(),
-            "left out without an answer within it": len(counted.lengths) - len(kept),
-            "lines without an answer": lines - len(numpy.unique(counted.lines)),
-            "answers not trained, which the chat template shows otherwise when more follows": (
-                counted.left_out[kept].sum()
+            f"conversations left out, without an answer within --seq-length ({size})": (
+                len(counted.lengths) - len(kept)
             ),
+            "lines left out, without an answer": lines - len(numpy.unique(counted.lines)),
+            "answers not trained, for which nothing asks, or which the chat template shows "
+            "otherwise when more follows": counted.left_out[kept].sum(),
             "answers of which the chat template takes words out": counted.altered[kept].sum(),
         }
         if found := [f"{int(count)} {what}" for what, count in losses.items() if count]:

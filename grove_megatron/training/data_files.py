@@ -190,6 +190,8 @@ def _hint(prefix: str) -> str:
     stem, suffix = prefix[:-4], prefix[-4:]
     if suffix in _SUFFIXES and os.path.isfile(prefix):
         return f"give {stem}, without the suffix"
+    if os.path.isfile(prefix):
+        return "make them of it with grove data; --sft reads a file of conversations"
     if _number(prefix) is not None:
         return "give a weight before every prefix, or none"
     return "give the path of both without their suffix"

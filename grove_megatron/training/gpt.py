@@ -78,6 +78,8 @@ def entry_problems(args: Namespace) -> Iterator[Problem]:
     given = [f"{{{name}}}" for name in (*_SOURCES, *splits[:1]) if getattr(args, name, None)]
     if not given:
         fix = "give a prefix of .bin and .idx files, or --mock-data"
+        if args.sft:
+            fix = "give a file of conversations"
         yield check.problem(f"{{data_path}} is needed; {fix}")
     elif len(given) > 1:
         others = " and ".join(given[1:])

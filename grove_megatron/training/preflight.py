@@ -44,7 +44,7 @@ from .of_ranks import problems_of_rank_0
 from .rules import megatron_notices
 from .saved_arguments import look_into
 from .saving import replaced_run
-from .sft_rules import sft_notice
+from .sft_rules import packing_problems, sft_notice
 from .tokenizer_files import tokenizer_notice
 
 # For rank 0 to read what is no tensor of a checkpoint; the failure watch ends who waits in vain.
@@ -200,6 +200,7 @@ def _content_problems(args: Namespace, load_args: list[str]) -> list[Problem]:
             problems += contradictions(args, saved)
         if load_arg == "load":
             problems += optimizer_layout_problems(args, saved)
+            problems += packing_problems(args, saved)
     return problems
 
 

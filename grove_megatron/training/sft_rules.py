@@ -40,16 +40,22 @@ def sft_problems(args: Namespace, *, own_script: bool = False) -> Iterator[Probl
             }
         )
         return
+    template = getattr(args, "chat_template", None)
     formats, given = ", ".join(_FORMATS), args.sft_tokenizer_prompt_format
     stages = args.pipeline_model_parallel_size
     samples = max(args.micro_batch_size or 1, args.eval_micro_batch_size or 1)
     yield from check.those(
         {
             "{sft} needs the chat template of a tokenizer, which {tokenizer_type} has not; use "
-            "HuggingFaceTokenizer with --tokenizer-model": kind not in _TOKENIZERS,
+            "HuggingFaceTokenizer with --tokenizer-model": (
+                # Left out beside a model, it is named as that.
+                kind not in _TOKENIZERS and not (args.tokenizer_model and not args.tokenizer_type)
+            ),
             f"{{sft_tokenizer_prompt_format}} is none of {formats}; use default": (
                 kind == "SFTTokenizer" and given not in _FORMATS
             ),
+            "{chat_template} is no Jinja template but a word; give its text, as "
+            '"$(cat FILE)"': template is not None and "{" not in template,
             "{sft} excludes {mock_data}; give a file of conversations as --data-path": (
                 args.mock_data
             ),
@@ -91,6 +97,21 @@ def sft_notice(args: Namespace) -> str | None:
     )
 
 
+def packing_problems(args: Namespace, checkpoint_args: Namespace) -> Iterator[Problem]:
+    """A run that would go on in the middle of other sequences than those that it has seen."""
+    both = getattr(args, "sft", False) and getattr(checkpoint_args, "sft", False)
+    if not both or args.finetune:
+        return
+    for name in ("seq_length", "data_path", "train_data_path"):
+        before = getattr(checkpoint_args, name, None)
+        if getattr(args, name, None) != before:
+            yield Check(args).problem(
+                f"{{{name}}} differs from that of the checkpoint ({before}), so that conversations "
+                "would be met twice, or never; give the same, or begin anew with --finetune",
+                before=before,
+            )
+
+
 def conversation_file_problems(args: Namespace) -> Iterator[Problem]:
     """Files of --sft that are not there, or do not begin with conversations."""
     if not getattr(args, "sft", False):
@@ -99,13 +120,26 @@ def conversation_file_problems(args: Namespace) -> Iterator[Problem]:
         if is_object_storage_path(path):
             yield Problem("--data-path", path, "is not on this machine; copy it here for --sft")
         elif not Path(path).is_file():
-            text = "is not a file of conversations; give one, .jsonl with its suffix"
-            yield Problem("--data-path", path, text)
+            yield Problem("--data-path", path, f"{_what(path)}; give a file of conversations")
         else:
             try:
-                [*first_lines(path, _LOOKED_AT)]
+                found = [*first_lines(path, _LOOKED_AT)]
             except ValueError as error:
                 yield Problem.of_text(f"--data-path {error}")
+                continue
+            if not any(conversations for _, conversations in found):
+                what = f"answer in its first {len(found)} lines" if found else "conversation"
+                fix = "give conversations with messages of assistant"
+                yield Problem("--data-path", path, f"has no {what}; {fix}")
+
+
+def _what(path: str) -> str:
+    """What a path is that is no file."""
+    if Path(path).is_dir():
+        return "is a folder"
+    if Path(f"{path}.idx").is_file():
+        return "is a prefix of .bin and .idx, which hold no conversations"
+    return "is not there"
 
 
 def sft_tokenizer_problems(args: Namespace, tokenizer: Any) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from functools import cache, partial
 
 import torch
 import torch.distributed as dist
+from megatron.training import get_args
 from megatron.training.utils import print_rank_0
 
 from ..checkpoint.local_names import global_name
@@ -62,6 +63,23 @@ def train_only(chosen: tuple[str, ...]) -> Callable[[Models], Models]:
     return partial(_freeze, chosen=chosen)
 
 
+def _check_that_it_can_be_saved(trains: bool) -> None:
+    """Megatron takes what is no tensor of an optimizer's state from rank 0.
+
+    Raises:
+        ValueError: some rank has no optimizer, and the run saves its state.
+    """
+    args = get_args()
+    everywhere = torch.tensor([int(trains)], device=torch.cuda.current_device())
+    dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+    if not int(everywhere) and args.save is not None and not args.no_save_optim:
+        raise ValueError(
+            f"--grove-train-only ({' '.join(args.grove_train_only)}) is in no weight of some "
+            "pipeline stage, whose optimizer's state could not be saved with the others; choose "
+            "weights of every stage (norms beside them), fewer stages, or --no-save-optim"
+        )
+
+
 _TIED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
@@ -110,6 +128,7 @@ def _freeze(models: Models, chosen: Sequence[str]) -> Models:
             f"{', '.join(SUBSETS)}, or a regular expression that finds one of Megatron's names, "
             f"as {named[0][0]}"
         )
+    _check_that_it_can_be_saved(any(selected(name, chosen) for name, _ in named))
     total = count_parameters(models)
     for model in models:
         if getattr(model, "share_embeddings_and_output_weights", False):

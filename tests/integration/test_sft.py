@@ -235,18 +235,43 @@ def test_a_tied_embedding_is_trained_on_both_stages(chosen: str, run: Any) -> No
     assert not any(any(change) for change in others.values())
 
 
-def test_a_run_goes_on_with_the_same_choice_alone(run: Any, tmp_path: Path) -> None:
+# Megatron's plain optimizer, and two formats of the distributed one.
+OPTIMIZERS = ["", DISTRIBUTED[0], f"{DISTRIBUTED[0]} --dist-ckpt-optim-fully-reshardable"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "layout"),
+    [
+        (1, "--global-batch-size 1"),
+        # The dense weights have an optimizer of their own, and it has none of them.
+        (2, "--global-batch-size 2 --expert-model-parallel-size 2"),
+    ],
+)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["plain", "distributed", "reshardable"])
+def test_a_run_goes_on_with_the_same_choice_alone(
+    optimizer: str, processes: int, layout: str, run: Any, tmp_path: Path
+) -> None:
     save = ["--save", str(tmp_path / "ckpt"), "--save-interval", "2"]
-    flags = ["--global-batch-size", "1", "--optimizer", "adam", *DISTRIBUTED, "--grove-train-only"]
-    run(1, *flags, "adjugates", *save)
-    load = ["--load", str(tmp_path / "ckpt"), "--train-iters", "4"]
-    more = [*load, "--override-opt-param-scheduler"]
-    again = run(1, *flags, "adjugates", *more).results()[0]
-    whole = run(1, *flags, "adjugates", "--train-iters", "4").results()[0]
-    assert again["batches"] == whole["batches"][2:]
-    with pytest.raises(AssertionError, match=r"--grove-train-only \(experts\) differs"):
-        run(1, *flags, "experts", *more)
-    assert run(1, *flags, "experts", *load, "--finetune").results()
+    adam = "--optimizer adam --train-iters 4 --exit-interval 2 --grove-train-only"
+    flags = [*layout.split(), *optimizer.split(), *adam.split()]
+    run(processes, *flags, "adjugates", *save)
+    load = ["--load", str(tmp_path / "ckpt"), "--exit-interval", "100"]
+    again = run(processes, *flags, "adjugates", *load).results()
+    whole = run(processes, *flags, "adjugates", "--exit-interval", "100").results()
+    for mine, expected in zip(again, whole, strict=True):
+        assert mine["batches"] == expected["batches"][2:]
+    if processes == 1:
+        with pytest.raises(AssertionError, match=r"--grove-train-only \(experts\) differs"):
+            run(1, *flags, "experts", *load)
+        assert run(1, *flags, "experts", *load, "--finetune").results()
+
+
+def test_a_stage_without_a_trained_weight_is_not_saved(run: Any, tmp_path: Path) -> None:
+    flags = "--global-batch-size 1 --pipeline-model-parallel-size 2 --grove-train-only".split()
+    save = ["--save", str(tmp_path / "ckpt"), "--save-interval", "2"]
+    with pytest.raises(AssertionError, match="is in no weight of some pipeline stage, whose opt"):
+        run(2, *flags, r"layers\.1\..*adjugate", *save)
+    assert run(2, *flags, r"layers\.1\..*adjugate", *save, "--no-save-optim").results()
 
 
 def test_a_choice_of_nothing_is_refused(run: Any, ranks: Ranks) -> None:

@@ -170,7 +170,7 @@ def test_what_is_too_long_is_cut_and_said(built: Any, capsys: Any) -> None:
     assert sample["loss_mask"][-1] == 1
     said = capsys.readouterr().out
     assert "1 conversations of" in said
-    assert "WARNING: 1 conversations cut at --seq-length (40); 1 left out without an ans" in said
+    assert "WARNING: 1 conversations cut at --seq-length (40); 1 conversations left out, w" in said
 
 
 def test_context_parallel_ranks_can_halve_every_conversation(built: Any) -> None:
@@ -244,7 +244,7 @@ def test_lines_that_are_none_are_named_together(built: Any, text: str, says: str
 
 def test_nothing_to_train_on_is_refused(built: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"has no answer for train within --seq-length \(8\): 4 tokens of"
+        ValueError, match=r"has no answer for train within --seq-length \(8\); raise it"
     ):
         built(line(("a " * 30, "five")), 8)
 
@@ -285,8 +285,8 @@ def test_arguments_of_tools_are_objects(tmp_path: Path) -> None:
 def test_lines_without_an_answer_are_counted(built: Any, capsys: Any) -> None:
     question = json.dumps({"messages": [{"role": "user", "content": "?"}]}) + "\n"
     built(line(PAIRS[0]) + question)
-    assert "WARNING: 1 lines without an answer" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="0 tokens of answers in its 1 lines; raise it, or name c"):
+    assert "WARNING: 1 lines left out, without an answer" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no answer for train in its 1 lines; give conversat"):
         built(question)
 
 

@@ -10,6 +10,7 @@ from megatron.core.tokenizers import MegatronTokenizer
 
 from grove_megatron.training.sft_rules import (
     conversation_file_problems,
+    packing_problems,
     sft_problems,
     sft_tokenizer_problems,
 )
@@ -52,6 +53,8 @@ def test_what_works_is_no_problem(flags: str) -> None:
     [
         ("--tokenizer-type TikTokenizer", "--sft (True) needs the chat template of a tokenizer, w"),
         ("--mock-data", "--sft (True) excludes --mock-data (True); give a file of conv"),
+        ("--chat-template chat.jinja", "--chat-template (chat.jinja) is no Jinja template but a"),
+        ("--context-parallel-size 2 " + TE, "--sft (True) with --context-parallel-size (2) needs"),
         (
             "--tokenizer-type SFTTokenizer --sft-tokenizer-prompt-format chatml",
             "--sft-tokenizer-prompt-format (chatml) is none of nemotron-nano-v2, ",
@@ -95,11 +98,53 @@ def test_files_are_looked_at(tmp_path: Path) -> None:
     found = files_in_lines(args_of(f"--sft {paths}"))
     assert len(found) == 4
     assert f"--data-path ({bad}:2) has no list of messages (fields: text)" in found[0]
-    assert found[1].startswith(f"--data-path ({tmp_path / 'none'}) is not a file of conversations")
-    assert found[2].startswith(f"--data-path ({tmp_path}) is not a file of conversations")
+    assert found[1].startswith(f"--data-path ({tmp_path / 'none'}) is not there; give a file of")
+    assert found[2].startswith(f"--data-path ({tmp_path}) is a folder; give a file of conversat")
     assert found[3].startswith("--data-path (s3://a/b) is not on this machine")
     assert files_in_lines(args_of(f"--sft --data-path 1 {good}")) == []
     assert files_in_lines(args_of(paths)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "has no conversation; give conversations with messages of assistant"),
+        (b'{"messages": [{"role": "user", "content": "?"}]}\n', "has no answer in its first 1 lin"),
+        (b"\x1f\x8b\x08", ":1) is compressed; unpack the file"),
+        (b'{"messages": []}', "has no answer in its first 1 lines"),
+        (b'[{"messages": []}]', ":1) is not an object; write"),
+        (b"[\n{}\n]", ":1) is the beginning of a JSON array; write one conversation a line"),
+        (b"a\tb\n", ":1) is not JSON"),
+        (
+            b'{"messages": [{"role": "User", "content": "?"}]}',
+            "none of system, developer, user, as",
+        ),
+        (
+            b'{"messages": [{"role": "user", "text": "?"}]}',
+            "(role, text) whose content (None) is no",
+        ),
+    ],
+)
+def test_what_a_file_is_instead_is_said(content: bytes, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.write_bytes(content)
+    (line,) = files_in_lines(args_of(f"--sft --data-path {file}"))
+    assert says in line
+
+
+def test_a_prefix_of_tokens_is_no_file_of_conversations(tmp_path: Path) -> None:
+    (tmp_path / "text.idx").write_bytes(b"")
+    (line,) = files_in_lines(args_of(f"--sft --data-path {tmp_path / 'text'}"))
+    assert "is a prefix of .bin and .idx, which hold no conversations" in line
+
+
+def test_a_run_goes_on_with_the_same_sequences_alone() -> None:
+    args, saved = args_of(FLAGS), args_of(f"{FLAGS} --seq-length 16 --data-path other")
+    found = [str(one) for one in packing_problems(args, saved)]
+    assert [line.split(" differs")[0] for line in found] == ["--seq-length (8)", "--data-path (d)"]
+    assert [*packing_problems(args, args_of(FLAGS))] == []
+    args.finetune = True
+    assert [*packing_problems(args, saved)] == []
 
 
 @pytest.mark.parametrize(
