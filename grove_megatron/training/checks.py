@@ -105,7 +105,7 @@ def job_problems(
         problems += problems_of(partial(needed, trains=trains), args)
     elif not own_script:
         problems += problems_of(gpt.entry_problems, args)
-    problems += problems_of(subset_problems, args)
+    problems += problems_of(subset_problems, args, world_size)
     if is_checked(args) or not own_script:
         problems += problems_of(partial(sft_problems, own_script=own_script), args)
     if is_elsewhere(device):

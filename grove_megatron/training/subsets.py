@@ -17,7 +17,9 @@ from megatron.training.utils import print_rank_0
 
 from ..checkpoint.local_names import global_name
 from ..checks.problem import Problem
+from ..model.table import weights
 from ..moe.router import GroveRouter
+from .sizes import sizes_of
 from .summary import count_parameters
 
 # In Megatron's names, with numbers of the whole model.
@@ -39,17 +41,40 @@ SUBSETS = {
 Models = list[torch.nn.Module]
 
 
-def subset_problems(args: Namespace) -> Iterator[Problem]:
-    """Regular expressions of --grove-train-only that are none."""
-    for one in getattr(args, "grove_train_only", None) or ():
+def subset_problems(args: Namespace, world_size: int) -> Iterator[Problem]:
+    """Choices of --grove-train-only that are no regular expressions, or find nothing.
+
+    Args:
+        args: parsed, not yet validated.
+        world_size: processes of the job.
+    """
+    chosen = getattr(args, "grove_train_only", None) or ()
+    names = _names(args, world_size) if chosen else frozenset[str]()
+    listed = f"use {', '.join(SUBSETS)}, several with spaces between, or correct it"
+    for one in chosen:
         try:
-            re.compile(SUBSETS.get(one, one))
+            found = not names or any(selected(name, [one]) for name in names)
         except re.error as error:
-            yield Problem(
-                "--grove-train-only",
-                one,
-                f"is no regular expression: {error}; use {', '.join(SUBSETS)}, or correct it",
-            )
+            yield Problem("--grove-train-only", one, f"is no regular expression: {error}; {listed}")
+            continue
+        if not found:
+            yield Problem("--grove-train-only", one, f"is in no weight of the model; {listed}")
+
+
+def _names(args: Namespace, world_size: int) -> frozenset[str]:
+    """Of the model's parameters, in any implementation; none where the planner does not know it."""
+    try:
+        model = sizes_of(args, world_size).model
+    except Exception:  # what is wrong with the sizes others say
+        return frozenset()
+    return frozenset(
+        f"{weight.prefix}{name}".replace("{layer}", str(layer)).replace("{index}", str(index))
+        for weight in weights(model)
+        if not weight.buffer
+        for name in {weight.name, *weight.module_names}
+        for layer in range(model.num_layers if weight.prefix else 1)
+        for index in range(weight.count(model.sizes))
+    )
 
 
 def selected(name: str, chosen: Sequence[str]) -> bool:
