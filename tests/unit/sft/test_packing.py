@@ -19,5 +19,6 @@ def test_everything_is_somewhere_and_nothing_is_too_full(lengths: list[int], siz
 def test_each_goes_where_it_leaves_the_least_room() -> None:
     # 4 beside 6 and not beside 5, so that 5 takes the other 5.
     assert packs([4, 5, 6, 5], 10) == [[2, 0], [1, 3]]
+    assert packs([7, 6, 3], 10) == [[0, 2], [1]]
     assert packs([25, 3], 10) == [[0], [1]]
     assert packs([], 10) == []
