@@ -140,6 +140,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
     moe_layers = (family.has_experts,) * layers
     if family in _SPARSE_STEPS:
         moe_layers = _moe_layers(keys, layers)
+    qk_norm = _qk_norm(keys, family)
     architecture = Architecture(
         hidden_size=hidden,
         num_attention_heads=heads,
@@ -150,7 +151,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         norm_epsilon=keys.number("rms_norm_eps"),
         rotary_base=_rotary_base(keys),
         tied_embeddings=keys.flag("tie_word_embeddings", default=False),
-        qk_layernorm=_qk_norm(keys, family) != "none",
+        qk_layernorm=qk_norm != "none",
         qkv_bias=_qkv_bias(keys, family),
         moe_layers=moe_layers,
         ffn_hidden_size=0 if all(moe_layers) else keys.whole("intermediate_size"),
@@ -161,7 +162,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         architecture = _with_experts(architecture, keys, family)
     if family is GROVE_MOE:
         architecture = _with_groups(architecture, keys)
-    if _qk_norm(keys, family) == "all_heads":
+    if qk_norm == "all_heads":
         architecture = with_settings(architecture, {"grove_whole_qk_norm": True})
     _only_what_is_handled(keys, family)
     if keys.problems:

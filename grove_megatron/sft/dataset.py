@@ -48,6 +48,7 @@ class PackedConversations(MegatronDataset):  # type: ignore[misc]
     ) -> None:
         super().__init__(dataset, dataset_path, indices, num_samples, index_split, config)
         self._capacity = config.sequence_length
+        self._ordered: tuple[int, numpy.ndarray] | None = None
         # Context-parallel ranks halve every conversation into as many chunks.
         self._unit = 2 * config.context_parallel_size if config.context_parallel_size > 1 else 1
         self._encode: Encoder = encoder_of(config.tokenizer)
@@ -99,8 +100,6 @@ class PackedConversations(MegatronDataset):  # type: ignore[misc]
             random = numpy.random.default_rng([self.config.random_seed, epoch])
             self._ordered = epoch, random.permutation(len(self._packs))
         return self._ordered[1]
-
-    _ordered: tuple[int, numpy.ndarray] | None = None
 
     def _encoded(self, number: int) -> Encoded:
         counted = self._counted

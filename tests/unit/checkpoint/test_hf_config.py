@@ -858,3 +858,8 @@ def test_one_expert_has_no_normalised_weight(says: dict[str, Any], refused: bool
         return
     with pytest.raises(ValueError, match=r"num_experts_per_tok \(1\) is beside weights that sum"):
         architecture_of(config, "model")
+
+
+def test_a_norm_of_another_kind_is_refused_once() -> None:
+    config = config_of(RELEASED, None, "bfloat16") | {"qk_norm": "layer"}
+    assert problems_of(config) == ["qk_norm (layer) is none of head, none, all_heads"]
