@@ -45,6 +45,7 @@ from .rules import megatron_notices
 from .saved_arguments import look_into
 from .saving import replaced_run
 from .sft_rules import packing_problems, sft_notice
+from .subsets import trained_notice
 from .tokenizer_files import tokenizer_notice
 
 # For rank 0 to read what is no tensor of a checkpoint; the failure watch ends who waits in vain.
@@ -94,6 +95,7 @@ def notices(args: Namespace) -> list[str]:
     found = [
         optimizer_format_notice(args),
         sft_notice(args),
+        trained_notice(args),
         _dispatcher_notice(args),
         _record_notice(args),
         _restart_notice(args),

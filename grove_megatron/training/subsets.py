@@ -7,7 +7,7 @@ optimizer/__init__.py:330 @ 0.19.2).
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 
 import torch
@@ -17,7 +17,9 @@ from megatron.training.utils import print_rank_0
 
 from ..checkpoint.local_names import global_name
 from ..checks.problem import Problem
-from ..model.table import weights
+from ..model.architecture import Model
+from ..model.parameters import total_parameters
+from ..model.table import EMBEDDING, OUTPUT, weights
 from ..moe.router import GroveRouter
 from .sizes import sizes_of
 from .summary import count_parameters
@@ -61,20 +63,59 @@ def subset_problems(args: Namespace, world_size: int) -> Iterator[Problem]:
             yield Problem("--grove-train-only", one, f"is in no weight of the model; {listed}")
 
 
+def trained_notice(args: Namespace) -> str | None:
+    """How many of a model's parameters are trained, as one line, before it is built."""
+    chosen = getattr(args, "grove_train_only", None)
+    if not chosen:
+        return None
+    model = sizes_of(args).model
+    if model.mtp_modules:
+        return None  # its layers are counted when they are there
+    trained = sum(size for names, size in _parameters(model) if _any_selected(names, chosen))
+    total = total_parameters(model).total
+    return f"--grove-train-only ({' '.join(chosen)}): {trained:,} of {total:,} parameters"
+
+
+def _any_selected(names: Iterable[str], chosen: Sequence[str]) -> bool:
+    return any(selected(name, chosen) for name in names)
+
+
 def _names(args: Namespace, world_size: int) -> frozenset[str]:
     """Of the model's parameters, in any implementation; none where the planner does not know it."""
     try:
         model = sizes_of(args, world_size).model
     except Exception:  # what is wrong with the sizes others say
         return frozenset()
-    return frozenset(
-        f"{weight.prefix}{name}".replace("{layer}", str(layer)).replace("{index}", str(index))
-        for weight in weights(model)
-        if not weight.buffer
-        for name in {weight.name, *weight.module_names}
-        for layer in range(model.num_layers if weight.prefix else 1)
-        for index in range(weight.count(model.sizes))
-    )
+    return frozenset(name for names, _ in _parameters(model) for name in names)
+
+
+def _parameters(model: Model) -> Iterator[tuple[set[str], int]]:
+    """Every parameter of a model, an expert by itself: its names in all implementations, and size.
+
+    Of an MTP layer there is what it has beside a decoder layer.
+    """
+    places = {"dense": False, "moe": True}
+    for weight in weights(model):
+        if weight.buffer or (weight.place == "output" and model.tied_embeddings):
+            continue
+        layers = [
+            layer
+            for layer in range(model.num_layers if weight.prefix else 1)
+            if weight.place not in places or model.moe_layers[layer] == places[weight.place]
+        ]
+        is_tied = weight is EMBEDDING and model.tied_embeddings
+        others = [OUTPUT.name] if is_tied else []
+        for layer in layers if weight.place != "mtp" else range(model.mtp_modules):
+            for index in range(weight.count(model.sizes)):
+                yield (
+                    {
+                        f"{weight.prefix}{name}".replace("{layer}", str(layer)).replace(
+                            "{index}", str(index)
+                        )
+                        for name in (weight.name, *weight.module_names, *others)
+                    },
+                    weight.numel(model.sizes) // weight.count(model.sizes),
+                )
 
 
 def selected(name: str, chosen: Sequence[str]) -> bool:
