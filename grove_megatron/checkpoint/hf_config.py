@@ -541,6 +541,7 @@ _RELEASE_IS: dict[str, Any] = {
     "router_pre_softmax": False,
     "shared_expert_intermediate_size": None,
 }
+_OF_RELEASE = RELEASED | _RELEASE_IS
 
 
 def _grove_keys(architecture: Architecture) -> dict[str, Any]:
@@ -561,9 +562,8 @@ def _grove_keys(architecture: Architecture) -> dict[str, Any]:
 
 def _without_released(keys: dict[str, Any]) -> dict[str, Any]:
     """Leave out the Grove keys that say what the release does anyway."""
-    usual = RELEASED | _RELEASE_IS
     own = keys.get("model_type") == GROVE_MOE.model_type
-    return {k: v for k, v in keys.items() if not own or k not in usual or v != usual[k]}
+    return {k: v for k, v in keys.items() if not own or k not in _OF_RELEASE or v != _OF_RELEASE[k]}
 
 
 def _check_like(architecture: Architecture, like: dict[str, Any], where: str) -> None:
@@ -623,10 +623,9 @@ def unlike_release(architecture: Architecture) -> list[str]:
 
 def ignored_by_release(architecture: Architecture) -> list[str]:
     """What the released GroveMoE code would compute otherwise: a line per key that it ignores."""
-    usual = RELEASED | _RELEASE_IS
     return [
-        f"{key} ({value}) is not {usual[key]}, a literal of the released modeling code, which "
-        "reads no such key; leave out --no-modeling, or --write-grove-keys for other code"
+        f"{key} ({value}) is not {_OF_RELEASE[key]}, a literal of the released modeling code, "
+        "which reads no such key; leave out --no-modeling, or --write-grove-keys for other code"
         for key, value in _grove_keys(architecture).items()
-        if value != usual[key]
+        if value != _OF_RELEASE[key]
     ]

@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -121,10 +120,9 @@ def _problems(p: dict[str, Any]) -> list[str]:
 
 def _write(file: Path, judged: "Sequence[Judged]") -> None:
     """Whole, or not at all."""
-    lines = [json.dumps(asdict(one)) + "\n" for one in judged]
-    with NamedTemporaryFile("w", dir=file.absolute().parent, delete=False) as written:
-        written.writelines(lines)
-    Path(written.name).replace(file)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(asdict(one)) + "\n" for one in judged))
+    temporary.replace(file)
 
 
 class _Work:

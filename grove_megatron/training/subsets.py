@@ -7,7 +7,7 @@ optimizer/__init__.py:330 @ 0.19.2).
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 
 import torch
@@ -19,7 +19,7 @@ from ..checkpoint.local_names import global_name
 from ..checks.problem import Problem
 from ..model.architecture import Model
 from ..model.parameters import total_parameters
-from ..model.table import EMBEDDING, OUTPUT, weights
+from ..model.table import EMBEDDING, OUTPUT, of_layer, weights
 from ..moe.router import GroveRouter
 from .sizes import sizes_of
 from .summary import count_parameters
@@ -71,13 +71,11 @@ def trained_notice(args: Namespace) -> str | None:
     model = sizes_of(args).model
     if model.mtp_modules:
         return None  # its layers are counted when they are there
-    trained = sum(size for names, size in _parameters(model) if _any_selected(names, chosen))
+    trained = sum(
+        size for names, size in _parameters(model) if any(selected(name, chosen) for name in names)
+    )
     total = total_parameters(model).total
     return f"--grove-train-only ({' '.join(chosen)}): {trained:,} of {total:,} parameters"
-
-
-def _any_selected(names: Iterable[str], chosen: Sequence[str]) -> bool:
-    return any(selected(name, chosen) for name in names)
 
 
 def _names(args: Namespace, world_size: int) -> frozenset[str]:
@@ -94,28 +92,29 @@ def _parameters(model: Model) -> Iterator[tuple[set[str], int]]:
 
     Of an MTP layer there is what it has beside a decoder layer.
     """
-    places = {"dense": False, "moe": True}
-    for weight in weights(model):
-        if weight.buffer or (weight.place == "output" and model.tied_embeddings):
+    kinds = weights(model)
+    here = [(weight, 0) for weight in kinds if not weight.prefix]
+    for layer, is_moe in enumerate(model.moe_layers):
+        here += [(weight, layer) for weight in of_layer(kinds, is_moe)]
+    for layer in range(model.mtp_modules):
+        here += [(weight, layer) for weight in kinds if weight.place == "mtp"]
+    for weight, layer in here:
+        if weight.buffer or (weight is OUTPUT and model.tied_embeddings):
             continue
-        layers = [
-            layer
-            for layer in range(model.num_layers if weight.prefix else 1)
-            if weight.place not in places or model.moe_layers[layer] == places[weight.place]
-        ]
-        is_tied = weight is EMBEDDING and model.tied_embeddings
-        others = [OUTPUT.name] if is_tied else []
-        for layer in layers if weight.place != "mtp" else range(model.mtp_modules):
-            for index in range(weight.count(model.sizes)):
-                yield (
-                    {
-                        f"{weight.prefix}{name}".replace("{layer}", str(layer)).replace(
-                            "{index}", str(index)
-                        )
-                        for name in (weight.name, *weight.module_names, *others)
-                    },
-                    weight.numel(model.sizes) // weight.count(model.sizes),
-                )
+        names = {weight.name, *weight.module_names}
+        if weight is EMBEDDING and model.tied_embeddings:
+            names.add(OUTPUT.name)
+        count = weight.count(model.sizes)
+        for index in range(count):
+            numbers = {"{layer}": str(layer), "{index}": str(index)}
+            numbered = {_numbered(weight.prefix + name, numbers) for name in names}
+            yield numbered, weight.numel(model.sizes) // count
+
+
+def _numbered(name: str, numbers: dict[str, str]) -> str:
+    for place, number in numbers.items():
+        name = name.replace(place, number)
+    return name
 
 
 def selected(name: str, chosen: Sequence[str]) -> bool:

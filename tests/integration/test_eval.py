@@ -163,18 +163,26 @@ def test_answers_are_those_of_transformers(
     asked, file = questions(), tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in asked))
     right = right_by_byte = 0
+    expected = []
     for one in asked:
         losses = []
         for choice in one["choices"]:
             ids = [int(word[1:]) for word in f"{one['context']}{choice}".split()]
             losses.append(float(nll(theirs, ids)[5:].sum()))
+        expected += [-loss for loss in losses]
         by_byte = [n / len(c) for n, c in zip(losses, one["choices"], strict=True)]
         right += losses.index(min(losses)) == one["answer"]
         right_by_byte += by_byte.index(min(by_byte)) == one["answer"]
     assert 0 < right < len(asked)
     for layout in ((1, []), (2, EP2)):
-        flags = ["--choices", file, "--length", LENGTH, "--batch-size", 4]
+        written = tmp_path / "answers.jsonl"
+        flags = ["--choices", file, "--length", LENGTH, "--batch-size", 4, "--answers", written]
         found = evaluate("--load", model / "megatron", *flags, layout=layout)
+        answers = [json.loads(line) for line in written.read_text().splitlines()]
+        said = [n for one in answers for n in one["log_likelihoods"]]
+        assert said == pytest.approx(expected, abs=2e-5)
+        assert [one["answer"] for one in answers] == [one["answer"] for one in asked]
+        assert sum(one["chosen"] == one["answer"] for one in answers) == right
         assert found == {
             "questions": 12,
             "accuracy": right / 12,
