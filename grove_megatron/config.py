@@ -67,15 +67,17 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
     (LOCAL_WORLD_SIZE)."""
 
     def __post_init__(self) -> None:
-        scoring = self.grove_num_groups and self.grove_router_scoring
+        scoring = registry.one(self, "scoring") if has_grove_layers(self) else None
+        own = has_grove_layers(self) and (scoring is None or scoring.name == "grove")
         score_function: str = self.moe_router_score_function  # type: ignore[has-type]
-        if scoring == "grove" and score_function == "softmax":
-            # Megatron accepts an expert bias only beside a score function of its own that has
-            # one. GroveRouter selects on sigmoid and never asks this field for the weights.
+        if own and score_function == "softmax":
+            # Megatron accepts an expert bias, and one expert a token, only beside a score function
+            # of its own that has them. GroveRouter never asks this field for the weights.
             self.moe_router_score_function = "sigmoid"
         super().__post_init__()
-        if self.grove_gating_residual and self.pipeline_model_parallel_size > 1:
-            # A stage hands on hidden states with the logits beside them. Not before: of lengths
+        carries = has_grove_layers(self) and registry.needs(self)
+        if carries and self.pipeline_model_parallel_size > 1:
+            # A stage hands on hidden states with columns beside them. Not before: of lengths
             # that really vary Megatron asks more, which all ranks' equal shapes have no need of.
             self.variable_seq_lengths = True
         problems = grove_problems(self, num_experts=self.num_moe_experts)

@@ -10,8 +10,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config, unwrap_model
 
 from .config import has_grove_layers, moe_pattern
-from .moe.carried import CarryingLayer
+from .moe.carried import CarryingLayer, carrying_flags
 from .moe.layer import GroveMoELayer
+from .parts import registry
 
 
 def check_after_build(model_config: Any) -> None:
@@ -40,8 +41,8 @@ def check_grove_layers(models: list[Any]) -> list[Any]:
     if dist.get_backend() == "fake" and has_grove_layers(config):
         # Nobody knows the other stages; here at least no layer may be Megatron's own.
         expected = sum(isinstance(m, MoELayer) for model in models for m in model.modules())
-    if has_grove_layers(config) and config.grove_gating_residual:
-        check_carrying(models)
+    if has_grove_layers(config) and registry.needs(config):
+        check_carrying(models, config)
     if built != expected:
         raise ValueError(
             f"Grove layers in the model ({built}) differ from those the flags ask for "
@@ -50,8 +51,8 @@ def check_grove_layers(models: list[Any]) -> list[Any]:
     return models
 
 
-def check_carrying(models: list[Any]) -> None:
-    """With a gating residual, that the layers beside MoE layers hand their logits on.
+def check_carrying(models: list[Any], config: Any) -> None:
+    """Where something travels beside the hidden states, that all layers hand it on.
 
     Raises:
         ValueError: some are of another class.
@@ -66,9 +67,16 @@ def check_carrying(models: list[Any]) -> None:
     others = sorted({type(m).__name__ for m in layers if not isinstance(m, CarryingLayer)})
     if others:
         raise ValueError(
-            f"--grove-gating-residual (True) needs layers of CarryingLayer, and the model has "
-            f"{', '.join(others)}, which hand no logits on; pass --spec grove_megatron.layer_spec "
-            "grove_layer_spec"
+            f"{' and '.join(carrying_flags(config))} needs layers of CarryingLayer, and the model "
+            f"has {', '.join(others)}, which hand nothing on; pass --spec "
+            "grove_megatron.layer_spec grove_layer_spec"
+        )
+    begun = [getattr(unwrap_model(model), "carries", frozenset()) for model in models]
+    if registry.needs(config) - {"logits"} and not all(begun):
+        raise ValueError(
+            f"{' and '.join(carrying_flags(config))} needs columns that begin at the embedding, "
+            "and the model was built by another builder; start with grove_megatron.pretrain or "
+            "grove_megatron.run"
         )
 
 

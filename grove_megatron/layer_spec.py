@@ -1,10 +1,10 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
-It asks Megatron for its own spec and changes five things in it: the MoE layer; with a gating
-residual the layer around it; the norm where Megatron's would refuse to be built; the norms of
-queries and keys where they are of all heads; and the checkpoint key of the norm before a layer with
-groups. Experts, attention and everything else stay what Megatron chose for the local or
-TransformerEngine implementation.
+It asks Megatron for its own spec and changes five things in it: the MoE layer; the layer around it
+where something travels beside the hidden states; the norm where Megatron's would refuse to be
+built; the norms of queries and keys where they are of all heads; and the checkpoint key of the norm
+before a layer with groups. Experts, attention and everything else stay what Megatron chose for the
+local or TransformerEngine implementation.
 """
 
 import copy
@@ -34,6 +34,7 @@ from .moe.layer import GroveMoELayer
 from .moe.norm import norm_swaps
 from .moe.qk_norm import key_norm, query_norm
 from .moe.router import GroveRouter
+from .parts import registry
 
 
 def grove_layer_spec(model_config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -78,7 +79,7 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
     swaps: dict[Any, Any] = {}
     if has_grove_layers(config):
         swaps = {MoELayer: GroveMoELayer, TopKRouter: GroveRouter}
-        if config.grove_gating_residual:
+        if registry.needs(config):
             swaps[TransformerLayer] = CarryingLayer
         if takes_grouped_experts(config):
             swaps[SequentialMLP] = GroupedExperts

@@ -26,11 +26,14 @@ from megatron.core.inference.text_generation_controllers.text_generation_control
 from megatron.core.inference.utils import InferenceMode
 from megatron.core.transformer.moe.moe_layer import BaseMoELayer
 from megatron.core.transformer.utils import set_model_to_sequence_parallel
-from megatron.core.utils import unwrap_model
+from megatron.core.utils import get_model_config, unwrap_model
 from torch import Tensor
 
 from ..checkpoint.model_run import Load, ModelRun
+from ..config import has_grove_layers
 from ..model.architecture import Architecture
+from ..moe.carried import carrying_flags, no_stages
+from ..parts import registry
 
 # Row of the batch and token, as it is made.
 Heard = Callable[[int, int], None]
@@ -231,10 +234,15 @@ def build(
     shape = (batch_size, length)
     run = ModelRun(architecture, shape, flags, load, gradients=False)
     stages = mpu.get_pipeline_model_parallel_world_size()
-    if stages > 1 and "grove_gating_residual" in dict(architecture.settings):
+    config = get_model_config(run.models[0])
+    carries = has_grove_layers(config) and carrying_flags(config)
+    if stages > 1 and carries:
+        raise ValueError(no_stages(config, stages))
+    sees = [part for part in registry.active(config) if part.sees == "always"]
+    if has_grove_layers(config) and sees:
         raise ValueError(
-            f"--pipeline-model-parallel-size ({stages}) has stages that expect hidden states alone "
-            "in inference, and --grove-gating-residual (True) sends more; use 1"
+            f"--grove-router-selector ({sees[0].name}) chooses among the tokens of a whole batch, "
+            "and generation has one token of a sequence at a time; use another selector"
         )
     if len(run.models) > 1:
         raise ValueError(

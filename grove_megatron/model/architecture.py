@@ -127,6 +127,10 @@ class Model:
             "R": self.num_experts + self.local_experts,
             # Hidden units of a gate of two layers.
             "W": GATE_UNITS * (self.num_experts + self.local_experts),
+            # Queries, keys and values of a gate of attention, one below the other.
+            "Y": 3 * (self.num_experts + self.local_experts),
+            # Experts of a token.
+            "T": self.topk,
             "C": self.constant_experts,
             "B": 2 * self.constant_experts,
             "I": self.moe_ffn_hidden_size,

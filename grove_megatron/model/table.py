@@ -18,6 +18,9 @@ POSITIONS = Weight("embedding.position_embeddings.weight", ("PH",), place="embed
 OUTPUT = Weight("output_layer.weight", ("VH",), Split.ROWS, place="output")
 EXPERT_BIAS = Weight("mlp.router.expert_bias", ("R",), buffer=True)
 
+# Parts of a router that has no matrix of Megatron's.
+_WITHOUT_MATRIX = ("mlp.router.gate_", "mlp.router.selector_hash.")
+
 
 def weights(model: Model) -> list[Weight]:
     """Every kind of weight once."""
@@ -99,7 +102,7 @@ def _moe(model: Model) -> Iterator[Weight]:
         also = norm.name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
         # A Grove layer looks for the first name alone.
         yield norm if model.is_grove else replace(norm, also=also)
-    if not any(part.name.startswith("mlp.router.gate_") for part in model.part_weights):
+    if not any(part.name.startswith(_WITHOUT_MATRIX) for part in model.part_weights):
         yield Weight("mlp.router.weight", ("RH",))
         if model.linear_bias:
             yield Weight("mlp.router.bias", ("R",))

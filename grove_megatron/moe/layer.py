@@ -20,7 +20,7 @@ from ..config import GroveTransformerConfig, has_adjugates, has_grove_layers
 from ..functional.placement import Placement
 from .adjugate import build_adjugates
 from .allgather_dispatcher import GroveAllGatherDispatcher
-from .carried import join, take_apart
+from .carried import Carried, carrying_flags, join, take_apart
 from .compute import experts_alone, module_by_module, one_pass
 from .counts import LayerCounts
 from .dispatcher import GroveTokenDispatcher
@@ -88,8 +88,9 @@ class GroveMoELayer(MoELayer):
         self.counts: LayerCounts | None = None
         # From route to postprocess, which one pass calls one after the other.
         self._added: Tensor | None = None
-        # Logits of the MoE layer before, [S, B, E], and for the next; see carried.py.
-        self.carries = config.grove_gating_residual
+        # Columns beside the hidden states, [S, B, any], of this layer and for the next; see
+        # carried.py.
+        self.carries = bool(self.router.needs)
         self.previous: Tensor | None = None
         self.handed: Tensor | None = None
 
@@ -103,15 +104,13 @@ class GroveMoELayer(MoELayer):
         if self.previous is not None and self.previous.shape[:2] != hidden_states.shape[:2]:
             raise ValueError(
                 f"tokens of a MoE layer {list(hidden_states.shape[:2])} are not those of the one "
-                f"before {list(self.previous.shape[:2])}, whose logits --grove-gating-residual "
-                "adds; give it whole sequences"
+                f"before {list(self.previous.shape[:2])}, whose columns {self._asked()} reads; "
+                "give it whole sequences"
             )
         if not self.joins:
-            self.router.previous = self.previous
+            self.router.carried = Carried.of(self.previous, self.config, self.training)
             y, bias = super().forward(hidden_states, intermediate_tensors, padding_mask)
-            # Kept for nobody, they would keep what they were made of.
-            self.handed = self.router.handed if self.carries else None
-            self.router.handed = None
+            self.handed = self._handed()
             return y, bias
         joined = join(hidden_states, self.previous)
         output, bias = super().forward(joined, intermediate_tensors, padding_mask)
@@ -154,10 +153,10 @@ class GroveMoELayer(MoELayer):
         Counted, where the run asks what its layers route.
         """
         if self.joins:
-            apart = take_apart(hidden_states, self.config.hidden_size)
-            hidden_states, self.router.previous = apart
+            hidden_states, columns = take_apart(hidden_states, self.config.hidden_size)
+            self.router.carried = Carried.of(columns, self.config, self.training)
         probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
-        self.router.previous = None
+        self.router.carried = Carried()
         if self.counts is not None and self.training:
             self.counts.add(routing_map_TE, padding_mask)
         x_TH = self._for_experts(hidden_states).reshape(-1, hidden_states.shape[-1])
@@ -171,8 +170,15 @@ class GroveMoELayer(MoELayer):
         y = y if added_TH is None else y + added_TH.reshape(y.shape)
         if not self.joins:
             return y
-        handed, self.router.handed = self.router.handed, None
-        return join(y, handed)
+        return join(y, self._handed())
+
+    def _handed(self) -> Tensor | None:
+        """Columns for the next layer; kept for nobody, they would keep what they were made of."""
+        handed, self.router.handed = self.router.handed, Carried()
+        return handed.columns if self.carries else None
+
+    def _asked(self) -> str:
+        return " and ".join(carrying_flags(self.config))
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Run this rank's experts and adjugates on the received rows.

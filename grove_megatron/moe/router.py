@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.router import TopKRouter
@@ -27,6 +28,7 @@ from ..parts.part import (
     Slot,
 )
 from ..parts.scoring.softmax import OWN_SELECTION
+from .carried import Carried
 from .logits_watch import LogitsWatch
 
 
@@ -99,18 +101,26 @@ class GroveRouter(TopKRouter):
             self.gate = f"{gate.slot}_{gate.name}"
             # Megatron's matrix is not there.
             self.weight = self.bias = None
-        self.previous: Tensor | None = None
-        self.handed: Tensor | None = None
+        # What came beside the tokens of this pass, and what goes on to the next layer.
+        self.carried = Carried()
+        self.handed = Carried()
+        self.needs = registry.needs(config)
+        self._tokens: Tensor | None = None
         self.transforms = [self._built(p) for p in registry.active(config, "logits")]
         self.steps = Steps(
             scoring=self._step("scoring"),
             topk=config.moe_router_topk,
+            selector=self._step("selector"),
             select=self._step("select"),
             weigh=self._step("weigh"),
             keep=self._step("keep"),
             drop=self._step("drop"),
             counts=self._step("counts"),
         )
+        selector = self.steps.selector
+        self.reads_logits = selector is None or selector.reads_logits
+        if not self.reads_logits:
+            self.weight = self.bias = None
         self.losses: list[Loss] = [self._built(p) for p in registry.active(config, "loss")]
         self.local: list[Local] = [self._built(p) for p in registry.active(config, "local")]
         self.is_megatrons = config.moe_router_fusion or self.routing_type in OWN_SELECTION
@@ -198,8 +208,20 @@ class GroveRouter(TopKRouter):
         attached: Tensor = super().apply_z_loss(logits, padding_mask)
         return attached
 
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As :meth:`routing`, of tokens [S, B, H]."""
+        self._tokens = input
+        try:
+            routed: tuple[Tensor, Tensor] = super().forward(input, padding_mask)
+        finally:
+            self._tokens = None
+        return routed
+
     def gating(self, input: Tensor) -> Tensor:
         """The logits [S, B, E] of tokens [S, B, H], transformed."""
+        if not self.reads_logits:
+            dtype = ROUTER_DTYPES.get(self.config.moe_router_dtype, input.dtype)
+            return input.new_zeros((*input.shape[:-1], self.num_experts), dtype=dtype)
         if self.gate is None:
             logits: Tensor = super().gating(input)
         else:
@@ -207,7 +229,7 @@ class GroveRouter(TopKRouter):
             logits = gate(input, ROUTER_DTYPES.get(self.config.moe_router_dtype, input.dtype))
         if not self.transforms:
             return logits
-        previous = self.previous
+        previous = self.carried.logits
         seen = replace(
             self._seen(logits, None),
             x_TH=input.reshape(-1, input.shape[-1]),
@@ -232,27 +254,47 @@ class GroveRouter(TopKRouter):
         if self.logits_watch is not None:
             self.logits_watch.see(logits)
         seen = self._seen(logits, padding_mask)
+        if "ids" in self.needs:
+            seen = replace(seen, ids_T=self.carried.ids_T)
         passed, self._passing = self._passing, None
         z_TE = logits.reshape(-1, self.num_experts)
         # Megatron may have put others in their place, of its --moe-router-force-* flags.
         passed = Logits(z_TE=z_TE) if passed is None else replace(passed, z_TE=z_TE)
         # Not by gating, which Megatron's trace of the routing calls again.
-        self.handed = passed.before.reshape(logits.shape)
+        before = passed.before.reshape(logits.shape) if "logits" in self.needs else None
+        self.handed = replace(self.carried, logits=before)
         if self.is_megatrons:
             return self._megatrons_routing(logits, padding_mask, passed, seen)
 
         passed = self._with_z_loss(passed, seen)
         routed = route(self.steps, passed.z_TE, self.expert_bias, seen, self._topk)
+        self._learn(passed.z_TE, routed)
         # Before dropping: past its capacity every expert would seem equally loaded, and with
         # experts padded to capacity all of them always would (and the bias never move).
         self._apply_expert_bias(routed.map_TE, padding_mask=seen.padding_T)
         sent = routed if self.steps.drop is None else self.steps.drop(routed, seen)
         probs_TE = sent.probs_TE
         if seen.learns and (self.losses or self.is_aux_loss_enabled()):
-            balance = self._balance(passed, routed, seen)
+            balance = self._balance(passed, routed, sent, seen)
             probs_TE = self._with_aux_losses(probs_TE, balance, logits.shape[0])
             probs_TE = self._with_losses(probs_TE, balance)
         return probs_TE, sent.map_TE
+
+    def _learn(self, z_TE: Tensor, routed: Routed) -> None:
+        """Have the choice of this pass taught by the losses that come back, see policy.py."""
+        reward, tokens = self.handed.reward, self._tokens
+        if "reward" not in self.needs or self.is_frozen or not self.training:
+            return
+        if reward is None or tokens is None:
+            raise ValueError(
+                f"--grove-router-selector ({self.config.grove_router_selector}) got nothing beside "
+                "the hidden states that a loss could come back by; build the model with "
+                "grove_megatron.pretrain or grove_megatron.run"
+            )
+        policy: Any = self.steps.selector
+        x_TH = tokens.reshape(-1, tokens.shape[-1])
+        learned = policy.learn(reward, z_TE, routed.index_TK, x_TH)
+        self.handed = replace(self.handed, reward=learned)
 
     def _megatrons_routing(
         self, logits: Tensor, padding_mask: Tensor | None, passed: Logits, seen: Seen
@@ -266,7 +308,7 @@ class GroveRouter(TopKRouter):
                 probs_TE=probs_TE,
                 map_TE=map_TE,
             )
-            probs_TE = self._with_losses(probs_TE, self._balance(passed, routed, seen))
+            probs_TE = self._with_losses(probs_TE, self._balance(passed, routed, routed, seen))
         return probs_TE, map_TE
 
     def _seen(self, logits: Tensor, padding_mask: Tensor | None) -> Seen:
@@ -277,7 +319,9 @@ class GroveRouter(TopKRouter):
             learns=self.training and torch.is_grad_enabled() and not self.is_frozen,
             draws=self.draws,
             everywhere=self._everywhere,
+            gather=self._gather,
             ranks=self.tp_cp_group.size(),
+            rank=self.tp_cp_group.rank(),
         )
 
     def _everywhere(self, tensor: Tensor) -> Tensor:
@@ -286,6 +330,16 @@ class GroveRouter(TopKRouter):
             tensor.clone(), group=self.tp_cp_group
         )
         return summed
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        if self.tp_cp_group.size() == 1:
+            return rows
+        # gloo gathers no bool.
+        sent = (rows.to(torch.uint8) if rows.dtype == torch.bool else rows.detach()).contiguous()
+        shape = (self.tp_cp_group.size() * len(sent), *sent.shape[1:])
+        gathered = sent.new_empty(shape)
+        dist.all_gather_into_tensor(gathered, sent, group=self.tp_cp_group)
+        return gathered.to(rows.dtype)
 
     def _topk(self, scores_TE: Tensor, topk: int, in_order: bool) -> Tensor:
         """Indices of the best experts, [T, K], or those that are replayed."""
@@ -301,7 +355,8 @@ class GroveRouter(TopKRouter):
         )
         return replayed[1]
 
-    def _balance(self, logits: Logits, routed: Routed, seen: Seen) -> Balance:
+    def _balance(self, logits: Logits, routed: Routed, sent: Routed, seen: Seen) -> Balance:
+        assert self.steps.scoring is not None, "losses are of scores"
         distribution_TE = self.steps.scoring.distribution(logits.z_TE)
         counts = self.steps.counts
         assert counts is not None, "some part of the slot is there"
@@ -310,6 +365,7 @@ class GroveRouter(TopKRouter):
             seen=seen,
             logits=logits,
             routed=routed,
+            sent=sent,
             distribution_TE=seen.without_padding(distribution_TE),
             counted_TE=seen.without_padding(counted_TE),
             per_token=counts.per_token,

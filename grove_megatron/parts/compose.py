@@ -6,7 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .part import Counts, Drop, Keep, Logits, Routed, Scoring, Seen, Select, Transform, Weigh
+from .part import (
+    Counts,
+    Drop,
+    Keep,
+    Logits,
+    Routed,
+    Scoring,
+    Seen,
+    Select,
+    Selector,
+    Transform,
+    Weigh,
+)
 
 TopK = Callable[[Tensor, int, bool], Tensor]
 """Scores [T, E], K and whether the best must come first, to int64 [T, K]."""
@@ -24,12 +36,14 @@ class Steps:
     Args:
         scoring, select, weigh, keep: see the protocols; None: all experts may be selected, have the
             weights of the scoring, and are kept.
+        selector: what selects in place of scores and limits, or None.
         topk: K.
         drop, counts: what comes after :func:`route`.
     """
 
-    scoring: Scoring
+    scoring: Scoring | None
     topk: int
+    selector: Selector | None = None
     select: Select | None = None
     weigh: Weigh | None = None
     keep: Keep | None = None
@@ -57,12 +71,35 @@ def route(
         seen: of this forward pass.
         topk: takes the best of the scores; a replay may take others.
     """
+    weights: Tensor | None = None
+    if steps.selector is not None:
+        chosen = steps.selector.choose(z_TE.detach(), seen)
+        weights = steps.selector.weigh(z_TE, chosen)
+        if chosen.dtype == torch.bool:
+            assert weights is not None, "what selects any number weighs them"
+            return Routed(index_TK=None, selected_TE=chosen, probs_TE=weights, map_TE=chosen)
+    else:
+        chosen = _best_scores(steps, z_TE, bias_E, seen, topk)
+    if weights is None:
+        assert steps.scoring is not None, "a scoring, where a selector has no weights of its own"
+        weights = steps.scoring.weigh(z_TE, chosen)
+    return _of_index(steps, z_TE, chosen, weights, seen)
+
+
+def _best_scores(
+    steps: Steps, z_TE: Tensor, bias_E: Tensor | None, seen: Seen, topk: TopK
+) -> Tensor:
+    assert steps.scoring is not None, "a scoring, where there is no selector"
     scores_TE = steps.scoring.select(z_TE, bias_E)
     if steps.select is not None:
         scores_TE = steps.select(scores_TE)
     # The order is part of the bits, which recomputation must find again.
-    index_TK = topk(scores_TE, steps.topk, seen.training or torch.is_grad_enabled())
-    weights_TK = steps.scoring.weigh(z_TE, index_TK)
+    return topk(scores_TE, steps.topk, seen.training or torch.is_grad_enabled())
+
+
+def _of_index(
+    steps: Steps, z_TE: Tensor, index_TK: Tensor, weights_TK: Tensor, seen: Seen
+) -> Routed:
     if steps.weigh is not None:
         weights_TK = steps.weigh(weights_TK, index_TK, z_TE.shape[1])
     kept_TK = None if steps.keep is None else steps.keep(weights_TK.detach(), seen)

@@ -17,6 +17,7 @@ PAGE = Path(__file__).with_name("README.md")
 _TITLES: dict[Slot, str] = {
     "gate": "Gates: what makes the logits of a token",
     "logits": "Logits: changed before anything reads them",
+    "selector": "Selectors: how experts are selected, and weighed, otherwise than by scores",
     "scoring": "Scoring: what experts are selected and weighed by",
     "select": "Selection: what may be selected from",
     "weigh": "Weights: what becomes of those of the selected",

@@ -4,6 +4,7 @@ A router is a composition of parts, each in a slot:
 
     gate      makes the logits of a token; one, or Megatron's matrix
     logits    changes the logits before anything reads them; any number, in ``order``
+    selector  selects and weighs by a rule of its own, in place of the next four; one, or none
     scoring   what experts are selected by, and what they are weighed by; one
     select    what may be selected from; one, or everything
     weigh     changes the weights of the selected; one, or nothing
@@ -29,9 +30,13 @@ from torch import Tensor
 
 from ..checks.problem import Problem
 
+Carried = Literal["ids", "reward", "logits"]
+"""What travels beside the hidden states from layer to layer, see moe/carried.py."""
+
 Slot = Literal[
     "gate",
     "logits",
+    "selector",
     "scoring",
     "select",
     "weigh",
@@ -72,6 +77,7 @@ class Seen:
 
     Args:
         x_TH: input of the router; None where logits alone are routed.
+        ids_T: int64, token ids, for a part that needs them; or None.
         previous_TE: logits that the MoE layer before handed on; None in the first.
         padding_T: bool, True where padding; or None.
         batch_size: sequences; token t is of sequence t % batch_size.
@@ -79,10 +85,14 @@ class Seen:
         learns: training, with gradients: not in the first pass of what recompute runs again.
         draws: random numbers.
         everywhere: sum over the ranks that share the batch; its gradient is that of the sum.
+        gather: rows of all those ranks, one after the other, no gradient comes back; of [T, X] it
+            makes the tokens of whole sequences, t of sequence t % batch_size.
         ranks: how many share it.
+        rank: which of them this is.
     """
 
     x_TH: Tensor | None = None
+    ids_T: Tensor | None = None
     previous_TE: Tensor | None = None
     padding_T: Tensor | None = None
     batch_size: int = 1
@@ -90,7 +100,9 @@ class Seen:
     learns: bool = False
     draws: Draws = field(default_factory=Draws)
     everywhere: Callable[[Tensor], Tensor] = _alone
+    gather: Callable[[Tensor], Tensor] = _alone
     ranks: int = 1
+    rank: int = 0
 
     def without_padding(self, rows_TX: Tensor) -> Tensor:
         """Rows of padding become 0 or False."""
@@ -98,6 +110,15 @@ class Seen:
             return rows_TX
         valid_T1 = ~self.padding_T.unsqueeze(-1)
         return rows_TX & valid_T1 if rows_TX.dtype == torch.bool else rows_TX * valid_T1
+
+    def together(self, rows_TX: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows of all ranks that share the batch, and their padding."""
+        padding_T = None if self.padding_T is None else self.gather(self.padding_T)
+        return self.gather(rows_TX), padding_T
+
+    def own(self, rows_TX: Tensor) -> Tensor:
+        """This rank's rows of those of all."""
+        return rows_TX.chunk(self.ranks)[self.rank]
 
     def tokens(self, like_TX: Tensor) -> Tensor:
         """Tokens of this rank without padding, int64 [1]."""
@@ -134,13 +155,14 @@ class Routed:
     """Where tokens go.
 
     Args:
-        index_TK: int64, the selected experts, best first.
+        index_TK: int64, the selected experts, best first; None where tokens have different numbers
+            of them.
         selected_TE: the same as a map.
         probs_TE: combine weights, 0 where a token does not go.
         map_TE: bool, where it goes: ``selected_TE`` without what it was kept or dropped from.
     """
 
-    index_TK: Tensor
+    index_TK: Tensor | None
     selected_TE: Tensor
     probs_TE: Tensor
     map_TE: Tensor
@@ -158,6 +180,7 @@ class Balance:
         seen: as above.
         logits: as above, padding included.
         routed: before capacity drops any; padding included.
+        sent: after.
         distribution_TE: the scoring's probabilities, rows sum to 1.
         counted_TE: bool, the pairs that ``--grove-aux-loss-counts`` counts.
         per_token: how many these are of a token.
@@ -166,6 +189,7 @@ class Balance:
     seen: Seen
     logits: Logits
     routed: Routed
+    sent: Routed
     distribution_TE: Tensor
     counted_TE: Tensor
     per_token: int
@@ -205,6 +229,23 @@ class Transform(Protocol):
     """Slot ``logits``; an nn.Module if it has weights."""
 
     def __call__(self, logits: Logits, seen: Seen) -> Logits: ...
+
+
+class Selector(Protocol):
+    """Slot ``selector``; an nn.Module if it has weights or buffers.
+
+    ``reads_logits``: does it? Otherwise the router has no matrix, and its logits are 0.
+    """
+
+    reads_logits: bool
+
+    def choose(self, z_TE: Tensor, seen: Seen) -> Tensor:
+        """Int64 [T, K], different experts of every token, or a bool map [T, E]; no gradient comes
+        back. What padding selects is thrown away, and changes nothing for others."""
+
+    def weigh(self, z_TE: Tensor, chosen: Tensor) -> Tensor | None:
+        """Weights [T, K] of what :meth:`choose` gave as indices, or [T, E]; with gradient. None:
+        as the scoring does."""
 
 
 class Scoring(Protocol):
@@ -332,9 +373,14 @@ class Part:
             of a pipeline stage draw the same.
         tried: flags that ask for it, for tests.
         order: of several in a slot, the lower first.
+        needs: what it reads that a layer does not get from Megatron.
+        sees: other tokens of the batch, on which the choice of a token depends: in ``training``,
+            ``always``, or ``nothing``.
+        any_number: may a token get more experts than ``--moe-router-topk``?
         columns: how many columns of the router are its own.
         weights: names of its weights, with their dims as letters of a model's sizes (``R`` columns
             of the router, ``H``); in a checkpoint they are below ``mlp.router.<slot>_<name>``.
+        buffers: the same of what no gradient belongs to.
     """
 
     slot: Slot
@@ -352,8 +398,12 @@ class Part:
     draws: bool = False
     tried: str = ""
     order: int = 0
+    needs: frozenset[Carried] = frozenset()
+    sees: Literal["nothing", "training", "always"] = "nothing"
+    any_number: bool = False
     columns: Callable[[Any], int] = _none
     weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    buffers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def experts_of(settings: Any) -> int | None:

@@ -12,7 +12,7 @@ from ..checks.rules import Check
 from ..model.weights import Weight
 from . import __name__ as package
 from . import __path__ as folders
-from .part import Part, Slot
+from .part import Carried, Part, Slot
 from .slots import Choices, flag_fields
 
 
@@ -57,11 +57,17 @@ def settings_names() -> list[str]:
 def weights(settings: Any) -> tuple[Weight, ...]:
     """What the parts of every router have, as its checkpoint names them."""
     return tuple(
-        Weight(f"mlp.router.{part.slot}_{part.name}.{name}", ("".join(dims),))
+        Weight(f"mlp.router.{part.slot}_{part.name}.{name}", ("".join(dims),), buffer=buffer)
         for part in parts()
-        if part.weights and part.is_on(settings)
-        for name, dims in part.weights.items()
+        if (part.weights or part.buffers) and part.is_on(settings)
+        for buffer, named in ((False, part.weights), (True, part.buffers))
+        for name, dims in named.items()
     )
+
+
+def needs(settings: Any) -> frozenset[Carried]:
+    """What the parts of a router read that travels beside the hidden states."""
+    return frozenset[Carried]().union(*(part.needs for part in active(settings)))
 
 
 def local_experts(settings: Any) -> int:

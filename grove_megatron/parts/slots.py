@@ -14,6 +14,10 @@ def _choice(slot: Slot, default: str) -> Any:
 class Choices:
     """What the router does, one part of each kind."""
 
+    grove_router_selector: str = _choice("selector", "topk")
+    """How experts are selected: the best of every token, or by a rule of its own, which weighs them
+    too and reads no scoring, no expert bias and no limits."""
+
     grove_router_scoring: str = _choice("scoring", "grove")
     """How experts are selected and weighed."""
 

@@ -11,14 +11,16 @@ from megatron.core.pipeline_parallel.utils import (
     is_vp_last_stage,
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training import get_args
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, mtp_block_spec
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
 from ..layer_count import check_after_build
-from ..layer_spec import adapt_spec, grove_layer_spec
+from ..layer_spec import adapt_spec, grove_layer_spec, swap_classes
 from ..moe import balance
+from .carrying import CarryingMTPLayer, carry
 from .dropped_weights import check_no_weight_is_dropped
 from .metrics import watch_routing
 from .nonfinite import watch_logits
@@ -52,6 +54,8 @@ class GroveGPTModelBuilder(GPTModelBuilder):
         if cfg.transformer_layer_spec is not grove_layer_spec:
             return super().build_model(pg_collection, pre_process, post_process, vp_stage)
         transformer: TransformerConfig = cfg.transformer
+        if getattr(transformer, "grove_hash_vocabulary", 0) is None:
+            transformer.grove_hash_vocabulary = self._vocab_size()
         layer_spec = grove_layer_spec(cfg, vp_stage=vp_stage)
         vp_size = transformer.virtual_pipeline_model_parallel_size
         if pre_process is None:
@@ -60,11 +64,12 @@ class GroveGPTModelBuilder(GPTModelBuilder):
         if post_process is None:
             last = is_vp_last_stage(vp_stage=vp_stage, vp_size=vp_size)
             post_process = last and is_pp_last_stage(pg_collection.pp)
-        return GPTModel(
+        model = GPTModel(
             config=transformer,
             transformer_layer_spec=layer_spec,
-            mtp_block_spec=adapt_spec(
-                mtp_block_spec(cfg, layer_spec, vp_stage=vp_stage), transformer
+            mtp_block_spec=swap_classes(
+                adapt_spec(mtp_block_spec(cfg, layer_spec, vp_stage=vp_stage), transformer),
+                {MultiTokenPredictionLayer: CarryingMTPLayer},
             ),
             vocab_size=self._vocab_size(),
             max_sequence_length=cfg.seq_length,
@@ -83,6 +88,7 @@ class GroveGPTModelBuilder(GPTModelBuilder):
             pg_collection=pg_collection,
             vp_stage=vp_stage,
         )
+        return carry(model)
 
     def _vocab_size(self) -> int:
         cfg = self._model_config

@@ -72,17 +72,21 @@ class RoutingTracker(MoEMetricsTracker):
         self._models, self._config, self._args = models, config, args
         interval = args.grove_metrics_interval
         self.interval = args.log_interval if interval is None else interval
+        local = registry.local_experts(config)
+        most = config.moe_router_topk
+        if any(part.any_number for part in registry.active(config)):
+            most = config.num_moe_experts
         self._columns = Columns.of(
             config.num_moe_experts,
             config.grove_num_groups or 0,
-            config.moe_router_topk,
+            most,
             config.expert_model_parallel_size,
-            local := registry.local_experts(config),
+            local,
         )
         self._layers: dict[int, GroveMoELayer] = {}
         for layer in (m for model in models for m in model.modules()):
             if self.interval and isinstance(layer, GroveMoELayer):
-                layer.counts = LayerCounts(layer.token_dispatcher, config.moe_router_topk, local)
+                layer.counts = LayerCounts(layer.token_dispatcher, most, local)
                 self._layers[self._slot(layer)] = layer
         self._losses, self._idle = IntervalLosses(), Idle()
         self._idle_experts = IdleExperts()

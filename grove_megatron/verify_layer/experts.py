@@ -84,17 +84,21 @@ class GegluExpert(nn.Module):
 
 
 class SublayerExpert(nn.Module):
-    """BASE: a stack of x + W2 relu(W1 LN(x) + b1) + b2 (fairseq@3d262bb base_layer.py:117-140)."""
+    """BASE: a stack of x + W2 relu(W1 LN(x) + b1) + b2 (fairseq@3d262bb base_layer.py:117-140).
+
+    What it adds to x: the rest is the connection around the layer.
+    """
 
     def __init__(self, hidden: int, width: int, sublayers: int, eps: float) -> None:
         super().__init__()
         self.sublayers = nn.ModuleList(_Sublayer(hidden, width, eps) for _ in range(sublayers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, H] -> [n, H], the input in it."""
+        """[n, H] -> [n, H], without the input."""
+        added = torch.zeros_like(x)
         for sublayer in self.sublayers:
-            x = sublayer(x)
-        return x
+            added = added + sublayer(x + added)
+        return added
 
 
 class _Sublayer(nn.Module):
@@ -105,5 +109,5 @@ class _Sublayer(nn.Module):
         self.ff2 = nn.Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.ff2(F.relu(self.ff1(self.norm(x))))
+        y: Tensor = self.ff2(F.relu(self.ff1(self.norm(x))))
         return y

@@ -67,8 +67,6 @@ class Golden:
         hidden = settings.size("hidden_size")
         rows = (settings.batch * settings.sequence, system.layers * hidden)
         problems = [*dict.fromkeys(settings.problems)]
-        if system.waits_for is not None:
-            problems.append(f"the system needs {system.waits_for}; there is no such router here")
         if problems:
             raise ConversionError([f"--layer ({folder}): {line}" for line in problems])
         layout = Layout.of(system.parameters)
@@ -99,7 +97,8 @@ class _File:
         self.losses = [*system.losses]
         weights = {f"{_WEIGHT}{name}": shape for name, shape in layout.shapes.items()}
         self.needed: dict[str, Shape] = {"x": rows, "r": rows, "y": rows} | weights
-        self.needed |= dict.fromkeys(system.buffers.values(), self.routed[1:])
+        buffers = {*system.buffers.values()} - system.needs_extras
+        self.needed |= dict.fromkeys(buffers, self.routed[1:])
         if system.draws is not None:
             self.needed[system.draws] = self.routed[: 1 if system.draws == "uniform" else 2]
         self.optional: dict[str, Shape] = {f"{_LOSS}{loss}": (1,) for loss in self.losses}
@@ -138,7 +137,7 @@ class _File:
                 lines.append(f"{name} has dtype {tensor.dtype}, which is no floating point")
             elif not bool(tensor.isfinite().all()):
                 lines.append(f"{name} is not finite")
-        return lines
+        return lines or system.check(self.tensors)
 
     def routing_problems(self) -> list[str]:
         try:

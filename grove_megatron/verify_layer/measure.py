@@ -63,7 +63,11 @@ def measure(
     MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1, device=torch.cuda.current_device()))
     x = as_dtype(spread.local(golden.x), dtype).requires_grad_()
     padding = spread.padding
-    y = layers(x, None if padding is None else padding.to(x.device))
+    ids = None
+    if golden.system.ids is not None:
+        numbers = golden.extras[golden.system.ids].unsqueeze(1)
+        ids = spread.local(numbers).squeeze(-1).to(x.device)
+    y = layers(x, None if padding is None else padding.to(x.device), ids)
     r = spread.local(golden.r) if loss is None else torch.zeros(y.shape)
     y.backward(as_dtype(r, dtype))
     assert x.grad is not None

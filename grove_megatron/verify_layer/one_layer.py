@@ -13,11 +13,14 @@ from ..checkpoint.model_run import OF_ONE_PASS, start_megatron
 from ..checkpoint.weights import ConversionError
 from ..config import GroveTransformerConfig
 from ..layer_spec import adapt_spec
+from ..moe.carried import REWARD_COLUMNS, Carried, digits
+from ..parts import registry
 from .golden import Golden
 from .local_parts import local_parts
 
 # With groups: no system has adjugates, and its scoring stays its own.
-_BESIDE_GROUPS = ("--grove-router-scoring", "softmax", "--grove-adjugate-scale", "0")
+_BESIDE_GROUPS = ("--grove-adjugate-scale", "0")
+_OWN_SCORING = ("--grove-router-scoring", "softmax")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 # Sizes of parallelism that split what no part of a folder's weights is.
 _SPLITTING = ("tensor-model", "pipeline-model", "context", "expert-tensor")
@@ -40,7 +43,10 @@ def configuration(golden: Golden, dtype: str, extra_flags: Sequence[str]) -> Gro
     _check_layout(extra_flags)
     given = {word.partition("=")[0] for word in extra_flags}
     groups = _BESIDE_GROUPS if "--grove-num-groups" in given else ()
-    args = start_megatron([*_flags(golden, dtype), *groups, *extra_flags])
+    flags = _flags(golden, dtype)
+    if "--grove-router-selector" not in flags:
+        groups = (*groups, *(_OWN_SCORING if groups else ()))
+    args = start_megatron([*flags, *groups, *extra_flags])
     made: GroveTransformerConfig = core_transformer_config_from_args(args, GroveTransformerConfig)
     return replace(made, params_dtype=DTYPES[dtype], **golden.system.fields)
 
@@ -84,21 +90,33 @@ def build_layers(golden: Golden, config: GroveTransformerConfig) -> "Layers":
         layer.router.set_layer_number(number)
         layers.append(layer)
     _load(golden, layers)
-    return layers.train()
+    return layers.train(golden.system.training)
 
 
 class Layers(torch.nn.ModuleList):
     """MoE layers with inputs of their own, each of which hands its logits to the next."""
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """[S, B, layers * H] to the same."""
-        outputs, carried = [], None
+    def forward(self, x: Tensor, padding_mask: Tensor | None, ids: Tensor | None) -> Tensor:
+        """[S, B, layers * H] to the same; with token ids [S, B] where the router reads them."""
+        outputs = []
+        carried = columns_of(self[0].config, ids, x)
         for layer, own in zip(self, x.chunk(len(self), dim=-1), strict=True):
             layer.previous = carried
             y, _ = layer(own.contiguous(), padding_mask=padding_mask)
             carried = layer.handed
             outputs.append(y)
         return torch.cat(outputs, dim=-1)
+
+
+def columns_of(config: GroveTransformerConfig, ids: Tensor | None, x: Tensor) -> Tensor | None:
+    """What begins beside the tokens x [S, B, H], as a model's embedding begins it.
+
+    Args:
+        ids: [S, B], or None.
+    """
+    needs = registry.needs(config)
+    reward = x.new_zeros((*x.shape[:2], REWARD_COLUMNS)) if "reward" in needs else None
+    return Carried(ids=None if ids is None else digits(ids, x.dtype), reward=reward).columns
 
 
 def _load(golden: Golden, layers: Layers) -> None:
@@ -118,7 +136,7 @@ def _load(golden: Golden, layers: Layers) -> None:
         raise ConversionError([f"{line}; remove the flag that makes it so" for line in problems])
     buffers = dict(layers[0].named_buffers())
     for name, of_folder in golden.system.buffers.items():
-        buffers[name].copy_(golden.extras[of_folder])
+        buffers[name].copy_(golden.extras[of_folder].reshape(buffers[name].shape))
 
 
 def _flags(golden: Golden, dtype: str) -> list[str]:

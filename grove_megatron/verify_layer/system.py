@@ -75,6 +75,8 @@ class System:
         buffers: the layer's buffers, and the tensors of the folder that they are.
         losses: of the folder, by name.
         experts: builds expert modules where Megatron has none of the form.
+        ids: the tensor of the folder that holds token ids [T], where the router reads them.
+        training: is the layer's mode training?
         draws: the tensor of the folder that the router is given where it would draw numbers:
             ``uniform`` [T], for a token's second expert, or ``normal`` [T, E], for its logits.
         extras: names of other tensors that the folder may have.
@@ -84,7 +86,7 @@ class System:
             ``r``, ``y`` and of the routing are theirs side by side.
         columns: of a router; None for the experts of ``flags``.
         prepare: makes the tensors of a file such as the others have.
-        waits_for: a part of the router without which the layer is not the system's.
+        check: what else is wrong with the tensors of a file.
     """
 
     flags: list[str]
@@ -93,6 +95,8 @@ class System:
     buffers: dict[str, str] = field(default_factory=dict)
     losses: dict[str, Loss] = field(default_factory=dict)
     experts: Callable[..., Any] | None = None
+    ids: str | None = None
+    training: bool = True
     draws: Literal["uniform", "normal"] | None = None
     extras: frozenset[str] = ROUTING
     needs_extras: frozenset[str] = frozenset({"routing_map"})
@@ -100,4 +104,4 @@ class System:
     layers: int = 1
     columns: int | None = None
     prepare: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
-    waits_for: str | None = None
+    check: Callable[[Mapping[str, Tensor]], list[str]] = lambda tensors: []

@@ -1,6 +1,7 @@
 """Runs on a rank: recorded training that writes down every gradient of its first and last step."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,25 @@ def train_by_the_references(folder: str, argv: list[str]) -> None:
 
     from grove_megatron.moe.router import GroveRouter
     from grove_megatron.parts import registry
-    from grove_megatron.parts.part import Seen
-    from tests.router_oracle import logits_of, oracle, reference
+    from tests.router_oracle import oracle, reference, routed_by_references
 
     def forward(
         self: Any, input: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        probs, chosen, loss = oracle(self, input, padding_mask, previous=self.previous)
-        if self.config.grove_gating_residual:
-            logits = logits_of(self, input, Seen(batch_size=input.shape[1]), self.previous)
-            self.handed = logits.before.reshape(*input.shape[:2], -1)
+        carried = self.carried
+        given = (input, padding_mask, None, carried.logits, carried.ids_T)
+        state = torch.get_rng_state()
+        logits, routed, _, _ = routed_by_references(self, *given)
+        # The same draws again.
+        torch.set_rng_state(state)
+        probs, chosen, loss = oracle(self, *given)
+        self.handed = carried
+        if "logits" in self.needs:
+            self.handed = replace(carried, logits=logits.before.reshape(*input.shape[:2], -1))
+        if carried.reward is not None:
+            x_TH, policy = input.reshape(-1, input.shape[-1]), self.steps.selector
+            learned = policy.learn(carried.reward, logits.z_TE, routed.index_TK, x_TH)
+            self.handed = replace(carried, reward=learned)
         return MoEAuxLossAutoScaler.apply(probs, loss), chosen
 
     def divide(

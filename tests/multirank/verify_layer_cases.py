@@ -37,7 +37,7 @@ def adjugates(folder: str, layers: list[list[str]], flags: list[str]) -> None:
     with started():
         from grove_megatron.functional.groups import group_probs
         from grove_megatron.verify_layer.golden import Golden
-        from grove_megatron.verify_layer.one_layer import build_layers, configuration
+        from grove_megatron.verify_layer.one_layer import build_layers, columns_of, configuration
 
         results = []
         for name, variant in layers:
@@ -50,6 +50,9 @@ def adjugates(folder: str, layers: list[list[str]], flags: list[str]) -> None:
             layer.router.draws = plain.router.draws = _Same()
             kept: list[Tensor] = []
             plain.router.register_forward_hook(_keep_probs(kept))
+            ids = golden.system.ids and golden.extras[golden.system.ids].reshape(batch, -1).T
+            for one in (layer, plain):
+                one.previous = columns_of(one.config, ids, x)
             y, _ = layer(x)
             expected, _ = plain(x)
             groups = grouped.grove_num_groups

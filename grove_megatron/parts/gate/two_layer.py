@@ -15,9 +15,10 @@ from ..part import Part
 class Settings:
     """How logits are made."""
 
-    grove_router_gate: Literal["linear", "two_layer"] = "linear"
-    """What makes a token's logits: one matrix, or two with a tanh between them and 8 hidden units
-    an expert, as in the released models of MoE++."""
+    grove_router_gate: Literal["linear", "two_layer", "attention"] = "linear"
+    """What makes a token's logits: one matrix; or two with a tanh between them and 8 hidden units
+    an expert, as in the released models of MoE++; or attention of the experts to each other, as in
+    Yuan 2.0-M32."""
 
 
 class TwoLayerGate(torch.nn.Module):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ...checks.problem import Problem
 from ...checks.rules import Check
 from ...model.architecture import layers_with_experts
+from ..exclusions import carrying_problems
 from ..part import Logits, Part, Seen
 
 
@@ -58,26 +59,11 @@ def rules(settings: Any) -> list[Problem]:
     check = Check(settings)
     name = "grove_gating_residual"
     layers = sum(layers_with_experts(settings.moe_layer_freq, settings.num_layers))
-    broken = {
+    too_few = (
         f"{{{name}}} needs two MoE layers, and {{num_layers}} with {{moe_layer_freq}} have "
-        f"{layers}; add layers, or remove it": layers < 2,
-        f"{{{name}}} is beside {{overlap_moe_expert_parallel_comm}}, whose schedule runs layers in "
-        "pieces and has no place for what one hands to the next; remove one of them": (
-            settings.overlap_moe_expert_parallel_comm
-        ),
-        **{
-            f"{{{name}}} excludes {{{other}}}, which gives an MLP other tokens than the layer; "
-            "remove one of them": getattr(settings, other, 1) > 1
-            for other in ("mlp_chunks_for_training", "mlp_chunks_for_prefill")
-        },
-        # Only a command line has it.
-        f"{{{name}}} excludes {{fake_process_group}} with several pipeline stages, which are told "
-        "each other's shapes; remove one of them": (
-            getattr(settings, "fake_process_group", False)
-            and settings.pipeline_model_parallel_size > 1
-        ),
-    }
-    return list(check.those(broken))
+        f"{layers}; add layers, or remove it"
+    )
+    return [*check.those({too_few: layers < 2}), *carrying_problems(settings, name)]
 
 
 PARTS = (
@@ -93,6 +79,7 @@ PARTS = (
         reference=reference,
         rules=rules,
         tried="--grove-gating-residual",
+        needs=frozenset({"logits"}),
         weights={"weight": ("R", "R")},
         order=0,
     ),

@@ -10,6 +10,11 @@ from ...checks.rules import Check
 from ..part import Part, widened
 
 
+def is_read(settings: Any) -> bool:
+    """Does the selector leave scores or weights to the scoring?"""
+    return settings.grove_router_selector in ("topk", "reinforce")
+
+
 def scaled(weights_TK: Tensor, factor: float) -> Tensor:
     """Times --moe-router-topk-scaling-factor."""
     return weights_TK if factor == 1 else weights_TK * factor
@@ -105,7 +110,9 @@ PARTS = (
         name="grove",
         help="select on sigmoid(logits) + expert bias, weigh by the softmax over the selected",
         source="arXiv 2508.07785, Eq. 6 and 9; inclusionAI/GroveMoE",
-        is_on=lambda s: bool(s.grove_num_groups) and s.grove_router_scoring == "grove",
+        is_on=lambda s: (
+            bool(s.grove_num_groups) and s.grove_router_scoring == "grove" and is_read(s)
+        ),
         build=lambda config: _of(DecoupledScoring, config),
         reference=lambda config: _of(Reference, config),
         rules=rules,

@@ -16,7 +16,7 @@ from ...checks.problem import Problem
 from ...checks.rules import Check
 from .. import registry
 from ..part import Part, widened
-from .grove import scaled
+from .grove import is_read, scaled
 
 # As moe_utils.py:844 @ 0.19.2.
 _NO_ZERO = 1e-20
@@ -114,7 +114,7 @@ def rules(settings: Any) -> list[Problem]:
     problems = [_beside(settings, p, by, "takes no auxiliary loss") for p in losses for by in own]
     asked = [p for p in on if p.slot in ("select", "counts") and p.name != registry.default(p.slot)]
     idle = asked + [part for part in on if part.slot == "keep"]
-    if settings.moe_expert_capacity_factor is not None:
+    if settings.moe_expert_capacity_factor is not None or settings.grove_expert_capacity:
         what = "drops what it selects before losses see it"
         problems += [_beside(settings, part, by, what) for part in losses for by in fused]
     if settings.moe_z_loss_coeff:
@@ -138,7 +138,9 @@ PARTS = (
         name="softmax",
         help="Megatron's score functions, as its flags say",
         source="megatron-core 0.19.2 moe_utils.py:710; arXiv 2101.03961, 2401.04088, 2412.19437",
-        is_on=lambda s: not s.grove_num_groups or s.grove_router_scoring == "softmax",
+        is_on=lambda s: (
+            is_read(s) and (not s.grove_num_groups or s.grove_router_scoring == "softmax")
+        ),
         build=lambda config: _of(FamilyScoring, config),
         reference=lambda config: _of(Reference, config),
         rules=rules,

@@ -1,6 +1,8 @@
 """BASE layers: balanced assignment, one expert a token, mixed with the token itself by a sigmoid.
 
-facebookresearch/fairseq@3d262bb fairseq/modules/base_layer.py; arXiv 2103.16716.
+facebookresearch/fairseq@3d262bb fairseq/modules/base_layer.py; arXiv 2103.16716. What they mix,
+a (x + u) + (1 - a) x, is x + a u: a layer of Megatron's makes a u, and the connection around it
+adds x. So what is compared is y - x, with its gradients.
 """
 
 from collections.abc import Mapping
@@ -43,11 +45,26 @@ def system(settings: Settings) -> System:
         return F.one_hot(extras["expert"], experts).bool()
 
     return System(
-        flags=["--num-experts", str(experts), "--moe-router-topk", "1"],
+        flags=[
+            *("--num-experts", str(experts), "--moe-router-topk", "1"),
+            # Exact, in so small a layer.
+            *("--grove-router-selector", "base", "--grove-base-precision", "1e-6"),
+        ],
+        training=settings.variant != "eval_greedy",
+        prepare=_without_input,
         parameters=parameters,
         experts=partial(EachExpert, partial(SublayerExpert, hidden, width, sublayers, eps)),
         extras=frozenset({"expert", "alpha", "counts", "objective", "scores"}),
         needs_extras=frozenset({"expert"}),
         routing=routing,
-        waits_for="a balanced assignment, and an expert that is the token itself",
     )
+
+
+def _without_input(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """y - x, and its gradient of x."""
+    tensors = dict(tensors)
+    x, r = tensors.get("x"), tensors.get("r")
+    for name, other in {"y": x, "grad.x": r}.items():
+        if name in tensors and other is not None and tensors[name].shape == other.shape:
+            tensors[name] = tensors[name] - other
+    return tensors

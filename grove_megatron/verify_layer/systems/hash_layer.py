@@ -20,6 +20,7 @@ NAMES = ("hash", "hash layer")
 def system(settings: Settings) -> System:
     experts, hidden = settings.size("num_experts"), settings.size("hidden_size")
     width = settings.size("expert_intermediate_size")
+    vocabulary = settings.size("vocab")
     settings.choice("weight", 1)
 
     def parameters(take: Take) -> dict[str, Tensor]:
@@ -34,12 +35,29 @@ def system(settings: Settings) -> System:
     def routing(extras: Mapping[str, Tensor]) -> Tensor:
         return F.one_hot(extras["expert"], experts).bool()
 
+    def check(tensors: Mapping[str, Tensor]) -> list[str]:
+        """Ids are of the table, and what it says are experts."""
+        tokens = settings.batch * settings.sequence
+        wanted = {"token_ids": (tokens, vocabulary), "hash_table": (vocabulary, experts)}
+        return [
+            f"{name} is not {rows} whole numbers from 0 to {below - 1}"
+            for name, (rows, below) in wanted.items()
+            if tensors[name].is_floating_point()
+            or tuple(tensors[name].shape) != (rows,)
+            or not bool(((tensors[name] >= 0) & (tensors[name] < below)).all())
+        ]
+
     return System(
-        flags=["--num-experts", str(experts), "--moe-router-topk", "1"],
+        flags=[
+            *("--num-experts", str(experts), "--moe-router-topk", "1"),
+            *("--grove-router-selector", "hash", "--grove-hash-vocabulary", str(vocabulary)),
+        ],
         parameters=parameters,
         experts=partial(EachExpert, partial(ReluExpert, hidden, width)),
         extras=frozenset({"expert", "token_ids", "hash_table", "bin_load", "token_freq"}),
         needs_extras=frozenset({"expert", "token_ids", "hash_table"}),
         routing=routing,
-        waits_for="a fixed table from token ids to experts",
+        buffers={"router.selector_hash.table": "hash_table"},
+        ids="token_ids",
+        check=check,
     )

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..experts import EachExpert, GegluExpert
 from ..layout import Take
 from ..pieces import router_flags
+from ..sequence_loss import AfterDrops, first_kept
 from ..settings import Settings
-from ..system import System, counted, seq_aux, z
+from ..system import Loss, System, counted, seq_aux, z
 
 NAMES = ("st_moe", "ST-MoE / GShard second-expert policy")
 
@@ -23,8 +24,13 @@ def system(settings: Settings) -> System:
     settings.choice("top_k", 2)
     variant = settings.inside("variants").inside(_file(settings.variant))
     threshold, capacity = variant.number("threshold"), variant.size("capacity")
-    # Of first choices; before and after a capacity that drops nothing they are the same.
-    balance = counted(seq_aux(1.0), "first")
+    # Of first choices. The authors' code counts those that are not dropped.
+    published = counted(seq_aux(1.0), "first")
+    limits = capacity < settings.sequence
+    limit = ["--grove-expert-capacity", str(capacity), "--grove-capacity-scope", "sequence"]
+    limit += ["--grove-capacity-first-choices", "--moe-token-drop-policy", "position"]
+    after = AfterDrops(first_kept)
+    theirs = Loss(after.name, 1.0, own=after) if limits else published
 
     def parameters(take: Take) -> dict[str, Tensor]:
         found = {"router.weight": take("gate.to_gates.weight", experts, hidden)}
@@ -44,19 +50,17 @@ def system(settings: Settings) -> System:
 
     extras = ("router_logits", "router_probs", "routing_weights", "top2_gate", "top2_idx")
     return System(
-        flags=[*router_flags(settings), "--grove-second-expert-threshold", str(threshold)],
+        flags=[
+            *(*router_flags(settings), "--grove-second-expert-threshold", str(threshold)),
+            *(limit if limits else ()),
+        ],
         parameters=parameters,
         experts=partial(EachExpert, partial(GegluExpert, hidden, width)),
-        losses={"balance": balance, "balance_predrop": balance, "z": z(1.0)},
+        losses={"balance": theirs, "balance_predrop": published, "z": z(1.0)},
         draws="uniform",
         extras=frozenset({*extras, "uniform", "second_wanted", "kept"}),
         needs_extras=frozenset({"routing_weights", "uniform"}),
         routing=routing,
-        waits_for=(
-            None
-            if capacity >= settings.sequence
-            else "a capacity in tokens of a sequence, first choices before second ones"
-        ),
     )
 
 

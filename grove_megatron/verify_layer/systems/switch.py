@@ -10,10 +10,13 @@ from torch.nn import functional as F
 
 from ..layout import Take
 from ..pieces import pre_softmax, router_flags
+from ..sequence_loss import AfterDrops, dropped_are_of_the_first
 from ..settings import Settings
-from ..system import ROUTING, System, seq_aux, z
+from ..system import ROUTING, Loss, System, seq_aux, z
 
 NAMES = ("switch",)
+_DROPPED = "dropped_tokens_zero"
+_ZERO = f"y_{_DROPPED}"
 
 
 def system(settings: Settings) -> System:
@@ -30,6 +33,13 @@ def system(settings: Settings) -> System:
             found[f"experts.{e}.linear_fc2.weight"] = take(f"{one}.wo.weight", hidden, width)
         return found
 
+    limits = capacity < settings.sequence
+    limit = ["--grove-expert-capacity", str(capacity), "--grove-capacity-scope", "sequence"]
+    limit = [*limit, "--moe-token-drop-policy", "position"] if limits else []
+    # Theirs counts what is dropped, and counts it for the first expert.
+    after = AfterDrops(dropped_are_of_the_first)
+    theirs = Loss(after.name, 1.0, own=after) if limits else seq_aux(1.0)
+
     def routing(extras: Mapping[str, Tensor]) -> Tensor:
         chosen = F.one_hot(extras["expert"], experts).bool()
         return chosen & extras["kept"].bool().unsqueeze(1)
@@ -37,18 +47,26 @@ def system(settings: Settings) -> System:
     return System(
         flags=[
             *(*router_flags(settings), *pre_softmax(False)),
-            *("--moe-ffn-hidden-size", str(width)),
+            *("--moe-ffn-hidden-size", str(width), *limit),
         ],
         fields={"activation_func": F.relu, "gated_linear_unit": False},
         parameters=parameters,
-        # Of every sequence. Theirs and the paper's are the same as long as nothing is dropped.
-        losses={"hf_aux": seq_aux(1.0), "paper_aux": seq_aux(1.0), "z": z(1.0)},
-        extras=ROUTING | {"expert", "kept", "y_dropped_tokens_zero"},
+        losses={"hf_aux": theirs, "paper_aux": seq_aux(1.0), "z": z(1.0)},
+        extras=ROUTING | {"expert", "kept", _ZERO},
         needs_extras=frozenset({"expert", "kept"}),
         routing=routing,
-        waits_for=(
-            None
-            if capacity >= settings.sequence
-            else "a capacity in tokens of a sequence, where Megatron's is of all tokens of a rank"
-        ),
+        prepare=_of_the_paper,
     )
+
+
+def _of_the_paper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is dropped is 0; transformers 4 multiplies the token itself by its probability."""
+    if f"grad_{_DROPPED}.x" not in tensors:
+        return tensors
+    kept = {n: t for n, t in tensors.items() if not n.startswith(("grad.", f"grad_{_DROPPED}."))}
+    grads = {
+        name.replace(f"grad_{_DROPPED}.", "grad.", 1): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"grad_{_DROPPED}.")
+    }
+    return kept | grads | {"y": tensors[_ZERO]}

@@ -22,7 +22,7 @@ def system(settings: Settings) -> System:
     def parameters(take: Take) -> dict[str, Tensor]:
         # One matrix, as in their Megatron.
         parts = [take(f"gate.{name}.weight", experts, hidden) for name in ("query", "key", "value")]
-        found = {"router.weight": torch.cat(parts)}
+        found = {"router.gate_attention.weight": torch.cat(parts)}
         for e in range(experts):
             up, down = f"experts.{e}.linear_fc1.weight", f"experts.{e}.linear_fc2.weight"
             found[up] = take(f"experts.{e}.w1.weight", 2 * width, hidden)
@@ -32,8 +32,10 @@ def system(settings: Settings) -> System:
     losses = hf_losses(settings)
     del losses["hf_aux"]
     return System(
-        flags=[*router_flags(settings), *pre_softmax(normalised), *swiglu_flags(width)],
+        flags=[
+            *(*router_flags(settings), *pre_softmax(normalised), *swiglu_flags(width)),
+            *("--grove-router-gate", "attention"),
+        ],
         parameters=parameters,
         losses=losses,
-        waits_for="logits by attention between experts",
     )

@@ -68,9 +68,9 @@ def test_without_flags_only_what_megatron_and_the_paper_do_is_there():
     args = parsed("")
     assert has_adjugates(args)
     found = {name_of(part) for part in registry.active(args)}
-    assert found == {"scoring-grove", "counts-scores"}
+    assert found == {"selector-topk", "scoring-grove", "counts-scores"}
     plain = {name_of(part) for part in registry.active(parsed(DISPATCH))}
-    assert plain == {"scoring-softmax", "counts-scores"}
+    assert plain == {"selector-topk", "scoring-softmax", "counts-scores"}
 
 
 def test_the_tracker_is_told_the_names_of_losses():

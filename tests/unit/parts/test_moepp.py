@@ -7,11 +7,12 @@ import torch
 
 from grove_megatron.model.selection import ffn_per_token
 from grove_megatron.parts.compose import best
-from grove_megatron.parts.drop.capacity import HeterogeneousCapacity
+from grove_megatron.parts.drop.capacity import Capacity
 from grove_megatron.parts.local.zero import Shared
 from grove_megatron.parts.logits.residual import GatingResidual
 from grove_megatron.parts.losses.heterogeneous import HeterogeneousLoss
 from grove_megatron.parts.part import Balance, Logits, Routed, Seen
+from tests.unit.training.command_lines import parsed
 
 CONFIG = SimpleNamespace(params_dtype=torch.float64, perform_initialization=False)
 SETTINGS = [(8, 4, 0.75, 0.6), (16, 4, 0.75, 0.75), (32, 8, 0.75, 0.75), (8, 4, 1.0, 2 / 3)]
@@ -54,6 +55,7 @@ def gradient_at(load: list[int], tokens: int, local: int, tau: float) -> torch.T
         seen=Seen(),
         logits=Logits(z_TE=distribution),
         routed=routed,
+        sent=routed,
         distribution_TE=distribution,
         counted_TE=counted,
         per_token=2,
@@ -85,7 +87,9 @@ def test_the_capacities_take_gamma_times_all_pairs(
     experts: int, local: int, tau: float, share: float
 ) -> None:
     tokens, columns = 5000, experts + local
-    limits = HeterogeneousCapacity(1.1, "probs", 2, local, tau).limits(tokens, columns)
+    flags = f"--moe-router-topk 2 --moe-expert-capacity-factor 1.1 --grove-local-tau {tau}"
+    step = Capacity(parsed(f"{flags} --grove-zero-experts {local}"))
+    limits = step.limits(torch.tensor([tokens]), columns)[0].tolist()
     assert len(limits) == columns
     assert 0 <= sum(limits) - 1.1 * 2 * tokens < columns
     assert sum(limits[:experts]) / sum(limits) == pytest.approx(share, abs=1e-3)

@@ -38,6 +38,7 @@ def balance_of(z: torch.Tensor, deviation: torch.Tensor) -> Balance:
         seen=Seen(training=True, learns=True),
         logits=Logits(z_TE=z, clean_TE=z, deviation_TE=deviation),
         routed=routed,
+        sent=routed,
         distribution_TE=scoring.distribution(z),
         counted_TE=routed.selected_TE,
         per_token=3,

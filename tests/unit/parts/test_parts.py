@@ -14,13 +14,14 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from torch.testing import assert_close
 
 from grove_megatron.config import GroveTransformerConfig
+from grove_megatron.moe.carried import Carried, digits
 from grove_megatron.moe.router import GroveRouter
 from grove_megatron.parts import registry
 from grove_megatron.parts.part import Draws, Part, experts_of
 from tests.router_oracle import oracle, reference
 from tests.unit.moe.routers import one_rank
 
-HIDDEN, SEQUENCE, BATCH = 10, 7, 3
+HIDDEN, SEQUENCE, BATCH, VOCABULARY = 10, 7, 3, 300
 ROUTED = [part for part in registry.parts() if part.slot not in ("update", "schedule")]
 
 
@@ -56,6 +57,10 @@ def config_of(flags: str, parse, *, groups: bool) -> GroveTransformerConfig:
         for name, value in vars(args).items()
         if name in names and name.startswith(("grove_", "moe_"))
     }
+    for name, value in given.items():
+        if isinstance(value, list) and len(value) == 1:
+            # As Megatron's validation does.
+            given[name] = value[0]
     of_groups = {"grove_num_groups": 6, "grove_adjugate_ffn_hidden_size": 4}
     return GroveTransformerConfig(
         **given
@@ -68,6 +73,7 @@ def config_of(flags: str, parse, *, groups: bool) -> GroveTransformerConfig:
             "moe_token_dispatcher_type": "alltoall",
             "params_dtype": torch.float64,
             "moe_router_dtype": "fp64",
+            "grove_hash_vocabulary": VOCABULARY if args.grove_router_selector == "hash" else None,
         }
         | (of_groups if groups else {"grove_dispatch": True})
     )
@@ -107,13 +113,19 @@ def inputs(padded: bool, columns: int = 12):
     return x.requires_grad_(), upstream, padding
 
 
-def previous_of(router: GroveRouter) -> torch.Tensor | None:
-    """Logits to add, where the router takes any."""
-    if not router.config.grove_gating_residual:
-        return None
+def carried_of(router: GroveRouter) -> Carried:
+    """What comes beside the tokens: logits to add, token ids, columns for rewards."""
     generator = torch.Generator().manual_seed(2)
     shape = (SEQUENCE, BATCH, router.num_experts)
-    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+    logits = torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+    ids = torch.randint(VOCABULARY, shape[:2], generator=generator)
+    reward = torch.zeros((*shape[:2], 4), dtype=torch.float64)
+    found = {
+        "logits": logits,
+        "ids": digits(ids, torch.float64),
+        "reward": reward if router.training else None,
+    }
+    return Carried(**{name: found[name] for name in router.needs})
 
 
 def weights_of_routing(router: GroveRouter) -> list[torch.nn.Parameter]:
@@ -139,18 +151,21 @@ def test_a_router_with_the_part_is_the_oracle(part, groups, padded, training, pa
     assert part in registry.active(config)
     router = make_router(config).train(training)
     x, upstream, padding = inputs(padded, router.num_experts)
-    router.previous = previous_of(router)
+    router.carried = carried = carried_of(router)
     get_moe_metrics_tracker().clear()
     MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1.0))
     probs, chosen = router(x, padding_mask=padding)
     expected_probs, expected_map, loss = oracle(
-        router, x, padding, draws=Fixed(), previous=router.previous
+        router, x, padding, draws=Fixed(), previous=carried.logits, ids=carried.ids_T
     )
     assert torch.equal(chosen, expected_map)
     assert_close(probs, expected_probs, rtol=1e-10, atol=1e-12)
+    if not router.reads_logits:
+        assert not probs.requires_grad
+        return
     parameters = [x, *weights_of_routing(router)]
-    if router.previous is not None:
-        parameters.append(router.previous)
+    if carried.logits is not None:
+        parameters.append(carried.logits)
     found = torch.autograd.grad((probs * upstream).sum(), parameters, allow_unused=True)
     expected = torch.autograd.grad(
         (expected_probs * upstream).sum() + loss, parameters, allow_unused=True
@@ -173,12 +188,14 @@ def test_evaluation_draws_nothing_and_a_recomputed_pass_has_the_same_bits(part, 
     config = config_of(part.tried, parse, groups=True)
     router = make_router(config).eval()
     router.draws = Draws()
+    router.carried = carried_of(router)
     x, _, _ = inputs(False)
     state = torch.get_rng_state()
     first, again = router(x), router(x)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first[0], again[0])
     router.train()
+    router.carried = carried_of(router)
     with torch.no_grad():
         thrown_away = router(x)
     torch.set_rng_state(state)
@@ -192,6 +209,7 @@ def test_the_weights_of_a_part_are_those_it_names(part, parse):
     router = make_router(config_of(part.tried, parse, groups=True))
     local = router.num_experts - 12
     sizes = {"R": 12 + local, "H": HIDDEN, "W": 8 * (12 + local), "C": 2, "B": 4}
+    sizes |= {"Y": 3 * 12, "1": 1, "V": VOCABULARY, "T": 4}
     expected = {
         f"{p.slot}_{p.name}.{name}": tuple(sizes[dim] for dim in dims)
         for p in registry.active(router.config)
@@ -201,10 +219,14 @@ def test_the_weights_of_a_part_are_those_it_names(part, parse):
     assert found == expected
     # Every weight once, or a checkpoint is loaded as if some were missing.
     of_megatron = {"expert_bias", "local_tokens_per_expert"} | (
-        set() if part.slot == "gate" else {"weight"}
+        set() if part.slot == "gate" or not router.reads_logits else {"weight"}
     )
-    assert {*router.state_dict()} - of_megatron == expected.keys()
-    assert (router.weight is None) == (part.slot == "gate")
+    buffers = {f"{part.slot}_{part.name}.{name}" for name in part.buffers}
+    assert {*router.state_dict()} - of_megatron == expected.keys() | buffers
+    for name, dims in part.buffers.items():
+        buffer = router.get_submodule(f"{part.slot}_{part.name}").get_buffer(name)
+        assert tuple(buffer.shape) == tuple(sizes[dim] for dim in dims)
+    assert (router.weight is None) == (part.slot == "gate" or not router.reads_logits)
     assert local == part.columns(router.config) or part.slot in ("loss", "drop", "weigh")
     assert all(hasattr(weight, "sequence_parallel") for weight in router.parameters())
 

@@ -23,6 +23,7 @@ CONFIG = {
     "expert_intermediate_size": WIDTH,
     "expert_hidden": WIDTH,
     "weight": 1.0,
+    "vocab": 9,
     "base_sublayers": SUBLAYERS,
     "layernorm_eps": EPS,
     "activation": "relu",
@@ -48,7 +49,8 @@ def of_st_moe(w: Weights, e: int, x: Tensor) -> Tensor:
 
 
 def of_base(w: Weights, e: int, x: Tensor) -> Tensor:
-    """A residual stack, each with its norm in front."""
+    """A residual stack, each with its norm in front; what it adds."""
+    given = x
     for s in range(SUBLAYERS):
         one = f"experts.{e}.{s}"
         centred = x - x.mean(-1, keepdim=True)
@@ -56,7 +58,7 @@ def of_base(w: Weights, e: int, x: Tensor) -> Tensor:
         normed = normed * w[f"{one}.norm.weight"] + w[f"{one}.norm.bias"]
         h = F.relu(normed @ w[f"{one}.ff1.weight"].T + w[f"{one}.ff1.bias"])
         x = x + h @ w[f"{one}.ff2.weight"].T + w[f"{one}.ff2.bias"]
-    return x
+    return x - given
 
 
 FORMS = {"hash": of_hash, "st_moe": of_st_moe, "base": of_base}

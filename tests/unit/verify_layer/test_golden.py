@@ -104,6 +104,9 @@ def test_the_routing_has_a_row_a_token_and_a_column_an_expert(folder: Path) -> N
         ("deepseek_v3", "e_score_correction_bias", lambda t: t[:1], "has shape [1], not [16]"),
         ("st_moe", "uniform", lambda t: t[:-1], "uniform has shape [44], not [45]"),
         ("st_moe", "uniform", None, "uniform is missing"),
+        ("hash", "token_ids", lambda t: t + 90, "token_ids is not 39 whole numbers from 0 to 95"),
+        ("hash", "hash_table", lambda t: t[1:], "hash_table is not 96 whole numbers from 0 to 5"),
+        ("hash", "hash_table", None, "hash_table is missing"),
     ],
 )
 def test_what_a_system_has_beside_weights_is_looked_at_too(

@@ -1,0 +1,35 @@
+"""Sinkhorn's iteration on logarithms: a soft assignment in which all experts weigh the same.
+
+pi = diag(r) exp(z) diag(c) whose rows sum to 1 and whose columns sum to T / E (arXiv 2202.01169,
+section 3.1). Of logarithms nothing overflows: Megatron's own takes exp(z), which does above 88.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def log_sinkhorn(z_TE: Tensor, counted_T: Tensor | None, iterations: int) -> Tensor:
+    """log pi [T, E], after so many iterations; nothing waits for the device.
+
+    Args:
+        z_TE: logits, fp32 or wider; -inf where an expert may not be selected.
+        counted_T: bool, the tokens that columns sum over; None for all. The rows of others are
+            scaled by the same columns.
+        iterations: 1 or more.
+    """
+    tokens, experts = z_TE.shape
+    columns_E = z_TE.new_zeros(experts)
+    if counted_T is None:
+        counted_TE, log_share = z_TE, math.log(max(tokens, 1) / experts)
+    else:
+        counted_TE = z_TE.masked_fill(~counted_T.unsqueeze(1), float("-inf"))
+        log_share = (counted_T.sum().clamp(min=1) / experts).to(z_TE.dtype).log()
+    for _ in range(iterations):
+        rows_T1 = -torch.logsumexp(z_TE + columns_E, dim=1, keepdim=True)
+        sums_E = torch.logsumexp(counted_TE + rows_T1, dim=0)
+        # Without any token a column is as it was.
+        columns_E = torch.where(sums_E.isfinite(), log_share - sums_E, columns_E)
+    rows_T1 = -torch.logsumexp(z_TE + columns_E, dim=1, keepdim=True)
+    return z_TE + rows_T1 + columns_E

@@ -1,0 +1,1 @@
+"""Slot ``selector``: experts selected, and most often weighed, otherwise than by scores."""

@@ -1,0 +1,172 @@
+"""Hash layers: a fixed table says which experts a token id has; nothing is learned."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...checks.problem import Problem
+from ...checks.rules import Check
+from ...functional.hash_tables import balanced_table, random_table
+from .. import registry
+from ..exclusions import carrying_problems, selector_problems
+from ..part import Part, Seen, experts_of
+
+
+@dataclass
+class Settings:
+    """Hash layers."""
+
+    grove_hash_table: Literal["random", "balanced"] = "random"
+    """The experts of a token id with --grove-router-selector hash: drawn, or such that all experts
+    have as many tokens of a corpus (--grove-hash-counts). The same in every layer; kept in
+    checkpoints."""
+
+    grove_hash_seed: int = 42
+    """Of the draw; that of the authors' code."""
+
+    grove_hash_counts: str | None = None
+    """How often each token id is in a corpus, for the balanced table: a JSON list, or the file that
+    grove data writes beside PREFIX.bin with --count-tokens."""
+
+    grove_hash_vocabulary: int | None = None
+    """Token ids that the table has; by default those of the model's embedding."""
+
+
+class HashTable(torch.nn.Module):
+    """table [V, K] int64; every expert of a token weighs 1 / K.
+
+    Args:
+        table: the experts of every id.
+    """
+
+    reads_logits = False
+
+    def __init__(self, table_VK: Tensor) -> None:
+        super().__init__()
+        self.table: Tensor
+        self.register_buffer("table", table_VK)
+
+    def choose(self, z_TE: Tensor, seen: Seen) -> Tensor:
+        """[T, K]."""
+        if seen.ids_T is None:
+            raise ValueError(
+                "--grove-router-selector (hash) got no token ids beside the hidden states; build "
+                "the model with grove_megatron.pretrain or grove_megatron.run, and give it tokens, "
+                "not embeddings"
+            )
+        return self.table[seen.ids_T]
+
+    def weigh(self, z_TE: Tensor, chosen: Tensor) -> Tensor:
+        """[T, K]."""
+        return z_TE.new_full(chosen.shape, 1 / chosen.shape[1])
+
+
+class Reference:
+    """Token by token."""
+
+    reads_logits = False
+
+    def __init__(self, table: Tensor) -> None:
+        self.rows = table.tolist()
+
+    def choose(self, z_TE: Tensor, seen: Seen) -> Tensor:
+        assert seen.ids_T is not None, "token ids"
+        return torch.tensor([self.rows[token] for token in seen.ids_T.tolist()])
+
+    def weigh(self, z_TE: Tensor, chosen: Tensor) -> Tensor:
+        return torch.stack([torch.ones(len(row)).to(z_TE) / len(row) for row in chosen])
+
+
+def read_counts(file: str) -> list[int]:
+    """Of every token id, from 0.
+
+    Raises:
+        ValueError: no list of whole numbers of 0 or more.
+        OSError: no such file.
+    """
+    found: Any = json.loads(Path(file).read_text(encoding="utf-8"))
+    if isinstance(found, dict):
+        found = found.get("token_counts")
+    whole = isinstance(found, list) and all(type(n) is int and n >= 0 for n in found)
+    if not whole or not any(found):
+        raise ValueError("holds no list of how often each token id is there")
+    counts: list[int] = found
+    return counts
+
+
+def _table(config: Any) -> Tensor:
+    vocabulary, topk = config.grove_hash_vocabulary, config.moe_router_topk
+    if vocabulary is None:
+        raise ValueError(
+            "--grove-hash-vocabulary (None) is not known where --grove-router-selector (hash) "
+            "builds its table; give the rows of the embedding"
+        )
+    if config.grove_hash_table == "random":
+        return random_table(vocabulary, config.num_moe_experts, topk, config.grove_hash_seed)
+    counts = read_counts(config.grove_hash_counts)
+    if len(counts) > vocabulary:
+        raise ValueError(
+            f"--grove-hash-counts ({config.grove_hash_counts}) counts {len(counts)} token ids, "
+            f"more than the {vocabulary} of the model; give that of its tokenizer"
+        )
+    counts += [0] * (vocabulary - len(counts))
+    return balanced_table(counts, config.num_moe_experts, topk)
+
+
+def rules(settings: Any) -> list[Problem]:
+    check, name = Check(settings, num_experts=experts_of(settings)), "grove_router_selector"
+    experts, topk = experts_of(settings), settings.moe_router_topk
+    balanced = settings.grove_hash_table == "balanced"
+    broken = {
+        f"{{moe_router_topk}} of {{num_experts}} is more than {{{name}}} has different ones; use "
+        "fewer": experts is not None and topk > experts,
+        "{grove_hash_counts} is needed for {grove_hash_table}; give a file": (
+            balanced and settings.grove_hash_counts is None
+        ),
+        "{grove_hash_counts} is not read with {grove_hash_table}; use balanced, or remove it": (
+            not balanced and settings.grove_hash_counts is not None
+        ),
+        f"{{moe_z_loss_coeff}} is of logits, and {{{name}}} has none; remove it": bool(
+            settings.moe_z_loss_coeff
+        ),
+        f"{{moe_input_jitter_eps}} is of a router that reads tokens, and {{{name}}} reads their "
+        "ids; remove it": bool(settings.moe_input_jitter_eps),
+    }
+    problems = [*check.one_of("grove_hash_table", ("random", "balanced"), "use random")]
+    problems += check.at_least("grove_hash_vocabulary", 1, "leave it out")
+    problems += check.those(broken)
+    if balanced and settings.grove_hash_counts is not None:
+        try:
+            read_counts(settings.grove_hash_counts)
+        except (OSError, ValueError) as error:
+            sentence = "{grove_hash_counts} cannot be read: {why}; give a JSON list of counts"
+            problems.append(check.problem(sentence, why=error))
+    of_logits = [p for p in registry.active(settings) if p.slot in ("gate", "logits")]
+    problems += [
+        check.problem(f"{{{registry.setting(p)}}} is of logits, and {{{name}}} has none; remove it")
+        for p in of_logits
+    ]
+    return problems + selector_problems(settings) + carrying_problems(settings, name)
+
+
+PARTS = (
+    Part(
+        slot="selector",
+        name="hash",
+        help="a fixed table says which experts a token id has",
+        source="arXiv 2106.04426, section 3.2; facebookresearch/ParlAI@a29567f hash_ladder.py",
+        settings=Settings,
+        is_on=lambda s: s.grove_router_selector == "hash",
+        build=lambda c: HashTable(_table(c)),
+        reference=lambda c, table: Reference(table),
+        rules=rules,
+        needs=frozenset({"ids"}),
+        tried="--grove-router-selector hash --moe-aux-loss-coeff 0 --moe-z-loss-coeff 0",
+        buffers={"table": ("V", "T")},
+        free=("grove_hash_counts",),
+    ),
+)
