@@ -3,10 +3,15 @@
 Shape suffixes: L layers, T tokens, E experts, G groups.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .groups import group_probs
+
+Step = Callable[[Tensor, float], Tensor]
+"""Counts [L, E] int64 of a global batch and a rate to what biases are moved by, fp64 [L, E]."""
 
 # Below this the loads are equal (arXiv 2508.07785 has no such case: its Eq. 8 would divide by 0).
 _BALANCED = 1e-12
@@ -25,13 +30,39 @@ def rms_step(counts_LE: Tensor, rate: float) -> Tensor:
     Returns:
         [L, E] fp64; 0 for a layer of equal loads (RMS below 1e-12) and for one without tokens.
     """
+    error_LE = _error(counts_LE)
+    rms_L1 = error_LE.square().mean(-1, keepdim=True).sqrt()
+    return torch.where(rms_L1 < _BALANCED, 0.0, -rate * error_LE / rms_L1)
+
+
+def sign_step(counts_LE: Tensor, rate: float) -> Tensor:
+    """``rate`` up for what has less than the mean, down for what has more (arXiv 2408.15664)."""
+    return -rate * _error(counts_LE).sign()
+
+
+def error_step(counts_LE: Tensor, rate: float) -> Tensor:
+    """``rate`` times the load error over the mean load (arXiv 2408.15664, section 4.3)."""
+    return -rate * counts_LE.shape[-1] * _error(counts_LE)
+
+
+def by_group(step: Step, groups: int) -> Step:
+    """The step of whole groups of experts, by the loads of all of them."""
+
+    def grouped(counts_LE: Tensor, rate: float) -> Tensor:
+        size = counts_LE.shape[-1] // groups
+        counts_LG = counts_LE.unflatten(-1, (groups, size)).sum(-1)
+        return step(counts_LG, rate).repeat_interleave(size, dim=-1)
+
+    return grouped
+
+
+def _error(counts_LE: Tensor) -> Tensor:
+    """F - Q, fp64."""
     num_experts = counts_LE.shape[-1]
     total_L1 = counts_LE.sum(-1, keepdim=True)
     # In integers equal loads differ from their mean by exactly 0, whatever E is.
     excess_LE = counts_LE * num_experts - total_L1
-    error_LE = excess_LE.double() / (total_L1.clamp(min=1) * num_experts)
-    rms_L1 = error_LE.square().mean(-1, keepdim=True).sqrt()
-    return torch.where(rms_L1 < _BALANCED, 0.0, -rate * error_LE / rms_L1)
+    return excess_LE.double() / (total_L1.clamp(min=1) * num_experts)
 
 
 def group_balancing_loss(

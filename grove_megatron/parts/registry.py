@@ -75,9 +75,9 @@ def local_experts(settings: Any) -> int:
     return sum(part.columns(settings) for part in active(settings, "local"))
 
 
-def default(slot: Slot) -> str:
-    """The part of a slot that is there unless another is asked for."""
-    found: str = getattr(Choices, flag_fields()[slot])
+def default(slot: Slot) -> str | None:
+    """The part of a slot that is there unless another is asked for; None: it depends."""
+    found: str | None = getattr(Choices, flag_fields()[slot])
     return found
 
 
@@ -117,7 +117,9 @@ def problems(settings: Any) -> list[Problem]:
 
 def _unknown(settings: Any) -> Iterator[Problem]:
     for slot, name in flag_fields().items():
-        yield from Check(settings).one_of(name, choices(slot), f"use {getattr(Choices, name)}")
+        if getattr(settings, name) is not None:
+            found = choices(slot)
+            yield from Check(settings).one_of(name, found, f"use {default(slot) or found[0]}")
 
 
 def _idle(settings: Any) -> Iterator[Problem]:

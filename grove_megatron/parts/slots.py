@@ -6,7 +6,7 @@ from typing import Any
 from .part import Slot
 
 
-def _choice(slot: Slot, default: str) -> Any:
+def _choice(slot: Slot, default: str | None) -> Any:
     return field(default=default, metadata={"slot": slot})
 
 
@@ -27,9 +27,9 @@ class Choices:
     grove_aux_loss_counts: str = _choice("counts", "scores")
     """What auxiliary losses count as the load of an expert."""
 
-    grove_bias_update_rule: str = _choice("update", "rms")
-    """How grove scoring moves the bias of --moe-router-enable-expert-bias after every global
-    batch."""
+    grove_bias_update_rule: str | None = _choice("update", None)
+    """How the bias of --moe-router-enable-expert-bias moves after every global batch; by default
+    rms with grove scoring, sign with Megatron's."""
 
     grove_bias_rate_decay_style: str = _choice("schedule", "constant")
     """How --moe-router-bias-update-rate goes to --grove-bias-rate-min over

@@ -63,7 +63,7 @@ def describe_run(
         dispatcher=config.moe_token_dispatcher_type,
         world_size=dist.get_world_size(),
         row_bytes=config.hidden_size * config.params_dtype.itemsize,
-        drops=config.moe_expert_capacity_factor is not None,
+        drops=registry.one(config, "drop") is not None,
         parameters=(parameters.dense, parameters.experts, parameters.adjugates),
         settings=_settings(args),
         local={p.name: p.columns(config) for p in registry.active(config, "local")},

@@ -19,6 +19,7 @@ def log_line(interval: Interval) -> str:
         **({"groups per token": f"{mean(met):.2f}"} if met is not None else {}),
         "rows per token": f"{mean(layers['rows_per_token']):.2f}",
         **({"without FFN": f"{mean(layers['skipped_share']):.1%}"} if interval.run.local else {}),
+        **({"dropped": f"{mean(layers['dropped_share']):.1%}"} if interval.run.drops else {}),
         "rank max/mean": f"{mean(layers['rank_pairs_imbalance']):.2f}",
     }
     return "".join(f" {name}: {value} |" for name, value in shown.items())

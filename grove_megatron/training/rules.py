@@ -61,7 +61,6 @@ def megatron_notices(args: Namespace) -> Iterator[Problem]:
     """Flags that Megatron ignores without a word."""
     modules, shared = args.recompute_modules or [], args.moe_shared_expert_intermediate_size
     selective = _is_selective(args)
-    softmax = args.grove_router_scoring == "softmax" and args.moe_router_enable_expert_bias
     rules = {
         "{recompute_modules} does nothing with {recompute_granularity}; selective reads it": (
             modules and not selective
@@ -71,10 +70,6 @@ def megatron_notices(args: Namespace) -> Iterator[Problem]:
         ),
         "{moe_shared_expert_gate} does nothing without {moe_shared_expert_intermediate_size}": (
             args.moe_shared_expert_gate and not shared
-        ),
-        "{grove_bias_update_rule} is of --grove-router-scoring grove; with (softmax) the "
-        "expert bias moves by Megatron's rule, sign": (
-            softmax and args.grove_bias_update_rule == "rms"
         ),
     }
     yield from Check(args).those(rules)

@@ -10,6 +10,12 @@ from ...checks.rules import Check
 from ..part import Part, widened
 
 
+def has_grove_scoring(settings: Any) -> bool:
+    """Is the paper's scoring there, and read?"""
+    grove = bool(settings.grove_num_groups) and settings.grove_router_scoring == "grove"
+    return grove and is_read(settings)
+
+
 def is_read(settings: Any) -> bool:
     """Does the selector leave scores or weights to the scoring?"""
     return settings.grove_router_selector in ("topk", "reinforce")
@@ -110,9 +116,7 @@ PARTS = (
         name="grove",
         help="select on sigmoid(logits) + expert bias, weigh by the softmax over the selected",
         source="arXiv 2508.07785, Eq. 6 and 9; inclusionAI/GroveMoE",
-        is_on=lambda s: (
-            bool(s.grove_num_groups) and s.grove_router_scoring == "grove" and is_read(s)
-        ),
+        is_on=has_grove_scoring,
         build=lambda config: _of(DecoupledScoring, config),
         reference=lambda config: _of(Reference, config),
         rules=rules,

@@ -16,7 +16,7 @@ from ...checks.problem import Problem
 from ...checks.rules import Check
 from .. import registry
 from ..part import Part, widened
-from .grove import is_read, scaled
+from .grove import has_grove_scoring, is_read, scaled
 
 # As moe_utils.py:844 @ 0.19.2.
 _NO_ZERO = 1e-20
@@ -138,9 +138,7 @@ PARTS = (
         name="softmax",
         help="Megatron's score functions, as its flags say",
         source="megatron-core 0.19.2 moe_utils.py:710; arXiv 2101.03961, 2401.04088, 2412.19437",
-        is_on=lambda s: (
-            is_read(s) and (not s.grove_num_groups or s.grove_router_scoring == "softmax")
-        ),
+        is_on=lambda s: is_read(s) and not has_grove_scoring(s),
         build=lambda config: _of(FamilyScoring, config),
         reference=lambda config: _of(Reference, config),
         rules=rules,
