@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A trained MoE into a Grove MoE in two stages, on the CPU: a tiny Qwen3-MoE becomes a Grove MoE that
+# A MoE into a Grove MoE in two stages, on the CPU: a tiny Qwen3-MoE becomes a Grove MoE that
 # computes the same; its new adjugates are trained alone, all else frozen; then everything is. Two
 # expert-parallel ranks; every command is shown before it runs.
 #
@@ -16,7 +16,7 @@ run_dir="${RUN_DIR:-$(mktemp -d)}"
 mkdir -p "$run_dir"
 
 # Of this Python, wherever they are installed.
-python() { "$PYTHON" "$@"; }
+python() { command "$PYTHON" "$@"; }
 grove() { python -m grove_megatron "$@"; }
 torchrun() { python -m torch.distributed.run "$@"; }
 
