@@ -1,5 +1,7 @@
 """What `06_whole_way.sh` begins with: text, conversations, questions, a tokenizer and a parent.
 
+`08_staged.sh` begins with the text and the parent.
+
 The text says all sums of two numbers below ten, in words. The conversations ask for most of them,
 the questions for the others: what a sum is can be learned from the text alone, how to answer from
 the conversations. The parent is a Qwen3-MoE of random weights, as transformers makes it.

@@ -119,6 +119,7 @@ def export(
             "load": load.resolve().name,
             "shard_bytes": shard_bytes,
             "fused_experts": fused_experts,
+            **({"train_only": [*source.train_only]} if source.train_only else {}),
         }
         manifest = write_hf(
             source,

@@ -48,6 +48,7 @@ class Source:
         generated: see :class:`.manifest.Manifest`.
         notices: what is right and may still not be what the user wants, one line each.
         tokenizer: folder that a Megatron checkpoint was trained with, if it is here.
+        train_only: what the run that saved it trained beside frozen weights; empty: everything.
     """
 
     weights: Weights
@@ -59,6 +60,7 @@ class Source:
     generated: dict[str, Any]
     notices: tuple[str, ...] = ()
     tokenizer: Path | None = None
+    train_only: tuple[str, ...] = ()
 
     def infos(self) -> Mapping[str, TensorInfo]:
         return self.weights.infos()
@@ -175,6 +177,7 @@ def megatron_source(
         {},
         _capacity(args),
         _tokenizer(args),
+        _train_only(args),
     )
 
 
@@ -183,6 +186,11 @@ def _tokenizer(args: Any) -> Path | None:
     if kind not in ("HuggingFaceTokenizer", "SFTTokenizer") or not isinstance(model, str):
         return None
     return Path(model) if Path(model).is_dir() else None
+
+
+def _train_only(args: Any) -> tuple[str, ...]:
+    chosen = getattr(args, "grove_train_only", None)
+    return tuple(map(str, chosen)) if isinstance(chosen, list) else ()
 
 
 def _capacity(args: Any) -> tuple[str, ...]:

@@ -55,11 +55,11 @@ def count(weights: Iterable[tuple[Weight, int]]) -> Counts:
 def total_parameters(model: Model) -> Counts:
     """Of the whole model, every weight once."""
     sizes = model.sizes
-    return count((weight, weight.numel(sizes)) for weight in whole_model(model))
+    return count((weight, weight.numel(sizes)) for weight, _ in whole_model(model))
 
 
-def whole_model(model: Model) -> list[Weight]:
-    """Every weight, a kind as often as the model has it."""
+def whole_model(model: Model) -> list[tuple[Weight, str]]:
+    """Every weight, a kind as often as the model has it, and what goes before its name."""
     layers, untied = range(model.num_layers), not model.tied_embeddings
     return held(model, layers, embedding=True, norm=True, output=untied, mtp=True)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from .architecture import Model
-from .weights import Place, Split, Weight
+from .weights import DECODER_LAYER, MTP_LAYER, Place, Split, Weight
 
 EMBEDDING = Weight("embedding.word_embeddings.weight", ("VH",), Split.ROWS, place="embedding")
 POSITIONS = Weight("embedding.position_embeddings.weight", ("PH",), place="embedding")
@@ -46,8 +46,10 @@ def of_layer(kinds: Iterable[Weight], is_moe: bool) -> list[Weight]:
 
 def held(
     model: Model, layers: Iterable[int], *, embedding: bool, norm: bool, output: bool, mtp: bool
-) -> list[Weight]:
+) -> list[tuple[Weight, str]]:
     """The weights of a part of the model, a kind as often as the part has it.
+
+    With each what goes before its name, the number of its layer in the whole model filled in.
 
     Args:
         layers: numbers of its decoder layers, from 0.
@@ -55,12 +57,15 @@ def held(
     """
     kinds = weights(model)
     has = {"embedding": embedding, "norm": norm, "output": output}
-    found = [weight for weight in kinds if has.get(weight.place)]
+    found = [(weight, "") for weight in kinds if has.get(weight.place)]
     for layer in layers:
-        found += of_layer(kinds, model.moe_layers[layer])
-    if mtp and model.mtp_modules:
-        own = [weight for weight in kinds if weight.place == "mtp"]
-        found += (own + of_layer(kinds, model.mtp_is_moe)) * model.mtp_modules
+        prefix = DECODER_LAYER.format(layer=layer)
+        found += [(weight, prefix) for weight in of_layer(kinds, model.moe_layers[layer])]
+    for layer in range(model.mtp_modules if mtp else 0):
+        prefix = MTP_LAYER.format(layer=layer)
+        found += [(weight, prefix) for weight in kinds if weight.place == "mtp"]
+        inside = f"{prefix}mtp_model_layer."
+        found += [(weight, inside) for weight in of_layer(kinds, model.mtp_is_moe)]
     return found
 
 

@@ -108,6 +108,8 @@ class Training:
         dropout: is there any on hidden states?
         overlapped_experts: does a forward pass run beside a backward pass of another microbatch
             (``--overlap-moe-expert-parallel-comm``)?
+        train_only: names of weights, as :func:`..model.subsets.selected` has them, beside which all
+            are frozen; empty where none is.
     """
 
     sequence_length: int
@@ -125,6 +127,7 @@ class Training:
     fused_weight_gradients: bool = True
     dropout: bool = False
     overlapped_experts: bool = False
+    train_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 Weights to optimizer are exact but for the padding of Megatron's buffers: with bf16, 2 bytes of
 weight, 4 of gradient, and 12 of optimizer (its fp32 copy and Adam's two moments) a parameter, the
-12 divided over the data-parallel ranks by the distributed optimizer.
+12 divided over the data-parallel ranks by the distributed optimizer. A frozen weight is 2 bytes:
+Megatron gives gradients and an optimizer to what requires a gradient alone
+(distributed_data_parallel.py:115, optimizer/__init__.py:330 @ 0.19.2).
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from ..model.parameters import Counts
 from .activations import stage_activations
 from .inputs import Sizes
-from .parameters import rank_parameters
+from .parameters import rank_parameters, rank_trained
 
 MARGIN = 0.10
 """Share to leave on top, for what is not counted: padding, the allocator's fragments, workspaces
@@ -37,16 +39,21 @@ class Memory:
 
 def stage_memory(sizes: Sizes) -> tuple[Memory, ...]:
     """On a rank of every pipeline stage."""
-    precision = sizes.training.precision
-    counts = rank_parameters(sizes.model, sizes.layout)
+    precision, layout = sizes.training.precision, sizes.layout
+    stages = zip(
+        rank_parameters(sizes.model, layout),
+        rank_trained(sizes.model, layout, sizes.training.train_only),
+        stage_activations(sizes),
+        strict=True,
+    )
     return tuple(
         Memory(
             weights=count.total * precision.weight,
-            gradients=count.total * precision.gradient,
-            optimizer=_optimizer(sizes, count),
+            gradients=trained.total * precision.gradient,
+            optimizer=_optimizer(sizes, trained),
             activations=activations,
         )
-        for count, activations in zip(counts, stage_activations(sizes), strict=True)
+        for count, trained, activations in stages
     )
 
 
@@ -55,12 +62,12 @@ def largest(memories: tuple[Memory, ...]) -> int:
     return max(range(len(memories)), key=lambda stage: memories[stage].total)
 
 
-def _optimizer(sizes: Sizes, count: Counts) -> float:
+def _optimizer(sizes: Sizes, trained: Counts) -> float:
     layout, training = sizes.layout, sizes.training
     each = training.precision.main_weight + training.precision.moments
     if not training.distributed_optimizer:
-        return count.total * each
+        return trained.total * each
     instances = training.optimizer_instances
-    dense = count.dense / (layout.dense_copies / instances)
-    experts = (count.experts + count.adjugates) / (layout.expert_copies / instances)
+    dense = trained.dense / (layout.dense_copies / instances)
+    experts = (trained.experts + trained.adjugates) / (layout.expert_copies / instances)
     return (dense + experts) * each

@@ -1,7 +1,10 @@
 """Parameters of every rank, from the weights of :mod:`grove_megatron.model.table`."""
 
+from collections.abc import Iterator, Sequence
+
 from ..model.architecture import Model
 from ..model.parameters import Counts, count
+from ..model.subsets import are_trained
 from ..model.table import held
 from ..model.weights import Split, Weight
 from .inputs import Layout
@@ -15,13 +18,46 @@ def rank_parameters(model: Model, layout: Layout) -> tuple[Counts, ...]:
         ValueError: a weight that the layout divides into unequal parts.
     """
     return tuple(
-        count((weight, share(weight, model, layout)) for weight in stage_weights(model, stage))
+        count((weight, share(weight, model, layout)) for weight, _ in stage_weights(model, stage))
         for stage in stages(model, layout)
     )
 
 
-def stage_weights(model: Model, stage: Stage) -> list[Weight]:
-    """What a stage holds, a kind of weight as often as it does, whole."""
+def rank_trained(model: Model, layout: Layout, chosen: Sequence[str]) -> tuple[Counts, ...]:
+    """Of :func:`rank_parameters` those that are trained.
+
+    Where single experts are chosen, the ranks of a stage differ: on the one that trains most.
+
+    Args:
+        chosen: as :func:`..model.subsets.selected` has it; empty for all.
+    """
+    if not chosen:
+        return rank_parameters(model, layout)
+    return tuple(
+        max(_of_ranks(model, layout, stage, chosen), key=lambda counts: counts.total)
+        for stage in stages(model, layout)
+    )
+
+
+def _of_ranks(
+    model: Model, layout: Layout, stage: Stage, chosen: Sequence[str]
+) -> Iterator[Counts]:
+    """Trained on every expert-parallel rank of a stage, which has the next of the experts."""
+    held = [
+        (weight, share(weight, model, layout), are_trained(weight, prefix, model, chosen))
+        for weight, prefix in stage_weights(model, stage)
+    ]
+    for rank in range(layout.expert):
+        trained = []
+        for weight, size, flags in held:
+            each = len(flags) // ways(weight, layout)[0]
+            own = flags[rank * each : (rank + 1) * each] if weight.stack else flags
+            trained.append((weight, size // each * sum(own)))
+        yield count(trained)
+
+
+def stage_weights(model: Model, stage: Stage) -> list[tuple[Weight, str]]:
+    """What a stage holds, whole, a kind as often as it does, and what goes before its name."""
     # Without MTP layers the norm is the output's, with them that of the last layer.
     holds_last = model.num_layers - 1 in stage.layers
     return held(

@@ -8,11 +8,12 @@ from typing import Any
 from ..model.architecture import Model
 from ..model.parameters import active_parameters, total_parameters
 from ..model.selection import ffn_per_token, ffn_range
+from ..model.subsets import trained_parameters
 from .fit import fit
 from .flops import flops_per_token
 from .inputs import Layout, Sizes
 from .memory import MARGIN, largest, stage_memory
-from .parameters import rank_parameters
+from .parameters import rank_parameters, rank_trained
 from .traffic import distinct_range, groups_per_token, rows_per_token
 
 COLUMNS = 80
@@ -45,6 +46,11 @@ def plan(sizes: Sizes) -> dict[str, Any]:
         "flops_per_token": flops_per_token(model, training.sequence_length),
         "adjugate_flops_per_token": _adjugate_flops(sizes),
     }
+    if chosen := training.train_only:
+        numbers["params_trained"] = trained_parameters(model, chosen).total
+        numbers["params_rank_trained"] = [
+            asdict(counts) for counts in rank_trained(model, layout, chosen)
+        ]
     if model.num_groups or model.local_experts:
         few, many = ffn_range(model)
         fewest, most = _fewest_groups(model, few), min(many, model.num_groups)
@@ -211,6 +217,8 @@ def _memory(sizes: Sizes, numbers: dict[str, Any]) -> str:
     stage = numbers["memory_stage"]
     counts = rank_parameters(sizes.model, sizes.layout)[stage]
     where = f" of stage {stage}" if sizes.layout.pipeline > 1 else ""
+    if sizes.training.train_only:
+        where += f", {sum(numbers['params_rank_trained'][stage].values()):,} of them trained"
     listed = ", ".join(f"{name} {part / size:.2f}" for name, part in numbers["memory"].items())
     return (
         f"{counts.total:,} parameters on a rank{where}; estimated {unit}: {listed}; "

@@ -11,6 +11,7 @@ from ..checkpoint.layout import goes_on, is_remote, iteration_of, read_tracker
 from ..checks.problem import Problem
 from ..comm.node_groups import ranks_per_node
 from ..model.parameters import total_parameters
+from ..model.subsets import trained_parameters
 from .machine import nearest
 from .sizes import sizes_of
 
@@ -66,12 +67,14 @@ def checkpoint_bytes(args: Namespace, world_size: int | None) -> int | None:
     args.seq_length = args.seq_length or args.encoder_seq_length
     try:
         sizes = sizes_of(args, world_size)
-        parameters = total_parameters(sizes.model).total
+        whole = total_parameters(sizes.model).total
+        chosen = sizes.training.train_only
+        trained = trained_parameters(sizes.model, chosen).total if chosen else whole
     except ValueError:
         return None
     precision = sizes.training.precision
     optimizer = 0 if args.no_save_optim else precision.main_weight + precision.moments
-    return parameters * (precision.weight + optimizer)
+    return whole * precision.weight + trained * optimizer
 
 
 def _saves(args: Namespace, world_size: int | None) -> Iterator[tuple[str, Path, int]]:

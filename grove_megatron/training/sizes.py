@@ -216,6 +216,7 @@ def _training(args: Namespace, layout: Layout) -> Training:
         fused_weight_gradients=args.gradient_accumulation_fusion,
         dropout=args.hidden_dropout > 0,
         overlapped_experts=args.overlap_moe_expert_parallel_comm,
+        train_only=tuple(getattr(args, "grove_train_only", None) or ()),
     )
 
 

@@ -17,28 +17,11 @@ from megatron.training.utils import print_rank_0
 
 from ..checkpoint.local_names import global_name
 from ..checks.problem import Problem
-from ..model.architecture import Model
-from ..model.parameters import total_parameters
-from ..model.table import EMBEDDING, OUTPUT, of_layer, weights
+from ..model.parameters import total_parameters, whole_model
+from ..model.subsets import SUBSETS, TIED, names_of, selected, trained_parameters
 from ..moe.router import GroveRouter
 from .sizes import sizes_of
 from .summary import count_parameters
-
-# In Megatron's names, with numbers of the whole model.
-# TransformerEngine keeps a norm inside the matrix that follows it.
-SUBSETS = {
-    "adjugates": r"\.adjugate_experts\.",
-    "experts": r"\.mlp\.experts\.",
-    "router": r"\.mlp\.router\.(?!local_)",
-    "local": r"\.mlp\.router\.local_",
-    "shared": r"\.shared_experts\.",
-    "dense": r"\.mlp\.linear_fc[12]\.(?!layer_norm_)",
-    "attention": r"\.self_attention\.(?!.*layer_?norm)",
-    "norms": r"(layernorm|layer_norm_|\.[eh]norm\.)",
-    "embedding": r"(^|\.)(embedding|output_layer)\.",
-    "mtp": r"(^|\.)mtp\.",
-}
-"""Names of parts of a model, and what finds their weights."""
 
 Models = list[torch.nn.Module]
 
@@ -69,12 +52,7 @@ def trained_notice(args: Namespace) -> str | None:
     if not chosen:
         return None
     model = sizes_of(args).model
-    if model.mtp_modules:
-        return None  # its layers are counted when they are there
-    trained = sum(
-        size for names, size in _parameters(model) if any(selected(name, chosen) for name in names)
-    )
-    total = total_parameters(model).total
+    trained, total = trained_parameters(model, chosen).total, total_parameters(model).total
     return f"--grove-train-only ({' '.join(chosen)}): {trained:,} of {total:,} parameters"
 
 
@@ -84,42 +62,10 @@ def _names(args: Namespace, world_size: int) -> frozenset[str]:
         model = sizes_of(args, world_size).model
     except Exception:  # what is wrong with the sizes others say
         return frozenset()
-    return frozenset(name for names, _ in _parameters(model) for name in names)
-
-
-def _parameters(model: Model) -> Iterator[tuple[set[str], int]]:
-    """Every parameter of a model, an expert by itself: its names in all implementations, and size.
-
-    Of an MTP layer there is what it has beside a decoder layer.
-    """
-    kinds = weights(model)
-    here = [(weight, 0) for weight in kinds if not weight.prefix]
-    for layer, is_moe in enumerate(model.moe_layers):
-        here += [(weight, layer) for weight in of_layer(kinds, is_moe)]
-    for layer in range(model.mtp_modules):
-        here += [(weight, layer) for weight in kinds if weight.place == "mtp"]
-    for weight, layer in here:
-        if weight.buffer or (weight is OUTPUT and model.tied_embeddings):
-            continue
-        names = {weight.name, *weight.module_names}
-        if weight is EMBEDDING and model.tied_embeddings:
-            names.add(OUTPUT.name)
-        count = weight.count(model.sizes)
-        for index in range(count):
-            numbers = {"{layer}": str(layer), "{index}": str(index)}
-            numbered = {_numbered(weight.prefix + name, numbers) for name in names}
-            yield numbered, weight.numel(model.sizes) // count
-
-
-def _numbered(name: str, numbers: dict[str, str]) -> str:
-    for place, number in numbers.items():
-        name = name.replace(place, number)
-    return name
-
-
-def selected(name: str, chosen: Sequence[str]) -> bool:
-    """Is a weight among the chosen: names of :data:`SUBSETS`, or regular expressions?"""
-    return any(re.search(SUBSETS.get(one, one), name) for one in chosen)
+    held = [(weight, prefix) for weight, prefix in whole_model(model) if not weight.buffer]
+    return frozenset().union(
+        *(names for weight, prefix in held for names in names_of(weight, prefix, model))
+    )
 
 
 @cache
@@ -145,12 +91,10 @@ def _check_that_it_can_be_saved(trains: bool) -> None:
         )
 
 
-_TIED = ("embedding.word_embeddings.weight", "output_layer.weight")
-
-
-def _with_both(chosen: Sequence[str]) -> Sequence[str]:
-    if any(selected(name, chosen) for name in _TIED):
-        return [*chosen, *(f"^{re.escape(name)}$" for name in _TIED)]
+def with_both(chosen: Sequence[str]) -> Sequence[str]:
+    """With the other name of a tied embedding where one is chosen."""
+    if any(selected(name, chosen) for name in TIED):
+        return [*chosen, *(f"^{re.escape(name)}$" for name in TIED)]
     return chosen
 
 
@@ -198,7 +142,7 @@ def _freeze(models: Models, chosen: Sequence[str]) -> Models:
     for model in models:
         if getattr(model, "share_embeddings_and_output_weights", False):
             # One weight, of which the last stage has a copy: both are trained, or none.
-            chosen = _with_both(chosen)
+            chosen = with_both(chosen)
     for name, weight in named:
         weight.requires_grad_(selected(name, chosen))
     for router in (m for model in models for m in model.modules() if isinstance(m, GroveRouter)):

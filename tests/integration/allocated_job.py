@@ -73,7 +73,8 @@ def _allocated(models: list[Any], optimizer: Any) -> dict[str, int]:
     gradients = _storages(buffer.grad_data for buffer in buffers)
     states: list[torch.Tensor] = []
     for one in getattr(optimizer, "chained_optimizers", [optimizer]):
-        for parameter, state in one.optimizer.state.items():
+        # None where nothing is trained that it is for.
+        for parameter, state in one.optimizer.state.items() if one.optimizer else ():
             states += [parameter, *(v for v in state.values() if torch.is_tensor(v))]
     held = {key: size for key, size in _storages(states).items() if key not in weights}
     parts = (weights, gradients, held)

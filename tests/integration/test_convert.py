@@ -380,7 +380,7 @@ def test_fused_experts_are_refused_where_nobody_reads_them(
 
 # Mock data ends with token --vocab-size, which the embedding has to have.
 TRAIN = (
-    "--micro-batch-size 1 --global-batch-size 4 --seq-length 16 --train-iters 1 "
+    "--micro-batch-size 1 --global-batch-size 4 --seq-length 16 "
     "--weight-decay 0 --tokenizer-type NullTokenizer --mock-data --split 100,0,0 "
     "--no-create-attention-mask-in-dataloader --log-interval 1 --eval-interval 1000 "
     "--eval-iters 0 --num-workers 0"
@@ -398,24 +398,31 @@ OF_MOEPP = "--moe-expert-capacity-factor 1.1 --grove-heterogeneous-loss-coeff 0.
 def train(ranks: Ranks, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """Train from a checkpoint through the launcher; what every rank recorded."""
 
-    def train(world_size: int, load: Path, vocab_size: int, *flags: str) -> list[dict[str, Any]]:
+    def train(
+        world_size: int, load: Path, vocab_size: int, *flags: str, steps: int = 1
+    ) -> list[dict[str, Any]]:
         folder = tmp_path / "job"
         # The last of two values counts.
         vocabulary = ["--vocab-size", str(vocab_size - 1)]
-        argv = [*TRAIN, "--load", str(load), *flags, *vocabulary]
+        argv = [*TRAIN, "--train-iters", str(steps), "--load", str(load), *flags, *vocabulary]
         target = "tests.integration.recorded_run:train"
         job = ranks.run(world_size, target, str(folder), argv, folder=folder)
         results: list[dict[str, Any]] = job.check().results()
-        assert len(results[0]["losses"]) == 1
+        assert len(results[0]["losses"]) == steps
         return results
 
     return train
 
 
+ONLY = ["--grove-train-only", "adjugates"]
+
+
+# With the whole state of an optimizer beside the weights, or that of a part.
+@pytest.mark.parametrize("only", [[], ONLY], ids=["all", "adjugates"])
 def test_a_padded_checkpoint_is_verified_by_its_own_folder(
-    imported: Path, golden_folder: Path, train: Any, verify: Any, tmp_path: Path
+    only: list[str], imported: Path, golden_folder: Path, train: Any, verify: Any, tmp_path: Path
 ) -> None:
-    flags = [*flags_of(imported), *STILL, "--padded-vocab-size", "256"]
+    flags = [*flags_of(imported), *STILL, *only, "--padded-vocab-size", "256"]
     train(1, imported, 128, *flags, "--save", str(tmp_path / "saved"), "--save-interval", "1")
     one = tmp_path / "saved" / "iter_0000001"
     # Not what the tracker names.
@@ -524,3 +531,41 @@ def test_trained_weights_are_exported(train: Any, tmp_path: Path) -> None:
     for i, load in enumerate(([saved, "--ckpt-step", "1"], [saved / "iter_0000001"])):
         done("export", "--load", *load, "--hf", tmp_path / f"again{i}", "--hf-config", hf)
         assert_same(tensors_of(tmp_path / f"again{i}"), tensors_of(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "world_size", "flags"),
+    [
+        ("grove-bias", 2, [*EP2, *GROUPED, "--bf16", *DISTRIBUTED]),
+        long("grove-bias", 2, [*PP2, *SEQUENTIAL, "--bf16"]),
+        long("grove", 2, [*TP2, *SP, *GROUPED, *DISTRIBUTED]),
+    ],
+    ids=["ep2-bf16-distributed", "pp2-bf16-sequential", "tp2"],
+)
+def test_what_is_frozen_is_exported_as_it_was(
+    name: str, world_size: int, flags: list[str], train: Any, tmp_path: Path
+) -> None:
+    """After ten steps, bit for bit, an expert bias too; and every adjugate has moved."""
+    hf, vocab_size = sources(name, tmp_path / "hf", None)
+    megatron, saved, out = (tmp_path / n for n in ("megatron", "saved", "out"))
+    done("import", "--hf", hf, "--save", megatron)
+    learn = ["--lr", "1e-2", "--lr-decay-style", "constant", *ONLY, *flags]
+    save = ["--save", str(saved), "--save-interval", "10"]
+    train(world_size, megatron, vocab_size, *flags_of(megatron), *learn, *save, steps=10)
+    done("export", "--load", saved, "--hf", out, "--hf-config", hf)
+    before, after = tensors_of(hf), tensors_of(out)
+    frozen = {n for n in before if "chunk_experts" not in n}
+    assert_same({n: after[n] for n in frozen}, {n: before[n] for n in frozen})
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved == before.keys() - frozen != set()
+    # What came out goes in, and comes out once more.
+    done("import", "--hf", out, "--save", tmp_path / "again")
+    done("export", "--load", tmp_path / "again", "--hf", tmp_path / "out again")
+    assert_same(tensors_of(tmp_path / "out again"), after)
+    assert made_by(out)["train_only"] == ["adjugates"]
+    assert "train_only" not in made_by(tmp_path / "out again")
+
+
+def made_by(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "grove_manifest.json").read_text())
+    return manifest["made_by"]

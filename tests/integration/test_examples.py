@@ -3,12 +3,14 @@
 import json
 import math
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from .checkpoints import tensors
 from .launching import REPOSITORY, launch, processes_that_name, reported_steps
 from .weights_folders import tensors_of
 
@@ -141,6 +143,38 @@ def test_single_gpu_example_refuses_without_a_gpu(te: str) -> None:
     done = launch([str(EXAMPLES / "03_single_gpu.sh")], timeout=600, TE=te)
     assert done.code == 2
     assert "needs a CUDA GPU" in done.output
+
+
+@pytest.mark.long
+def test_adjugates_are_trained_alone_and_then_everything(tmp_path: Path) -> None:
+    done = launch([str(EXAMPLES / "08_staged.sh")], RUN_DIR=str(tmp_path))
+    assert done.code == 0, done.output
+    parts = re.split(r"^== (\w+)\n\$ (.*)\n", done.output, flags=re.M)
+    names, commands, shown = parts[1::3], [*map(shlex.split, parts[2::3])], parts[3::3]
+    assert names == ["parent", "data", "upcycle", "plan", "adjugates", "all"]
+    # What is planned is the next command, word for word.
+    assert commands[3] == ["grove", "doctor", *commands[4]]
+    (rank,) = re.findall(r"on a rank, ([\d,]+) of them trained; estimated MiB:\n", shown[3])
+    (trained,) = re.findall(r"\(adjugates\): ([\d,]+) of 320,896 parameters are", shown[4])
+    # Expert parallelism 2.
+    assert 2 * int(rank.replace(",", "")) == int(trained.replace(",", "")) == 49_152
+    first, second = (
+        {step: float(loss) for step, (loss, _) in reported_steps(lines).items()}
+        for lines in shown[4:]
+    )
+    assert [*first] == [*second] == [1, *range(10, 61, 10)]
+    # Measured: 5.96 to 5.15, and from there to 1.63.
+    assert first[60] < first[1] - 0.5
+    assert abs(second[1] - first[60]) < 0.2
+    assert second[60] < second[1] - 2
+    folders = ("grove/release", "adjugates/iter_0000060", "all/iter_0000060")
+    before, between, after = (tensors(tmp_path / folder) for folder in folders)
+    weights = {name for name, tensor in before.items() if tensor.is_floating_point()}
+    new = {name for name in weights if "adjugate_experts" in name}
+    assert len(new) == 2
+    moved = {name for name in weights if not torch.equal(before[name], between[name])}
+    assert moved == new
+    assert {name for name in weights if not torch.equal(between[name], after[name])} == weights
 
 
 # Two of the models and two seeds, a few iterations each.

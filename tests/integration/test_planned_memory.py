@@ -30,6 +30,15 @@ PP2 = "--pipeline-model-parallel-size 2"
 SHARDED = "--use-distributed-optimizer"
 LAYOUTS = {
     "EP2 bf16 sharded": (2, f"{EP2} --bf16 {SHARDED}"),
+    "EP2 bf16 sharded, adjugates alone": (
+        2,
+        f"{EP2} --bf16 {SHARDED} --grove-train-only adjugates",
+    ),
+    "DP2 bf16, adjugates and router": (2, "--bf16 --grove-train-only adjugates router"),
+    "PP2 EP2 sharded bf16, one adjugate and all norms": (
+        4,
+        f"{PP2} {EP2} --bf16 {SHARDED} --grove-train-only layers\\.[05].*adjugate norms",
+    ),
     "one rank": (1, ""),
     "EP2": (2, EP2),
     "DP2 sharded": (2, SHARDED),
@@ -74,13 +83,13 @@ LAYOUTS = {
     ),
     "MTP": (1, "--mtp-num-layers 1"),
 }
-QUICK = "EP2 bf16 sharded"
+QUICK = ("EP2 bf16 sharded", "EP2 bf16 sharded, adjugates alone")
 SCRIPT = str(Path(__file__).with_name("stock_entry_script.py"))
 PARAMETERS = re.compile(r"number of parameters on \(.*?\) model parallel rank \(.*?\): (\d+)")
 MEMORY = re.compile(r"Theoretical memory footprints: weight and optimizer=(\S+) MB")
 
 # The one difference is the padding of the distributed optimizer's buffers and the step counters of
-# torch's Adam; 0.01 % was measured.
+# torch's Adam; 0.016 % was measured where few small weights are trained, else 0.01 %.
 EXACT = 1e-3
 # Measured from -19 % (overlapped experts; -18 % with chunks that differ, -14 % with two ranks, one
 # of which gets more rows from a random router) to +20 % (full recompute, where there is little to
@@ -111,7 +120,7 @@ def check_what_megatron_says(job: Job) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == QUICK else pytest.param(name, marks=pytest.mark.long) for name in LAYOUTS],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in LAYOUTS],
 )
 def test_what_is_planned_is_allocated_and_printed(ranks, tmp_path, name):
     world, flags = LAYOUTS[name]

@@ -84,20 +84,33 @@ def _case(world: int, ranks: int, flags: list[str]) -> list[dict[str, Any]]:
 def _one_rank(rank: int, args: Any, sizes: Any) -> dict[str, Any]:
     from megatron.core import mpu
 
-    from grove_megatron.planner.parameters import rank_parameters, share, stage_weights
+    from grove_megatron.checkpoint.local_names import global_name
+    from grove_megatron.model.subsets import SUBSETS, selected
+    from grove_megatron.planner.parameters import (
+        rank_parameters,
+        rank_trained,
+        share,
+        stage_weights,
+    )
     from grove_megatron.planner.pipeline import stages
+    from grove_megatron.training.subsets import with_both
 
     with _groups(rank, args), _OnMeta():
         built = dict.fromkeys(("dense", "experts", "adjugates"), 0)
         built_by_name: Counter[str] = Counter()
+        trained = dict.fromkeys((*SUBSETS, r"layers\.1\.", r"^output_layer\."), 0)
         for model in _models(args):
             for name, parameter in model.named_parameters():
                 built[_part(name)] += parameter.numel()
                 built_by_name[_kind(name)] += parameter.numel()
+                for one in trained:
+                    chosen = with_both([one]) if sizes.model.tied_embeddings else [one]
+                    if selected(global_name(model, name), chosen):
+                        trained[one] += parameter.numel()
         stage = mpu.get_pipeline_model_parallel_rank()
     planned = rank_parameters(sizes.model, sizes.layout)[stage]
     planned_by_name: Counter[str] = Counter()
-    for weight in stage_weights(sizes.model, stages(sizes.model, sizes.layout)[stage]):
+    for weight, _ in stage_weights(sizes.model, stages(sizes.model, sizes.layout)[stage]):
         if not weight.buffer:
             # The local implementation has norms as modules of their own.
             name = weight.name if weight.stack else weight.module_names[-1]
@@ -107,6 +120,10 @@ def _one_rank(rank: int, args: Any, sizes: Any) -> dict[str, Any]:
         "planned": vars(planned),
         "built by name": built_by_name,
         "planned by name": planned_by_name,
+        "trained": trained,
+        "planned to be trained": {
+            one: rank_trained(sizes.model, sizes.layout, [one])[stage].total for one in trained
+        },
     }
 
 

@@ -146,7 +146,9 @@ def test_every_rank_has_the_planned_parameters(ranks, tmp_path, layouts):
         f"{name}, rank {rank}": one
         for name, found in built_and_planned(ranks, tmp_path, cases).items()
         for rank, one in enumerate(found)
-        if one["planned"] != one["built"] or one["planned by name"] != one["built by name"]
+        if one["planned"] != one["built"]
+        or one["planned by name"] != one["built by name"]
+        or one["planned to be trained"] != one["trained"]
     }
     assert differing == {}
 

@@ -115,11 +115,11 @@ def test_tied_the_output_layer_is_named_as_the_embedding() -> None:
 def test_a_part_holds_each_kind_as_often_as_it_has_such_a_layer() -> None:
     model = replace(GROVE, mtp_depths=2, mtp_modules=2)
     nothing = {"embedding": False, "norm": False, "output": False, "mtp": False}
-    found = Counter(weight.name for weight in held(model, [0, 1, 2], **nothing))
+    found = Counter(weight.name for weight, _ in held(model, [0, 1, 2], **nothing))
     assert found["self_attention.linear_qkv.weight"] == 3
     assert (found["mlp.router.weight"], found["mlp.linear_fc1.weight"]) == (2, 1)
     assert not {"embedding.word_embeddings.weight", "output_layer.weight"} & found.keys()
-    mtp = Counter(weight.name for weight in held(model, [], **nothing | {"mtp": True}))
+    mtp = Counter(weight.name for weight, _ in held(model, [], **nothing | {"mtp": True}))
     # Its layers are like the decoder's last, which has experts.
     assert (mtp["eh_proj.weight"], mtp["mlp.router.weight"]) == (2, 2)
     assert "mlp.linear_fc1.weight" not in mtp

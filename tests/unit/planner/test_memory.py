@@ -70,6 +70,36 @@ def test_two_instances_of_the_optimizer_each_hold_all_of_its_state():
     assert two.optimizer == 2 * one.optimizer
 
 
+ADJUGATES = 2_415_919_104
+
+
+def test_a_frozen_weight_is_2_bytes():
+    (memory,) = stage_memory(job(training=training(train_only=("adjugates",))))
+    assert memory.weights == 2 * 32_948_041_728
+    assert (memory.gradients, memory.optimizer) == (4 * ADJUGATES, 12 * ADJUGATES)
+    # What is frozen is kept of a microbatch all the same, as far as this is known.
+    assert memory.activations == stage_memory(job())[0].activations
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gradients", "optimizer"),
+    [
+        # An eighth of them on a rank, their state over the 8 ranks that have the same.
+        ("adjugates", 4 * 301_989_888, 12 * 37_748_736),
+        # 48 x 128 x 2048 on every rank, their state over all 64.
+        ("router", 4 * 12_582_912, 12 * 196_608),
+        ("adjugates router", 4 * 314_572_800, 12 * 37_945_344),
+    ],
+)
+def test_the_distributed_optimizer_divides_the_state_of_what_is_trained(
+    chosen, gradients, optimizer
+):
+    only = training(distributed_optimizer=True, train_only=tuple(chosen.split()))
+    (memory,) = stage_memory(job(layout=Layout(expert=8, world=64), training=only))
+    assert memory.weights == 2 * 5_466_961_920
+    assert (memory.gradients, memory.optimizer) == (gradients, optimizer)
+
+
 @given(sizes=jobs())
 def test_optimizer_state_is_divided_and_adds_up(sizes):
     shared = replace(sizes, training=replace(sizes.training, distributed_optimizer=True))

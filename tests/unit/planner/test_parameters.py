@@ -4,9 +4,16 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from grove_megatron.model.parameters import whole_model
+from grove_megatron.model.parameters import Counts, whole_model
+from grove_megatron.model.subsets import SUBSETS
 from grove_megatron.planner.inputs import Layout
-from grove_megatron.planner.parameters import rank_parameters, share, stage_weights, ways
+from grove_megatron.planner.parameters import (
+    rank_parameters,
+    rank_trained,
+    share,
+    stage_weights,
+    ways,
+)
 from grove_megatron.planner.pipeline import stages
 
 from .models import GROVE_33B, jobs
@@ -25,10 +32,10 @@ def test_what_the_ranks_hold_adds_up_to_the_model(job):
     model, layout = job.model, job.layout
     held = [weight for stage in stages(model, layout) for weight in stage_weights(model, stage)]
     assert not Counter(whole_model(model)) - Counter(held)
-    for weight in held:
+    for weight, _ in held:
         expert, tensor = ways(weight, layout)
         assert share(weight, model, layout) * expert * tensor == weight.numel(model.sizes)
-    shares = sum(share(weight, model, layout) for weight in held if not weight.buffer)
+    shares = sum(share(weight, model, layout) for weight, _ in held if not weight.buffer)
     assert sum(counts.total for counts in rank_parameters(model, layout)) == shares
 
 
@@ -38,13 +45,49 @@ def test_a_stage_repeats_only_an_embedding(job):
         w for one in stages(job.model, job.layout) for w in stage_weights(job.model, one)
     )
     repeats = held - Counter(whole_model(job.model))
-    assert {weight.name for weight in repeats} <= {
+    assert {weight.name for weight, _ in repeats} <= {
         "embedding.word_embeddings.weight",
         "embedding.position_embeddings.weight",
         "output_layer.weight",
     }
     if job.layout.pipeline == 1:
         assert not repeats
+
+
+@given(job=jobs())
+def test_every_part_is_trained_by_one_of_the_names(job):
+    """But for what two names find: MTP layers, and norms among dense weights."""
+    model, layout = job.model, job.layout
+    everything = rank_parameters(model, layout)
+    assert rank_trained(model, layout, ()) == rank_trained(model, layout, ["."]) == everything
+    assert rank_trained(model, layout, [n for n in SUBSETS if n != "mtp"] + ["eh_proj"]) == (
+        everything
+    )
+    alone = {name: rank_trained(model, layout, [name]) for name in ("experts", "adjugates")}
+    for stage, counts in enumerate(everything):
+        assert alone["experts"][stage] == Counts(experts=counts.experts)
+        assert alone["adjugates"][stage] == Counts(adjugates=counts.adjugates)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "trained"),
+    [
+        # 3 x 2048 x 128 each, 16 of 64 on a rank, in the 12 layers of a stage.
+        (["adjugates"], [150_994_944] * 4),
+        ([r"layers\.(0|47)\..*adjugate"], [12_582_912, 0, 0, 12_582_912]),
+        # 3 x 2048 x 768, in all layers, and what of them the fullest rank has.
+        (
+            [r"\.experts\..*(linear_fc\d\.weight|local_experts\.)(31|32|33)(\D|$)"],
+            [113_246_208] * 4,
+        ),
+        # Its rows of hidden size 2048 once, and on the last stage those of the output.
+        (["embedding"], [311_164_928, 0, 0, 311_164_928]),
+        (["router"], [3_145_728] * 4),
+    ],
+)
+def test_what_is_trained_lies_where_its_layers_and_experts_do(chosen, trained):
+    layout = Layout(expert=4, pipeline=4, world=16)
+    assert [counts.total for counts in rank_trained(GROVE_33B, layout, chosen)] == trained
 
 
 @given(job=jobs())
@@ -112,7 +155,7 @@ def test_the_final_norm_is_the_outputs_or_with_mtp_the_last_layers(mtp, stage):
     name = "decoder.final_layernorm.weight"
     # Chunks: stage 0 has the first and third, so the last layer, stage 1 the others.
     held = [
-        [weight.name for weight in stage_weights(model, one)].count(name)
+        [weight.name for weight, _ in stage_weights(model, one)].count(name)
         for one in stages(model, layout)
     ]
     assert held == [int(rank == stage) for rank in range(2)]

@@ -38,6 +38,19 @@ def test_a_plan_says_what_a_launch_will_do():
         assert said in text
 
 
+def test_a_plan_says_what_is_trained_of_a_model():
+    only = replace(ON_64, training=replace(ON_64.training, train_only=("adjugates",)))
+    text = as_one_line(only)
+    assert "5,466,961,920 parameters on a rank, 301,989,888 of them trained; estimated" in text
+    assert "weights 10.18, gradients 1.12, optimizer 0.42, activations" in text
+    assert plan(only)["params_trained"] == 2_415_919_104
+    assert plan(only)["params_rank_trained"] == [
+        {"dense": 0, "experts": 0, "adjugates": 301_989_888}
+    ]
+    assert "trained" not in as_one_line(ON_64)
+    assert "params_trained" not in plan(ON_64)
+
+
 @settings(max_examples=30)
 @given(sizes=jobs())
 def test_lines_fit_a_terminal(sizes):

@@ -195,6 +195,10 @@ def test_a_checkpoint_has_the_size_that_megatron_writes(parse, tmp_path):
     bf16 = checkpoint_bytes(parse(SAVE.format(tmp_path) + " --bf16"), 1)
     weights = checkpoint_bytes(parse(SAVE.format(tmp_path) + " --bf16 --no-save-optim"), 1)
     assert (fp32, bf16) == (weights * 6, weights * 7)
+    # 12 bytes of what is trained alone: 128 rows of 16, and 8 positions.
+    only = f"{SAVE.format(tmp_path)} --bf16 --grove-train-only"
+    assert checkpoint_bytes(parse(f"{only} embedding"), 1) == weights + 12 * 2176
+    assert checkpoint_bytes(parse(f"{only} ."), 1) == bf16
     # Of an unknown vocabulary all but the embedding, which is less.
     assert 0 < checkpoint_bytes(parse("--save here"), 1) < fp32
 

@@ -29,6 +29,7 @@ from .command_lines import parsed, validated
         "--tensor-model-parallel-size 2 --sequence-parallel --expert-model-parallel-size 4",
         "--moe-layer-freq [0,1] --mtp-num-layers 1 --position-embedding-type rope",
         "--group-query-attention --num-query-groups 1 --global-batch-size 32",
+        "--grove-train-only adjugates router",
         "--recompute-granularity selective --recompute-modules moe",
         "--recompute-granularity full --recompute-method block --recompute-num-layers 1",
     ],
@@ -53,6 +54,12 @@ def test_sizes_are_the_same_before_and_after_megatrons_validation(flags):
 def test_a_layout_in_letters_says_how_many_chunks_a_stage_has(layout, pipeline, chunks):
     flags = f"--pipeline-model-parallel-size {pipeline} --pipeline-model-parallel-layout {layout}"
     assert sizes_of(parsed(flags, ranks=pipeline)).layout.virtual == chunks
+
+
+def test_what_is_trained_is_read_from_its_flag():
+    assert sizes_of(parsed()).training.train_only == ()
+    chosen = parsed("--grove-train-only adjugates router")
+    assert sizes_of(chosen).training.train_only == ("adjugates", "router")
 
 
 def test_the_schedule_is_read_from_its_flags():

@@ -2,7 +2,8 @@
 
 import pytest
 
-from grove_megatron.training.subsets import SUBSETS, subset_problems, trained_notice
+from grove_megatron.model.subsets import SUBSETS
+from grove_megatron.training.subsets import subset_problems, trained_notice
 
 from ..conftest import in_lines, parser
 from .command_lines import parsed
@@ -77,3 +78,13 @@ def test_a_tied_embedding_is_counted_once() -> None:
     assert "output_layer): 2,048 of " in str(trained_notice(tied))
     assert "embedding): 4,224 of " in str(trained_notice(apart))
     assert trained_notice(parsed()) is None
+
+
+def test_mtp_layers_are_counted_with_what_is_in_them() -> None:
+    once = parsed("--grove-train-only adjugates --position-embedding-type rope")
+    with_mtp = parsed(
+        "--grove-train-only adjugates --position-embedding-type rope --mtp-num-layers 1"
+    )
+    # 4 adjugates of 3 x 16 x 8 in a layer, of which there is one more.
+    assert "adjugates): 3,072 of " in str(trained_notice(once))
+    assert "adjugates): 4,608 of " in str(trained_notice(with_mtp))
