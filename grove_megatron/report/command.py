@@ -1,8 +1,9 @@
-"""``grove report``: draw the record of a job."""
+"""``grove report``: draw the record of a job, or of several beside one another."""
 
 import importlib.util
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,17 +12,17 @@ def report(
     run_dirs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN_DIR [OTHER_RUN_DIR]",
-            help="Folder of --save or --grove-metrics-dir, while or after it runs; of two jobs, to "
-            "see them side by side.",
+            metavar="RUN_DIR...",
+            help="Folder of --save or --grove-metrics-dir, while or after it runs; of several "
+            "jobs, to compare them.",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.html",
-            help="By default report.html beside the record; of two jobs comparison.html beside the "
-            "first one's.",
+            help="By default report.html beside the record; of several jobs comparison.html beside "
+            "the first one's.",
         ),
     ] = None,
     run: Annotated[
@@ -32,49 +33,84 @@ def report(
             "The names of runs that are not drawn are printed.",
         ),
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object as the last line: all figures of every run."),
+    ] = False,
 ) -> None:
-    """Draw what the experts of a job do, or of two: one HTML page, and PNGs beside it.
+    """Draw what the experts of jobs do: one HTML page, and PNGs beside it.
 
     The page needs nothing else: loss; load of every expert and adjugate
     over time; balance and dead experts; groups per token; ranks; expert
     bias; tokens per second; rows sent and routed pairs, two numbers: a
     token goes to a rank once, however many of its experts are there.
+    Of several jobs: a table, also as Markdown beside the page, lines and
+    the settings that differ; jobs that differ in the seed are one row.
     Exits 2 without a record.
     """
     try:
-        files, found = _draw(run_dirs, out, run)
+        files, found, figures = _draw(run_dirs, out, run)
+    except _Refused as refused:
+        raise _exit(refused.problems) from None
     except (ValueError, OSError) as error:
-        typer.echo(f"grove_megatron: 1 problem, nothing was drawn:\n  1. {error}", err=True)
-        raise typer.Exit(2) from None
+        raise _exit([str(error)]) from None
     for line in found:
-        typer.echo(f"note: {line}")
-    typer.echo(f"{files[0]}: the report; {len(files) - 1} figures beside it as PNG")
+        typer.echo(f"note: {line}", err=as_json)
+    of = f"a comparison of {len(run_dirs)} runs" if len(run_dirs) > 1 else "the report"
+    pngs = [file for file in files if file.suffix == ".png"]
+    beside = "figure beside it as PNG" if len(pngs) == 1 else "figures beside it as PNG"
+    typer.echo(f"{files[0]}: {of}; {len(pngs)} {beside}", err=as_json)
+    for file in files:
+        if file.suffix == ".md":
+            typer.echo(f"{file}: its table", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(figures | {"files": [str(file) for file in files]}))
 
 
-def _draw(places: list[Path], out: Path | None, run: str | None) -> tuple[list[Path], list[str]]:
-    """The files, and what the records hold beside what was drawn."""
-    from .record import find_record
-    from .view import View
+def _exit(problems: list[str]) -> typer.Exit:
+    """Say all of them."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    typer.echo(f"grove_megatron: {count}, nothing was drawn:", err=True)
+    for number, problem in enumerate(problems, 1):
+        typer.echo(f"  {number}. {problem}", err=True)
+    return typer.Exit(2)
 
+
+class _Refused(Exception):
+    """Problems, one line each; nothing was written."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+
+def _draw(
+    places: list[Path], out: Path | None, run: str | None
+) -> tuple[list[Path], list[str], dict[str, Any]]:
+    """The files, what the records hold beside what was drawn, and all figures."""
+    from .reading import read_all
+
+    problems = []
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
+        problems.append(
             "matplotlib (not installed) draws the report; pip install 'grove-megatron[report]'"
         )
     if out is not None and out.suffix != ".html":
-        raise ValueError(f"--out ({out}) does not end in (.html); name the page")
-    if len(places) > 2:
-        raise ValueError(f"RUN_DIR ({len(places)} of them) is more than 2; name one job, or two")
-    if len(places) == 2 and run is not None:
-        raise ValueError(f"--run ({run}) is of one record, RUN_DIR are (2); name one job")
-    views = [View.of(place, run) for place in places]
+        problems.append(f"--out ({out}) does not end in (.html); name the page")
+    views, more = read_all(places, run)
+    if problems + more:
+        raise _Refused(problems + more)
+    from .compare import write_comparison
+    from .compared import compared
+    from .compared_json import as_json
+    from .figures import draw_all
+    from .page import write_report
+    from .record import find_record
+
+    of = compared(views)
     beside = find_record(places[0]).parent
-    if len(views) == 2:
-        from .compare import write_comparison
-
-        files = write_comparison(views, out or beside / "comparison.html")
-    else:
-        from .figures import draw_all
-        from .page import write_report
-
+    if len(views) == 1:
         files = write_report(views[0], draw_all(views[0]), out or beside / "report.html")
-    return files, [line for view in views for line in view.found]
+        return files, list(views[0].found), as_json(of)
+    files = write_comparison(of, out or beside / "comparison.html")
+    return files, [f"{view.name}: {line}" for view in views for line in view.found], as_json(of)

@@ -1,156 +1,130 @@
-"""Two jobs on one page: the same lines in one figure, maps side by side, and what differs."""
+"""Jobs on one page: a table of systems, their lines in one figure, and what differs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
-
 from . import draw
-from .arrays import Array
-from .html import cell, document, origin, section, shown, shown_setting, table
+from .compared import Compared, Row, spread
+from .files import write_files
+from .html import cell, document, origin, section, shown, spread_cell, table
+from .lines import Curve, lines
 from .load_figures import load_now, load_over_time
-from .page import GLANCED, glance, picture, where
-from .series import edges
-from .shown import Drawn, Shown
-from .view import View, described, tokens_per_second, validations
+from .page import GLANCED, picture, where
+from .shown import Shown
+from .systems import differing, run_names
+from .table import explained, html_table, markdown_table, written
 
-_COLOURS = (draw.BLUE, draw.ORANGE)
+_FEW = 2
+"""Runs whose maps and ranges over layers have room side by side."""
+
+Group = tuple[str, Sequence[Row]]
+"""A column of the page: a system, or of few runs one."""
 
 
-def write_comparison(views: Sequence[View], out: Path) -> list[Path]:
-    """Write the page of two jobs, and its figures beside it as PNG.
+def write_comparison(of: Compared, out: Path) -> list[Path]:
+    """Write the page, and beside it the table as Markdown and the figures as PNG.
 
     Args:
-        views: the two; they may be of models of other sizes.
+        of: two runs at least; they may be of models of other sizes.
         out: the page.
 
     Returns:
         the files, the page first.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    names = _names(views)
-    every = [Shown.of(view) for view in views]
+    rows = of.every_row
+    names = run_names([row.view for row in rows])
+    every = {id(row): Shown.of(row.view) for row in rows}
+    few = len(rows) <= _FEW
+    groups: list[Group] = [(name, [row]) for name, row in zip(names, rows, strict=True)]
+    if not few:
+        groups = [(s.name, own) for s, own in zip(of.systems, of.rows, strict=True)]
+    curves = [Curve(name, [every[id(row)] for row in own]) for name, own in groups]
     with draw.style():
-        lines = _lines(every, names)
-        pairs = [[make(one, draw.HALF) for one in every] for make in (load_over_time, load_now)]
-    image, files = picture(lines, out)
-    sections = [section(lines.title, f"<p>{escape(lines.read)}</p>\n{image}", lines.name)]
-    for pair in pairs:
-        cells = []
-        for drawn, name, side in zip(pair, names, "ab", strict=True):
-            html, written = picture(drawn, out, f"-{side}")
-            files += written
-            cells.append(f"<div><p>{escape(name)}</p>\n{html}</div>")
-        both = f'<p>{escape(pair[0].read)}</p>\n<div class="pair">{"".join(cells)}</div>'
-        sections.append(section(pair[0].title, both, pair[0].name))
-    found = [(name, line) for name, view in zip(names, views, strict=True) for line in view.found]
+        drawn = lines(curves, layers=few)
+    image, pngs = picture(drawn, out)
+    sections = [section(drawn.title, f"<p>{escape(drawn.read)}</p>\n{image}", drawn.name)]
+    if few:
+        maps, more = _maps(curves, out)
+        sections += maps
+        pngs |= more
+    labels = [_label(name, row) for name, own in groups for row in own]
+    labelled = zip(names if few else labels, rows, strict=True)
+    runs = [line for label, row in labelled for line in _origins(label, row)]
+    many = f"{len(rows)} runs of {len(groups)} system{'s' if len(groups) > 1 else ''}"
     page = document(
-        f"{' and '.join(names)}: what the experts do",
+        f"{' and '.join(names) if few else many}: what the experts do",
         [
-            *(origin(where(view), name) for name, view in zip(names, views, strict=True)),
-            *(origin(f"also in this record: {line}", name) for name, line in found),
-            section("At a glance", _glance(views, names), kind="tables"),
+            *(runs if few else []),
+            section(
+                "At a glance", f"<p>{escape(explained(of))}</p>\n{html_table(of)}", kind="tables"
+            ),
             *sections,
-            section("Settings that differ", _settings(views, names), kind="tables"),
+            section("All figures", _figures(groups), kind="tables"),
+            section("Settings that differ", _settings(groups), kind="tables"),
+            *([] if few else [section("Runs", "\n".join(runs), kind="tables")]),
         ],
     )
-    out.write_text(page, encoding="utf-8")
-    return [out, *files]
+    contents = {out: page.encode(), out.with_suffix(".md"): markdown_table(of).encode()}
+    return write_files(contents | pngs)
 
 
-def _names(views: Sequence[View]) -> list[str]:
-    """Of the jobs; told apart where they have the same."""
-    names = [view.name for view in views]
-    if names[0] == names[1]:
-        return [f"{name} ({view.last.run.id})" for name, view in zip(names, views, strict=True)]
-    return names
+def _label(system: str, row: Row) -> str:
+    """Of a run among many."""
+    seed = [] if row.seed is None else [f"seed {row.seed}"]
+    return ", ".join([system, row.view.name, *seed, f"run {row.view.last.run.id}"])
 
 
-def _glance(views: Sequence[View], names: Sequence[str]) -> str:
-    last = [glance(view)[1] for view in views]
+def _origins(name: str, row: Row) -> list[str]:
+    found = [origin(f"also in this record: {line}", name) for line in row.view.found]
+    return [origin(where(row.view), name), *found]
+
+
+def _maps(curves: Sequence[Curve], out: Path) -> tuple[list[str], dict[Path, bytes]]:
+    """Of every run, side by side."""
+    sections: list[str] = []
+    pngs: dict[Path, bytes] = {}
+    for make in (load_over_time, load_now):
+        with draw.style():
+            pair = [make(curve.runs[0], draw.HALF) for curve in curves]
+        cells = []
+        for drawn, curve, side in zip(pair, curves, "ab", strict=True):
+            html, png = picture(drawn, out, f"-{side}")
+            pngs |= png
+            cells.append(f"<div><p>{escape(curve.name)}</p>\n{html}</div>")
+        both = f'<p>{escape(pair[0].read)}</p>\n<div class="pair">{"".join(cells)}</div>'
+        sections.append(section(pair[0].title, both, pair[0].name))
+    return sections, pngs
+
+
+def _figures(groups: Sequence[Group]) -> str:
+    known = {name for _, own in groups for row in own for name in row.figures}
     rows = []
     for name, meaning in GLANCED.items():
-        if any(name in numbers for numbers in last):
-            cells = [cell(shown(numbers.get(name)), "number") for numbers in last]
+        if name in known:
+            cells = [spread_cell(*written(spread(own, name), shown, len(own))) for _, own in groups]
             rows.append([cell(name, "name", code=True), *cells, cell(meaning)])
-    read = "<p>Means over layers in the last interval of each.</p>\n"
-    return read + table(["name", *names, "meaning"], rows)
+    read = "<p>Means over layers, of the same iterations.</p>\n"
+    return read + table(["name", *(name for name, _ in groups), "meaning"], rows)
 
 
-def _settings(views: Sequence[View], names: Sequence[str]) -> str:
-    settings = [described(view.last.run) for view in views]
-    rows = []
-    for name in dict.fromkeys(name for one in settings for name in one):
-        values = [one.get(name) for one in settings]
-        if values[0] != values[1]:
-            cells = [cell(shown_setting(value), "value", code=True) for value in values]
-            rows.append([cell(name, "name", code=True), *cells])
-    return table(["flag", *names], rows) if rows else "<p>None of those that are recorded.</p>"
-
-
-def _measure(name: str) -> Callable[[Shown], Array]:
-    def values(one: Shown) -> Array:
-        none = np.full((len(one.intervals), 1), np.nan)
-        return one.measures.get(name, none)
-
-    return values
-
-
-def _loss(one: Shown) -> Array:
-    return np.array([[i.losses.get("lm loss", np.nan)] for i in one.intervals])
-
-
-def _dead(one: Shown) -> Array:
-    return np.nansum(one.measures["dead_experts"], 1, keepdims=True)
-
-
-# Title, values of a job [intervals, layers or 1], and what its axis shows at least.
-_PANELS: tuple[tuple[str, Callable[[Shown], Array], Callable[[Axes], None]], ...] = (
-    ("lm loss, nats per token", _loss, lambda axes: draw.around(axes, 0.01)),
-    ("MaxVio of the experts", _measure("max_vio"), lambda axes: draw.from_zero(axes, 0.5)),
-    ("dead experts, all layers", _dead, lambda axes: draw.from_zero(axes, 2)),
-    ("groups per token", _measure("groups_per_token"), lambda axes: draw.around(axes, 0.1)),
-    ("rows per token and layer", _measure("rows_per_token"), draw.from_zero),
-    (
-        "routed pairs of a rank, most / mean",
-        _measure("rank_pairs_imbalance"),
-        lambda axes: draw.at_least(axes, 1, 1.25),
-    ),
-    ("RMS of the expert bias", _measure("bias_rms"), lambda axes: draw.from_zero(axes, 0.01)),
-)
-
-
-def _lines(every: Sequence[Shown], names: Sequence[str]) -> Drawn:
-    """A panel for every number, a colour for every job."""
-    fig = draw.figure(12.0)
-    grid = fig.subplots(4, 2)
-    *panels, speeds = grid.flat
-    for one, name, colour in zip(every, names, _COLOURS, strict=True):
-        view = one.view
-        for axes, (_, values, _) in zip(panels, _PANELS, strict=True):
-            draw.band(axes, one.intervals, values(one), colour, name)
-        draw.line(speeds, view.intervals, tokens_per_second(view), colour, name)
-        made = validations(view)
-        iterations, losses = [e.iteration for e in made], [e.losses["lm loss"] for e in made]
-        panels[0].plot(iterations, losses, color=colour, linestyle=":", marker="o", markersize=4)
-    for axes, (title, _, room) in zip(panels, _PANELS, strict=True):
-        _finish(axes, every, title)
-        room(axes)
-    _finish(speeds, every, "tokens per second")
-    draw.from_zero(speeds)
-    draw.legend(panels[0])
-    read = (
-        f"Blue: {names[0]}; orange: {names[1]}. Means over layers, and their range; points of the "
-        "loss are those of the validation set. Where a number does not apply to a job it has no "
-        "line."
-    )
-    return Drawn("lines", "Side by side", read, fig)
-
-
-def _finish(axes: Axes, every: Sequence[Shown], title: str) -> None:
-    axes.set_title(title)
-    axes.set_xlabel("iteration")
-    ends = [edges(one.intervals) for one in every]
-    axes.set_xlim(min(e[0] for e in ends), max(e[-1] for e in ends))
+def _settings(groups: Sequence[Group]) -> str:
+    """The values of every system, or the flags of every system where these are more."""
+    values = differing([row.view for _, own in groups for row in own])
+    if not values:
+        return "<p>None of those that are recorded.</p>"
+    columns, begin = {}, 0
+    for name, own in groups:
+        part = slice(begin, begin := begin + len(own))
+        columns[name] = [", ".join(dict.fromkeys(of[part])) for of in values.values()]
+    if len(groups) > max(_FEW, len(values)):
+        rows = [
+            [cell(name, "value"), *(cell(v, "value", code=True) for v in of)]
+            for name, of in columns.items()
+        ]
+        return table(["system", *values], rows)
+    rows = [
+        [cell(name, "name", code=True), *(cell(v, "value", code=True) for v in of)]
+        for name, *of in zip(values, *columns.values(), strict=True)
+    ]
+    return table(["setting", *columns], rows)

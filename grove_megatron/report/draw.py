@@ -24,6 +24,11 @@ HALF = 5.4
 DPI = 110
 
 BLUE, ORANGE, GREEN, GRAY = "#1f6fb4", "#e07b1a", "#2b8a3e", "#666666"
+COLOURS = (
+    *(BLUE, ORANGE, GREEN, "#c92a2a", "#7048a8", "#12a594", "#d6409f", "#8a5a2b", "#9a9a1f"),
+    "#444444",
+)
+"""Of lines that are many."""
 NO_TOKEN, NOT_RECORDED, ABOVE, BELOW = "#000000", "#d0d0d0", "#f2a900", "#12a594"
 # Colours of a heat map: the word and the colour for what is above its end.
 _OVER = {"viridis": ("red", "#d62728"), "Reds": ("black", "#000000")}

@@ -24,6 +24,7 @@ th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px soli
 .number { text-align: right; } td.number, td.name { white-space: nowrap; }
 td.value { overflow-wrap: anywhere; min-width: 12ch; }
 code { font-size: .92em; }
+small { display: block; color: #555; font-size: .8em; }
 @media print {
   body { font-size: 10.5pt; max-width: none; padding: 0; }
   h2 { break-after: avoid; } section, img, tr { break-inside: avoid; }
@@ -75,6 +76,12 @@ def cell(text: object, kind: str = "", *, code: bool = False) -> str:
     said = escape(str(text))
     given = f' class="{kind}"' if kind else ""
     return f"<td{given}>{f'<code>{said}</code>' if code else said}</td>"
+
+
+def spread_cell(text: str, note: str) -> str:
+    """A cell of a number, and below it, smaller, what goes with it."""
+    below = f"<small>{escape(note)}</small>" if note else ""
+    return f'<td class="number">{escape(text)}{below}</td>'
 
 
 def listed(items: Iterable[str]) -> str:

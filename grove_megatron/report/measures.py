@@ -7,6 +7,7 @@ Shape suffixes as in record.py: L layers, E experts, G groups, R expert-parallel
 
 import math
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -112,6 +113,12 @@ def mean(values_L: Array) -> float:
     return _over_layers(np.nanmean, values_L)
 
 
+def numbers(interval: Interval) -> dict[str, float]:
+    """All of the above, layers by their mean, and the language model's loss as ``loss``."""
+    means = {name: mean(values) for name, values in per_layer(interval).items()}
+    return means | totals(interval) | {"loss": interval.losses.get("lm loss", math.nan)}
+
+
 def active_parameters(interval: Interval) -> float:
     """Parameters of the dense part, and of the experts and adjugates a token used on average.
 
@@ -154,6 +161,15 @@ class Idle:
         idle = np.where(ran, self.iterations + interval.iterations, self.iterations)
         self.iterations = np.where(interval.experts > 0, 0, idle)
         return self.iterations
+
+
+def longest_idle(intervals: Iterable[Interval]) -> float:
+    """Iterations that the longest idle expert has been without a token at their end."""
+    idle = Idle()
+    found = 0.0
+    for interval in intervals:
+        found = float(idle.see(interval).max(initial=0))
+    return found
 
 
 def imbalance(counts_LN: Array) -> Array:

@@ -4,16 +4,15 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
-from math import nan
 from pathlib import Path
 
 import numpy as np
 
 from ..planner.traffic import expected_distinct
 from .expected import uniform_rows
+from .files import write_files
 from .html import cell, document, listed, origin, section, shown, shown_setting, table
-from .measures import MEANINGS, TOTALS, Idle, mean, per_layer, totals
-from .record import Interval
+from .measures import MEANINGS, TOTALS, longest_idle, numbers
 from .series import first_iteration, span
 from .shown import Drawn
 from .view import (
@@ -38,26 +37,24 @@ def write_report(view: View, figures: Sequence[Drawn], out: Path) -> list[Path]:
     Returns:
         the files, the page first.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files, sections = [out], []
+    pngs: dict[Path, bytes] = {}
+    sections = []
     for drawn in figures:
-        image, written = picture(drawn, out)
-        files += written
+        image, png = picture(drawn, out)
+        pngs |= png
         sections.append(section(drawn.title, f"<p>{escape(drawn.read)}</p>\n{image}", drawn.name))
-    out.write_text(_page(view, sections), encoding="utf-8")
-    return files
+    return write_files({out: _page(view, sections).encode()} | pngs)
 
 
-def picture(drawn: Drawn, out: Path, suffix: str = "") -> tuple[str, list[Path]]:
-    """An image inside the page, and its file beside it; both empty where nothing is drawn."""
+def picture(drawn: Drawn, out: Path, suffix: str = "") -> tuple[str, dict[Path, bytes]]:
+    """An image inside the page, and the file to be beside it; both empty without a figure."""
     if drawn.figure is None:
-        return "", []
+        return "", {}
     png = _png(drawn)
     file = out.with_name(f"{out.stem}-{drawn.name}{suffix}.png")
-    file.write_bytes(png)
     data = base64.b64encode(png).decode("ascii")
     alt = escape(f"{drawn.title}. {drawn.read}", quote=True)
-    return f'<img alt="{alt}" src="data:image/png;base64,{data}">', [file]
+    return f'<img alt="{alt}" src="data:image/png;base64,{data}">', {file: png}
 
 
 def _png(drawn: Drawn) -> bytes:
@@ -99,10 +96,8 @@ GLANCED = {
 
 def glance(view: View) -> tuple[dict[str, float], dict[str, float]]:
     """Numbers of the first and the last interval, or first and last known, by name."""
-    first, last = (_numbers(view.intervals[n]) for n in (0, -1))
-    idle = Idle()
-    for interval in view.intervals:
-        last["longest_idle"] = float(idle.see(interval).max(initial=0))
+    first, last = (numbers(view.intervals[n]) for n in (0, -1))
+    last["longest_idle"] = longest_idle(view.intervals)
     speeds = tokens_per_second(view)
     for name, known in (
         ("tokens_per_second", speeds[~np.isnan(speeds)].tolist()),
@@ -183,8 +178,3 @@ def _processes(view: View) -> Iterable[str]:
     if len(found) > 1:
         header = ["run", "begun", "iterations", "layout", "other than before"]
         yield section("Processes", table(header, rows), kind="tables")
-
-
-def _numbers(interval: Interval) -> dict[str, float]:
-    means = {name: mean(values) for name, values in per_layer(interval).items()}
-    return means | totals(interval) | {"loss": interval.losses.get("lm loss", nan)}

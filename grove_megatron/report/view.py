@@ -23,12 +23,14 @@ class View:
         intervals: of one model, by iteration.
         evaluations: of the same runs.
         found: what else the record holds, one line each.
+        place: where it was read.
     """
 
     name: str
     intervals: Sequence[Interval]
     evaluations: Sequence[Evaluation] = ()
     found: Sequence[str] = ()
+    place: Path | None = None
 
     @classmethod
     def of(cls, place: Path, run_id: str | None = None) -> "View":
@@ -49,6 +51,7 @@ class View:
             intervals=intervals,
             evaluations=[e for e in record.evaluations if e.run.id in drawn],
             found=found,
+            place=place,
         )
 
     @property

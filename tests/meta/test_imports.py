@@ -137,7 +137,8 @@ RULES = {
             inside={"report", "planner.traffic"}, outside={"numpy", "matplotlib"}
         )
         for module in (
-            *("compare", "draw", "flow_figures", "load_figures", "loss_figures", "shown"),
+            *("draw", "flow_figures", "line_panels", "lines", "load_figures", "loss_figures"),
+            "shown",
         )
     },
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.

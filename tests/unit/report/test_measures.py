@@ -14,6 +14,7 @@ from grove_megatron.report.measures import (
     TOTALS,
     Idle,
     active_parameters,
+    longest_idle,
     mean,
     per_layer,
     sent_bytes,
@@ -102,6 +103,13 @@ def test_an_idle_expert_is_one_without_tokens_for_whole_intervals() -> None:
     assert idle.see(interval(([[3, 4]], [])))[0, 3] == 0
     # A layer that saw nothing at all says nothing of its experts.
     assert idle.see(interval(([[0, 1]], [])))[1].tolist() == [15, 15, 15, 0, 15, 15, 0, 0]
+
+
+def test_the_longest_idle_expert_is_that_at_the_end() -> None:
+    first = interval()
+    assert longest_idle([first, interval(iterations=5)]) == 15
+    busy = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert longest_idle([first, interval((busy, busy))]) == 0
 
 
 @pytest.mark.parametrize(("experts", "parts", "topk"), [(6, 3, 2), (8, 4, 3), (8, 2, 5), (6, 6, 4)])

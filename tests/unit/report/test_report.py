@@ -8,21 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from matplotlib.colors import to_rgba
 from matplotlib.patches import StepPatch
-from typer import Typer
-from typer.testing import CliRunner
 
 from grove_megatron.planner.traffic import expected_distinct
 from grove_megatron.report import draw
-from grove_megatron.report.command import report
 from grove_megatron.report.figures import draw_all
 from grove_megatron.report.page import write_report
 from grove_megatron.report.record import Evaluation, Interval, Run, Writer
 from grove_megatron.report.shown import Drawn
 from grove_megatron.report.view import View
 from tests.unit.report.intervals import RUN, a_training, interval
+from tests.unit.report.jobs import grove_report, recorded
 
 LARGE = replace(
     RUN,
@@ -37,20 +34,6 @@ LARGE = replace(
 SMALL = replace(RUN, settings={"data-path": "<a> & 'b'"})
 NAMES = ("loss", "load-over-time", "load-now", "balance", "dead")
 NAMES += ("sharing", "traffic", "ranks", "bias", "speed")
-
-
-def grove_report(*arguments: object) -> Result:
-    app = Typer()
-    app.command()(report)
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def recorded(folder: Path, run: Run, number: int, tokens: int = 40) -> Path:
-    writer = Writer(folder)
-    writer.run(run)
-    for one in a_training(run, number, tokens):
-        writer.interval(one)
-    return folder
 
 
 def by_name(intervals: Any) -> dict[str, Drawn]:
@@ -346,43 +329,21 @@ def test_a_job_is_called_as_w_and_b_calls_it(tmp_path: Path) -> None:
 def test_names_are_text_whatever_is_in_them(tmp_path: Path) -> None:
     odd = "<b>$\\frac$ & 'c'"
     run = replace(RUN, layers=(odd, "2"), settings={"wandb-exp-name": odd, odd: odd})
-    writer = Writer(tmp_path / "grove_metrics")
-    writer.run(run)
-    for number in (1, 2):
-        writer.interval(
-            interval(run=run, iteration=10 * number, time=number, losses={"lm loss": 3.0, odd: 1.0})
+    for name in "abc":
+        writer = Writer(tmp_path / name / "grove_metrics")
+        own = replace(run, id=name, settings={**run.settings, "seed": odd})
+        writer.run(own)
+        for number in (1, 2):
+            losses = {"lm loss": 3.0, odd: 1.0}
+            writer.interval(interval(run=own, iteration=10 * number, time=number, losses=losses))
+    for number in (1, 2, 3):
+        result = grove_report(
+            *(tmp_path / name for name in "abc"[:number]), "--out", tmp_path / f"{number}.html"
         )
-    for places in ([tmp_path], [tmp_path, tmp_path]):
-        result = grove_report(*places)
         assert result.exit_code == 0, result.output
-    for page in (tmp_path / "grove_metrics").glob("*.html"):
-        text = page.read_text()
+        text = (tmp_path / f"{number}.html").read_text()
         assert "<b>$" not in text
         assert "&lt;b&gt;$\\frac$ &amp; &#x27;c&#x27;" in text
-
-
-def test_two_jobs_are_drawn_side_by_side(tmp_path: Path) -> None:
-    recorded(tmp_path / "one", RUN, number=2)
-    other = replace(RUN, experts=16, ranks=4, settings=RUN.settings | {"lr": 0.5, "seed": 7})
-    recorded(tmp_path / "two", other, number=3)
-    result = grove_report(tmp_path / "one", tmp_path / "two")
-    assert result.exit_code == 0, result.output
-    page = (tmp_path / "one" / "comparison.html").read_text()
-    assert "<h1>one and two: what the experts do</h1>" in page
-    assert page.count("<img alt=") == len(list((tmp_path / "one").glob("*.png"))) == 5
-    settings = page.partition("Settings that differ")[2]
-    rows = re.findall(r"<code>([^<]*)</code>", settings)
-    assert rows == [
-        *("lr", "0.001", "0.5"),
-        *("expert-model-parallel-size", "2", "4"),
-        *("seed", "(unset)", "7"),
-    ]
-    result = grove_report(tmp_path / "one", tmp_path / "two", tmp_path / "one")
-    assert result.exit_code == 2
-    assert "RUN_DIR (3 of them) is more than 2" in result.output
-    result = grove_report(tmp_path / "one", tmp_path / "two", "--run", "a")
-    assert result.exit_code == 2
-    assert "--run (a) is of one record" in result.output
 
 
 def test_names_break_between_words_alone(tmp_path: Path) -> None:

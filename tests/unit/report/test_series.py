@@ -62,6 +62,18 @@ def test_a_loss_that_began_later_is_the_mean_of_where_it_was() -> None:
     assert both.losses == {"lm loss": 2.0, "z_loss": 5.0}
 
 
+def test_pairs_of_local_experts_are_summed_like_the_others() -> None:
+    run = replace(RUN, local={"zero": 2})
+    parts = [
+        interval(run=run, iteration=10 * n, local=np.array([[n, 0], [1, n]])) for n in (1, 2, 3)
+    ]
+    (both,) = binned(parts, most=1)
+    assert both.local is not None
+    assert both.local.tolist() == [[6, 0], [3, 6]]
+    (both,) = binned([interval(), interval(iteration=20)], most=1)
+    assert both.local is None
+
+
 def test_another_model_in_the_same_folder_is_left_out() -> None:
     other = interval(run=replace(RUN, topk=1), tokens=([[1]], [[2]]))
     moved = replace(RUN, ranks=4)
