@@ -45,6 +45,7 @@ setup(
             "pytest-xdist",
             "einops",
             "hypothesis",
+            "scipy",
             "pyarrow",
             "zstandard",
             "matplotlib",

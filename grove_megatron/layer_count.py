@@ -71,7 +71,7 @@ def check_carrying(models: list[Any], config: Any) -> None:
             f"has {', '.join(others)}, which hand nothing on; pass --spec "
             "grove_megatron.layer_spec grove_layer_spec"
         )
-    begun = [getattr(unwrap_model(model), "carries", frozenset()) for model in models]
+    begun = [bool(getattr(unwrap_model(model), "carries", ())) for model in models]
     if registry.needs(config) - {"logits"} and not all(begun):
         raise ValueError(
             f"{' and '.join(carrying_flags(config))} needs columns that begin at the embedding, "

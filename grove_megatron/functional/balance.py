@@ -50,7 +50,7 @@ def by_group(step: Step, groups: int) -> Step:
 
     def grouped(counts_LE: Tensor, rate: float) -> Tensor:
         size = counts_LE.shape[-1] // groups
-        counts_LG = counts_LE.unflatten(-1, (groups, size)).sum(-1)
+        counts_LG = counts_LE.reshape(*counts_LE.shape[:-1], groups, size).sum(-1)
         return step(counts_LG, rate).repeat_interleave(size, dim=-1)
 
     return grouped

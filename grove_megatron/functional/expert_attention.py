@@ -17,7 +17,9 @@ _SCORES = 2**22
 
 def expert_attention(query_TN: Tensor, key_TN: Tensor, value_TN: Tensor) -> Tensor:
     """P [T, N] of queries, keys and values [T, N], all of one dtype, fp32 or wider."""
-    attended: Tensor = _ExpertAttention.apply(query_TN, key_TN, value_TN)
+    attended: Tensor = _ExpertAttention.apply(  # type: ignore[no-untyped-call]
+        query_TN, key_TN, value_TN
+    )
     return attended
 
 

@@ -21,9 +21,9 @@ def log_sinkhorn(z_TE: Tensor, counted_T: Tensor | None, iterations: int) -> Ten
     """
     tokens, experts = z_TE.shape
     columns_E = z_TE.new_zeros(experts)
-    if counted_T is None:
-        counted_TE, log_share = z_TE, math.log(max(tokens, 1) / experts)
-    else:
+    log_share: float | Tensor = math.log(max(tokens, 1) / experts)
+    counted_TE = z_TE
+    if counted_T is not None:
         counted_TE = z_TE.masked_fill(~counted_T.unsqueeze(1), float("-inf"))
         log_share = (counted_T.sum().clamp(min=1) / experts).to(z_TE.dtype).log()
     for _ in range(iterations):

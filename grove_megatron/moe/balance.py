@@ -1,4 +1,4 @@
-"""The update of the expert biases: once per global batch, by the rule and rate of the config.
+"""What routers learn without a gradient, once per global batch: expert biases, weights of losses.
 
 Megatron moves the biases by sign at the end of its ``finalize_model_grads``, a function that a
 config may replace (``finalize_model_grads_func``; training.py:3549 @ 0.19.2). :func:`install` puts
@@ -52,6 +52,8 @@ def install(
         )
     if style == "constant":
         iterations_done = None
+    # A plain attribute: what was asked for is in the fields.
+    config.grove_moves = True
     present = config.finalize_model_grads_func
     if isinstance(present, partial) and present.func is finalize_model_grads:
         present = present.keywords["then"]
@@ -85,6 +87,7 @@ def finalize_model_grads(
         router.counts_are_new = False
     with _update_rate(config, rate):
         then(model, num_tokens, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+    move_coefficients(routers, _same_routers(pg_collection))
     if counts_LE is not None:
         # After the gradients, which may still have been on their way before.
         move_biases(moved, counts_LE, rate, _same_routers(pg_collection))
@@ -112,6 +115,22 @@ def move_biases(
     for router, step_E in zip(routers, update(counts_LE, rate), strict=True):
         # Rounded to fp32 once.
         router.expert_bias.copy_(router.expert_bias.double() + step_E)
+
+
+def move_coefficients(routers: list[GroveRouter], group: dist.ProcessGroup) -> None:
+    """Move the weights of balance losses, all of a rank with one collective.
+
+    Args:
+        routers: the same on all ranks of ``group``.
+        group: ranks with other tokens and the same routers.
+    """
+    moved = [r.coefficient for r in routers if r.coefficient is not None and r.training]
+    if not moved:
+        return
+    pairs_L2 = torch.stack([one.pairs for one in moved])
+    dist.all_reduce(pairs_L2, group=group)
+    for one, pairs in zip(moved, pairs_L2, strict=True):
+        one.step(pairs)
 
 
 def _same_routers(pg_collection: ProcessGroupCollection | None) -> dist.ProcessGroup:

@@ -54,7 +54,8 @@ class Carried:
         ids = ID_COLUMNS if "ids" in needed else 0
         reward = REWARD_COLUMNS if training and "reward" in needed else 0
         sizes = [ids, reward, columns.shape[-1] - ids - reward]
-        parts = [part if part.shape[-1] else None for part in columns.split(sizes, dim=-1)]
+        split = torch.split(columns, sizes, dim=-1)
+        parts = [part if part.shape[-1] else None for part in split]
         return cls(ids=parts[0], reward=parts[1], logits=parts[2])
 
     @property

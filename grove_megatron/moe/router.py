@@ -18,6 +18,7 @@ from ..parts import registry
 from ..parts.compose import Steps, best, route, transformed
 from ..parts.part import (
     Balance,
+    Coefficient,
     Draws,
     Local,
     Logits,
@@ -46,7 +47,12 @@ def loss_names(config: GroveTransformerConfig) -> list[str]:
 
 
 def needs_grove_update(config: GroveTransformerConfig) -> bool:
-    """Is Megatron's own update of the expert biases, by sign and at one rate, not what is asked?"""
+    """Is Megatron's own update of the expert biases, by sign and at one rate, not what is asked?
+
+    Or does the weight of a balance loss move?
+    """
+    if has_grove_layers(config) and registry.one(config, "coefficient") is not None:
+        return True
     if not (has_grove_layers(config) and config.moe_router_enable_expert_bias):
         return False
     return follows_rms(config) or config.grove_bias_rate_decay_style != "constant"
@@ -78,6 +84,8 @@ class GroveRouter(TopKRouter):
         is_mtp_layer: bool = False,
     ) -> None:
         self.given_config = config
+        # In a list: as an attribute too, state_dict would have its state twice.
+        self._moving: list[Coefficient] = []
         local = registry.local_experts(config)
         self.routed_experts = config.num_moe_experts
         if local:
@@ -122,6 +130,7 @@ class GroveRouter(TopKRouter):
         if not self.reads_logits:
             self.weight = self.bias = None
         self.losses: list[Loss] = [self._built(p) for p in registry.active(config, "loss")]
+        self._moving = [self._built(p) for p in registry.active(config, "coefficient")]
         self.local: list[Local] = [self._built(p) for p in registry.active(config, "local")]
         self.is_megatrons = config.moe_router_fusion or self.routing_type in OWN_SELECTION
         self._passing: Logits | None = None
@@ -190,12 +199,30 @@ class GroveRouter(TopKRouter):
         # Set by TopKRouter.__init__, and by whoever freezes the model.
         self.bias_is_frozen = frozen
 
+    def _check_moved(self) -> None:
+        """Is somebody there who moves the weight of the balance loss?"""
+        if not getattr(self.given_config, "grove_moves", False):
+            raise ValueError(
+                f"--grove-adaptive-aux-loss ({self.config.grove_adaptive_aux_loss}) is moved by "
+                "nobody; call grove_megatron.moe.balance.install with the model's config"
+            )
+
     def freeze(self) -> None:
         """Keep the bias, and leave out all balance losses, which would move the layers before.
 
         Of a router whose weights are not trained.
         """
         self.is_frozen = self.frozen_expert_bias = True
+
+    @property
+    def coefficient(self) -> Coefficient | None:
+        """What moves the weight of the balance loss, if it moves."""
+        return self._moving[0] if self._moving else None
+
+    def get_aux_loss_coeff(self, aux_loss_type: str) -> float:
+        """As the flags say, or as it has moved since."""
+        found = float(super().get_aux_loss_coeff(aux_loss_type))
+        return self.coefficient.value if found and self.coefficient is not None else found
 
     def is_aux_loss_enabled(self) -> bool:
         """Never of a frozen router."""
@@ -274,6 +301,9 @@ class GroveRouter(TopKRouter):
         self._apply_expert_bias(routed.map_TE, padding_mask=seen.padding_T)
         sent = routed if self.steps.drop is None else self.steps.drop(routed, seen)
         probs_TE = sent.probs_TE
+        if seen.learns and self.coefficient is not None:
+            self._check_moved()
+            self.coefficient.see(routed, sent, seen)
         if seen.learns and (self.losses or self.is_aux_loss_enabled()):
             balance = self._balance(passed, routed, sent, seen)
             probs_TE = self._with_aux_losses(probs_TE, balance, logits.shape[0])

@@ -25,6 +25,7 @@ _TITLES: dict[Slot, str] = {
     "drop": "Dropping: what experts with too many tokens give up",
     "counts": "Counts: what losses count as the load of an expert",
     "loss": "Auxiliary losses, beside Megatron's own",
+    "coefficient": "Weights of balance losses that move",
     "update": "Updates: how the expert bias moves after a global batch",
     "schedule": "Schedules: how the rate of that decays",
     "local": "Local experts: beside those with an FFN, computed where the token is",

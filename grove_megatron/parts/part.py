@@ -12,6 +12,7 @@ A router is a composition of parts, each in a slot:
     drop      what experts with too many tokens give up; one, or nothing
     counts    which pairs losses count as load; one
     loss      an auxiliary loss; any number
+    coefficient  how the weight of the balance loss moves after a global batch; one, or not
     update    how the expert bias moves after a global batch; one
     schedule  how the rate of that decays; one
     local     experts beside the routed ones, computed where the token is; any kinds, in ``order``
@@ -44,6 +45,7 @@ Slot = Literal[
     "drop",
     "counts",
     "loss",
+    "coefficient",
     "update",
     "schedule",
     "local",
@@ -166,6 +168,12 @@ class Routed:
     selected_TE: Tensor
     probs_TE: Tensor
     map_TE: Tensor
+
+    @property
+    def choices_TK(self) -> Tensor:
+        """``index_TK``, for what is of choices in an order."""
+        assert self.index_TK is not None, "as many choices of every token"
+        return self.index_TK
 
     def only(self, kept_TE: Tensor) -> Self:
         """Without the other pairs; the weights of the rest stay as they are."""
@@ -310,6 +318,19 @@ class Counts(Protocol):
 
     def __call__(self, distribution_TE: Tensor, routed: Routed) -> Tensor:
         """Bool [T, E], padding included."""
+
+
+class Coefficient(Protocol):
+    """Slot ``coefficient``, an nn.Module with what it knows as buffers."""
+
+    value: float
+    pairs: Tensor
+
+    def see(self, routed: Routed, sent: Routed, seen: Seen) -> None:
+        """Add a microbatch of training to ``pairs``, [2] int64: dropped, and all."""
+
+    def step(self, pairs: Tensor) -> None:
+        """Move ``value`` by those of a global batch, and begin ``pairs`` anew."""
 
 
 class Update(Protocol):

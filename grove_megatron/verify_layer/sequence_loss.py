@@ -41,9 +41,8 @@ class AfterDrops:
 
 def first_kept(balance: Balance) -> Tensor:
     """The best expert of a token that was sent to it (st-moe-pytorch@d94e65d, by aliasing)."""
-    index_TK = balance.sent.index_TK
-    assert index_TK is not None, "choices in an order"
-    first_TE = torch.zeros_like(balance.sent.map_TE).scatter(1, index_TK[:, :1], True)
+    first_T1 = balance.sent.choices_TK[:, :1]
+    first_TE = torch.zeros_like(balance.sent.map_TE).scatter(1, first_T1, True)
     return first_TE & balance.sent.map_TE
 
 

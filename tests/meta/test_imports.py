@@ -55,7 +55,12 @@ RULES = {
         inside={"parts", "functional", "checks", "model.architecture", "model.weights"},
         outside={"torch"},
     ),
-    "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
+    # The exact assignment of its reference, for tests.
+    "parts/selector/base": Rule(
+        inside={"parts", "functional", "checks"},
+        outside={"torch"},
+        in_functions={"numpy", "scipy"},
+    ),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
     "config": Rule(inside=MODEL | {"switches"}, outside={"torch", "megatron.core"}),
@@ -161,7 +166,8 @@ RULES = {
     },
     # Text from a model, by Megatron's engine.
     "inference": Rule(
-        inside={"inference", "checkpoint", "model"}, outside={"torch", "megatron.core"}
+        inside={"inference", "checkpoint", "config", "model", "moe", "parts"},
+        outside={"torch", "megatron.core"},
     ),
     "inference/tokens": Rule(in_functions={"transformers"}),
     "inference/questions": Rule(inside={"inference"}),

@@ -309,7 +309,26 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_metrics_interval": None,
         "grove_metrics_dir": None,
         "grove_failure_watch": "on",
-        "grove_bias_update_rule": "rms",
+        "grove_router_selector": "topk",
+        "grove_sinkhorn_iterations": 20,
+        "grove_base_precision": 0.01,
+        "grove_expert_choice_sees_future": False,
+        "grove_hash_table": "random",
+        "grove_hash_seed": 42,
+        "grove_hash_counts": None,
+        "grove_hash_vocabulary": None,
+        "grove_reinforce_coeff": 1.0,
+        "grove_reinforce_baseline_coeff": 0.01,
+        "grove_expert_capacity": None,
+        "grove_capacity_scope": "rank",
+        "grove_capacity_first_choices": False,
+        "grove_adaptive_aux_loss": False,
+        "grove_adaptive_decay": 0.99,
+        "grove_adaptive_slope": 0.2,
+        "grove_adaptive_max": 0.01,
+        "grove_adaptive_capacity": 1.0,
+        "grove_bias_update_rule": None,
+        "grove_bias_level": "experts",
         "grove_bias_rate_decay_style": "constant",
         "grove_bias_rate_decay_iters": None,
         "grove_bias_rate_min": 0.0,
@@ -417,7 +436,9 @@ def test_a_config_refuses_an_unknown_scoring():
 
 
 def test_a_config_refuses_an_unknown_rule_and_an_unknown_decay():
-    with pytest.raises(ValueError, match=r"rule \(RMS\) is not one of \(rms, sign\); use rms"):
+    with pytest.raises(
+        ValueError, match=r"rule \(RMS\) is not one of \(rms, sign, error\); use rms"
+    ):
         grove(moe_router_enable_expert_bias=True, grove_bias_update_rule="RMS")
     with pytest.raises(
         ValueError, match=r"\(wsd\) is not one of \(constant, linear, cosine, step\)"

@@ -42,11 +42,14 @@ class Capacity:
     """
 
     def __init__(self, config: Any) -> None:
-        self.policy, self.topk = config.moe_token_drop_policy, config.moe_router_topk
-        self.factor, self.tokens = config.moe_expert_capacity_factor, config.grove_expert_capacity
+        self.policy: str = config.moe_token_drop_policy
+        self.topk: int = config.moe_router_topk
+        self.factor: float = config.moe_expert_capacity_factor
+        self.tokens: int | None = config.grove_expert_capacity
         self.by_sequence = config.grove_capacity_scope == "sequence"
         self.first_choices = config.grove_capacity_first_choices
-        self.local, self.tau = registry.local_experts(config), config.grove_local_tau
+        self.local = registry.local_experts(config)
+        self.tau: float = config.grove_local_tau
 
     def limits(self, tokens_B: Tensor, columns: int) -> Tensor:
         """[B, E] int64: of so many tokens, those that every expert takes."""
@@ -83,7 +86,7 @@ class Capacity:
         else:
             tokens_B = (~padding_T).reshape(-1, sequences).sum(0)
         if self.first_choices:
-            place_SBE = _by_choice(map_SBE, routed.index_TK)
+            place_SBE = _by_choice(map_SBE, routed.choices_TK)
         elif self.policy == "position":
             place_SBE = map_SBE.cumsum(0)
         else:
@@ -94,13 +97,12 @@ class Capacity:
         return (map_SBE & (place_SBE <= self.limits(tokens_B, experts))).reshape(tokens, experts)
 
 
-def _by_choice(map_SBE: Tensor, index_TK: Tensor | None) -> Tensor:
+def _by_choice(map_SBE: Tensor, index_TK: Tensor) -> Tensor:
     """Where a pair stands among those of its expert, better choices before all others."""
-    assert index_TK is not None, "choices in an order"
     place_SBE = torch.zeros_like(map_SBE, dtype=torch.int64)
     before_BE = place_SBE[0]
-    for index_T1 in index_TK.split(1, dim=1):
-        index_SB1 = index_T1.reshape(*map_SBE.shape[:2], 1)
+    for index_T in index_TK.unbind(1):
+        index_SB1 = index_T.reshape(*map_SBE.shape[:2], 1)
         chosen_SBE = torch.zeros_like(map_SBE).scatter(2, index_SB1, True) & map_SBE
         place_SBE = place_SBE + chosen_SBE * (before_BE + chosen_SBE.cumsum(0))
         before_BE = before_BE + chosen_SBE.sum(0)
@@ -124,8 +126,7 @@ class Reference(Capacity):
                 if self.policy == "probs":
                     met.sort(key=lambda t, i=i: -float(routed.probs_TE[t, i]))  # type: ignore[misc]
                 elif self.first_choices:
-                    assert routed.index_TK is not None, "choices in an order"
-                    rank = {t: routed.index_TK[t].tolist().index(i) for t in met}
+                    rank = {t: routed.choices_TK[t].tolist().index(i) for t in met}
                     met.sort(key=rank.__getitem__)
                 kept_TE[met[:limit], i] = True
         return routed.only(kept_TE)

@@ -48,7 +48,7 @@ class Reference:
         counted_TE = torch.zeros_like(routed.selected_TE)
         for t, scores in enumerate(distribution_TE.tolist()):
             if self.kind == "routed":
-                counted_TE[t, routed.index_TK[t]] = True
+                counted_TE[t, routed.choices_TK[t]] = True
             else:
                 order = sorted(range(len(scores)), key=lambda i: -scores[i])
                 counted_TE[t, order[: self.per_token]] = True

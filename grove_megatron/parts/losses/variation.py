@@ -59,7 +59,7 @@ class LoadLoss(ImportanceLoss):
         logits, routed = balance.logits, balance.routed
         assert logits.clean_TE is not None, "there is noise in training"
         assert logits.deviation_TE is not None, "there is noise in training"
-        topk = routed.index_TK.shape[1]
+        topk = routed.choices_TK.shape[1]
         z_TE, clean_TE = widened(logits.z_TE), widened(logits.clean_TE)
         # Its derivative has the square below a line.
         deviation_TE = widened(logits.deviation_TE).clamp(min=_LEAST_DEVIATION)
@@ -94,7 +94,7 @@ class Reference:
         return balance.routed.probs_TE[t, i]
 
     def _chance(self, balance: Balance, t: int, i: int) -> Tensor:
-        logits, topk = balance.logits, balance.routed.index_TK.shape[1]
+        logits, topk = balance.logits, balance.routed.choices_TK.shape[1]
         assert logits.clean_TE is not None, "there is noise in training"
         assert logits.deviation_TE is not None, "there is noise in training"
         others = [z for j, z in enumerate(logits.z_TE[t]) if j != i]

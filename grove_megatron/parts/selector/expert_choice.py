@@ -97,6 +97,7 @@ PARTS = (
         rules=rules,
         sees="always",
         any_number=True,
+        free=("grove_expert_choice_sees_future",),
         tried="--grove-router-selector expert_choice --grove-expert-choice-sees-future "
         "--moe-aux-loss-coeff 0",
     ),

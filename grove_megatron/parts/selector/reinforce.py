@@ -73,7 +73,9 @@ class Policy(torch.nn.Module):
             reward: [S, B, 4], see functional/policy.py.
         """
         log_T = log_probability(widened(z_TE), chosen)
-        handed: Tensor = Learn.apply(reward, log_T, self.baseline(x_TH), self.scales)
+        handed: Tensor = Learn.apply(  # type: ignore[no-untyped-call]
+            reward, log_T, self.baseline(x_TH), self.scales
+        )
         return handed
 
 

@@ -93,6 +93,7 @@ def parse():
 
 def make_router(config: GroveTransformerConfig) -> GroveRouter:
     torch.manual_seed(3)
+    config.grove_moves = True
     router = GroveRouter(config, ProcessGroupCollection.use_mpu_process_groups())
     router.set_layer_number(1)
     for weight in router.parameters():

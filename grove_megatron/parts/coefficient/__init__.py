@@ -1,0 +1,1 @@
+"""Slot ``coefficient``: how the weight of the balance loss moves after every global batch."""
