@@ -127,7 +127,19 @@ def _idle(settings: Any) -> Iterator[Problem]:
     for kind in settings_classes():
         users = [part for part in parts() if part.settings is kind]
         switches = [part.switch for part in users if part.switch]
-        if not switches or any(part.is_on(settings) for part in users):
+        if any(part.is_on(settings) for part in users):
+            continue
+        selectors = [part.name for part in users if part.slot == "selector"]
+        if selectors:
+            only = f"which does not read it; use {' or '.join(selectors)}, or remove it"
+            broken = {
+                f"{{{f.name}}} is set beside {{grove_router_selector}}, {only}": (
+                    getattr(settings, f.name) != f.default
+                )
+                for f in fields(kind)
+            }
+            yield from Check(settings).those(broken)
+        if not switches:
             continue
         without = " or ".join(f"{{{name}}}" for name in switches)
         broken = {

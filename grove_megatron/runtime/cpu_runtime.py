@@ -67,6 +67,15 @@ def _thread_bootstrap(original: Callable[[threading.Thread], None]) -> Any:
     return _bootstrap_inner
 
 
+def _loader_iterator(original: Callable[..., None]) -> Any:
+    def __init__(self: Any, loader: Any) -> None:
+        state = torch.get_rng_state()
+        original(self, loader)
+        torch.set_rng_state(state)
+
+    return __init__
+
+
 def _run_backward(original: Callable[..., Any]) -> Any:
     def _engine_run_backward(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         with CudaMeansCpu():
@@ -195,6 +204,13 @@ CPU = PatchSet(
             reason="a TorchFunctionMode is off inside its own handler, so the Python of autograd "
             "functions that Tensor.backward() runs would not see it",
             make=_run_backward,
+        ),
+        torch_patch(
+            name="loader-seed",
+            target="torch.utils.data.dataloader:_BaseDataLoaderIter.__init__",
+            reason="draws a seed from the generator of the CPU, from which layers draw here: a "
+            "resumed run, which makes its iterators later, would draw other numbers",
+            make=_loader_iterator,
         ),
         megatron_patch(
             name="rng-get",

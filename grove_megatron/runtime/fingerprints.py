@@ -106,6 +106,7 @@ FINGERPRINTS: dict[str, str] = {
     "accelerator-available": "signature:()",
     "accelerator-count": "signature:()",
     "thread-device": "signature:(self)",
+    "loader-seed": "signature:(self, loader)",
     "backward-device": "signature:(t_outputs, args, kwargs)",
     "rng-get": "source:aa26caaa069c5c4f",
     "rng-set": "source:b179c9d95438b61c",

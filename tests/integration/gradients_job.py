@@ -63,6 +63,8 @@ def train_by_the_references(folder: str, argv: list[str]) -> None:
     from grove_megatron.parts import registry
     from tests.router_oracle import oracle, reference, routed_by_references
 
+    taught = _teach_by_a_surrogate()
+
     def forward(
         self: Any, input: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,9 +79,7 @@ def train_by_the_references(folder: str, argv: list[str]) -> None:
         if "logits" in self.needs:
             self.handed = replace(carried, logits=logits.before.reshape(*input.shape[:2], -1))
         if carried.reward is not None:
-            x_TH, policy = input.reshape(-1, input.shape[-1]), self.steps.selector
-            learned = policy.learn(carried.reward, logits.z_TE, routed.index_TK, x_TH)
-            self.handed = replace(carried, reward=learned)
+            taught(self, logits.z_TE, routed.choices_TK, input)
         return MoEAuxLossAutoScaler.apply(probs, loss), chosen
 
     def divide(
@@ -96,6 +96,55 @@ def train_by_the_references(folder: str, argv: list[str]) -> None:
 
     GroveRouter.forward = forward  # type: ignore[method-assign]
     GroveRouter.divide = divide  # type: ignore[method-assign]
+    train(folder, argv)
+
+
+def _teach_by_a_surrogate() -> Any:
+    """REINFORCE as textbooks write it, on one rank with one sequence a microbatch.
+
+    What is returned is told of every choice; the loss gets (L - B) log pi and the baseline's error.
+    """
+    from grove_megatron.training import gpt
+
+    told: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
+
+    def taught(router: Any, z_TE: torch.Tensor, index_TK: torch.Tensor, x: torch.Tensor) -> None:
+        rows = []
+        for z, chosen in zip(z_TE, index_TK.tolist(), strict=True):
+            left, log = list(range(len(z))), z.new_zeros(())
+            for expert in chosen:
+                log = log + z[expert] - torch.logsumexp(z[left], dim=0)
+                left.remove(expert)
+            rows.append(log)
+        policy = router.get_submodule("selector_reinforce")
+        baseline = [(policy.weight * t).sum() + policy.bias[0] for t in x.detach().flatten(0, 1)]
+        told.append((router.config, torch.stack(rows), torch.stack(baseline)))
+
+    original = gpt.loss
+
+    def loss(loss_mask: torch.Tensor, output: torch.Tensor, model: Any = None) -> Any:
+        total, *rest = original(loss_mask, output, model)
+        mask, losses = loss_mask.view(-1).float(), output.detach().view(-1).float()
+        for config, log_T, baseline_T in told:
+            surrogate = mask * (losses - baseline_T.detach()) * log_T
+            error = mask * (losses - baseline_T) ** 2
+            added = config.grove_reinforce_coeff * surrogate.sum()
+            added = added + config.grove_reinforce_baseline_coeff * error.sum()
+            total = total + added - added.detach()
+        told.clear()
+        return total, *rest
+
+    gpt.loss = loss
+    return taught
+
+
+def train_with_known_draws(folder: str, argv: list[str]) -> None:
+    """``train`` with draws that every layout makes alike: functions of what they are for."""
+    from grove_megatron.parts.part import Draws
+
+    Draws.uniform = lambda self, like: (  # type: ignore[method-assign]
+        0.5 + 0.499 * torch.cos(37 * like.detach())
+    )
     train(folder, argv)
 
 

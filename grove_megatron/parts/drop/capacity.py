@@ -206,6 +206,7 @@ PARTS = (
         "what an expert cannot take is dropped",
         "megatron-core 0.19.2 moe_utils.py:957; arXiv 2101.03961, Eq. 3",
         "--moe-expert-capacity-factor 1.0",
+        switch="moe_expert_capacity_factor",
     ),
     _part(
         "sequence",

@@ -60,7 +60,7 @@ def test_the_doctor_takes_it_with_groups_and_in_a_plain_moe(part):
 def test_the_page_and_the_readme_of_flags_have_it(part):
     page = PAGE.read_text(encoding="utf-8")
     assert re.search(rf"^\| {part.name} \|.*{re.escape(part.source)}", page, re.MULTILINE)
-    if part.switch:
+    if part.switch and part.switch.startswith("grove_"):
         assert f"| `{flag_of(part.switch)}` |" in page
 
 
@@ -194,6 +194,122 @@ REFUSED = {
     "--grove-load-loss-coeff 0.1 --grove-noisy-topk --moe-router-enable-expert-bias": (
         "--grove-load-loss-coeff (0.1) is of a choice by the logits alone and so excludes "
         "--moe-router-enable-expert-bias (True); remove one of them"
+    ),
+    "--grove-router-selector base": (
+        "--grove-router-selector (base) gives a token one expert, not --moe-router-topk (2); use 1"
+    ),
+    "--grove-router-selector base --moe-router-topk 1 --moe-expert-capacity-factor 1": (
+        "--moe-expert-capacity-factor (1.0) is set beside --grove-router-selector (base), which "
+        "selects experts by a rule of its own; remove one of them"
+    ),
+    "--grove-router-selector base --moe-router-topk 1 --grove-base-precision 2": (
+        "--grove-base-precision (2.0) is above 1, with which nothing is compared; 0.01 is near the "
+        "best"
+    ),
+    "--grove-router-selector hash --moe-router-enable-expert-bias": (
+        "--moe-router-enable-expert-bias (True) is set beside --grove-router-selector (hash), "
+        "which selects experts by a rule of its own; remove one of them"
+    ),
+    "--grove-router-selector hash --grove-hash-table balanced": (
+        "--grove-hash-counts (None) is needed for --grove-hash-table (balanced); give a file"
+    ),
+    "--grove-router-selector hash --grove-hash-counts x.json": (
+        "--grove-hash-counts (x.json) is not read with --grove-hash-table (random); use balanced, "
+        "or remove it"
+    ),
+    "--grove-router-selector hash --grove-logit-bias": (
+        "--grove-logit-bias (True) is of logits, and --grove-router-selector (hash) has none; "
+        "remove it"
+    ),
+    "--grove-router-selector hash --grove-router-gate attention": (
+        "--grove-router-gate (attention) is of logits, and --grove-router-selector (hash) has "
+        "none; remove it"
+    ),
+    "--grove-router-selector hash --moe-z-loss-coeff 1e-3": (
+        "--moe-z-loss-coeff (0.001) is of logits, and --grove-router-selector (hash) has none; "
+        "remove it"
+    ),
+    "--grove-router-selector hash --moe-input-jitter-eps 0.01": (
+        "--moe-input-jitter-eps (0.01) is of a router that reads tokens, and "
+        "--grove-router-selector (hash) reads their ids; remove it"
+    ),
+    "--grove-router-selector expert_choice": (
+        "--grove-router-selector (expert_choice) lets the choice of a token depend on those after "
+        "it, which a causal model has not when it generates; if that is meant, add "
+        "--grove-expert-choice-sees-future"
+    ),
+    "--grove-router-selector expert_choice --grove-expert-choice-sees-future "
+    "--moe-enable-routing-replay": (
+        "--moe-enable-routing-replay (True) is set beside --grove-router-selector "
+        "(expert_choice), which selects experts by a rule of its own; remove one of them"
+    ),
+    "--grove-router-selector sinkhorn --moe-router-load-balancing-type aux_loss "
+    "--moe-aux-loss-coeff 0.1": (
+        "--moe-aux-loss-coeff (0.1) is of a loss that balances scores, and --grove-router-selector "
+        "(sinkhorn) reads none; use 0"
+    ),
+    "--grove-router-selector sinkhorn --grove-sinkhorn-iterations 0": (
+        "--grove-sinkhorn-iterations (0) is below 1; 20 balance most logits"
+    ),
+    "--grove-router-selector sinkhorn --moe-router-num-groups 4 --moe-router-group-topk 2": (
+        "--moe-router-group-topk (2) is set beside --grove-router-selector (sinkhorn), which "
+        "selects experts by a rule of its own; remove one of them"
+    ),
+    "--grove-router-selector sinkhorn --grove-router-scoring softmax": (
+        "--grove-router-scoring (softmax) is read by no router with --grove-router-selector "
+        "(sinkhorn); remove it"
+    ),
+    "--grove-router-selector sinkhorn --grove-importance-loss-coeff 0.1": (
+        "--grove-importance-loss-coeff (0.1) is set beside --grove-router-selector (sinkhorn), "
+        "which selects experts by a rule of its own and weighs them so; remove one of them"
+    ),
+    "--grove-router-selector sinkhorn --grove-zero-experts 1": (
+        "--grove-zero-experts (1) is set beside --grove-router-selector (sinkhorn), which selects "
+        "experts by a rule of its own and weighs them so; remove one of them"
+    ),
+    "--grove-router-selector reinforce --mtp-num-layers 1": (
+        "--mtp-num-layers (1) have losses of their own, which --grove-router-selector (reinforce) "
+        "would not learn from; remove one of them"
+    ),
+    "--grove-router-selector reinforce --grove-reinforce-coeff -1": (
+        "--grove-reinforce-coeff (-1.0) is not a finite number of 0 or more; 1 is the gradient of "
+        "the expected loss"
+    ),
+    "--grove-sinkhorn-iterations 5": (
+        "--grove-sinkhorn-iterations (5) is set beside --grove-router-selector (topk), which does "
+        "not read it; use sinkhorn, or remove it"
+    ),
+    "--grove-router-selector sinkhorn --grove-hash-seed 1": (
+        "--grove-hash-seed (1) is set beside --grove-router-selector (sinkhorn), which does not "
+        "read it; use hash, or remove it"
+    ),
+    "--grove-capacity-scope sequence": (
+        "--grove-capacity-scope (sequence) is set without --moe-expert-capacity-factor (None) or "
+        "--grove-expert-capacity (None), which reads it; give that, or remove it"
+    ),
+    "--grove-expert-capacity 2 --moe-expert-capacity-factor 1": (
+        "--grove-expert-capacity (2) and --moe-expert-capacity-factor (1.0) both say how many "
+        "tokens an expert takes; give one of them"
+    ),
+    "--moe-expert-capacity-factor 1 --grove-capacity-first-choices": (
+        "--grove-capacity-first-choices (True) is of an order, and --moe-token-drop-policy (probs) "
+        "has another; use --moe-token-drop-policy position"
+    ),
+    "--grove-expert-capacity 2 --grove-zero-experts 1": (
+        "--grove-expert-capacity (2) says nothing of experts without an FFN, which take more; use "
+        "--moe-expert-capacity-factor"
+    ),
+    "--grove-adaptive-aux-loss": (
+        "--grove-adaptive-aux-loss (True) begins at --moe-aux-loss-coeff (0.0), which is none; "
+        "give a weight above 0"
+    ),
+    "--grove-adaptive-aux-loss --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.1 "
+    "--grove-adaptive-decay 2": (
+        "--grove-adaptive-decay (2.0) is not between 0 and 1; 0.99 is the paper's"
+    ),
+    "--grove-bias-level groups": (
+        "--grove-bias-level (groups) is set without --moe-router-enable-expert-bias (False), so "
+        "there is no bias to move; add that, or remove it"
     ),
 }
 

@@ -51,6 +51,15 @@ def test_every_target_is_replaced_inside_and_the_identical_object_afterwards():
     assert_identical(before, stored())
 
 
+def test_a_data_loader_draws_nothing_that_layers_draw_from():
+    """A resumed job makes its iterators after the generator is restored, and draws the same."""
+    loader = torch.utils.data.DataLoader([1, 2, 3])
+    with runtime.cpu():
+        state = torch.get_rng_state()
+        assert [int(batch) for batch in loader] == [1, 2, 3]
+        assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_nothing_else_in_torch_or_threading_changes():
     owners = [torch, torch.cuda, torch.cuda.nvtx, torch.accelerator, torch.Tensor, threading.Thread]
     with runtime.cpu():  # modules that load lazily are loaded now

@@ -535,11 +535,6 @@ def test_ten_problems_are_ten_lines(parse: Parse) -> None:
         ),
         ("--moe-router-num-groups 4", "--moe-router-num-groups (4) does nothing without"),
         ("--moe-shared-expert-gate", "--moe-shared-expert-gate (True) does nothing without"),
-        (
-            "--grove-router-scoring softmax --moe-router-enable-expert-bias "
-            "--moe-router-score-function sigmoid",
-            "--grove-bias-update-rule (rms) is of --grove-router-scoring grove",
-        ),
     ],
 )
 def test_what_megatron_ignores_is_noted(flags: str, begin: str, parse: Parse) -> None:
