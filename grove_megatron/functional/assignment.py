@@ -43,94 +43,123 @@ def balanced_assignment(
         precision: the last bids rise by this part of the range of the scores; above 0.
     """
     tokens, experts = scores_TE.shape
-    scores_TE = _finite(scores_TE.detach())
-    each, left = divmod(tokens, experts)
-    room_E = scores_TE.new_full((experts,), each, dtype=torch.int64)
-    if left:
-        # Beside `each` places an expert has one more, and whoever fills the places that are too
-        # many takes those alone.
-        nobody = scores_TE.new_full((experts - left, 2 * experts), float("-inf"))
-        nobody[:, experts:] = 0
-        scores_TE = torch.cat([torch.cat([scores_TE, scores_TE], dim=1), nobody])
-        room_E = torch.cat([room_E, torch.ones_like(room_E)])
-    auction = _Auction(scores_TE, room_E)
+    if experts == 1 or not tokens:
+        return Assigned(torch.zeros_like(scores_TE[:, :0].sum(1), dtype=torch.int64), 0)
+    auction = _Auction(_finite(scores_TE.detach()))
     rounds = auction.run(precision, max_rounds)
-    return Assigned(auction.expert_T[:tokens] % experts, rounds)
+    auction.fill()
+    return Assigned(auction.place_T[:tokens] % experts, rounds)
 
 
 def _finite(scores_TE: Tensor) -> Tensor:
     scores_TE = scores_TE.to(torch.promote_types(scores_TE.dtype, torch.float32))
     fine_TE = scores_TE.isfinite()
-    least = torch.where(fine_TE, scores_TE, float("inf")).amin() if scores_TE.numel() else 0.0
-    return torch.where(fine_TE, scores_TE, torch.nan_to_num(torch.as_tensor(least), posinf=0.0))
+    least = torch.where(fine_TE, scores_TE, float("inf")).amin()
+    return torch.where(fine_TE, scores_TE, torch.nan_to_num(least, posinf=0.0))
 
 
 class _Auction:
-    """Tokens T and experts E with as many places together as there are tokens."""
+    """Of tokens and places. Expert e has T // E of kind e and, where T % E, one of kind E + e.
 
-    def __init__(self, scores_TE: Tensor, room_E: Tensor) -> None:
+    Of these last ones E - T % E are too many. As many others take them, to whom all are alike: rows
+    after the tokens, "nobody".
+    """
+
+    def __init__(self, scores_TE: Tensor) -> None:
         tokens, experts = scores_TE.shape
-        self.scores_TE, self.room_E = scores_TE, room_E
-        # Nobody bids for an expert without a place.
-        self.values_TE = scores_TE.masked_fill(room_E == 0, float("-inf"))
-        self.prices_E = scores_TE.new_zeros(experts)
-        self.expert_T = room_E.new_full((tokens,), -1)
-        self.bids_T = scores_TE.new_zeros(tokens)
+        each, left = divmod(tokens, experts)
+        self.scores_TE, self.tokens, self.experts = scores_TE, tokens, experts
+        self.room_P = torch.full((experts,), each, device=scores_TE.device)
+        self.worth_TP = scores_TE if each else torch.full_like(scores_TE, float("-inf"))
+        nobody = 0
+        if left:
+            nobody = experts - left
+            self.room_P = torch.cat([self.room_P, torch.ones_like(self.room_P)])
+            self.worth_TP = torch.cat([self.worth_TP, scores_TE], dim=1)
+        self.prices_P = scores_TE.new_zeros(len(self.room_P))
+        self.place_T = self.room_P.new_full((tokens + nobody,), -1)
+        self.bids_T = scores_TE.new_zeros(tokens + nobody)
 
     def run(self, precision: float, max_rounds: int) -> int:
-        """Assign all; the rounds it took."""
-        tokens, experts = self.scores_TE.shape
-        if experts == 1 or not tokens:
-            self.expert_T.zero_()
-            return 0
-        fine = self.scores_TE[self.scores_TE.isfinite()]
-        span = float(fine.max() - fine.min())
-        # Less, and a price would not rise by it.
-        largest = max(abs(float(fine.max())), abs(float(fine.min())), 1e-30)
-        last = max(span * precision, largest * 16 * torch.finfo(fine.dtype).eps)
+        """Auction after auction, with smaller steps; the rounds it took."""
+        least, most = self.scores_TE.aminmax()
+        span, largest = float(most - least), max(abs(float(most)), abs(float(least)), 1e-30)
+        # Of less, prices would not rise.
+        last = max(span * precision, largest * 16 * torch.finfo(self.scores_TE.dtype).eps)
         step, rounds = max(span * _FIRST_STEP, last), 0
         while True:
-            self.expert_T.fill_(-1)
-            start_E = self.prices_E.clone()
+            self.place_T.fill_(-1)
+            start_P = self.prices_P
             while rounds < max_rounds:
-                waiting = (self.expert_T < 0).nonzero().squeeze(1)
+                waiting = (self.place_T < 0).nonzero().squeeze(1)
                 if not len(waiting):
                     break
-                self._bid(waiting, step, start_E)
+                self._bid(waiting, step)
+                self._keep_the_highest(start_P)
                 rounds += 1
             if step <= last or rounds >= max_rounds:
-                self._fill()
                 return rounds
             step = max(step * _SHRINK, last)
 
-    def _bid(self, waiting: Tensor, step: float, start_E: Tensor) -> None:
-        """A round: those who wait bid what the best place is worth to them above the next."""
-        worth = self.values_TE[waiting] - self.prices_E
-        top = worth.topk(2, dim=1)
+    def _bid(self, waiting: Tensor, step: float) -> None:
+        """Who waits bids what the best place is worth to them above the next."""
+        tokens = waiting[waiting < self.tokens]
+        top = (self.worth_TP[tokens] - self.prices_P).topk(2, dim=1)
         best, above = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
-        self.expert_T[waiting] = best
-        self.bids_T[waiting] = self.prices_E[best] + above + step
-        # The highest bids of every expert, those it had among them.
-        order = torch.argsort(self.bids_T, descending=True, stable=True)
-        order = order[torch.argsort(self.expert_T[order], stable=True)]
-        experts = self.expert_T[order]
-        bidding = experts >= 0
-        order, experts = order[bidding], experts[bidding]
-        counts_E = torch.bincount(experts, minlength=len(self.room_E))
-        first_E = counts_E.cumsum(0) - counts_E
-        place = torch.arange(len(order), device=order.device) - first_E[experts]
-        kept = place < self.room_E[experts]
-        self.expert_T[order[~kept]] = -1
-        asked_E = torch.full_like(start_E, float("inf")).scatter_reduce(
-            0, experts[kept], self.bids_T[order[kept]], "amin"
-        )
-        self.prices_E = torch.where(counts_E >= self.room_E, asked_E, start_E)
+        nobody = waiting[waiting >= self.tokens]
+        if len(nobody):
+            self._bid_for_nobody(nobody, step)
+        self.place_T[tokens] = best
+        self.bids_T[tokens] = self.prices_P[best] + above + step
 
-    def _fill(self) -> None:
-        """Whoever has no place gets one that is left."""
-        waiting = (self.expert_T < 0).nonzero().squeeze(1)
-        if len(waiting):
-            taken_E = torch.bincount(self.expert_T[self.expert_T >= 0], minlength=len(self.room_E))
-            free = torch.repeat_interleave(self.room_E - taken_E)
-            # The last tokens are nobody, whom only the last experts have room for.
-            self.expert_T[waiting] = free
+    def _bid_for_nobody(self, waiting: Tensor, step: float) -> None:
+        """They take the cheapest places, all at the price of the next one.
+
+        One by one they would outbid each other step by step.
+        """
+        prices_E = self.prices_P[self.experts :].clone()
+        held = self.place_T[self.tokens :]
+        prices_E[held[held >= 0] - self.experts] = float("inf")
+        cheapest = prices_E.argsort(stable=True)
+        after = cheapest[min(len(waiting), len(cheapest) - 1)]
+        level = torch.where(prices_E[after].isfinite(), prices_E[after], self.prices_P.max())
+        self.place_T[waiting] = self.experts + cheapest[: len(waiting)]
+        self.bids_T[self.tokens :] = torch.maximum(self.bids_T[self.tokens :], level + step)
+
+    def _keep_the_highest(self, start_P: Tensor) -> None:
+        """Of the bids for a place; the least that is kept is its price, once there is no more."""
+        order = torch.argsort(self.bids_T, descending=True, stable=True)
+        order = order[torch.argsort(self.place_T[order], stable=True)]
+        order = order[self.place_T[order] >= 0]
+        places = self.place_T[order]
+        counts_P = torch.bincount(places, minlength=len(self.room_P))
+        first_P = counts_P.cumsum(0) - counts_P
+        rank = torch.arange(len(order), device=order.device) - first_P[places]
+        kept = rank < self.room_P[places]
+        self.place_T[order[~kept]] = -1
+        asked_P = torch.full_like(start_P, float("inf")).scatter_reduce(
+            0, places[kept], self.bids_T[order[kept]], "amin"
+        )
+        self.prices_P = torch.where(counts_P >= self.room_P, asked_P, start_P)
+
+    def fill(self) -> None:
+        """After rounds that were too few: who has no place gets one, and experts stay balanced."""
+        place_T, experts = self.place_T[: self.tokens], self.experts
+        if not bool((place_T < 0).any()):
+            return
+        each = self.tokens // experts
+        expert_T = torch.where(place_T < 0, -1, place_T % experts)
+        counts_E = torch.bincount(expert_T[expert_T >= 0], minlength=experts)
+        missing_E = (each - counts_E).clamp(min=0)
+        waiting = (expert_T < 0).nonzero().squeeze(1)
+        short = int(missing_E.sum()) - len(waiting)
+        if short > 0:
+            # Of experts with one more, one each.
+            more = (counts_E > each).nonzero().squeeze(1)[:short]
+            first = [int((expert_T == expert).nonzero()[0]) for expert in more]
+            waiting = torch.cat([waiting, waiting.new_tensor(first)])
+            counts_E[more] -= 1
+        free = torch.repeat_interleave(missing_E)
+        # What is left after that goes to those that have not one more yet.
+        others = (counts_E <= each).nonzero().squeeze(1)
+        place_T[waiting] = torch.cat([free, others])[: len(waiting)]

@@ -13,13 +13,19 @@ NO_LOSS = "--moe-aux-loss-coeff 0 --moe-z-loss-coeff 0".split()
 SELECTORS = {
     "hash": ["--grove-router-selector", "hash", *NO_LOSS],
     "reinforce": ["--grove-router-selector", "reinforce"],
-    "base": "--grove-router-selector base --moe-router-topk 1".split()
-    + ["--grove-base-precision", "1e-6", *NO_LOSS],
+    "base": [
+        *"--grove-router-selector base --moe-router-topk 1 --grove-base-precision 1e-6".split(),
+        *NO_LOSS,
+    ],
     "sinkhorn": ["--grove-router-selector", "sinkhorn", *NO_LOSS],
-    "expert_choice": "--grove-router-selector expert_choice".split()
-    + ["--grove-expert-choice-sees-future", *NO_LOSS],
-    "capacity": "--moe-expert-capacity-factor 0.7 --grove-capacity-scope sequence".split()
-    + "--moe-token-drop-policy position --grove-capacity-first-choices".split(),
+    "expert_choice": [
+        *"--grove-router-selector expert_choice --grove-expert-choice-sees-future".split(),
+        *NO_LOSS,
+    ],
+    "capacity": (
+        "--moe-expert-capacity-factor 0.7 --grove-capacity-scope sequence "
+        "--moe-token-drop-policy position --grove-capacity-first-choices"
+    ).split(),
     "noise": ["--grove-noisy-topk"],
     "adaptive": "--grove-adaptive-aux-loss --grove-adaptive-decay 0.5".split(),
 }
@@ -38,7 +44,7 @@ LAYOUTS = {
 CASES = {
     "hash": [*LAYOUTS],
     "reinforce": [*LAYOUTS],
-    **dict.fromkeys(("base", "sinkhorn", "expert_choice", "capacity"), ["tp2", "full"]),
+    **{name: ["tp2", "full"] for name in ("base", "sinkhorn", "expert_choice", "capacity")},
     "adaptive": ["tp2", "pp2", "moe"],
 }
 EVERY_RUN = {("hash", "vpp"), ("reinforce", "vpp")}

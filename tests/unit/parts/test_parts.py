@@ -114,10 +114,10 @@ def inputs(padded: bool, columns: int = 12):
     return x.requires_grad_(), upstream, padding
 
 
-def carried_of(router: GroveRouter) -> Carried:
+def carried_of(router: GroveRouter, sequence: int = SEQUENCE, batch: int = BATCH) -> Carried:
     """What comes beside the tokens: logits to add, token ids, columns for rewards."""
     generator = torch.Generator().manual_seed(2)
-    shape = (SEQUENCE, BATCH, router.num_experts)
+    shape = (sequence, batch, router.num_experts)
     logits = torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
     ids = torch.randint(VOCABULARY, shape[:2], generator=generator)
     reward = torch.zeros((*shape[:2], 4), dtype=torch.float64)
