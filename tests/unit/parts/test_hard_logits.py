@@ -39,7 +39,11 @@ def logits(kind: str, tokens: int) -> Tensor:
 @pytest.mark.parametrize("part", PARTS, ids=name_of)
 @pytest.mark.parametrize("training", [True, False])
 def test_every_token_is_routed_or_dropped_and_weights_are_finite(
-    part: Part, tokens: int, kind: str, training: bool, parse  # noqa: F811
+    part: Part,
+    tokens: int,
+    kind: str,
+    training: bool,
+    parse,  # noqa: F811
 ) -> None:
     router = make_router(config_of(part.tried, parse, groups=True)).train(training)
     router.carried = carried_of(router, tokens, 1)
