@@ -11,6 +11,8 @@ import numpy as np
 from .manifest import manifest_of, read_manifest
 
 _BLOCK = 1 << 24
+# Ids that numbers are kept of.
+_MOST_IDS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,24 @@ def _read(data: Path, dtype: np.dtype[Any]) -> tuple[int, str]:
             ids = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
             largest = max(largest, int(ids.max())) if len(ids) else largest
     return largest, digest.hexdigest()
+
+
+def count_tokens(prefix: Path, size: int | None) -> list[int]:
+    """How often every token id is there, in files that :func:`check` finds nothing wrong with.
+
+    Args:
+        size: of the vocabulary; None: to the largest id that is there.
+
+    Raises:
+        ValueError: ids are no vocabulary's.
+    """
+    found, _ = check(prefix, size)
+    size = max(size or 0, found.largest + 1)
+    if size > _MOST_IDS:
+        raise ValueError(f"--check ({prefix}) has token ({found.largest}) of no vocabulary")
+    counts = np.zeros(size, dtype=np.int64)
+    with prefix.with_name(f"{prefix.name}.bin").open("rb") as file:
+        while block := file.read(_BLOCK):
+            counts += np.bincount(np.frombuffer(block, found.dtype), minlength=size)
+    numbers: list[int] = counts.tolist()
+    return numbers

@@ -51,6 +51,13 @@ def data(
     vocab_size: Annotated[
         int | None, typer.Option(help="Of --check: ids must be below it.")
     ] = None,
+    counts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Of --check: write how often every token id is there, for --grove-hash-counts.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object as the last line.")
     ] = False,
@@ -61,11 +68,11 @@ def data(
     stopped goes on where it was when it is repeated. Exits 2 if it cannot, 1 if --check finds
     something wrong.
     """
-    if problems := _problems(inputs, output, tokenizer, valid, workers, check, vocab_size):
+    if problems := _problems(inputs, output, tokenizer, valid, workers, check, vocab_size, counts):
         _refuse(problems)
     try:
         if check is not None:
-            _check(check, vocab_size, as_json)
+            _check(check, vocab_size, counts, as_json)
         from .build import Options, build
 
         assert inputs
@@ -79,20 +86,28 @@ def data(
             skip_bad=skip_bad,
             workers=workers or len(os.sched_getaffinity(0)),
         )
-        counts = build(inputs, options)
+        made_of = build(inputs, options)
     except ValueError as error:
         _refuse(str(error).split("\n"))
     made = ", ".join(str(prefix) for prefix in options.splits.values())
-    skipped = f", {counts.bad:,} places skipped" if counts.bad else ""
-    _say(f"{made}: {counts.documents:,} documents, {counts.tokens:,} tokens{skipped}")
+    skipped = f", {made_of.bad:,} places skipped" if made_of.bad else ""
+    _say(f"{made}: {made_of.documents:,} documents, {made_of.tokens:,} tokens{skipped}")
     if as_json:
-        print(json.dumps(asdict(counts)), flush=True)
+        print(json.dumps(asdict(made_of)), flush=True)
 
 
-def _check(prefix: Path, vocab_size: int | None, as_json: bool) -> None:
-    from .check import check
+def _check(prefix: Path, vocab_size: int | None, counts: Path | None, as_json: bool) -> None:
+    from .check import check, count_tokens
 
     found, problems = check(prefix, vocab_size)
+    if counts is not None and not problems:
+        counted = count_tokens(prefix, vocab_size)
+        new = counts.with_name(f"{counts.name}.new")
+        try:
+            new.write_text(json.dumps(counted) + "\n", encoding="utf-8")
+            new.replace(counts)
+        except OSError as error:
+            raise ValueError(f"--counts ({counts}) cannot be written: {error}") from error
     _say(
         f"{prefix}: {found.documents:,} documents, {found.empty:,} of them empty, "
         f"{found.tokens:,} tokens of {found.dtype}, the largest {found.largest}"
@@ -112,8 +127,11 @@ def _problems(
     workers: int | None,
     check: Path | None,
     vocab_size: int | None,
+    counts: Path | None,
 ) -> list[str]:
     problems = []
+    if counts is not None and check is None:
+        problems.append(f"--counts ({counts}) does nothing without --check; add it")
     if check is not None:
         if inputs or output is not None or tokenizer:
             problems.append(f"--check ({check}) is beside what makes files; give one of both")

@@ -29,8 +29,8 @@ class Settings:
     """Of the draw; that of the authors' code."""
 
     grove_hash_counts: str | None = None
-    """How often each token id is in a corpus, for the balanced table: a JSON list, or the file that
-    grove data writes beside PREFIX.bin with --count-tokens."""
+    """How often each token id is in a corpus, for the balanced table: a JSON list, as grove data
+    --check PREFIX --counts FILE.json writes it."""
 
     grove_hash_vocabulary: int | None = None
     """Token ids that the table has; by default those of the model's embedding."""
@@ -89,8 +89,6 @@ def read_counts(file: str) -> list[int]:
         OSError: no such file.
     """
     found: Any = json.loads(Path(file).read_text(encoding="utf-8"))
-    if isinstance(found, dict):
-        found = found.get("token_counts")
     whole = isinstance(found, list) and all(type(n) is int and n >= 0 for n in found)
     if not whole or not any(found):
         raise ValueError("holds no list of how often each token id is there")

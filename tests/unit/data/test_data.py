@@ -19,6 +19,7 @@ from grove_megatron.data.build import Options, build
 from grove_megatron.data.check import check
 from grove_megatron.data.manifest import read_manifest
 from grove_megatron.data.tokenizers import fingerprint
+from grove_megatron.parts.selector.hash import read_counts
 
 # Of the documents and the tokenizer below, as tools/preprocess_data.py of Megatron-LM core_v0.19.0
 # wrote them with --append-eod --workers 2.
@@ -384,6 +385,7 @@ def test_inputs_that_are_none_are_named_together(tokenizer: str, tmp_path: Path)
         (["a.jsonl", "--output", "x", "--tokenizer", "bytes", "--workers", 0], "--workers (0)"),
         (["--check", "x", "--tokenizer", "y"], "--check (x) is beside what makes files"),
         (["--vocab-size", 4], "--vocab-size (4) does nothing without --check"),
+        (["--counts", "c.json"], "--counts (c.json) does nothing without --check"),
         (["--check", "nothing/here"], "--check (nothing/here) lacks nothing/here.bin"),
     ],
 )
@@ -425,6 +427,27 @@ def test_files_that_are_whole_have_no_problem(made: Path) -> None:
     assert (found.documents, found.empty, found.tokens, found.largest) == (100, 8, 674, 10)
     assert check(made, 11)[1] == []
     assert "token (10) that is not below (10)" in check(made, 10)[1][0]
+
+
+def test_tokens_are_counted_for_a_balanced_table(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "counts.json"
+    command = ["data", "--check", str(made), "--vocab-size", "14", "--counts", str(file)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    counts = json.loads(file.read_text())
+    ids = np.fromfile(made.with_name("made.bin"), check(made)[0].dtype)
+    assert counts == [int((ids == token).sum()) for token in range(14)]
+    assert sum(counts) == 674
+    assert read_counts(str(file)) == counts
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_tokens_of_damaged_files_are_not_counted(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "counts.json"
+    command = ["data", "--check", str(made), "--vocab-size", "10", "--counts", str(file)]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    assert not file.exists()
+    no_folder = ["data", "--check", str(made), "--counts", str(tmp_path / "no" / "c.json")]
+    assert CliRunner().invoke(app, no_folder).exit_code == 2
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
