@@ -54,8 +54,13 @@ class GroveGPTModelBuilder(GPTModelBuilder):
         if cfg.transformer_layer_spec is not grove_layer_spec:
             return super().build_model(pg_collection, pre_process, post_process, vp_stage)
         transformer: TransformerConfig = cfg.transformer
-        if getattr(transformer, "grove_hash_vocabulary", 0) is None:
-            transformer.grove_hash_vocabulary = self._vocab_size()
+        table = getattr(transformer, "grove_hash_vocabulary", None) or self._vocab_size()
+        if table < self._vocab_size():
+            raise ValueError(
+                f"--grove-hash-vocabulary ({table}) is below the token ids of the model "
+                f"({self._vocab_size()}); leave it out"
+            )
+        transformer.grove_hash_vocabulary = table
         layer_spec = grove_layer_spec(cfg, vp_stage=vp_stage)
         vp_size = transformer.virtual_pipeline_model_parallel_size
         if pre_process is None:

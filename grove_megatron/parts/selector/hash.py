@@ -108,8 +108,9 @@ def _table(config: Any) -> Tensor:
     counts = read_counts(config.grove_hash_counts)
     if len(counts) > vocabulary:
         raise ValueError(
-            f"--grove-hash-counts ({config.grove_hash_counts}) counts {len(counts)} token ids, "
-            f"more than the {vocabulary} of the model; give that of its tokenizer"
+            f"--grove-hash-counts ({config.grove_hash_counts}) counts {len(counts)} token ids, and "
+            f"the model has {vocabulary}; make one with grove data --check PREFIX --counts "
+            "FILE.json"
         )
     counts += [0] * (vocabulary - len(counts))
     return balanced_table(counts, config.num_moe_experts, topk)
@@ -134,14 +135,27 @@ def rules(settings: Any) -> list[Problem]:
         f"{{moe_input_jitter_eps}} is of a router that reads tokens, and {{{name}}} reads their "
         "ids; remove it": bool(settings.moe_input_jitter_eps),
     }
+    # Of a command line, once it is known.
+    rows = getattr(settings, "padded_vocab_size", None) or getattr(settings, "vocab_size", None)
+    table = settings.grove_hash_vocabulary
+    if table is not None and rows is not None and table < rows:
+        broken[
+            f"{{grove_hash_vocabulary}} is below the {rows} token ids of the model, some of which "
+            "would have no expert; leave it out"
+        ] = True
     problems = [*check.one_of("grove_hash_table", ("random", "balanced"), "use random")]
     problems += check.at_least("grove_hash_vocabulary", 1, "leave it out")
     problems += check.those(broken)
     if balanced and settings.grove_hash_counts is not None:
         try:
-            read_counts(settings.grove_hash_counts)
+            counted = len(read_counts(settings.grove_hash_counts))
+            if (table or rows) is not None and counted > (table or rows):
+                raise ValueError(f"counts {counted} token ids, and the model has {table or rows}")
         except (OSError, ValueError) as error:
-            sentence = "{grove_hash_counts} cannot be read: {why}; give a JSON list of counts"
+            sentence = (
+                "{grove_hash_counts} is no list of counts for this model: {why}; make one with "
+                "grove data --check PREFIX --counts FILE.json"
+            )
             problems.append(check.problem(sentence, why=error))
     of_logits = [p for p in registry.active(settings) if p.slot in ("gate", "logits")]
     problems += [
