@@ -1,5 +1,6 @@
 """The card of a part, made from its row, and the list of all cards."""
 
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
@@ -27,10 +28,23 @@ SECTIONS = (
 
 _MADE = "Made by `python -m grove_megatron.parts --write`; not edited by hand."
 
-_LEGEND = """Letters: T tokens, E experts that a token can select, K experts of a token, H hidden size,
-G groups with an adjugate each, D groups of devices, M of them that a token may use, z logits,
-e selected experts, w their weights, p probabilities that losses balance, b the expert bias. An
-index at the end of a name is its shape."""
+_LETTERS = {
+    "T": "tokens",
+    "E": "experts that a token can select",
+    "K": "experts of a token",
+    "H": "hidden size",
+    "G": "groups with an adjugate each",
+    "D": "groups of devices",
+    "M": "groups that a token may use",
+    "V": "token ids",
+    "x": "the token",
+    "z": "logits",
+    "s": "what is selected by",
+    "e": "selected experts",
+    "w": "their weights",
+    "p": "probabilities that losses balance",
+    "b": "the expert bias",
+}
 
 DIMS = {
     "1": "1",
@@ -53,7 +67,7 @@ _CARRIED: dict[Carried, str] = {
 }
 
 _SEES = {
-    "nothing": "It decides about a token by that token alone.",
+    "nothing": "What it does to a token depends on that token alone.",
     "training": """In training the choice of a token depends on all tokens of its microbatch, those
 after it in its own sequence among them, on every rank that has a part of them (tensor and context
 parallelism). In evaluation it depends on the token alone. So losses of training are of choices that
@@ -66,16 +80,27 @@ with the micro batch size, and a validation loss is of choices that a causal mod
 it generates. Generation refuses such a model.""",
 }
 
+_OF_LOSSES = """It decides nothing about a token. Training alone has losses, of the tokens of a
+microbatch on all ranks that have a part of them."""
+_OF_THE_BIAS = """It decides nothing about a token itself: the bias moves after a global batch, by
+the counts of all its tokens, and stands still in evaluation."""
+_UNSEEN: dict[Slot, str] = {
+    "counts": _OF_LOSSES,
+    "loss": _OF_LOSSES,
+    "update": _OF_THE_BIAS,
+    "schedule": _OF_THE_BIAS,
+}
+
 _CROWDS = {
     "rank": """Tokens that a rank has of a microbatch take places of an expert from one another, in
 training and in evaluation. What is dropped of a sequence depends on the sequences beside it, on the
 micro batch size and on how ranks divide the tokens: an evaluation is repeatable with the same batch
 and layout alone, and generation, which has few tokens at a time, drops others than a pass over
-whole sequences. `--grove-capacity-scope sequence` makes it of a sequence alone.""",
+whole sequences.""",
     "sequence": """Tokens of one sequence take places of an expert from one another, in training and
-in evaluation; what is dropped does not depend on the sequences beside it. With an order by
-position only earlier tokens take places from later ones, with an order by weight later tokens do
-too. Generation, which has one token of a sequence at a time, drops others than a pass over the
+in evaluation; what is dropped does not depend on the sequences beside it. Later tokens take places
+from earlier ones by a larger weight or a better choice; by position alone they do not. Generation,
+which has one token of a sequence at a time, drops others than a pass over the
 whole sequence.""",
 }
 
@@ -101,9 +126,9 @@ def card(part: Part, measured: dict[str, Any] | None) -> str:
 
 def index() -> str:
     """The page that lists the cards."""
-    text = f"""{_MADE} A card for each part that a router can be composed of: its formula, when to use
-it and when not, what it sees of other tokens, its weights and flags, what it needs and excludes,
-what it was compared with, and what was measured of it."""
+    text = f"""{_MADE} A card for each part that a router can be composed of: its formula, when to
+use it and at what price, what it sees of other tokens, its weights and flags, what it needs and
+excludes, what it was compared with, and what was measured of it."""
     lines = ["# Parts of the router, card by card\n", _wrapped(text)]
     for slot in get_args(Slot):
         if of_slot := registry.of_slot(slot):
@@ -142,8 +167,11 @@ def _top(part: Part) -> Iterator[str]:
 
 
 def _formula(part: Part) -> Iterator[str]:
-    yield f"```text\n{part.formula}\n```\n"
-    yield _wrapped(_LEGEND)
+    yield f"```text\n{part.formula}\n```"
+    alone = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", part.formula)
+    letters = {*alone, *"".join(re.findall(r"_([A-Z]+)", part.formula))}
+    if found := [f"{a} {what}" for a, what in _LETTERS.items() if a in letters]:
+        yield f"\n{_wrapped(', '.join(found) + '.')}"
 
 
 def _when(part: Part) -> Iterator[str]:
@@ -153,14 +181,16 @@ def _when(part: Part) -> Iterator[str]:
 def _sees(part: Part) -> Iterator[str]:
     if part.crowds:
         scope = small.parsed(part.tried).grove_capacity_scope
-        yield _wrapped(_CROWDS[scope])
+        other = " `--grove-capacity-scope sequence` makes it of a sequence alone."
+        readable = scope == "rank" and "grove_capacity_scope" in _settings(part)
+        yield _wrapped(_CROWDS[scope] + (other if readable else ""))
     else:
-        yield _wrapped(_SEES[part.sees])
+        yield _wrapped(_UNSEEN.get(part.slot, _SEES[part.sees]))
     carried = " and ".join(_CARRIED[one] for one in sorted(part.needs))
     more = {
         "A token may get any number of experts, or none.": part.any_number,
-        "It draws random numbers in training, and none in evaluation; a recomputed pass draws the "
-        "same.": part.draws,
+        "With the flags below training draws random numbers, and evaluation none; a recomputed "
+        "pass draws the same.": part.draws,
         f"It reads {carried}, which travel from layer to layer beside the hidden states.": carried,
     }
     if text := " ".join(line for line, holds in more.items() if holds):
@@ -176,11 +206,11 @@ def _weights(part: Part) -> Iterator[str]:
         yield "None of its own."
     before, after = _parameters(""), _parameters(part.tried)
     model = small.model(part.tried)
+    without = f"{before:,} without" if before != after else "as many without"
     yield ""
     yield _wrapped(
         f"With H = {model.hidden_size} and E = {model.sizes['R']} (the model of `{small.EXAMPLE}` "
-        f"with the flags below) the router of a layer has {after:,} parameters, and {before:,} "
-        "without these flags."
+        f"with the flags below) the router of a layer has {after:,} parameters, and {without}."
     )
 
 
@@ -199,10 +229,13 @@ def _flags(part: Part) -> Iterator[str]:
         return
     yield FLAGS_HEAD
     yield from own
-    known = {f.name for f in fields(part.settings)} if part.settings else set()
-    if free := [name for name in part.free if name in known]:
+    if free := [name for name in part.free if name in _settings(part)]:
         names = ", ".join(f"`{flag_of(name)}`" for name in free)
         yield f"\n{_wrapped(f'May change from one run of a checkpoint to the next: {names}.')}"
+
+
+def _settings(part: Part) -> set[str]:
+    return {field.name for field in fields(part.settings)} if part.settings else set()
 
 
 def _to_try(part: Part) -> Iterator[str]:
@@ -240,8 +273,8 @@ def _row(one: refused.Refused) -> str:
 
 def _compared(part: Part) -> Iterator[str]:
     yield _wrapped(
-        "The same in a few slow lines, in the file of the part: router, losses and every gradient "
-        "are within 1e-10 of it in fp64 (`tests/unit/parts/test_parts.py`)."
+        "Tests compare it with the same in a few slow lines, which are in the file of the part: "
+        "in fp64, with every gradient there is."
     )
     found = list(goldens.of_part(part))
     if not found:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from ..parts import registry
 from ..parts.part import Part
 from ..verify_layer.golden import DEFAULT, Golden
 from ..verify_layer.system import System

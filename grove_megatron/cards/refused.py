@@ -4,10 +4,12 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..checks.flags import flag_of
 from ..checks.problem import Problem
 from ..config import grove_problems
 from ..parts import registry
 from ..parts.part import Part
+from ..parts.slots import flag_fields
 from . import small
 
 # Beside what asks for every other part.
@@ -81,16 +83,23 @@ def _refused_beside(part: Part, flags: str, other: Part | None) -> list[Problem]
     own, beside = small.given(part.tried), small.given(flags)
     found: list[Problem] = []
     for model in ({}, _WITHOUT_GROUPS):
-        if _problems(_with(model, own)):
+        only = _with(model, own)
+        if not part.is_on(only) or _problems(only):
             # Not in this model, whatever is beside it.
             continue
         both = _with(model, own, beside)
         if other is not None and other.slot == part.slot and not part.is_on(both):
             # In its place.
             continue
-        alone = _problems(_with(model, beside))
-        found += [p for p in _problems(both) if p not in alone and p not in found]
+        others = _of_others(part, _with(model, beside))
+        found += [p for p in _problems(both) if p not in others and p not in found]
     return found
+
+
+def _of_others(part: Part, args: Namespace) -> list[Problem]:
+    """What is said where the part is not; where it is by default, what does not name it."""
+    name = flag_of(registry.setting(part)) if part.switch or part.slot in flag_fields() else None
+    return [p for p in _problems(args) if not (part.is_on(args) and name in (p.flag, *p.about))]
 
 
 def _with(*changes: dict[str, object]) -> Namespace:

@@ -39,8 +39,8 @@ Made by `python -m grove_megatron.parts --write` from the files of this folder; 
 A router is composed of parts, each a file with its paper, its flags, what it excludes, its
 weights, and the same computation in a few slow lines, which tests compare it with. They work with
 groups and, with `--grove-dispatch`, in a plain MoE, where the table does not say otherwise.
-CONTRIBUTING says how to add one. In the repository `docs/parts` has a card of each, with its formula,
-when to use it, and what it needs and excludes.
+CONTRIBUTING says how to add one. In the repository `docs/parts` has a card of each: its formula,
+when to use it, what it needs and excludes.
 """
 
 

@@ -73,8 +73,8 @@ PARTS = (
         source="arXiv 2006.16668, Algorithm 1; lucidrains/st-moe-pytorch@d94e65d TopNGating",
         settings=Settings,
         switch="grove_second_expert_threshold",
-        formula="p_TK = w_TK / sum_K w_TK\n"
-        "training:   e[t, 0] is kept, e[t, k] where u[t, k] < p[t, k] / threshold\n"
+        formula="q_TK = w_TK / sum_K w_TK\n"
+        "training:   e[t, 0] is kept, e[t, k] where u[t, k] < q[t, k] / threshold\n"
         "            u uniform in [0, 1)\n"
         "evaluation: all are kept",
         when="To send fewer rows in training where the second expert has little weight anyway, "

@@ -48,7 +48,7 @@ PARTS = (
         source="arXiv 2406.06563, Eq. 1",
         settings=Settings,
         switch="grove_logit_bias",
-        formula="z_TE -> z_TE + b_E",
+        formula="z_TE -> z_TE + bias_E",
         when="To train or load a router with a bias, such as Skywork-MoE's. An expert can then "
         "be liked by all tokens alike, which balances nothing: that is what the expert bias "
         "is for. It costs E weights.",

@@ -137,7 +137,7 @@ PARTS = (
         "            u uniform in [0, 1)\n"
         "evaluation: e_TK = the K largest of z[t, i]\n"
         "d z: coeff (loss_T - B_T) d log pi(e_TK | z_TE), beside the gradient of the weights\n"
-        "B_T = x_TH w_H + b, which learns to be loss_T",
+        "B_T = x_TH a_H + c, which learns to be loss_T",
         when="For experiments with choices that learn from what they led to, not from the "
         "weights alone. The gradient is unbiased for a token's own loss and of high "
         "variance, training draws its choice, and losses travel to every layer in four more "
