@@ -5,7 +5,8 @@ from functools import cache
 from typing import Any
 
 from ..parts.part import Part
-from ..verify_layer.golden import DEFAULT, Golden
+from ..verify_layer.golden import DEFAULT as DEFAULT
+from ..verify_layer.golden import Golden
 from ..verify_layer.system import System
 from . import small
 

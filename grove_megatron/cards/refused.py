@@ -33,7 +33,7 @@ CANDIDATES = (
     "--mlp-chunks-for-training 2",
     "--mtp-num-layers 1",
 )
-_WITHOUT_GROUPS = {
+_WITHOUT_GROUPS: dict[str, object] = {
     "grove_num_groups": None,
     "grove_adjugate_ffn_hidden_size": None,
     "grove_dispatch": True,
@@ -82,7 +82,8 @@ def _candidates(part: Part) -> list[tuple[str, Part | None]]:
 def _refused_beside(part: Part, flags: str, other: Part | None) -> list[Problem]:
     own, beside = small.given(part.tried), small.given(flags)
     found: list[Problem] = []
-    for model in ({}, _WITHOUT_GROUPS):
+    with_groups: dict[str, object] = {}
+    for model in (with_groups, _WITHOUT_GROUPS):
         only = _with(model, own)
         if not part.is_on(only) or _problems(only):
             # Not in this model, whatever is beside it.

@@ -55,6 +55,8 @@ RULES = {
         inside={"parts", "functional", "checks", "model.architecture", "model.weights"},
         outside={"torch"},
     ),
+    # Writes the page, and the cards.
+    "parts/__main__": Rule(inside={"parts", "cards"}),
     "parts/drop/capacity": Rule(inside={"parts"}, outside={"torch", "megatron.core"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
@@ -199,6 +201,7 @@ RULES = {
     "benchmarks/shape": Rule(inside={"benchmarks"}),
     "benchmarks/data": Rule(in_functions={"tokenizers", "transformers"}),
     "arguments": AROUND_THE_MODEL,
+    "cards": AROUND_THE_MODEL,
     "unparsed": Rule(inside={"checks"}),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
