@@ -1,6 +1,7 @@
 """What was measured of parts, if it was."""
 
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,7 @@ def lines(name: str, found: dict[str, Any] | None) -> Iterator[str]:
     if not rows or found is None:
         yield "Not measured."
         return
-    yield f"*Measured* on {found['machine']}, {found['date']}, with"
+    yield textwrap.fill(f"*Measured* on {found['machine']}, {found['date']}, with", 100)
     yield f"\n```sh\n{found['command']}\n```\n"
     yield f"| {' | '.join(['router', *_COLUMNS.values()])} |"
     yield f"| --- |{' ---: |' * len(_COLUMNS)}"
