@@ -168,7 +168,7 @@ def _top(part: Part) -> Iterator[str]:
 
 def _formula(part: Part) -> Iterator[str]:
     yield f"```text\n{part.formula}\n```"
-    alone = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", part.formula)
+    alone = re.findall(r"(?<![A-Za-z0-9])[A-Za-z](?![A-Za-z])", part.formula)
     letters = {*alone, *"".join(re.findall(r"_([A-Z]+)", part.formula))}
     if found := [f"{a} {what}" for a, what in _LETTERS.items() if a in letters]:
         yield f"\n{_wrapped(', '.join(found) + '.')}"
