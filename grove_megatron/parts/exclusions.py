@@ -31,8 +31,11 @@ def selector_problems(
             *("moe_enable_routing_replay", "moe_router_force_biased"),
             *("moe_router_force_load_balancing",),
             *(("moe_router_topk_scaling_factor", "moe_router_pre_softmax") if weighs else ()),
-            *(() if capacity else ("moe_expert_capacity_factor", "grove_expert_capacity")),
         )
+    } | {
+        f"{{{name}}} is set beside {{{_NAME}}}, which gives every expert as many tokens; remove one "
+        "of them": not capacity and getattr(settings, name) is not None
+        for name in ("moe_expert_capacity_factor", "grove_expert_capacity")
     }
     if settings.grove_group_score != Choices.grove_group_score:
         broken[f"{{grove_group_score}} is of limits, and {{{_NAME}}} knows none; remove it"] = True

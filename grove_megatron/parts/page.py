@@ -14,7 +14,7 @@ from .slots import flag_fields
 
 PAGE = Path(__file__).with_name("README.md")
 
-_TITLES: dict[Slot, str] = {
+TITLES: dict[Slot, str] = {
     "gate": "Gates: what makes the logits of a token",
     "logits": "Logits: changed before anything reads them",
     "selector": "Selectors: how experts are selected, and weighed, otherwise than by scores",
@@ -31,6 +31,8 @@ _TITLES: dict[Slot, str] = {
     "local": "Local experts: beside those with an FFN, computed where the token is",
 }
 
+FLAGS_HEAD = "| flag | default | it is |\n| --- | --- | --- |"
+
 _TOP = """# Parts of the router
 
 Made by `python -m grove_megatron.parts --write` from the files of this folder; not edited by hand.
@@ -38,43 +40,46 @@ Made by `python -m grove_megatron.parts --write` from the files of this folder; 
 A router is composed of parts, each a file with its paper, its flags, what it excludes, its
 weights, and the same computation in a few slow lines, which tests compare it with. They work with
 groups and, with `--grove-dispatch`, in a plain MoE, where the table does not say otherwise.
-CONTRIBUTING says how to add one.
+CONTRIBUTING says how to add one. In the repository `docs/parts` has a card of each: its formula,
+when to use it, what it needs and excludes.
 """
 
 
 def page() -> str:
     """The whole page."""
     sections = [section for slot in get_args(Slot) for section in _section(slot)]
-    return "\n".join([_TOP, *sections, _flags_title(), *_flags()]) + "\n"
+    return "\n".join([_TOP, *sections, f"## Flags\n\n{FLAGS_HEAD}", *_flags()]) + "\n"
 
 
 def _section(slot: Slot) -> Iterator[str]:
-    yield f"## {_TITLES[slot]}\n"
+    yield f"## {TITLES[slot]}\n"
     yield "| part | asked for by | it is | source |"
     yield "| --- | --- | --- | --- |"
     for part in registry.of_slot(slot):
         needs = "; with groups only" if part.needs_groups else ""
-        yield f"| {part.name} | {_asked(part)} | {part.help}{needs} | {part.source} |"
+        yield f"| {part.name} | {asked(part)} | {part.help}{needs} | {part.source} |"
     yield ""
 
 
-def _asked(part: Part) -> str:
+def asked(part: Part) -> str:
+    """What asks for it, as Markdown."""
     if part.switch is None and part.slot in flag_fields():
         default = " (default)" if part.name == registry.default(part.slot) else ""
         return f"`{flag_of(registry.setting(part))} {part.name}`{default}"
     return f"`{flag_of(part.switch)}`" if part.switch else f"`{part.tried.split()[0]}`"
 
 
-def _flags_title() -> str:
-    return "## Flags\n\n| flag | default | it is |\n| --- | --- | --- |"
-
-
 def _flags() -> Iterator[str]:
     for kind in registry.settings_classes():
-        texts = documented(kind)
-        for field in fields(kind):
-            shown = {"None": "none", "False": "off"}.get(str(field.default), f"`{field.default}`")
-            yield f"| `{flag_of(field.name)}` | {shown} | {texts[field.name]} |"
+        yield from rows_of(kind)
+
+
+def rows_of(kind: type) -> Iterator[str]:
+    """A row of a table for each flag of a dataclass: name, default, help."""
+    texts = documented(kind)
+    for field in fields(kind):
+        shown = {"None": "none", "False": "off"}.get(str(field.default), f"`{field.default}`")
+        yield f"| `{flag_of(field.name)}` | {shown} | {texts[field.name]} |"
 
 
 def documented(kind: type) -> dict[str, str]:

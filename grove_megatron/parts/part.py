@@ -386,6 +386,7 @@ class Part:
             are weights, these by name.
         settings: dataclass of its flags, each with a docstring; None: it has none of its own. A
             flag is spelled as its field, ``grove_*``.
+        reads: such dataclasses of other parts whose flags it reads too.
         switch: the one of these that turns it on; the others are refused without it.
         rules: what is wrong with the settings if it is on.
         needs_groups: does it mean nothing without groups, which have an adjugate each?
@@ -393,10 +394,13 @@ class Part:
         draws: does it draw random numbers in training? By Megatron's default generator: the ranks
             of a pipeline stage draw the same.
         tried: flags that ask for it, for tests.
+        formula: what it computes, in plain letters with the suffixes above, a line or a few.
+        when: one or two sentences: who would choose it, and its price.
         order: of several in a slot, the lower first.
         needs: what it reads that a layer does not get from Megatron.
         sees: other tokens of the batch, on which the choice of a token depends: in ``training``,
             ``always``, or ``nothing``.
+        crowds: do tokens take places of an expert from one another, in training and evaluation?
         any_number: may a token get more experts than ``--moe-router-topk``?
         columns: how many columns of the router are its own.
         weights: names of its weights, with their dims as letters of a model's sizes (``R`` columns
@@ -412,15 +416,19 @@ class Part:
     build: Callable[[Any], Any]
     reference: Callable[..., Any]
     settings: type | None = None
+    reads: tuple[type, ...] = ()
     switch: str | None = None
     rules: Callable[[Any], list[Problem]] = _nothing
     needs_groups: bool = False
     free: tuple[str, ...] = ()
     draws: bool = False
     tried: str = ""
+    formula: str = ""
+    when: str = ""
     order: int = 0
     needs: frozenset[Carried] = frozenset()
     sees: Literal["nothing", "training", "always"] = "nothing"
+    crowds: bool = False
     any_number: bool = False
     columns: Callable[[Any], int] = _none
     weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -125,7 +125,7 @@ def _unknown(settings: Any) -> Iterator[Problem]:
 def _idle(settings: Any) -> Iterator[Problem]:
     """Settings of parts that are off."""
     for kind in settings_classes():
-        users = [part for part in parts() if part.settings is kind]
+        users = [part for part in parts() if part.settings is kind or kind in part.reads]
         switches = [part.switch for part in users if part.switch]
         if any(part.is_on(settings) for part in users):
             continue

@@ -187,7 +187,8 @@ def model_chunks(args: Namespace) -> int:
         return int(validated)
     letters = args.pipeline_model_parallel_layout
     if letters is not None:
-        return max(1, len(chunks_in_letters(str(letters))) // args.pipeline_model_parallel_size)
+        stages = int(args.pipeline_model_parallel_size)
+        return max(1, len(chunks_in_letters(str(letters))) // stages)
     if args.num_virtual_stages_per_pipeline_rank is not None:
         return int(args.num_virtual_stages_per_pipeline_rank)
     if args.num_layers_per_virtual_pipeline_stage is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("grove_megatron", "patches", "examples", "tests", ".ci")
+FOLDERS = ("grove_megatron", "patches", "docs", "examples", "tests", ".ci")
 # Of Megatron's repository, named in our documents.
 FOREIGN = frozenset(
     {"pretrain_gpt.py", "pretrain_hybrid.py", "golden.safetensors", "layer.safetensors"}
@@ -195,7 +195,10 @@ def test_the_tour_has_six_files() -> None:
     assert all((ROOT / path).is_file() for _, path in listed)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "grove_megatron/moe/README.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "grove_megatron/moe/README.md", "docs/parts/README.md"],
+)
 def test_there_is_something_to_look_at(name: str) -> None:
     assert (ROOT / name) in documents()
     assert mentioned_paths(read(name))

@@ -61,6 +61,8 @@ RULES = {
         outside={"torch"},
         in_functions={"numpy", "scipy"},
     ),
+    # Writes the page, and the cards.
+    "parts/__main__": Rule(inside={"parts", "cards"}),
     "comm": Rule(inside={"comm"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
     "config": Rule(inside=MODEL | {"switches"}, outside={"torch", "megatron.core"}),
@@ -205,6 +207,7 @@ RULES = {
     "benchmarks/shape": Rule(inside={"benchmarks"}),
     "benchmarks/data": Rule(in_functions={"tokenizers", "transformers"}),
     "arguments": AROUND_THE_MODEL,
+    "cards": AROUND_THE_MODEL,
     "unparsed": Rule(inside={"checks"}),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,

@@ -137,6 +137,12 @@ PARTS = (
         source="arXiv 2406.06563, section 4.2",
         settings=Settings,
         switch="grove_adaptive_aux_loss",
+        formula="alpha' = beta alpha + (1 - beta) min(xi d, alpha_max), of every layer\n"
+        "d = dropped pairs / routed pairs of the global batch; without a capacity those beyond\n"
+        "ceil(factor pairs / E) an expert, microbatch by microbatch of a rank",
+        when="When layers need balance at different times of a training: a balanced layer is left "
+        "alone, and one that drops tokens is pulled. One number a layer is read by the host after "
+        "each step.",
         is_on=lambda s: s.grove_adaptive_aux_loss,
         build=AdaptiveCoefficient,
         reference=lambda config, **_: Reference(config),

@@ -183,7 +183,16 @@ def _kind(settings: Any) -> str | None:
     return "sequence" if settings.grove_capacity_scope == "sequence" else "capacity"
 
 
-def _part(name: str, help: str, source: str, tried: str, switch: str | None = None) -> Part:
+def _part(
+    name: str,
+    help: str,
+    source: str,
+    tried: str,
+    switch: str | None = None,
+    *,
+    formula: str,
+    when: str,
+) -> Part:
     return Part(
         slot="drop",
         name=name,
@@ -197,6 +206,9 @@ def _part(name: str, help: str, source: str, tried: str, switch: str | None = No
         rules=rules,
         free=("grove_expert_capacity", "grove_capacity_scope", "grove_capacity_first_choices"),
         tried=tried,
+        crowds=True,
+        formula=formula,
+        when=when,
     )
 
 
@@ -207,12 +219,23 @@ PARTS = (
         "megatron-core 0.19.2 moe_utils.py:957; arXiv 2101.03961, Eq. 3",
         "--moe-expert-capacity-factor 1.0",
         switch="moe_expert_capacity_factor",
+        formula="C = ceil(K T factor / E), T the tokens of a rank\n"
+        "an expert keeps its C pairs of the largest weights (--moe-token-drop-policy probs), or\n"
+        "its first C (position)",
+        when="To bound what an expert computes and a rank receives. Tokens lose experts, and "
+        "weights of the rest are not raised; Megatron's own rule, without its padding.",
     ),
     _part(
         "sequence",
         "the same of every sequence for itself",
         "arXiv 2101.03961, section 2.2; transformers 4.46.3 SwitchTransformersTop1Router",
         "--moe-expert-capacity-factor 1.0 --grove-capacity-scope sequence",
+        formula="C = ceil(K S factor / E), of each sequence of S tokens\n"
+        "an expert keeps of each its C pairs of the largest weights, or the first C",
+        when="To have a sequence give up the same whatever stands beside it, as the Switch "
+        "Transformer, GShard and ST-MoE do. More is dropped than of a whole rank at the "
+        "same factor, where sequences could lend each other places; sequences that lie on "
+        "several ranks are gathered.",
     ),
     _part(
         "choices",
@@ -220,6 +243,11 @@ PARTS = (
         "arXiv 2006.16668, Algorithm 1; lucidrains/st-moe-pytorch@d94e65d TopNGating",
         "--moe-expert-capacity-factor 1.0 --grove-capacity-first-choices "
         "--moe-token-drop-policy position",
+        formula="C = ceil(K T factor / E)\n"
+        "an expert keeps its first C pairs: the best choices of all tokens, then the second ones",
+        when="With several experts a token, where losing the second expert is better than losing "
+        "the best of a later token, as GShard and ST-MoE have it. Later tokens still lose "
+        "more than early ones.",
     ),
     _part(
         "tokens",
@@ -228,13 +256,25 @@ PARTS = (
         "--grove-expert-capacity 2 --grove-capacity-scope sequence --moe-token-drop-policy "
         "position --grove-capacity-first-choices",
         switch="grove_expert_capacity",
+        formula="C = --grove-expert-capacity\n"
+        "an expert keeps C pairs of a rank or of each sequence, in the order that is asked for",
+        when="To load a system whose capacity is a number, such as the Switch Transformer of "
+        "transformers. The number does not follow the length of sequences, so shorter ones "
+        "drop less.",
     ),
     Part(
         slot="drop",
         name="heterogeneous",
         help="the same, where experts with an FFN take fewer tokens than those without",
         source="arXiv 2410.07348",
-        settings=HeterogeneousSettings,
+        formula="C_i = ceil(K T factor eta_i / sum_j eta_j), eta = tau with an FFN, 1 without\n"
+        "an expert keeps its C_i pairs of the largest weights, or the first C_i",
+        when="Beside experts without an FFN, which cost little and may take more. At a small tau "
+        "many pairs with an FFN are dropped, unless a loss with the same tau brings the "
+        "choice there.",
+        crowds=True,
+        settings=Settings,
+        reads=(HeterogeneousSettings,),
         is_on=lambda s: _kind(s) == "heterogeneous",
         build=Capacity,
         reference=Reference,

@@ -56,6 +56,11 @@ PARTS = (
         source="arXiv 2405.17976, section 2.1; IEIT-Yuan/Yuan2.0-M32@b403a2b router.py",
         settings=Settings,
         switch="grove_router_gate",
+        formula="q_TE, k_TE, v_TE = the three blocks of x_TH W_YH^T, Y = 3 E\n"
+        "z[t, i] = sum_j softmax_j(q[t, i] k[t, j]) v[t, j]",
+        when="To train or load a model such as Yuan 2.0-M32, whose experts are chosen by how "
+        "they relate to each other. It has three times the weights of one matrix, and E^2 "
+        "products and exponentials a token in fp32, made again in the backward pass.",
         is_on=lambda s: s.grove_router_gate == "attention",
         build=lambda c: AttentionGate(c.num_moe_experts, c.hidden_size, c),
         reference=reference,

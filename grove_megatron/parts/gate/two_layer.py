@@ -60,6 +60,10 @@ PARTS = (
         source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py Router",
         settings=Settings,
         switch="grove_router_gate",
+        formula="z_TE = tanh(x_TH W1_WH^T) W2_EW^T, W = 8 E",
+        when="To train or load what the released code of MoE++ makes; its paper has one matrix. "
+        "It has more than eight times the weights of one matrix, and as much more to "
+        "compute.",
         is_on=lambda s: s.grove_router_gate == "two_layer",
         build=lambda c: TwoLayerGate(c.num_moe_experts, c.hidden_size, c),
         reference=reference,

@@ -73,6 +73,13 @@ PARTS = (
         source="arXiv 2006.16668, Algorithm 1; lucidrains/st-moe-pytorch@d94e65d TopNGating",
         settings=Settings,
         switch="grove_second_expert_threshold",
+        formula="q_TK = w_TK / sum_K w_TK\n"
+        "training:   e[t, 0] is kept, e[t, k] where u[t, k] < q[t, k] / threshold\n"
+        "            u uniform in [0, 1)\n"
+        "evaluation: all are kept",
+        when="To send fewer rows in training where the second expert has little weight anyway, "
+        "as GShard (0.5) and ST-MoE (0.2) do. The weights that are left are not raised, and "
+        "evaluation computes more than training did.",
         is_on=lambda s: s.grove_second_expert_threshold is not None,
         build=lambda config: RandomKeep(config.grove_second_expert_threshold),
         reference=lambda config: Reference(config.grove_second_expert_threshold),

@@ -66,6 +66,10 @@ PARTS = (
         source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 ConstantExpert",
         settings=Settings,
         switch="grove_constant_experts",
+        formula="y_TH += w[t, i] (a1 x_TH + a2 v_H), (a1, a2) = softmax(W_2H x_TH)",
+        when="As the cheapest expert that still learns something: a direction to add to a token. "
+        "It costs 3 H weights an expert, and two rows of a product on the token's own rank; "
+        "nothing is sent.",
         is_on=lambda s: bool(s.grove_constant_experts),
         columns=lambda s: s.grove_constant_experts,
         build=lambda config: Constant(config.grove_constant_experts, config.hidden_size, config),

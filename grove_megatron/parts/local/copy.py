@@ -47,6 +47,9 @@ PARTS = (
         source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 MOELayer",
         settings=Settings,
         switch="grove_copy_experts",
+        formula="y_TH += w[t, i] x_TH",
+        when="To let easy tokens go around an FFN and keep their place in the residual stream. "
+        "It has no weights but its column of the router, and sends nothing.",
         is_on=lambda s: bool(s.grove_copy_experts),
         columns=lambda s: s.grove_copy_experts,
         build=lambda config: Copy(config.grove_copy_experts),

@@ -72,6 +72,10 @@ PARTS = (
         source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 MOELayer",
         settings=Settings,
         switch="grove_zero_experts",
+        formula="y_TH += 0",
+        when="To let a token take fewer FFNs than others: whoever selects it computes and sends "
+        "less. Rows a rank gets vary more, and with too little balance tokens may skip more "
+        "than is good.",
         is_on=lambda s: bool(s.grove_zero_experts),
         columns=lambda s: s.grove_zero_experts,
         build=lambda config: Zero(config.grove_zero_experts),
@@ -87,6 +91,11 @@ PARTS = (
         source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 moe_plus_plus_layer.py gating",
         settings=Settings,
         switch="grove_zero_expert_weight",
+        formula="w[t, k] -> w[t, k] / sum_K w[t, k] over the selected that are no zero experts\n"
+        "w[t, k] -> 0 of a zero expert",
+        when="To load what the released code of MoE++ trained. A token that selects a zero "
+        "expert then gets the whole weight for its other expert, so the zero expert changes "
+        "what is computed and no longer how much of it is added.",
         is_on=lambda s: s.grove_zero_expert_weight == "others",
         build=lambda config: Shared(config.grove_zero_experts),
         reference=lambda config: SharedReference(config.grove_zero_experts),

@@ -48,6 +48,10 @@ PARTS = (
         source="arXiv 2406.06563, Eq. 1",
         settings=Settings,
         switch="grove_logit_bias",
+        formula="z_TE -> z_TE + bias_E",
+        when="To train or load a router with a bias, such as Skywork-MoE's. An expert can then "
+        "be liked by all tokens alike, which balances nothing: that is what the expert bias "
+        "is for. It costs E weights.",
         is_on=lambda s: s.grove_logit_bias,
         build=lambda config: LogitBias(config.num_moe_experts, config.params_dtype),
         reference=reference,

@@ -66,6 +66,11 @@ PARTS = (
         source="arXiv 1701.06538, Eq. 3-5",
         settings=Settings,
         switch="grove_noisy_topk",
+        formula="training:   z_TE -> z_TE + n_TE * softplus(x_TH W_EH^T), n of N(0, 1)\n"
+        "evaluation: z_TE -> z_TE",
+        when="To have tokens try experts that are not their best, and for the loss of the "
+        "expected load, which is taken over this noise. It doubles the router's weights, "
+        "and what a token is trained with is not what it meets in evaluation.",
         is_on=lambda s: s.grove_noisy_topk,
         build=lambda config: LearnedNoise(
             config.num_moe_experts, config.hidden_size, config.params_dtype

@@ -92,6 +92,11 @@ PARTS = (
         source="arXiv 2406.06563, Eq. 6; std of a sample: SkyworkAI/MoE-plus-plus@7f43967 gating",
         settings=Settings,
         switch="grove_logit_norm",
+        formula="z[t, i] -> scale (z[t, i] - mean_i z[t, i]) / std_i z[t, i]\n"
+        "std divides by E (population) or E - 1 (sample); it counts as 1 where it is below eps",
+        when="Where weights of the selected come out nearly equal, so that experts are averaged "
+        "more than chosen: the scale says how sharp the choice is. The length of the logits "
+        "no longer says how sure a router is of a token.",
         is_on=lambda s: s.grove_logit_norm != "none",
         build=lambda config: LogitNorm(
             _correction(config), config.grove_logit_norm_scale, config.grove_logit_norm_eps

@@ -74,6 +74,12 @@ PARTS = (
         source="arXiv 2410.07348; SkyworkAI/MoE-plus-plus@7f43967 Router",
         settings=Settings,
         switch="grove_gating_residual",
+        formula="z_TE -> z_TE + z'_TE W_EE^T\n"
+        "z' = those of the MoE layer before after the same step, not normalised; 0 in the first",
+        when="To let a router know where the token went one MoE layer before, as MoE++ does, "
+        "also beside experts that all have an FFN. It costs E^2 weights a layer, E more "
+        "columns beside the hidden states, and with pipeline stages an exchange of shapes "
+        "for which the host waits.",
         is_on=lambda s: s.grove_gating_residual,
         build=lambda config: GatingResidual(config.num_moe_experts, config),
         reference=reference,

@@ -80,12 +80,22 @@ def _is_counted(settings: Any) -> bool:
     return {*kinds} != {"none"} or bool(active(settings, "loss"))
 
 
-def _part(name: str, help: str, kind: type[OfScores] | type[OfRouted], source: str) -> Part:
+def _part(
+    name: str,
+    help: str,
+    kind: type[OfScores] | type[OfRouted],
+    source: str,
+    *,
+    formula: str,
+    when: str,
+) -> Part:
     return Part(
         slot="counts",
         name=name,
         help=help,
         source=source,
+        formula=formula,
+        when=when,
         is_on=lambda s: s.grove_aux_loss_counts == name,
         build=lambda config: kind(config.moe_router_topk),
         reference=lambda config: Reference(name, config.moe_router_topk),
@@ -101,17 +111,27 @@ PARTS = (
         "the tokens of whose scores it is among the best, without bias, limits or drops",
         OfScores,
         "megatron-core 0.19.2 moe_utils.py:877; arXiv 2412.19437, Eq. 18",
+        formula="counted[t, i] = 1 for the K largest of p[t, i], the scoring's probabilities",
+        when="Unless a model to be reproduced counts otherwise: the loss pulls on what it "
+        "counts. With an expert bias or limits by group, what it counts is not where tokens "
+        "go.",
     ),
     _part(
         "routed",
         "the tokens that selected it, as DeepSeek-V2",
         OfRouted,
         "arXiv 2405.04434, section 2.1.3; DeepSeek-VL2@ef9f91e MoEGate",
+        formula="counted[t, i] = 1 for the selected e_TK, before any is dropped",
+        when="With limits by group, to balance where tokens go, as DeepSeek-V2 does. Beside an "
+        "expert bias both then correct the same load.",
     ),
     _part(
         "first",
         "the tokens whose best it is, as GShard and ST-MoE",
         OfFirst,
         "arXiv 2006.16668, Algorithm 1; lucidrains/st-moe-pytorch@d94e65d",
+        formula="counted[t, i] = 1 for the largest of p[t, i]",
+        when="To train as GShard and ST-MoE did, with two experts a token. Second choices are "
+        "not balanced, and a loss over a global batch does not go with it.",
     ),
 )

@@ -142,6 +142,11 @@ PARTS = (
         source="arXiv 2401.06066, Eq. 15-17",
         settings=Settings,
         switch="grove_device_loss_coeff",
+        formula="loss = coeff sum_d f_d P_d\n"
+        "f_d = D / (K T) sum_{i in d} counted_i, P_d = sum_{i in d} mean_t p[t, i]",
+        when="To balance ranks and leave experts inside one free, with a small or no loss over "
+        "experts. With as many devices as experts it is the loss over experts; what it "
+        "balances need not be the layout of the job.",
         is_on=lambda s: bool(s.grove_device_loss_coeff),
         build=lambda c: DeviceLoss(devices_of(c) or 0, c.grove_device_loss_coeff),
         reference=lambda c: Reference(devices_of(c) or 0, c.grove_device_loss_coeff),
@@ -156,6 +161,11 @@ PARTS = (
         source="arXiv 2405.04434, Eq. 29-31",
         settings=Settings,
         switch="grove_communication_loss_coeff",
+        formula="loss = coeff sum_d f_d P_d\n"
+        "f_d = D / (M T) (tokens with a selected expert in d), P_d = sum_{i in d} mean_t p[t, i]",
+        when="With tokens that are limited to M of D groups, where what a device receives is the "
+        "limit: it counts a token once for a device, however many of its experts are there. "
+        "It says nothing of experts inside a device.",
         is_on=lambda s: bool(s.grove_communication_loss_coeff),
         build=lambda c: CommunicationLoss(
             devices_of(c) or 0, c.grove_communication_loss_coeff, c.moe_router_group_topk

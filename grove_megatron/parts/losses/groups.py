@@ -69,6 +69,12 @@ PARTS = (
         source="arXiv 2101.03961, Eq. 4-6, with groups for experts",
         settings=Settings,
         switch="grove_group_aux_loss_coeff",
+        formula="loss = coeff G sum_g f_g P_g\n"
+        "f_g = t_g / sum_l t_l, t_g = tokens with a counted expert in g\n"
+        "P_g = sum_{i in g} mean_t p[t, i]",
+        when="Where adjugates, not experts, are what waits: it balances what a group's adjugate "
+        "computes. It is one more pull on the same logits, beside losses over experts or an "
+        "expert bias.",
         is_on=lambda s: bool(s.grove_group_aux_loss_coeff),
         build=lambda c: GroupLoss(c.grove_num_groups, c.grove_group_aux_loss_coeff),
         reference=lambda c: Reference(c.grove_num_groups, c.grove_group_aux_loss_coeff),

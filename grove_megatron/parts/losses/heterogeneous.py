@@ -90,6 +90,11 @@ PARTS = (
         source="arXiv 2410.07348",
         settings=Settings,
         switch="grove_heterogeneous_loss_coeff",
+        formula="loss = coeff sum_i eta_i (counted_i / T) mean_t p[t, i]\n"
+        "eta_i = 1 for an expert with an FFN, tau for one without",
+        when="Beside experts without an FFN: tau says how many tokens one with an FFN is to have "
+        "for each of one without. A small tau skips more FFNs and saves more; what that "
+        "costs in quality has to be measured.",
         is_on=lambda s: bool(s.grove_heterogeneous_loss_coeff),
         build=lambda config: _of(HeterogeneousLoss, config),
         reference=lambda config: _of(Reference, config),

@@ -129,6 +129,10 @@ PARTS = (
         source="arXiv 1701.06538, Eq. 6-7",
         settings=Settings,
         switch="grove_importance_loss_coeff",
+        formula="loss = coeff CV^2(sum_t w[t, i]), CV^2(a_E) = mean_E (a - mean a)^2 / (mean a)^2",
+        when="To keep experts alike in weight where choices are made by noisy logits. Alike sums "
+        "of weights can be few heavy tokens or many light ones, which is why the paper adds "
+        "the loss of the load.",
         is_on=lambda s: bool(s.grove_importance_loss_coeff),
         build=lambda c: ImportanceLoss(c.grove_importance_loss_coeff),
         reference=lambda c: Reference(c.grove_importance_loss_coeff, load=False),
@@ -143,6 +147,13 @@ PARTS = (
         source="arXiv 1701.06538, Eq. 8-11",
         settings=Settings,
         switch="grove_load_loss_coeff",
+        formula="loss = coeff CV^2(sum_t Phi((z[t, i] - h[t, i]) / d[t, i]))\n"
+        "z, d = logits without noise, and the deviation of the noise, at least 1e-6\n"
+        "h[t, i] = the K-th largest of the noisy logits of the others\n"
+        "CV^2(a_E) = mean_E (a - mean a)^2 / (mean a)^2",
+        when="With noisy top-k gating, to balance numbers of tokens by a loss that has a "
+        "gradient. It is of a choice by logits alone, so no bias and no limits may stand "
+        "beside it.",
         is_on=lambda s: bool(s.grove_load_loss_coeff),
         build=lambda c: LoadLoss(c.grove_load_loss_coeff),
         reference=lambda c: Reference(c.grove_load_loss_coeff, load=True),

@@ -116,6 +116,13 @@ PARTS = (
         name="grove",
         help="select on sigmoid(logits) + expert bias, weigh by the softmax over the selected",
         source="arXiv 2508.07785, Eq. 6 and 9; inclusionAI/GroveMoE",
+        formula="selected: the K largest of sigmoid(z_TE) + b_E, in fp64\n"
+        "weights:  w_TK = factor softmax_K(z[t, e_TK])\n"
+        "          with --moe-router-pre-softmax: w_TK = factor softmax_E(z)[t, e_TK]\n"
+        "losses:   p_TE = softmax_E(z_TE)",
+        when="With groups, to train as Grove MoE was: between sigmoids a bias of one size "
+        "balances, and the weights are free of it. It needs two experts a token or "
+        "--moe-router-pre-softmax, and Megatron's fused router does not have it.",
         is_on=has_grove_scoring,
         build=lambda config: _of(DecoupledScoring, config),
         reference=lambda config: _of(Reference, config),

@@ -138,6 +138,15 @@ PARTS = (
         name="softmax",
         help="Megatron's score functions, as its flags say",
         source="megatron-core 0.19.2 moe_utils.py:710; arXiv 2101.03961, 2401.04088, 2412.19437",
+        formula="softmax:      the K largest of z_TE; w_TK = factor softmax_K(z[t, e_TK])\n"
+        "pre-softmax:  the K largest of p_TE; w_TK = factor p[t, e_TK]\n"
+        "sigmoid:      s = sigmoid(z); the K largest of s_TE + b_E\n"
+        "              w_TK = factor s[t, e_TK] / sum_K s[t, e_TK], for K = 1 factor s\n"
+        "sqrtsoftplus: the same with s = sqrt(softplus(z))\n"
+        "losses:       p_TE = softmax_E(z), or s_TE / sum_E s",
+        when="To train like the family whose flags are given: Mixtral, Qwen3 and DBRX weigh "
+        "after the choice, Switch, OLMoE and DeepSeek-V2 before it, DeepSeek-V3 by "
+        "sigmoids. An expert bias needs sigmoid or sqrtsoftplus.",
         is_on=lambda s: is_read(s) and not has_grove_scoring(s),
         build=lambda config: _of(FamilyScoring, config),
         reference=lambda config: _of(Reference, config),

@@ -51,7 +51,9 @@ class Reference(LimitedTo):
         return limited
 
 
-def _part(name: str, help: str, counted: Callable[[Any], int], source: str) -> Part:
+def _part(
+    name: str, help: str, counted: Callable[[Any], int], source: str, *, sum_of: str, when: str
+) -> Part:
     def of(kind: type[LimitedTo]) -> Callable[[Any], LimitedTo]:
         def build(config: Any) -> LimitedTo:
             groups, chosen = config.moe_router_num_groups, config.moe_router_group_topk
@@ -64,6 +66,9 @@ def _part(name: str, help: str, counted: Callable[[Any], int], source: str) -> P
         name=name,
         help=help,
         source=source,
+        formula="s[t, i] -> -inf outside the M groups j of the largest S[t, j]\n"
+        f"S[t, j] = {sum_of}",
+        when=when,
         is_on=lambda s: (
             s.grove_group_score == name and bool(s.moe_router_group_topk or name != "megatron")
         ),
@@ -100,17 +105,27 @@ PARTS = (
         "by as many of its best experts as each chosen group has to give",
         lambda config: config.moe_router_topk // config.moe_router_group_topk,
         "megatron-core 0.19.2 moe_utils.py:618",
+        sum_of="the sum of the K // M largest s[t, i] of group j",
+        when="To limit a token to M of the groups of --moe-router-num-groups, such as nodes, "
+        "with the rule that is Megatron's. It is DeepSeek-V2's where K // M is 1 and "
+        "DeepSeek-V3's where it is 2; a limit costs some freedom of choice.",
     ),
     _part(
         "max",
         "by its best expert, as DeepSeek-V2",
         lambda config: 1,
         "arXiv 2405.04434, section 2.1.2; DeepSeek-VL2@ef9f91e MoEGate",
+        sum_of="the largest s[t, i] of group j",
+        when="To train or load a model such as DeepSeek-V2 whatever K and M are. A group counts "
+        "for its best expert alone, though a token takes several of it.",
     ),
     _part(
         "top2",
         "by its two best experts, as DeepSeek-V3",
         lambda config: 2,
         "arXiv 2412.19437, section 2.1.2; DeepSeek-V3@9b4e978 Gate",
+        sum_of="the sum of the two largest s[t, i] of group j",
+        when="To train or load a model such as DeepSeek-V3 whatever K and M are. Groups need two "
+        "experts or more.",
     ),
 )

@@ -103,6 +103,13 @@ PARTS = (
         help="one expert a token, as many tokens an expert as any other, in training",
         source="arXiv 2103.16716, Eq. 2-4; facebookresearch/fairseq@3d262bb base_layer.py",
         settings=Settings,
+        formula="training:   e_T = argmax sum_t z[t, e_t]\n"
+        "            where every expert has T // E tokens or one more\n"
+        "evaluation: e_t = argmax_i z[t, i]\n"
+        "weights:    w_t = sigmoid(z[t, e_t])",
+        when="For experts that are exactly balanced in training without a loss, where one expert "
+        "a token is enough. The assignment takes rounds of bids, for each of which the host "
+        "waits; training and evaluation choose differently, and training sees later tokens.",
         is_on=lambda s: s.grove_router_selector == "base",
         build=lambda c: Balanced(c.grove_base_precision),
         reference=lambda c: Reference(c.grove_base_precision),

@@ -91,6 +91,12 @@ PARTS = (
         help="every expert takes as many tokens as any other, those it fits best",
         source="arXiv 2202.09368, section 3.2",
         settings=Settings,
+        formula="p_TE = softmax_E(z_TE)\n"
+        "expert i takes the max(T K // E, 1) tokens t with the largest p[t, i]\n"
+        "w[t, i] = p[t, i] where it took the token, else 0",
+        when="For models that see whole sequences, such as encoders: exact balance, and more "
+        "experts for some tokens than for others, or none. A causal model learns from "
+        "tokens that it will not have, its losses are too low, and it cannot generate.",
         is_on=lambda s: s.grove_router_selector == "expert_choice",
         build=lambda c: ExpertChoice(c.moe_router_topk),
         reference=lambda c: Reference(c.moe_router_topk),

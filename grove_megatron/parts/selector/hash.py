@@ -172,6 +172,10 @@ PARTS = (
         help="a fixed table says which experts a token id has",
         source="arXiv 2106.04426, section 3.2; facebookresearch/ParlAI@a29567f hash_ladder.py",
         settings=Settings,
+        formula="e_TK = table_VK[id_T]\nw_TK = 1 / K",
+        when="As a baseline that says what a learned router is worth, or where routing must "
+        "neither change nor collapse. Nothing is learned, so frequent tokens crowd their "
+        "experts unless the table is balanced by counts of a corpus.",
         is_on=lambda s: s.grove_router_selector == "hash",
         build=lambda c: HashTable(_table(c)),
         reference=lambda c, table: Reference(table),

@@ -135,6 +135,15 @@ PARTS = (
         help="drawn in training, and taught by the loss of the token, less a learned baseline",
         source="arXiv 1511.06297, section 3; arXiv 2202.01169, section 3.3 (RL-R)",
         settings=Settings,
+        formula="training:   e_TK = the K largest of z[t, i] - log(-log u[t, i])\n"
+        "            u uniform in [0, 1)\n"
+        "evaluation: e_TK = the K largest of z[t, i]\n"
+        "d z: coeff (loss_T - B_T) d log pi(e_TK | z_TE), beside the gradient of the weights\n"
+        "B_T = x_TH a_H + c, which learns to be loss_T",
+        when="For experiments with choices that learn from what they led to, not from the "
+        "weights alone. The gradient is unbiased for a token's own loss and of high "
+        "variance, training draws its choice, and losses travel to every layer in four more "
+        "columns beside the hidden states.",
         is_on=lambda s: s.grove_router_selector == "reinforce",
         build=lambda c: Policy(c.moe_router_topk, c.hidden_size, c),
         reference=Reference,

@@ -94,6 +94,14 @@ PARTS = (
         help="the best of a soft assignment with equal sums of experts, in training",
         source="arXiv 2202.01169, section 3.1 (S-BASE); megatron-core 0.19.2 moe_utils.py sinkhorn",
         settings=Settings,
+        formula="training:   e_TK = the K largest of pi[t, i]\n"
+        "            pi = diag(r_T) exp(z_TE) diag(c_E), rows sum to 1, columns to T / E\n"
+        "evaluation: e_TK = the K largest of z[t, i]\n"
+        "weights:    sigmoid(z[t, e]) for K = 1, else softmax_E(z)[t, e], not renormalised",
+        when="For near balance in training without a loss and for any number of experts a token, "
+        "at a fixed number of iterations and no waiting for the device. The balance is "
+        "soft: the best of pi are not exactly as many for all experts. Training sees later "
+        "tokens.",
         is_on=lambda s: s.grove_router_selector == "sinkhorn",
         build=lambda c: Sinkhorn(c.moe_router_topk, c.grove_sinkhorn_iterations),
         reference=lambda c: Reference(c.moe_router_topk, c.grove_sinkhorn_iterations),

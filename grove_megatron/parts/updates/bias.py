@@ -69,7 +69,7 @@ def rules(settings: Any) -> list[Problem]:
     ]
 
 
-def _part(name: str, help: str, step: Step, source: str) -> Part:
+def _part(name: str, help: str, step: Step, source: str, *, formula: str, when: str) -> Part:
     def build(config: Any) -> Callable[[Tensor, float], Tensor] | None:
         if of_groups(config):
             return by_group(step, config.grove_num_groups)
@@ -81,6 +81,10 @@ def _part(name: str, help: str, step: Step, source: str) -> Part:
         name=name,
         help=help,
         source=source,
+        formula=f"{formula}\n"
+        "F_E = the share of each expert in all pairs of the global batch\n"
+        "with --grove-bias-level groups: of each group, for all of its experts",
+        when=when,
         settings=Settings,
         is_on=lambda s: s.moe_router_enable_expert_bias and rule_of(s) == name,
         build=build,
@@ -98,17 +102,30 @@ PARTS = (
         "default of grove scoring",
         rms_step,
         "arXiv 2508.07785, Eq. 7-8",
+        formula="b_E -> b_E - rate (F_E - 1 / E) / rms(F_E - 1 / E)\n"
+        "unmoved where the rms is below 1e-12",
+        when="With grove scoring, as Grove MoE was trained: every step has one size, is larger "
+        "for what is further off, and leaves the sum of the biases as it is. Near balance "
+        "it still moves by the whole rate.",
     ),
     _part(
         "sign",
         "by one rate up or down, Megatron's rule; the default of its scoring",
         sign_step,
         "arXiv 2408.15664; megatron-core 0.19.2 moe_utils.py:1136",
+        formula="b_E -> b_E - rate sign(F_E - 1 / E)",
+        when="To train as DeepSeek-V3 did, and where runs are to be compared with Megatron's "
+        "own. An expert that is a little off moves as much as one that is far off, and the "
+        "sum of the biases drifts.",
     ),
     _part(
         "error",
         "by the load error over the mean load, times the rate",
         error_step,
         "arXiv 2408.15664, section 4.3",
+        formula="b_E -> b_E - rate E (F_E - 1 / E)",
+        when="For steps that get smaller as experts are balanced. Far from balance a step can be "
+        "E - 1 rates and more than the scores differ by, so the rate has to be chosen for "
+        "the number of experts.",
     ),
 )

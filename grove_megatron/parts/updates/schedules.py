@@ -54,7 +54,13 @@ def rules(settings: Any) -> list[Problem]:
 
 
 def _part(
-    name: str, help: str, left: Callable[[float], float], reference: Callable[[float], float]
+    name: str,
+    help: str,
+    left: Callable[[float], float],
+    reference: Callable[[float], float],
+    *,
+    formula: str,
+    when: str,
 ) -> Part:
     decay = "" if name == "constant" else " --grove-bias-rate-decay-iters 4"
     return Part(
@@ -62,6 +68,9 @@ def _part(
         name=name,
         help=help,
         source="megatron-core 0.19.2 optimizer_param_scheduler.py; step: arXiv 2412.19437, 4.2",
+        formula="rate -> left rate + (1 - left) min, g = done / iters, at most 1\n"
+        + f"left = {formula}",
+        when=when,
         settings=Settings,
         is_on=lambda s: s.moe_router_enable_expert_bias and s.grove_bias_rate_decay_style == name,
         build=lambda config: left,
@@ -73,18 +82,40 @@ def _part(
 
 
 PARTS = (
-    _part("constant", "not at all", lambda gone: 1.0, lambda gone: 1.0),
-    _part("linear", "on a line", lambda gone: 1 - gone, lambda gone: (100 - 100 * gone) / 100),
+    _part(
+        "constant",
+        "not at all",
+        lambda gone: 1.0,
+        lambda gone: 1.0,
+        formula="1",
+        when="Unless the end of training is to be without it. The bias then moves by its whole "
+        "rate until the last iteration.",
+    ),
+    _part(
+        "linear",
+        "on a line",
+        lambda gone: 1 - gone,
+        lambda gone: (100 - 100 * gone) / 100,
+        formula="1 - g",
+        when="To let the bias come to rest at a steady pace. Late in training a load that "
+        "changes is followed slowly.",
+    ),
     _part(
         "cosine",
         "on half a wave",
         lambda gone: 0.5 * (math.cos(math.pi * gone) + 1),
         lambda gone: math.cos(math.pi * gone / 2) ** 2,
+        formula="(1 + cos(pi g)) / 2",
+        when="Beside a cosine decay of the learning rate, to have both end together. Late in "
+        "training a load that changes is followed slowly.",
     ),
     _part(
         "step",
         "at once after them, as DeepSeek-V3",
         lambda gone: float(gone < 1),
         lambda gone: 1.0 if gone < 1 else 0.0,
+        formula="1 before the last of these iterations is done, then 0",
+        when="To train as DeepSeek-V3 did, whose bias stood still for its last part. From then "
+        "on nothing but a loss balances.",
     ),
 )

@@ -200,7 +200,7 @@ REFUSED = {
     ),
     "--grove-router-selector base --moe-router-topk 1 --moe-expert-capacity-factor 1": (
         "--moe-expert-capacity-factor (1.0) is set beside --grove-router-selector (base), which "
-        "selects experts by a rule of its own; remove one of them"
+        "gives every expert as many tokens; remove one of them"
     ),
     "--grove-router-selector base --moe-router-topk 1 --grove-base-precision 2": (
         "--grove-base-precision (2.0) is above 1, with which nothing is compared; 0.01 is near the "
@@ -298,6 +298,10 @@ REFUSED = {
     "--grove-expert-capacity 2 --grove-zero-experts 1": (
         "--grove-expert-capacity (2) says nothing of experts without an FFN, which take more; use "
         "--moe-expert-capacity-factor"
+    ),
+    "--grove-router-selector hash --grove-hash-vocabulary 5": (
+        "--grove-hash-vocabulary (5) is below the 96 token ids of the model, some of which would "
+        "have no expert; leave it out"
     ),
     "--grove-adaptive-aux-loss": (
         "--grove-adaptive-aux-loss (True) begins at --moe-aux-loss-coeff (0.0), which is none; "

@@ -46,6 +46,8 @@ PARTS = (
         reference=lambda config: Divided(config.grove_logit_temperature),
         rules=lambda s: [*Check(s).finite("grove_logit_temperature", "1 is none", above=True)],
         tried="--grove-logit-temperature 2",
+        formula="z_TE -> z_TE / temperature",
+        when="For a test.",
     ),
 )
 '''
@@ -55,7 +57,7 @@ def copied(folder: Path, part: str) -> Path:
     """A checkout with one more file."""
     skipped = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "grove_megatron", folder / "grove_megatron", ignore=skipped)
-    for name in ("tests", "pyproject.toml"):
+    for name in ("tests", "examples", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "grove_megatron/parts/logits/temperature.py").write_text(part)
     subprocess.run(
@@ -67,7 +69,10 @@ def copied(folder: Path, part: str) -> Path:
 def pytest_in(folder: Path) -> subprocess.CompletedProcess[str]:
     """Every test of parts that is of the new one."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-q"]
-    chosen = ["tests/unit/parts/test_parts.py", "tests/unit/parts/test_known.py"]
+    chosen = [
+        *("tests/unit/parts/test_parts.py", "tests/unit/parts/test_known.py"),
+        "tests/unit/cards/test_cards.py",
+    ]
     return subprocess.run(
         [*command, *chosen, "-k", "temperature"],
         cwd=folder,
@@ -81,8 +86,8 @@ def pytest_in(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_new_file_is_tested_and_known_and_nothing_else_changes(tmp_path: Path) -> None:
     run = pytest_in(copied(tmp_path, SCRATCH))
     assert run.returncode == 0, run.stdout
-    # Oracle, evaluation, weights, flags, doctor, page.
-    assert "13 passed" in run.stdout
+    # Oracle, evaluation, weights, flags, doctor, page, card.
+    assert "17 passed" in run.stdout
     wrong = SCRATCH.replace("logits.z_TE / self", "logits.z_TE * self", 1)
     wrong = wrong.replace(
         "reference=lambda config: Divided(config.grove_logit_temperature)",
