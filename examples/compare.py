@@ -5,9 +5,10 @@
 
 ``routers``: selectors and gates of routers beside a plain top-k, all else being the same. A token
 goes to 2 of 16 experts, or, where a router gives it one, to 1 of 8 that are twice as wide: experts
-have as many parameters in total, and a token uses as many of them. The matrices of gates differ, by
-less than 1 % of the parameters. Two arms have Grove groups: a token uses as many parameters there,
-too, but experts are narrower by what adjugates take, so that there are 7 % fewer in total.
+have as many parameters in total, and a token uses as many of them; the command refuses others. What
+gates have is counted in the table: the one of two layers adds 9 % to the parameters of a token, all
+others less than 3 %. Two arms have Grove groups: a token uses as many parameters there, too, but
+experts are narrower by what adjugates take, so that there are 7 % fewer in total.
 
 ``moepp``: a plain MoE, Grove MoE, MoE++ and both together. Their experts are as wide as makes the
 parameters that a token uses on average the same, embedding and all (what training balances them

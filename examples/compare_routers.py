@@ -127,11 +127,12 @@ def machine() -> str:
 def _cells(one: Mapping[str, Any], first: str) -> list[tuple[str, str]]:
     """Of a row: what is there, and what goes with it."""
     interval = "" if one["difference_95"] is None else f"± {one['difference_95']:.4f}"
+    spread = f"({one['loss_spread']:.4f})" if len(one["losses"]) > 1 else ""
     less = ("", "") if one["name"] == first else (f"{one['difference']:+.4f}", interval)
     dropped = f"{one['dropped_share']:.1%} dropped" if one["dropped_share"] else ""
     return [
         (f"{one['name']} †" if one["note"] else one["name"], ""),
-        (f"{one['loss']:.4f}", f"({one['loss_spread']:.4f})"),
+        (f"{one['loss']:.4f}", spread),
         less,
         (f"{one['max_vio']:.2f}", ""),
         (f"{one['dead_experts']:.1f}", ""),
@@ -156,14 +157,17 @@ def explained(of: Comparison, summary: Mapping[str, Any]) -> list[str]:
     """What the numbers can and cannot say, a paragraph each."""
     rows, seeds = summary["routers"], len(summary["seeds"])
     others = len(rows) - 1
+    many = (
+        ", and in brackets from the best to the worst of them. Differences are of the same seed, "
+        "with the 95 % interval of their mean by Student's t: where it reaches over 0, "
+        f"{seeds} seeds do not tell the two apart. It is not widened for {others} of them being "
+        f"looked at: of {others} routers that are all as good as {rows[0]['name']}, one in twenty "
+        "would seem otherwise."
+    )
     texts = [
-        f"Validation loss in nats per byte after {of.iterations * of.tokens:,} bytes, mean of "
-        f"{seeds} seed{'s' * (seeds != 1)}, which also order the text; in brackets from the best "
-        "to the worst of them.",
-        f"Differences are of the same seed, with the 95 % interval of their mean by Student's t: "
-        f"where it reaches over 0, {seeds} seeds do not tell the two apart. It is not widened for "
-        f"{others} of them being looked at: of {others} routers that are all as good as "
-        f"{rows[0]['name']}, one in twenty would seem otherwise.",
+        f"Validation loss in nats per byte after {of.iterations * of.tokens:,} bytes, "
+        + ("of one seed." if seeds == 1 else f"mean of {seeds} seeds, which also order the text")
+        + (many if seeds > 1 else ""),
         f"MaxVio (mean over layers), dead experts (of all layers), pairs and rows are of the last "
         f"{summary['window']} iterations. Rows are of one rank, so that they are the share of "
         "tokens that have an expert. Speed is tokens a second of training as a part of those of "
@@ -258,7 +262,8 @@ def plot(summary: Mapping[str, Any]) -> Any:
     less.set_xlabel("validation loss less that of plain, nats per byte")
     less.set_title("What they learn")
     balance.set_xlabel("MaxVio at the end")
-    balance.set_xlim(left=0)
+    # A dot at 0 is whole.
+    balance.set_xlim(left=-0.03 * max(v for one in rows for v in one["max_vios"]) - 1e-3)
     balance.set_title("How they balance")
     return figure
 
