@@ -198,7 +198,7 @@ _ROUTER_ARMS = (
 
 COMPARISONS = {
     "moepp": Comparison(_MOEPP_ARMS, iterations=180),
-    "routers": Comparison(_ROUTER_ARMS, iterations=100, evaluations=0),
+    "routers": Comparison(_ROUTER_ARMS, iterations=120, evaluations=0),
 }
 
 

@@ -247,7 +247,7 @@ def test_routers_are_compared_seed_by_seed(example, routers):
     assert lines[4].startswith("| expert choice † |")
     text = "\n".join(example.routers.explained(of, summary))
     assert "† expert choice: its losses are too low" in text
-    assert "after 204,800 bytes, mean of 3 seeds" in text
+    assert "after 245,760 bytes, mean of 3 seeds" in text
     # One seed has no interval, and nothing is said of it.
     alone = replace(of, seeds=(1,))
     table = example.routers.markdown(summary_of(example, alone))
