@@ -12,7 +12,7 @@ PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
 
-.PHONY: install pretrain compare-moepp test test-all test-latest test-gpu lint format
+.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu lint format
 
 install: .venv/.installed
 
@@ -21,6 +21,10 @@ install: .venv/.installed
 
 pretrain: install  ## train a small Grove model on real text and show what happened
 	$(PY) examples/pretrain_text.py
+
+# ARGS=--update keeps the figures for the cards of parts.
+compare: install  ## routers beside plain top-k on the same text: under 25 minutes on 2 cores
+	$(PY) examples/compare.py routers $(ARGS)
 
 compare-moepp: install  ## plain, Grove, MoE++ and both on the same text: under 20 minutes on 2 cores
 	$(PY) examples/compare.py moepp

@@ -54,7 +54,7 @@ def data(
     counts: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.json",
+            metavar="FILE",
             help="Of --check: write how often every token id is there, for --grove-hash-counts.",
         ),
     ] = None,

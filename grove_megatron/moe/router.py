@@ -86,6 +86,8 @@ class GroveRouter(TopKRouter):
         self.given_config = config
         # In a list: as an attribute too, state_dict would have its state twice.
         self._moving: list[Coefficient] = []
+        # Megatron asks before its __init__ has ended.
+        self.is_frozen = False
         local = registry.local_experts(config)
         self.routed_experts = config.num_moe_experts
         if local:
@@ -97,7 +99,6 @@ class GroveRouter(TopKRouter):
         self.counts_are_new = False
         self.logits_watch: LogitsWatch | None = None
         self.draws = Draws()
-        self.is_frozen = False
         if self.enable_expert_bias:
             # Megatron's buffer, under its name: fp32, which is exact below 2^24, and which
             # Float16Module turns into bf16, exact below 2^8.

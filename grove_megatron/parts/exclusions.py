@@ -33,8 +33,8 @@ def selector_problems(
             *(("moe_router_topk_scaling_factor", "moe_router_pre_softmax") if weighs else ()),
         )
     } | {
-        f"{{{name}}} is set beside {{{_NAME}}}, which gives every expert as many tokens; remove one "
-        "of them": not capacity and getattr(settings, name) is not None
+        f"{{{name}}} is set beside {{{_NAME}}}, which gives every expert as many tokens; remove "
+        "one of them": not capacity and getattr(settings, name) is not None
         for name in ("moe_expert_capacity_factor", "grove_expert_capacity")
     }
     if settings.grove_group_score != Choices.grove_group_score:

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,21 +181,39 @@ def test_adjugates_are_trained_alone_and_then_everything(tmp_path: Path) -> None
     assert {name for name in weights if not torch.equal(between[name], after[name])} == weights
 
 
-# Two of the models and two seeds, a few iterations each.
-FEW = (
-    "import sys, compare; "
-    "compare.SEEDS = (1, 2); compare.HELD_OUT = 1; compare.EVALUATIONS = 2; "
-    "compare.ARMS = {'moepp': compare.ARMS['moepp'][::3]}; "
-    "sys.exit(compare.main())"
-)
+# Some of the models and two seeds, a few iterations each.
+FEW = """
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import compare
+
+of = compare.COMPARISONS[{what!r}]
+arms = tuple(arm for arm in of.arms if arm.name in {names})
+compare.COMPARISONS[{what!r}] = replace(of, arms=arms, held_out=1, evaluations=2)
+compare.FIGURES = Path({figures!r})
+sys.exit(compare.main())
+"""
+
+
+def compare(tmp_path: Path, what: str, *names: str, options: tuple[str, ...] = ()) -> list[str]:
+    """The command that compares two of the models."""
+    code = FEW.format(what=what, names=names, figures=str(tmp_path / "cards" / "figures.json"))
+    size = ("--iterations", "10", "--seeds", "2", "--out", str(tmp_path / "out"))
+    return [sys.executable, "-c", code, what, *size, *options]
+
+
+AT = {"PYTHONPATH": f"{EXAMPLES}{os.pathsep}{REPOSITORY}", "GROVE_RUNTIME": "cpu"}
 
 
 @pytest.mark.long
 def test_models_are_compared_and_finished_runs_kept(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FEW, "moepp", "--iterations", "10", "--out", str(tmp_path)]
-    done = launch(command, PYTHONPATH=str(EXAMPLES), GROVE_RUNTIME="cpu")
+    command, out = compare(tmp_path, "moepp", "plain", "Grove x MoE++"), tmp_path / "out"
+    done = launch(command, **AT)
     assert done.code == 0, done.output
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((out / "results.json").read_text())
     assert [one["name"] for one in results["models"]] == ["plain", "Grove x MoE++"]
     plain, both = results["models"]
     assert len(results["curves"]) == 4
@@ -199,13 +221,49 @@ def test_models_are_compared_and_finished_runs_kept(tmp_path: Path) -> None:
     assert plain["experts_per_token"] == 4 > both["experts_per_token"] > 2
     # Begun with random weights, and with other ones for every seed.
     assert len({loss for one in results["models"] for loss in one["losses"]}) == 4
-    assert (tmp_path / "table.md").read_text() in done.output
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    (tmp_path / "plain-2" / "done.json").unlink()
-    again = launch(command, PYTHONPATH=str(EXAMPLES), GROVE_RUNTIME="cpu")
+    assert (out / "table.md").read_text() in done.output
+    assert (out / "comparison.png").stat().st_size > 10_000
+    (out / "plain-2" / "done.json").unlink()
+    again = launch(command, **AT)
     assert again.code == 0, again.output
     assert "3 of 4 runs were finished before" in again.output
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+@pytest.mark.long
+def test_routers_are_compared_and_go_on_after_a_kill(tmp_path: Path) -> None:
+    command = compare(tmp_path, "routers", "plain", "hash, balanced", options=("--update",))
+    out = tmp_path / "out"
+    killed = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", **AT})
+    begun = time.monotonic()
+    while not any(out.glob("*/done.json")):
+        assert killed.poll() is None, "it ended before its first run"
+        assert time.monotonic() < begun + 600
+        time.sleep(0.2)
+    finished = {file.parent.name: file.read_text() for file in out.glob("*/done.json")}
+    killed.send_signal(signal.SIGTERM)
+    assert killed.wait(120) == 128 + signal.SIGTERM
+    assert not (out / "results.json").exists()
+    done = launch(command, **AT)
+    assert done.code == 0, done.output
+    assert re.search(r"^[123] of 4 runs were finished before$", done.output, re.MULTILINE)
+    # They were not made again.
+    assert all((out / name / "done.json").read_text() == text for name, text in finished.items())
+    plain, hashed = json.loads((out / "results.json").read_text())["routers"]
+    assert len({*plain["losses"], *hashed["losses"]}) == 4
+    assert all(4 < loss < 5.6 for one in (plain, hashed) for loss in one["losses"])
+    assert (plain["pairs_per_token"], hashed["pairs_per_token"]) == (2, 1)
+    # A table in place of a matrix.
+    assert plain["parameters"] - hashed["parameters"] == 2 * 16 * 128
+    assert 0.2 < plain["speed"] < 5
+    assert (out / "table.md").read_text() in done.output
+    assert "--grove-hash-counts data/counts.json" in (out / "comparison.html").read_text()
+    assert (out / "comparison.png").stat().st_size > 10_000
+    cards = json.loads((tmp_path / "cards" / "figures.json").read_text())
+    assert cards["command"] == "examples/compare.py routers --iterations 10 --seeds 2"
+    rows = {row["part"]: row for row in cards["rows"]}
+    assert rows.keys() == {"selector-topk", "scoring-softmax", "selector-hash"}
+    assert rows["selector-hash"]["tokens_per_second"] > 100
 
 
 @pytest.mark.long

@@ -29,8 +29,8 @@ class Settings:
     """Of the draw; that of the authors' code."""
 
     grove_hash_counts: str | None = None
-    """How often each token id is in a corpus, for the balanced table: a JSON list, as grove data
-    --check PREFIX --counts FILE.json writes it."""
+    """How often each token id is in a corpus, for the balanced table: a JSON list, which grove data
+    writes."""
 
     grove_hash_vocabulary: int | None = None
     """Token ids that the table has; by default those of the model's embedding."""
@@ -109,8 +109,7 @@ def _table(config: Any) -> Tensor:
     if len(counts) > vocabulary:
         raise ValueError(
             f"--grove-hash-counts ({config.grove_hash_counts}) counts {len(counts)} token ids, and "
-            f"the model has {vocabulary}; make one with grove data --check PREFIX --counts "
-            "FILE.json"
+            f"the model has {vocabulary}; make one with grove data"
         )
     counts += [0] * (vocabulary - len(counts))
     return balanced_table(counts, config.num_moe_experts, topk)
@@ -149,12 +148,13 @@ def rules(settings: Any) -> list[Problem]:
     if balanced and settings.grove_hash_counts is not None:
         try:
             counted = len(read_counts(settings.grove_hash_counts))
-            if (table or rows) is not None and counted > (table or rows):
-                raise ValueError(f"counts {counted} token ids, and the model has {table or rows}")
+            known: int | None = table or rows
+            if known is not None and counted > known:
+                raise ValueError(f"counts {counted} token ids, and the model has {known}")
         except (OSError, ValueError) as error:
             sentence = (
                 "{grove_hash_counts} is no list of counts for this model: {why}; make one with "
-                "grove data --check PREFIX --counts FILE.json"
+                "grove data"
             )
             problems.append(check.problem(sentence, why=error))
     of_logits = [p for p in registry.active(settings) if p.slot in ("gate", "logits")]

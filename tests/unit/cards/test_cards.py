@@ -130,8 +130,7 @@ def test_a_capacity_says_of_what_it_is():
     assert "depends on the sequences beside it" in seen("drop-capacity")
     assert "--grove-capacity-scope sequence" in seen("drop-capacity")
     assert "does not depend on the sequences beside it" in seen("drop-sequence")
-    # Which has another set of flags.
-    assert "--grove-capacity-scope" not in seen("drop-heterogeneous")
+    assert "--grove-capacity-scope sequence" in seen("drop-heterogeneous")
 
 
 def test_parameters_are_those_of_the_planner():
