@@ -202,6 +202,28 @@ def local(
 
 
 @app.command()
+def routers(
+    preset: Preset = "small",
+    tokens: Tokens = None,
+    hidden: Hidden = None,
+    expert_width: ExpertWidth = None,
+    experts: Experts = None,
+    topk: TopK = None,
+    dtype: Dtype = None,
+    ranks: Ranks = None,
+    threads: Threads = 1,
+    rounds: Rounds = 10,
+    warmup: Warmup = 2,
+    seed: Seed = 0,
+    kernel: Kernel = None,
+    csv: Csv = None,
+    as_json: Json = False,
+) -> None:
+    """A layer with every router beside plain top-k. 1 rank by default."""
+    _run("routers", locals(), default_ranks=1)
+
+
+@app.command()
 def convert(
     preset: Preset = "33b",
     hidden: Hidden = None,

@@ -128,6 +128,15 @@ def _local(run: Run) -> Iterator[Line]:
         ]
 
 
+def _routers(run: Run) -> Iterator[Line]:
+    for time in rows(run, "time"):
+        beside = find(run, "ratio", time.variant)
+        counted = find(run, "iterations", time.variant)
+        repeated = number(counted, ".0f") if counted and counted.p50 else ""
+        of = "top-1" if time.variant in ("top-1", "base") else "top-k"
+        yield [time.variant, milliseconds(time), f"{number(beside, '.3f')} of {of}", repeated]
+
+
 def _convert(run: Run) -> Iterator[Line]:
     row = run[0]
     total = find(run, "weight_bytes", "")
@@ -225,6 +234,7 @@ LAYOUTS = {
     "local": Layout(
         ["FFN + others", "Forward, ms", "Speed-up", "At most", "FFN experts a token"], _local
     ),
+    "routers": Layout(["Router", "Forward and backward, ms", "Ratio", "Iterations"], _routers),
     "scaling": Layout(["Grown", "Layer or dispatch", "ms", "Slope"], _scaling),
     "summary": Layout(HEADER, summary),
 }

@@ -46,7 +46,7 @@ def _names(settings: Settings) -> Iterator[str]:
     if "grove" not in settings.variants:
         shown = ", ".join(settings.variants)
         yield f"--variant ({shown}) leaves out (grove), which is compared with the others; add it"
-    if settings.benchmark in ("step", "scaling", "local") and len(settings.kernels) > 1:
+    if settings.benchmark in ("step", "scaling", "local", "routers") and len(settings.kernels) > 1:
         shown = ", ".join(settings.kernels)
         yield (
             f"--kernel ({shown}) is more than a benchmark of ({settings.benchmark}) takes; choose "
@@ -67,7 +67,7 @@ def _counts(settings: Settings) -> Iterator[str]:
     }
     if settings.benchmark != "dispatch":
         at_least_one["expert-width"] = shape.expert_width
-        if settings.benchmark != "local":
+        if settings.benchmark not in ("local", "routers"):
             at_least_one["adjugate-width"] = shape.adjugate_width
     at_least_one |= {"ranks": settings.ranks, "threads": settings.threads}
     at_least_one |= {"rounds": settings.rounds}

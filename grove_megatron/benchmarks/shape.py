@@ -107,6 +107,11 @@ PRESETS: dict[str, dict[str, Shape]] = {
     "local": {
         "small": Shape(tokens=2048, hidden=256, experts=8, groups=8, topk=2, expert_width=704)
     },
+    # Wide tokens and narrow experts: what a router costs shows.
+    "routers": {
+        "small": Shape(tokens=512, hidden=2048, experts=128, groups=64, topk=8, expert_width=128),
+        "33b": _LAYER_33B,
+    },
     "scaling": {"small": replace(_LAYER, tokens=512, experts=16, groups=8)},
 }
 

@@ -108,7 +108,12 @@ def layer_with_local_experts(
     constant, copied, zero = kinds
     own = {"constant": constant, "copy": copied, "zero": zero}
     local = {f"grove_{kind}_experts": count for kind, count in own.items()}
-    made = config(shape, ranks, kernel, grove=False, dispatch=True, more=local)
+    return layer_with(shape, ranks, kernel, local)
+
+
+def layer_with(shape: Shape, ranks: int, kernel: str, more: Mapping[str, Any]) -> MoELayer:
+    """A plain MoE on grove's dispatch, with these settings. Every rank must call."""
+    made = config(shape, ranks, kernel, grove=False, dispatch=True, more=more)
     layer: MoELayer = adapt_spec(_spec(shape, kernel), made)(config=made)
     return layer
 
@@ -162,7 +167,6 @@ def config(
         hidden_size=shape.hidden,
         num_moe_experts=shape.experts,
         moe_ffn_hidden_size=shape.expert_width,
-        moe_router_topk=shape.topk,
         moe_router_dtype="fp32",
         moe_router_load_balancing_type="none",
         moe_token_dispatcher_type="alltoall",
@@ -177,7 +181,7 @@ def config(
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         **groups,
-        **(more or {}),
+        **({"moe_router_topk": shape.topk} | dict(more or {})),
     )
     # Set afterwards: the plain layer has the same experts, but the setting is refused without
     # groups.

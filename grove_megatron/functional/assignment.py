@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 # Of the scores' range. Steps get smaller: with the prices of one, the next has little to do.
-_FIRST_STEP = 1 / 8
+_FIRST_STEP = 1 / 50
 _SHRINK = 1 / 8
-_MAX_ROUNDS = 1000
+_MAX_ROUNDS = 2000
 
 
 @dataclass(frozen=True)

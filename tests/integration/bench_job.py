@@ -36,6 +36,11 @@ def local_experts(folder: str, argv: list[str]) -> None:
     grove(folder, argv)
 
 
+def routers(folder: str, argv: list[str]) -> None:
+    """``grove bench routers``."""
+    grove(folder, argv)
+
+
 def dispatch_with_a_wrong_gradient(folder: str, argv: list[str]) -> None:
     """One entry of a gradient of our dispatcher is a thousandth off, on the last rank alone."""
     import torch.distributed as dist

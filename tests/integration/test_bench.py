@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from grove_megatron.benchmarks.records import COLUMNS, read_rows
+from grove_megatron.benchmarks.routers import ARMS
 from grove_megatron.benchmarks.shape import VARIANTS
 from tests.ranks import Ranks
 
@@ -283,7 +284,21 @@ def test_local_experts_beside_none(bench: Any) -> None:
     assert len(report["rows"]) == 4 * 18
 
 
+@pytest.mark.long
+def test_every_router_beside_plain_topk(bench: Any) -> None:
+    small = "--tokens 32 --hidden 64 --experts 8 --expert-width 16 --topk 2 --rounds 2".split()
+    report = bench("routers", 2, "routers", *small).report
+    found = {(r["variant"], r["quantity"]): r["p50"] for r in report["rows"]}
+    assert {name for name, _ in found} == {*ARMS}
+    assert all(found[name, "ratio"] > 0 for name in ARMS)
+    assert found["top-k", "ratio"] == found["top-1", "ratio"] == 1
+    # Rounds of bids that were counted, iterations that were asked for, and nothing.
+    assert found["base", "iterations"] > 1
+    assert found["sinkhorn", "iterations"] == 20
+    assert found["hash", "iterations"] == 0
+
+
 def test_the_documents_name_every_benchmark() -> None:
     text = (REPOSITORY / "grove_megatron" / "benchmarks" / "README.md").read_text()
-    for name in ("dispatch", "layer", "kernels", "step", "scaling", "convert", "local"):
+    for name in ("dispatch", "layer", "kernels", "step", "scaling", "convert", "local", "routers"):
         assert f"grove bench {name} --" in text

@@ -56,7 +56,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
             ("base", "expert_choice", "hash", "reinforce", "sinkhorn", "topk"),
         ),
         "--grove-sinkhorn-iterations": (20, None),
-        "--grove-base-precision": (0.01, None),
+        "--grove-base-precision": (0.02, None),
         "--grove-expert-choice-sees-future": (False, None),
         "--grove-hash-table": ("random", ("random", "balanced")),
         "--grove-hash-seed": (42, None),

@@ -311,7 +311,7 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_failure_watch": "on",
         "grove_router_selector": "topk",
         "grove_sinkhorn_iterations": 20,
-        "grove_base_precision": 0.01,
+        "grove_base_precision": 0.02,
         "grove_expert_choice_sees_future": False,
         "grove_hash_table": "random",
         "grove_hash_seed": 42,

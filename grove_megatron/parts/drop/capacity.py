@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
+from ...functional.places import places
 from .. import registry
 from ..losses.heterogeneous import Settings as HeterogeneousSettings
 from ..losses.heterogeneous import tau_rules
@@ -92,8 +93,7 @@ class Capacity:
         else:
             shown_SBE = routed.probs_TE.detach().reshape(map_SBE.shape)
             shown_SBE = shown_SBE.masked_fill(~map_SBE, -math.inf)
-            order_SBE = shown_SBE.argsort(dim=0, descending=True, stable=True)
-            place_SBE = order_SBE.argsort(dim=0) + 1
+            place_SBE = places(shown_SBE) + 1
         return (map_SBE & (place_SBE <= self.limits(tokens_B, experts))).reshape(tokens, experts)
 
 

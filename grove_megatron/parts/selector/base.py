@@ -17,11 +17,11 @@ from ..part import Part, Seen
 class Settings:
     """Balanced assignment."""
 
-    grove_base_precision: float = 0.01
+    grove_base_precision: float = 0.02
     """How near --grove-router-selector base comes to the best assignment of a microbatch's tokens:
     on average a token's logit is below it by at most this part of their range, and mostly by far
-    less. 0.02 in the authors' code. Smaller ones take more rounds, each of which waits for the
-    device."""
+    less. 0.02 is that of the authors' code. Smaller ones take more rounds, each of which waits for
+    the device."""
 
 
 class Balanced:
@@ -84,12 +84,12 @@ def rules(settings: Any) -> list[Problem]:
     check = Check(settings)
     one = "{grove_router_selector} gives a token one expert, not {moe_router_topk}; use 1"
     return [
-        *check.finite("grove_base_precision", "0.01 is near the best", above=True),
+        *check.finite("grove_base_precision", "0.02 is the authors'", above=True),
         *check.those(
             {
                 one: settings.moe_router_topk != 1,
-                "{grove_base_precision} is above 1, with which nothing is compared; 0.01 is near "
-                "the best": 1 < settings.grove_base_precision < float("inf"),
+                "{grove_base_precision} is above 1, with which nothing is compared; 0.02 is the "
+                "authors'": 1 < settings.grove_base_precision < float("inf"),
             }
         ),
         *selector_problems(settings, capacity=False),

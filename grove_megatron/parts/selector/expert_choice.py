@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
+from ...functional.places import places
 from ..exclusions import selector_problems
 from ..part import Part, Seen, widened
 
@@ -43,11 +44,9 @@ class ExpertChoice:
         if padding_T is not None:
             scores_TE = scores_TE.masked_fill(padding_T.unsqueeze(1), float("-inf"))
             tokens = (~padding_T).sum()
-        order_TE = scores_TE.argsort(dim=0, descending=True, stable=True)
-        place_TE = order_TE.argsort(dim=0)
         taken = tokens * self.topk // z_TE.shape[1]
         taken = taken.clamp(min=1) if isinstance(taken, Tensor) else max(taken, 1)
-        return seen.without_padding(seen.own(place_TE < taken))
+        return seen.without_padding(seen.own(places(scores_TE) < taken))
 
     def weigh(self, z_TE: Tensor, chosen: Tensor) -> Tensor:
         """[T, E]."""

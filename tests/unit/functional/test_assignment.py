@@ -65,7 +65,7 @@ def test_every_expert_gets_as_many_tokens(kind: str, tokens: int, experts: int) 
     scores = scores_of(kind, tokens, experts)
     found = balanced_assignment(scores, 0.01)
     assert_balanced(scores, found.expert_T)
-    assert found.rounds <= 1000
+    assert found.rounds <= 2000
 
 
 @pytest.mark.parametrize("kind", ["random", "one"])
@@ -74,7 +74,7 @@ def test_a_fine_auction_is_exact(kind: str, tokens: int, experts: int) -> None:
     scores = scores_of(kind, tokens, experts, seed=3)
     found = balanced_assignment(scores.double(), EXACT)
     assert_balanced(scores, found.expert_T)
-    assert found.rounds < 1000
+    assert found.rounds < 2000
     own = float(scores.double().gather(1, found.expert_T.unsqueeze(1)).sum())
     assert own == pytest.approx(best_sum(scores), rel=1e-6)
 

@@ -203,8 +203,8 @@ REFUSED = {
         "gives every expert as many tokens; remove one of them"
     ),
     "--grove-router-selector base --moe-router-topk 1 --grove-base-precision 2": (
-        "--grove-base-precision (2.0) is above 1, with which nothing is compared; 0.01 is near the "
-        "best"
+        "--grove-base-precision (2.0) is above 1, with which nothing is compared; 0.02 is the "
+        "authors'"
     ),
     "--grove-router-selector hash --moe-router-enable-expert-bias": (
         "--moe-router-enable-expert-bias (True) is set beside --grove-router-selector (hash), "
