@@ -220,7 +220,8 @@ def routers(
     as_json: Json = False,
 ) -> None:
     """A layer with every router beside plain top-k. 1 rank by default."""
-    _run("routers", locals(), default_ranks=1)
+    # No layer here has groups, so none of them is too few for the ranks.
+    _run("routers", locals() | {"groups": experts}, default_ranks=1)
 
 
 @app.command()

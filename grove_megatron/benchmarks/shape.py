@@ -109,8 +109,8 @@ PRESETS: dict[str, dict[str, Shape]] = {
     },
     # Wide tokens and narrow experts: what a router costs shows.
     "routers": {
-        "small": Shape(tokens=512, hidden=2048, experts=128, groups=64, topk=8, expert_width=128),
-        "33b": _LAYER_33B,
+        "small": Shape(tokens=512, hidden=2048, experts=128, groups=128, topk=8, expert_width=128),
+        "33b": replace(_LAYER_33B, groups=128),
     },
     "scaling": {"small": replace(_LAYER, tokens=512, experts=16, groups=8)},
 }
