@@ -194,12 +194,13 @@ def _train_only(args: Any) -> tuple[str, ...]:
 
 
 def _capacity(args: Any) -> tuple[str, ...]:
-    factor = getattr(args, "moe_expert_capacity_factor", None)
-    if factor is None:
-        return ()
-    return (
-        f"--moe-expert-capacity-factor ({factor}) drops tokens where the model was trained; the "
-        "code of the Hugging Face model drops none",
+    names = ("moe_expert_capacity_factor", "grove_expert_capacity")
+    given = {name: getattr(args, name, None) for name in names}
+    return tuple(
+        f"{flag_of(name)} ({value}) drops tokens where the model was trained; the code of the "
+        "Hugging Face model drops none"
+        for name, value in given.items()
+        if value is not None
     )
 
 

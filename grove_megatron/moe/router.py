@@ -351,8 +351,8 @@ class GroveRouter(TopKRouter):
             draws=self.draws,
             everywhere=self._everywhere,
             gather=self._gather,
-            ranks=self.tp_cp_group.size(),
-            rank=self.tp_cp_group.rank(),
+            ranks=self._sharing.size(),
+            rank=self._sharing.rank(),
         )
 
     def _everywhere(self, tensor: Tensor) -> Tensor:
@@ -362,14 +362,24 @@ class GroveRouter(TopKRouter):
         )
         return summed
 
+    @property
+    def _sharing(self) -> dist.ProcessGroup:
+        """Ranks with other tokens of the same sequences.
+
+        Without sequence parallelism, as in inference, those of tensor parallelism have the same.
+        """
+        alike = self.tp_group.size() > 1 and not self.given_config.sequence_parallel
+        group: dist.ProcessGroup = self.cp_group if alike else self.tp_cp_group
+        return group
+
     def _gather(self, rows: Tensor) -> Tensor:
-        if self.tp_cp_group.size() == 1:
+        group = self._sharing
+        if group.size() == 1:
             return rows
         # gloo gathers no bool.
         sent = (rows.to(torch.uint8) if rows.dtype == torch.bool else rows.detach()).contiguous()
-        shape = (self.tp_cp_group.size() * len(sent), *sent.shape[1:])
-        gathered = sent.new_empty(shape)
-        dist.all_gather_into_tensor(gathered, sent, group=self.tp_cp_group)
+        gathered = sent.new_empty((group.size() * len(sent), *sent.shape[1:]))
+        dist.all_gather_into_tensor(gathered, sent, group=group)
         return gathered.to(rows.dtype)
 
     def _topk(self, scores_TE: Tensor, topk: int, in_order: bool) -> Tensor:

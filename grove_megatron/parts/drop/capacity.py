@@ -59,7 +59,8 @@ class Capacity:
         routed, tau = columns - self.local, self.tau if self.local else 1.0
         # Rounded as Megatron's (moe_utils.py:241 @ 0.19.2).
         unit_B = tokens_B.double() * self.topk / (tau * routed + self.local) * self.factor
-        weights_E = unit_B.new_tensor([tau] * routed + [1.0] * self.local)
+        weights_E = torch.ones(columns, dtype=torch.float64, device=tokens_B.device)
+        weights_E[:routed] = tau
         return (unit_B.unsqueeze(1) * weights_E).ceil().long()
 
     def __call__(self, routed: Routed, seen: Seen) -> Routed:
@@ -157,6 +158,13 @@ def rules(settings: Any) -> list[Problem]:
         "{grove_expert_capacity} says nothing of experts without an FFN, which take more; use "
         "--moe-expert-capacity-factor": (
             settings.grove_expert_capacity is not None and registry.local_experts(settings) > 0
+        ),
+        "{context_parallel_size} gives a rank two parts of a sequence, not in a line with "
+        "those of others, and {grove_capacity_scope} is by position; use --moe-token-drop-policy "
+        "probs": (
+            settings.grove_capacity_scope == "sequence"
+            and settings.context_parallel_size > 1
+            and settings.moe_token_drop_policy == "position"
         ),
         "{moe_router_fusion} drops as Megatron does, and {grove_capacity_scope}, "
         "{grove_capacity_first_choices} and {grove_expert_capacity} say otherwise; remove it": (

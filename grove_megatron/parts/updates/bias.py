@@ -10,6 +10,7 @@ from torch import Tensor
 from ...checks.problem import Problem
 from ...checks.rules import Check
 from ...functional.balance import Step, by_group, error_step, rms_step, sign_step
+from .. import registry
 from ..part import Part
 from ..scoring.grove import has_grove_scoring
 
@@ -63,7 +64,12 @@ def rules(settings: Any) -> list[Problem]:
     sentence = (
         "{grove_bias_level} needs groups, {grove_num_groups}; set their number, or use experts"
     )
+    local = (
+        "{grove_bias_level} is of groups of experts with an FFN, and --grove-zero-experts, "
+        "--grove-copy-experts and --grove-constant-experts have none; remove it or them"
+    )
     return [
+        *check.those({local: of_groups(settings) and registry.local_experts(settings) > 0}),
         *check.one_of("grove_bias_level", ("experts", "groups"), "use experts"),
         *check.those({sentence: of_groups(settings) and not settings.grove_num_groups}),
     ]

@@ -311,6 +311,17 @@ REFUSED = {
     "--grove-adaptive-decay 2": (
         "--grove-adaptive-decay (2.0) is not between 0 and 1; 0.99 is the paper's"
     ),
+    "--moe-expert-capacity-factor 1 --grove-capacity-scope sequence --context-parallel-size 2 "
+    "--moe-token-drop-policy position": (
+        "--context-parallel-size (2) gives a rank two parts of a sequence, not in a line with "
+        "those of others, and --grove-capacity-scope (sequence) is by position; use "
+        "--moe-token-drop-policy probs"
+    ),
+    "--moe-router-enable-expert-bias --grove-bias-level groups --grove-zero-experts 1": (
+        "--grove-bias-level (groups) is of groups of experts with an FFN, and "
+        "--grove-zero-experts, --grove-copy-experts and --grove-constant-experts have none; remove "
+        "it or them"
+    ),
     "--grove-bias-level groups": (
         "--grove-bias-level (groups) is set without --moe-router-enable-expert-bias (False), so "
         "there is no bias to move; add that, or remove it"
