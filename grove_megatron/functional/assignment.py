@@ -45,7 +45,11 @@ def balanced_assignment(
     tokens, experts = scores_TE.shape
     if experts == 1 or not tokens:
         return Assigned(torch.zeros_like(scores_TE[:, :0].sum(1), dtype=torch.int64), 0)
-    auction = _Auction(_finite(scores_TE.detach()))
+    scores_TE = _finite(scores_TE.detach())
+    if tokens % experts == 0:
+        # An expert gets as many tokens whatever it is worth to all, which so is no reason to bid.
+        scores_TE = scores_TE - scores_TE.mean(0)
+    auction = _Auction(scores_TE)
     rounds = auction.run(precision, max_rounds)
     auction.fill()
     return Assigned(auction.place_T[:tokens] % experts, rounds)

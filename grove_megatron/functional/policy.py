@@ -76,5 +76,7 @@ class Reward(torch.autograd.Function):
 
 def _two(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """[..., 2] that sum to them."""
-    first = numbers.to(dtype)
+    # Wherever they are cast to bf16 on their way, both keep what they have.
+    half = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    first = numbers.to(half).to(dtype)
     return torch.stack([first, (numbers - first.to(numbers.dtype)).to(dtype)], dim=-1)

@@ -3,7 +3,7 @@
 Megatron moves the biases by sign at the end of its ``finalize_model_grads``, a function that a
 config may replace (``finalize_model_grads_func``; training.py:3549 @ 0.19.2). :func:`install` puts
 one around it: that keeps the counts, calls what was there with the rate of this iteration, and
-moves the biases of :class:`GroveRouter` by the paper's rule.
+moves the biases of :class:`GroveRouter` by the rule of the flags.
 """
 
 from collections.abc import Callable, Iterator
@@ -80,14 +80,14 @@ def finalize_model_grads(
     config = get_model_config(model[0])
     rate = rate_after(config, iterations_done() if iterations_done else 0)
     routers = [m for chunk in model for m in chunk.modules() if isinstance(m, GroveRouter)]
-    moved = [r for r in routers if r.follows_rms and r.training and not r.bias_is_frozen]
+    moved = [r for r in routers if r.moves_here and r.training and not r.bias_is_frozen]
     # A copy, as Megatron sets them to 0.
     counts_LE = torch.stack([r.local_tokens_per_expert for r in moved]) if moved else None
     for router in routers:
         router.counts_are_new = False
     with _update_rate(config, rate):
         then(model, num_tokens, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
-    move_coefficients(routers, _same_routers(pg_collection))
+    move_coefficients(routers, pg_collection)
     if counts_LE is not None:
         # After the gradients, which may still have been on their way before.
         move_biases(moved, counts_LE, rate, _same_routers(pg_collection))
@@ -97,7 +97,7 @@ def finalize_model_grads(
 def move_biases(
     routers: list[GroveRouter], counts_LE: Tensor, rate: float, group: dist.ProcessGroup
 ) -> None:
-    """Move the biases of all routers of a rank by the paper's rule, with one collective.
+    """Move the biases of all routers of a rank by the rule of the flags, with one collective.
 
     Counts are summed as integers, so every layout of the same tokens makes the same biases.
 
@@ -105,7 +105,7 @@ def move_biases(
         routers: L of them, the same on all ranks of ``group``.
         counts_LE: [L, E] int64, this rank's tokens per expert in the global batch; becomes the sum
             over ``group``.
-        rate: RMS of the step.
+        rate: of that rule.
         group: ranks with other tokens and the same routers.
     """
     dist.all_reduce(counts_LE, group=group)
@@ -117,18 +117,20 @@ def move_biases(
         router.expert_bias.copy_(router.expert_bias.double() + step_E)
 
 
-def move_coefficients(routers: list[GroveRouter], group: dist.ProcessGroup) -> None:
+def move_coefficients(
+    routers: list[GroveRouter], pg_collection: ProcessGroupCollection | None
+) -> None:
     """Move the weights of balance losses, all of a rank with one collective.
 
     Args:
-        routers: the same on all ranks of ``group``.
-        group: ranks with other tokens and the same routers.
+        routers: the same on all ranks with other tokens.
+        pg_collection: of the model, or None for Megatron's own groups.
     """
     moved = [r.coefficient for r in routers if r.coefficient is not None and r.training]
     if not moved:
         return
     pairs_L2 = torch.stack([one.pairs for one in moved])
-    dist.all_reduce(pairs_L2, group=group)
+    dist.all_reduce(pairs_L2, group=_same_routers(pg_collection))
     for one, pairs in zip(moved, pairs_L2, strict=True):
         one.step(pairs)
 

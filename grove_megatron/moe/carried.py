@@ -108,7 +108,7 @@ def take_apart(joined: Tensor, hidden_size: int) -> tuple[Tensor, Tensor | None]
 class CarryingLayer(TransformerLayer):
     """Megatron's layer, past which columns go on to the next one.
 
-    The last layer of the decoder, and those of MTP, which begin anew, hand no logits or ids on.
+    The last layer of the decoder hands nothing on but rewards, and those of MTP nothing.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:

@@ -33,7 +33,7 @@ from .carried import Carried
 from .logits_watch import LogitsWatch
 
 
-def follows_rms(config: GroveTransformerConfig) -> bool:
+def moves_here(config: GroveTransformerConfig) -> bool:
     """Do the expert biases move by a rule of this package? Otherwise Megatron moves them."""
     part = registry.one(config, "update") if has_grove_layers(config) else None
     return part is not None and part.build(config) is not None
@@ -55,7 +55,7 @@ def needs_grove_update(config: GroveTransformerConfig) -> bool:
         return True
     if not (has_grove_layers(config) and config.moe_router_enable_expert_bias):
         return False
-    return follows_rms(config) or config.grove_bias_rate_decay_style != "constant"
+    return moves_here(config) or config.grove_bias_rate_decay_style != "constant"
 
 
 ROUTER_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
@@ -95,7 +95,7 @@ class GroveRouter(TopKRouter):
             config = copy.copy(config)
             config.num_moe_experts += local
         super().__init__(config, pg_collection, is_mtp_layer)
-        self.follows_rms = follows_rms(config)
+        self.moves_here = moves_here(config)
         self.counts_are_new = False
         self.logits_watch: LogitsWatch | None = None
         self.draws = Draws()
@@ -119,6 +119,7 @@ class GroveRouter(TopKRouter):
         self.steps = Steps(
             scoring=self._step("scoring"),
             topk=config.moe_router_topk,
+            ordered=config.grove_capacity_first_choices,
             selector=self._step("selector"),
             select=self._step("select"),
             weigh=self._step("weigh"),
@@ -193,7 +194,7 @@ class GroveRouter(TopKRouter):
                 "grove_megatron.moe.balance.install with the model's config after that is set, or "
                 "use sign and constant"
             )
-        return self.follows_rms
+        return self.moves_here
 
     @frozen_expert_bias.setter
     def frozen_expert_bias(self, frozen: bool) -> None:
@@ -346,7 +347,8 @@ class GroveRouter(TopKRouter):
         return Seen(
             padding_T=None if padding_mask is None else padding_mask.reshape(-1),
             batch_size=logits.shape[1],
-            training=self.training,
+            # A policy that is not trained has nothing to try.
+            training=self.training and not (self.is_frozen and "reward" in self.needs),
             learns=self.training and torch.is_grad_enabled() and not self.is_frozen,
             draws=self.draws,
             everywhere=self._everywhere,

@@ -38,11 +38,13 @@ class Steps:
             weights of the scoring, and are kept.
         selector: what selects in place of scores and limits, or None.
         topk: K.
+        ordered: does something ask which choice is better, in evaluation too?
         drop, counts: what comes after :func:`route`.
     """
 
     scoring: Scoring | None
     topk: int
+    ordered: bool = False
     selector: Selector | None = None
     select: Select | None = None
     weigh: Weigh | None = None
@@ -94,7 +96,8 @@ def _best_scores(
     if steps.select is not None:
         scores_TE = steps.select(scores_TE)
     # The order is part of the bits, which recomputation must find again.
-    return topk(scores_TE, steps.topk, seen.training or torch.is_grad_enabled())
+    in_order = steps.ordered or seen.training or torch.is_grad_enabled()
+    return topk(scores_TE, steps.topk, in_order)
 
 
 def _of_index(

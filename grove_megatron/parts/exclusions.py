@@ -67,11 +67,16 @@ def _of_scoring(settings: Any, kinds: list[str]) -> list[Problem]:
     coefficients = coefficient if isinstance(coefficient, list) else [coefficient]
     losses = {*kinds} & {"aux_loss", "seq_aux_loss", "global_aux_loss"} and any(coefficients)
     scoring = settings.grove_num_groups and settings.grove_router_scoring
+    # A configuration has made it of softmax, see config.py.
+    rewritten = ("sigmoid",) if hasattr(settings, "num_moe_experts") else ()
     return [
         *check.those(
             {
                 "{moe_aux_loss_coeff} is of a loss that balances scores, and "
                 f"{{{_NAME}}} reads none; use 0": bool(losses),
+                f"{{moe_router_score_function}} is read by no router with {{{_NAME}}}; remove it": (
+                    settings.moe_router_score_function not in ("softmax", *rewritten)
+                ),
                 f"{{grove_router_scoring}} is read by no router with {{{_NAME}}}; remove it": (
                     scoring not in (0, None, Choices.grove_router_scoring)
                 ),

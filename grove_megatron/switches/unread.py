@@ -284,7 +284,11 @@ AREA = Area(
             "--mtp-loss-scaling-factor --mtp-use-repeated-layer --mtp-detach-heads",
         ),
         idle_without("moe_router_enable_expert_bias", "--moe-router-bias-update-rate"),
-        idle_without("moe_expert_capacity_factor", "--moe-token-drop-policy"),
+        Idle(
+            "--moe-token-drop-policy",
+            " without --moe-expert-capacity-factor or --grove-expert-capacity",
+            when=lambda s: s.moe_expert_capacity_factor is None and s.grove_expert_capacity is None,
+        ),
         Idle(
             "--recompute-method --recompute-num-layers",
             " without --recompute-granularity full",

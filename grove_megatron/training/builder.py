@@ -54,13 +54,8 @@ class GroveGPTModelBuilder(GPTModelBuilder):
         if cfg.transformer_layer_spec is not grove_layer_spec:
             return super().build_model(pg_collection, pre_process, post_process, vp_stage)
         transformer: TransformerConfig = cfg.transformer
-        table = getattr(transformer, "grove_hash_vocabulary", None) or self._vocab_size()
-        if table < self._vocab_size():
-            raise ValueError(
-                f"--grove-hash-vocabulary ({table}) is below the token ids of the model "
-                f"({self._vocab_size()}); leave it out"
-            )
-        transformer.grove_hash_vocabulary = table
+        if getattr(transformer, "grove_router_selector", None) == "hash":
+            self._size_table(transformer)
         layer_spec = grove_layer_spec(cfg, vp_stage=vp_stage)
         vp_size = transformer.virtual_pipeline_model_parallel_size
         if pre_process is None:
@@ -94,6 +89,16 @@ class GroveGPTModelBuilder(GPTModelBuilder):
             vp_stage=vp_stage,
         )
         return carry(model)
+
+    def _size_table(self, transformer: Any) -> None:
+        """Give the table of hash layers a row for every token id."""
+        table = transformer.grove_hash_vocabulary or self._vocab_size()
+        if table < self._vocab_size():
+            raise ValueError(
+                f"--grove-hash-vocabulary ({table}) is below the token ids of the model "
+                f"({self._vocab_size()}); leave it out"
+            )
+        transformer.grove_hash_vocabulary = table
 
     def _vocab_size(self) -> int:
         cfg = self._model_config

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...checks.problem import Problem
 from ...checks.rules import Check
+from .. import registry
 from ..part import Part, Routed, Seen
 
 
@@ -44,22 +45,21 @@ class AdaptiveCoefficient(torch.nn.Module):
         super().__init__()
         self.decay, self.slope = config.grove_adaptive_decay, config.grove_adaptive_slope
         self.most, self.factor = config.grove_adaptive_max, config.grove_adaptive_capacity
-        weight = config.moe_aux_loss_coeff
-        weight = weight[0] if isinstance(weight, list) else weight
+        (weight,) = [weight for _, weight in _losses(config)]
         begin = torch.tensor([float(weight)], dtype=torch.float64)
         self.bits: Tensor
         self.pairs: Tensor
         self.register_buffer("bits", begin.view(torch.int64))
         self.register_buffer("pairs", torch.zeros(2, dtype=torch.int64), persistent=False)
-        self._read: tuple[int, float] | None = None
+        self._read: tuple[Tensor, int, float] | None = None
 
     @property
     def value(self) -> float:
         """alpha; waits for the device once after each step."""
-        version = self.bits._version
-        if self._read is None or self._read[0] != version:
-            self._read = (version, float(self.bits.view(torch.float64)))
-        return self._read[1]
+        bits, version = self.bits, self.bits._version
+        if self._read is None or self._read[0] is not bits or self._read[1] != version:
+            self._read = (bits, version, float(bits.view(torch.float64)))
+        return self._read[2]
 
     @torch.no_grad()
     def see(self, routed: Routed, sent: Routed, seen: Seen) -> None:
@@ -102,21 +102,33 @@ class Reference:
         return moved
 
 
-def rules(settings: Any) -> list[Problem]:
-    check = Check(settings)
+def _losses(settings: Any) -> list[tuple[str, float]]:
+    """Megatron's balance losses that are asked for, and what each weighs."""
     kinds, weights = settings.moe_router_load_balancing_type, settings.moe_aux_loss_coeff
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    weights = weights if isinstance(weights, list) else [weights]
-    losses = [kind for kind in kinds if kind in ("aux_loss", "seq_aux_loss", "global_aux_loss")]
+    weights = weights if isinstance(weights, list) else [weights] * len(kinds)
+    balance = ("aux_loss", "seq_aux_loss", "global_aux_loss")
+    return [(k, w) for k, w in zip(kinds, weights, strict=False) if k in balance]
+
+
+def rules(settings: Any) -> list[Problem]:
+    check, losses = Check(settings), _losses(settings)
+    drops = registry.one(settings, "drop") is not None
     name = "grove_adaptive_aux_loss"
     broken = {
         f"{{{name}}} moves the weight of one balance loss, and {{moe_router_load_balancing_type}} "
         f"are {len(losses)}; choose one": len(losses) != 1,
         f"{{{name}}} begins at {{moe_aux_loss_coeff}}, which is none; give a weight above 0": (
-            len(losses) == 1 and not any(weights)
+            len(losses) == 1 and not losses[0][1]
         ),
         f"{{{name}}} moves a loss that {{moe_router_fusion}} computes elsewhere; remove one of "
         "them": settings.moe_router_fusion,
+        "{grove_adaptive_capacity} is of experts without a capacity, and there is one, of which "
+        "what is dropped is counted; remove it": drops and settings.grove_adaptive_capacity != 1,
+        f"{{{name}}} without a capacity counts as if all experts had the same, and those without "
+        "an FFN take more; give --moe-expert-capacity-factor": (
+            not drops and registry.local_experts(settings) > 0
+        ),
         "{grove_adaptive_decay} is not between 0 and 1; 0.99 is the paper's": not (
             0 <= settings.grove_adaptive_decay <= 1
         ),

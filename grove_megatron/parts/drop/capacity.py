@@ -69,10 +69,12 @@ class Capacity:
             return routed.only(self._kept(map_TE, routed, seen.padding_T, 1))
         # A sequence may lie on several ranks.
         all_TE, padding_T = seen.together(map_TE)
+        by_probs = self.policy == "probs"
         whole = Routed(
-            index_TK=None if routed.index_TK is None else seen.gather(routed.index_TK),
+            index_TK=seen.gather(routed.choices_TK) if self.first_choices else None,
             selected_TE=all_TE,
-            probs_TE=seen.gather(routed.probs_TE.detach()),
+            # By place they are not looked at.
+            probs_TE=seen.gather(routed.probs_TE.detach()) if by_probs else all_TE,
             map_TE=all_TE,
         )
         return routed.only(seen.own(self._kept(all_TE, whole, padding_T, seen.batch_size)))
@@ -165,6 +167,10 @@ def rules(settings: Any) -> list[Problem]:
             settings.grove_capacity_scope == "sequence"
             and settings.context_parallel_size > 1
             and settings.moe_token_drop_policy == "position"
+        ),
+        "{sft} packs several conversations into a sequence, which {grove_capacity_scope} would let "
+        "take places from one another; use rank": (
+            settings.grove_capacity_scope == "sequence" and getattr(settings, "sft", False)
         ),
         "{moe_router_fusion} drops as Megatron does, and {grove_capacity_scope}, "
         "{grove_capacity_first_choices} and {grove_expert_capacity} say otherwise; remove it": (

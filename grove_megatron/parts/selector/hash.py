@@ -37,7 +37,7 @@ class Settings:
 
 
 class HashTable(torch.nn.Module):
-    """table [V, K] int64; every expert of a token weighs 1 / K.
+    """table [V, K] int32; every expert of a token weighs 1 / K.
 
     Args:
         table: the experts of every id.
@@ -48,7 +48,7 @@ class HashTable(torch.nn.Module):
     def __init__(self, table_VK: Tensor) -> None:
         super().__init__()
         self.table: Tensor
-        self.register_buffer("table", table_VK)
+        self.register_buffer("table", table_VK.clone())
 
     def choose(self, z_TE: Tensor, seen: Seen) -> Tensor:
         """[T, K]."""
@@ -58,7 +58,7 @@ class HashTable(torch.nn.Module):
                 "the model with grove_megatron.pretrain or grove_megatron.run, and give it tokens, "
                 "not embeddings"
             )
-        return self.table[seen.ids_T]
+        return self.table[seen.ids_T].long()
 
     def weigh(self, z_TE: Tensor, chosen: Tensor) -> Tensor:
         """[T, K]."""
@@ -112,7 +112,7 @@ def _table(config: Any) -> Tensor:
             f"the model has {vocabulary}; make one with grove data"
         )
     counts += [0] * (vocabulary - len(counts))
-    return balanced_table(counts, config.num_moe_experts, topk)
+    return balanced_table(tuple(counts), config.num_moe_experts, topk)
 
 
 def rules(settings: Any) -> list[Problem]:

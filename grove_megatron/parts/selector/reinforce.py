@@ -143,7 +143,8 @@ PARTS = (
         when="For experiments with choices that learn from what they led to, not from the "
         "weights alone. The gradient is unbiased for a token's own loss and of high "
         "variance, training draws its choice, and losses travel to every layer in four more "
-        "columns beside the hidden states.",
+        "columns beside the hidden states. Data-parallel ranks draw alike unless "
+        "--data-parallel-random-init is given.",
         is_on=lambda s: s.grove_router_selector == "reinforce",
         build=lambda c: Policy(c.moe_router_topk, c.hidden_size, c),
         reference=Reference,

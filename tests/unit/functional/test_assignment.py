@@ -79,6 +79,15 @@ def test_a_fine_auction_is_exact(kind: str, tokens: int, experts: int) -> None:
     assert own == pytest.approx(best_sum(scores), rel=1e-6)
 
 
+def test_what_an_expert_is_worth_to_all_is_no_reason_to_bid() -> None:
+    """Where all have as many places it changes nothing, and must not make the steps large."""
+    scores = 0.01 * scores_of("random", 96, 8) + 10 * torch.randn(8)
+    found = balanced_assignment(scores, 0.02)
+    own = float(scores.gather(1, found.expert_T.unsqueeze(1)).sum())
+    assert best_sum(scores) - own < 0.02 * 0.1 * 96
+    assert found.rounds < 300
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(2, 9), st.integers(0, 10**6), st.sampled_from([0.1, 0.01]))
 def test_the_gap_is_what_the_precision_says(

@@ -55,6 +55,20 @@ def test_a_capacity_of_a_rank_makes_a_sequence_depend_on_the_others(flags: str, 
     assert all(alike) != LIMITED[flags]
 
 
+def test_first_choices_are_first_in_evaluation_too(parse) -> None:  # noqa: F811
+    """Where nothing but the capacity asks for an order of choices."""
+    flags = (
+        "--moe-expert-capacity-factor 0.5 --grove-capacity-first-choices "
+        "--moe-token-drop-policy position --moe-router-topk 8"
+    )
+    x = torch.randn(64, 2, HIDDEN, dtype=torch.float64, generator=seed(0))
+    router = make_router(config_of(flags, parse, groups=True))
+    trained = router.train()(x)[1]
+    with torch.no_grad():
+        evaluated = router.eval()(x)[1]
+    assert torch.equal(trained, evaluated)
+
+
 @pytest.mark.parametrize("part", registry.of_slot("selector"), ids=name_of)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_selector_sees_others_where_it_says_so(part: Part, training: bool, parse) -> None:  # noqa: F811

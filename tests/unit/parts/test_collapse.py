@@ -150,6 +150,11 @@ def test_it_goes_where_the_paper_says_as_fast_as_the_paper_says(
         assert one.value == pytest.approx(aim + (0.007 - aim) * 0.99**step, rel=1e-12)
 
 
+def test_it_begins_where_its_own_loss_does(parse) -> None:  # noqa: F811
+    kinds = "--moe-router-load-balancing-type none seq_aux_loss --moe-aux-loss-coeff 0.3 0.02"
+    assert AdaptiveCoefficient(skewed(parse, kinds).config).value == 0.02
+
+
 def test_no_tokens_move_nothing(parse) -> None:  # noqa: F811
     one = AdaptiveCoefficient(adaptive(parse).config)
     one.step(torch.tensor([0, 0]))
@@ -197,6 +202,9 @@ def test_its_state_has_all_bits_in_16_bits_models(parse) -> None:  # noqa: F811
     value = router.coefficient.value
     assert router.bfloat16().coefficient.value == value
     again = adaptive(parse, start="0.5")
+    assert again.coefficient.value == 0.5
+    # Moved to a device, its buffers are others that count their versions anew.
+    again.coefficient._apply(torch.clone)
     again.load_state_dict(router.state_dict())
     assert again.coefficient.value == value
 

@@ -303,6 +303,25 @@ REFUSED = {
         "--grove-hash-vocabulary (5) is below the 96 token ids of the model, some of which would "
         "have no expert; leave it out"
     ),
+    "--grove-router-selector sinkhorn --moe-router-score-function sqrtsoftplus": (
+        "--moe-router-score-function (sqrtsoftplus) is read by no router with "
+        "--grove-router-selector (sinkhorn); remove it"
+    ),
+    "--grove-adaptive-aux-loss --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.1 "
+    "--moe-expert-capacity-factor 1 --grove-adaptive-capacity 3": (
+        "--grove-adaptive-capacity (3.0) is of experts without a capacity, and there is one, of "
+        "which what is dropped is counted; remove it"
+    ),
+    "--grove-adaptive-aux-loss --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.1 "
+    "--grove-zero-experts 1": (
+        "--grove-adaptive-aux-loss (True) without a capacity counts as if all experts had the "
+        "same, and those without an FFN take more; give --moe-expert-capacity-factor"
+    ),
+    "--grove-adaptive-aux-loss --moe-router-load-balancing-type none aux_loss "
+    "--moe-aux-loss-coeff 0.1 0": (
+        "--grove-adaptive-aux-loss (True) begins at --moe-aux-loss-coeff (0.1 0.0), which is "
+        "none; give a weight above 0"
+    ),
     "--grove-adaptive-aux-loss": (
         "--grove-adaptive-aux-loss (True) begins at --moe-aux-loss-coeff (0.0), which is none; "
         "give a weight above 0"

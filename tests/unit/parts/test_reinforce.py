@@ -181,6 +181,26 @@ def test_rewards_keep_16_bits_on_their_way(dtype: torch.dtype) -> None:
     assert torch.equal(losses.grad, torch.full_like(losses, 0.37))
 
 
+def test_rewards_survive_a_detour_in_bf16() -> None:
+    """Columns of fp32 that are cast on their way, as beside experts in bf16."""
+    losses = torch.linspace(0.1, 12, 6).reshape(1, 6).requires_grad_()
+    reward = torch.zeros(6, 1, 4, requires_grad=True)
+    log, baseline = (torch.zeros(6, requires_grad=True) for _ in range(2))
+    handed = Learn.apply(reward, log, baseline, (1.0, 0.5)).bfloat16().float()
+    (0.37 * Reward.apply(losses, handed, slice(0, 6))).sum().backward()
+    assert torch.allclose(log.grad, 0.37 * losses.detach()[0], rtol=2**-15)
+
+
+def test_a_frozen_policy_draws_nothing(parse) -> None:  # noqa: F811
+    router = made(parse, 2)
+    x = Toy(4).x
+    router.eval()
+    best = router(x)[1]
+    router.train().freeze()
+    router.carried = Carried(reward=x.new_zeros(4, 1, 4))
+    assert torch.equal(router(x)[1], best)
+
+
 def test_a_model_that_brings_no_losses_back_is_refused(parse) -> None:  # noqa: F811
     router = made(parse, 2)
     with pytest.raises(ValueError, match="reinforce\\) got nothing beside the hidden states"):
