@@ -253,13 +253,13 @@ def _needs(part: Part) -> Iterator[str]:
     if needed:
         yield "Of the flags above, without one it is refused:\n"
         yield "| without | because |\n| --- | --- |"
-        yield from map(_row, needed)
+        yield from _rows(needed)
     if excluded:
         yield ("\n" if needed else "") + _wrapped(
             "Beside it these are refused, each reason once; the flags are examples:"
         )
         yield "\n| beside | because |\n| --- | --- |"
-        yield from map(_row, excluded)
+        yield from _rows(excluded)
     if not needed and not excluded:
         yield _wrapped(
             "None of the flags that were tried beside it is refused, neither those of other parts "
@@ -267,9 +267,15 @@ def _needs(part: Part) -> Iterator[str]:
         )
 
 
-def _row(one: refused.Refused) -> str:
-    why = "; ".join(str(problem) for problem in one.why)
-    return f"| `{one.flags}` | {why.replace('|', ' ')} |"
+def _rows(every: list[refused.Refused]) -> Iterator[str]:
+    """One for all that are refused in the same words but for their own name and value."""
+    together: dict[tuple[str, ...], list[refused.Refused]] = {}
+    for one in every:
+        together.setdefault(tuple(problem.text for problem in one.why), []).append(one)
+    for same in together.values():
+        flags = ", ".join(f"`{one.flags}`" for one in same)
+        why = "; ".join(str(problem) for problem in same[0].why)
+        yield f"| {flags} | {why.replace('|', ' ')} |"
 
 
 def _compared(part: Part) -> Iterator[str]:

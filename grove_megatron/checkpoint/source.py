@@ -232,7 +232,10 @@ def refuse_parts(args: Any, where: str, said: Container[str] = ()) -> None:
     }
     given = {flag_of(name): value for name, value in (of_model | unknown_settings(args)).items()}
     if given:
-        fix = "and this model has no config.json that says it; train without"
+        fix = (
+            "and no Hugging Face model has it that is made here; keep Megatron's checkpoint, which "
+            "trains and evaluates it"
+        )
         lines = [f"{flag} ({value}) is not its default, {fix}" for flag, value in given.items()]
         refuse_all(where, lines)
 

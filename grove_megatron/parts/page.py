@@ -66,6 +66,9 @@ def asked(part: Part) -> str:
     if part.switch is None and part.slot in flag_fields():
         default = " (default)" if part.name == registry.default(part.slot) else ""
         return f"`{flag_of(registry.setting(part))} {part.name}`{default}"
+    if part.slot == "gate":
+        # One flag names each of them.
+        return f"`{part.tried}`"
     return f"`{flag_of(part.switch)}`" if part.switch else f"`{part.tried.split()[0]}`"
 
 

@@ -443,6 +443,9 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
         losses = _losses(line)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(_damaged(file, number, f"is not an interval: {error}")) from None
+    if arrays["sharing"].shape == (layers, 1 + run.groups):
+        # A selector that gives a token any number of experts.
+        shapes["sharing"] = (layers, 1 + run.groups)
     for name, array in arrays.items():
         if array.shape != shapes[name]:
             shown = f"has {name} of shape {array.shape}, not {shapes[name]}"

@@ -66,7 +66,10 @@ def run_names(views: Sequence[View]) -> list[str]:
 
 
 def _names(groups: Sequence[Sequence[View]]) -> list[str]:
-    """What the names of the jobs have in common, else the fewest flags that tell them apart."""
+    """What the names of the jobs have in common, else the fewest flags that tell them apart.
+
+    And what their routers are.
+    """
     stems = [_stem([view.name for view in group]) for group in groups]
     if len(groups) == 1:
         return [stems[0] or "all runs"]
@@ -79,6 +82,8 @@ def _names(groups: Sequence[Sequence[View]]) -> list[str]:
         rest = [n for n in flags if n not in kept and n not in _OF_A_RUN]
         kept.append(max(rest, key=lambda n: _told_apart(flags, [*kept, n])))
         told = _told_apart(flags, kept)
+    # A router is not called by what it has in common with others.
+    kept += [n for n in flags if n.startswith("grove-router-") and n not in kept]
     short = {name: re.sub("^(moe|grove)-", "", name) for name in kept}
     return [", ".join(f"{short[n]} {flags[n][i]}" for n in kept) for i in range(len(groups))]
 

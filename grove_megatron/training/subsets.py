@@ -53,7 +53,9 @@ def trained_notice(args: Namespace) -> str | None:
         return None
     model = sizes_of(args).model
     trained, total = trained_parameters(model, chosen).total, total_parameters(model).total
-    return f"--grove-train-only ({' '.join(chosen)}): {trained:,} of {total:,} parameters"
+    words = [one for one in chosen if one not in SUBSETS]
+    searched = f"; searched for in all names: {', '.join(words)}" if words else ""
+    return f"--grove-train-only ({' '.join(chosen)}): {trained:,} of {total:,} parameters{searched}"
 
 
 def _names(args: Namespace, world_size: int) -> frozenset[str]:

@@ -89,9 +89,10 @@ def read_counts(file: str) -> list[int]:
         OSError: no such file.
     """
     found: Any = json.loads(Path(file).read_text(encoding="utf-8"))
-    whole = isinstance(found, list) and all(type(n) is int and n >= 0 for n in found)
-    if not whole or not any(found):
-        raise ValueError("holds no list of how often each token id is there")
+    if not isinstance(found, list) or any(type(n) is not int or n < 0 for n in found):
+        raise ValueError("it holds no list of whole numbers, how often each token id is there")
+    if not any(found):
+        raise ValueError(f"all its counts ({len(found)}) are 0")
     counts: list[int] = found
     return counts
 
@@ -109,7 +110,7 @@ def _table(config: Any) -> Tensor:
     if len(counts) > vocabulary:
         raise ValueError(
             f"--grove-hash-counts ({config.grove_hash_counts}) counts {len(counts)} token ids, and "
-            f"the model has {vocabulary}; make one with grove data"
+            f"the model has {vocabulary}; make one with grove data --check PREFIX --counts FILE"
         )
     counts += [0] * (vocabulary - len(counts))
     return balanced_table(tuple(counts), config.num_moe_experts, topk)
@@ -122,14 +123,17 @@ def rules(settings: Any) -> list[Problem]:
     broken = {
         f"{{moe_router_topk}} of {{num_experts}} is more than {{{name}}} has different ones; use "
         "fewer": experts is not None and topk > experts,
-        "{grove_hash_counts} is needed for {grove_hash_table}; give a file": (
-            balanced and settings.grove_hash_counts is None
-        ),
+        "{grove_hash_counts} is needed for {grove_hash_table}; make it with grove data --check "
+        "PREFIX --counts FILE": (balanced and settings.grove_hash_counts is None),
         "{grove_hash_counts} is not read with {grove_hash_table}; use balanced, or remove it": (
             not balanced and settings.grove_hash_counts is not None
         ),
         f"{{moe_z_loss_coeff}} is of logits, and {{{name}}} has none; remove it": bool(
             settings.moe_z_loss_coeff
+        ),
+        f"{{moe_token_drop_policy}} chooses by weights, which are all alike with {{{name}}}; use "
+        "position": (
+            registry.one(settings, "drop") is not None and settings.moe_token_drop_policy == "probs"
         ),
         f"{{moe_input_jitter_eps}} is of a router that reads tokens, and {{{name}}} reads their "
         "ids; remove it": bool(settings.moe_input_jitter_eps),
@@ -150,11 +154,14 @@ def rules(settings: Any) -> list[Problem]:
             counted = len(read_counts(settings.grove_hash_counts))
             known: int | None = table or rows
             if known is not None and counted > known:
-                raise ValueError(f"counts {counted} token ids, and the model has {known}")
-        except (OSError, ValueError) as error:
+                raise ValueError(f"it counts {counted} token ids, and the model has {known}")
+        except OSError as error:
+            sentence = "{grove_hash_counts} cannot be read: {why}; correct it"
+            problems.append(check.problem(sentence, why=error.strerror))
+        except ValueError as error:
             sentence = (
-                "{grove_hash_counts} is no list of counts for this model: {why}; make one with "
-                "grove data"
+                "{grove_hash_counts} is of no use for this model: {why}; make one with grove data "
+                "--check PREFIX --counts FILE"
             )
             problems.append(check.problem(sentence, why=error))
     of_logits = [p for p in registry.active(settings) if p.slot in ("gate", "logits")]

@@ -14,7 +14,7 @@ from grove_megatron.training.doctor import diagnose
 
 PARTS = registry.parts()
 # Of the commands grove data and grove verify.
-OF_COMMANDS = {"--count-tokens", "--layer", "--variant", "--write"}
+OF_COMMANDS = {"--check", "--counts", "--layer", "--variant", "--write"}
 
 
 @cache

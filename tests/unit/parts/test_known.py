@@ -211,7 +211,8 @@ REFUSED = {
         "which selects experts by a rule of its own; remove one of them"
     ),
     "--grove-router-selector hash --grove-hash-table balanced": (
-        "--grove-hash-counts (None) is needed for --grove-hash-table (balanced); give a file"
+        "--grove-hash-counts (None) is needed for --grove-hash-table (balanced); make it with "
+        "grove data --check PREFIX --counts FILE"
     ),
     "--grove-router-selector hash --grove-hash-counts x.json": (
         "--grove-hash-counts (x.json) is not read with --grove-hash-table (random); use balanced, "
@@ -299,6 +300,13 @@ REFUSED = {
         "--grove-expert-capacity (2) says nothing of experts without an FFN, which take more; use "
         "--moe-expert-capacity-factor"
     ),
+    "--grove-router-selector hash --moe-expert-capacity-factor 1": (
+        "--moe-token-drop-policy (probs) chooses by weights, which are all alike with "
+        "--grove-router-selector (hash); use position"
+    ),
+    "--grove-router-selector hash --grove-hash-table balanced --grove-hash-counts no/such.json": (
+        "--grove-hash-counts (no/such.json) cannot be read: No such file or directory; correct it"
+    ),
     "--grove-router-selector hash --grove-hash-vocabulary 5": (
         "--grove-hash-vocabulary (5) is below the 96 token ids of the model, some of which would "
         "have no expert; leave it out"
@@ -346,6 +354,26 @@ REFUSED = {
         "there is no bias to move; add that, or remove it"
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("counts", "why"),
+    [
+        ("[1, -2]", "it holds no list of whole numbers, how often each token id is there"),
+        ('{"a": 1}', "it holds no list of whole numbers, how often each token id is there"),
+        ("[0, 0]", "all its counts (2) are 0"),
+        (str([1] * 97), "it counts 97 token ids, and the model has 96"),
+    ],
+)
+def test_counts_of_something_else_are_refused(counts, why, tmp_path):
+    file = tmp_path / "counts.json"
+    file.write_text(counts)
+    flags = f"--grove-router-selector hash --grove-hash-table balanced --grove-hash-counts {file}"
+    (problem,) = diagnose(f"{SOUND} {flags}".split(), None, "cpu").problems
+    assert str(problem) == (
+        f"--grove-hash-counts ({file}) is of no use for this model: {why}; make one with grove "
+        "data --check PREFIX --counts FILE"
+    )
 
 
 @pytest.mark.parametrize("flags", REFUSED)

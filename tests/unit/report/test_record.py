@@ -76,6 +76,17 @@ def test_what_is_no_array_is_refused(encoded: object) -> None:
         decode(encoded)
 
 
+def test_tokens_may_meet_more_groups_than_experts_were_asked_for(tmp_path: Path) -> None:
+    """By a selector that gives a token any number of experts."""
+    wide = np.zeros((2, 1 + RUN.groups), np.int64)
+    wide[:, -1] = 3
+    assert RUN.groups > RUN.topk
+    record = read_record(written(tmp_path, interval(sharing=wide)))
+    assert np.array_equal(record.intervals[0].sharing, wide)
+    with pytest.raises(ValueError, match="sharing of shape"):
+        read_record(written(tmp_path / "b", interval(sharing=np.zeros((2, 9), np.int64))))
+
+
 def test_a_record_comes_back(tmp_path: Path) -> None:
     bias = np.array([[0.1] * 8, [-0.2] * 8], np.float32)
     first = interval(iteration=1, iterations=1)

@@ -90,6 +90,20 @@ def test_jobs_of_one_name_are_told_apart_by_the_fewest_flags() -> None:
     ]
 
 
+def test_a_router_is_called_what_it_is() -> None:
+    """Not only by the selector that it has in common with the plain one."""
+    jobs = [
+        ("x", a_run(grove_router_selector="hash", grove_router_gate="linear")),
+        ("x", a_run(grove_router_selector="topk", grove_router_gate="attention")),
+        ("x", a_run(grove_router_selector="base", grove_router_gate="linear")),
+    ]
+    assert [name for name, _ in found(*jobs)] == [
+        "router-selector hash, router-gate linear",
+        "router-selector topk, router-gate attention",
+        "router-selector base, router-gate linear",
+    ]
+
+
 def test_the_seed_is_no_name_of_a_system() -> None:
     jobs = [("x", a_run(seed=n, bf16=True) if n else a_run(seed=n)) for n in range(2)]
     assert [name for name, _ in found(*jobs)] == ["bf16 (unset)", "bf16 True"]

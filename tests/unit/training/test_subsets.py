@@ -65,6 +65,9 @@ def test_what_is_trained_of_the_released_model(chosen: str, trained: str) -> Non
     args = parser().parse_args([*RELEASED.split(), "--grove-train-only", *chosen.split()])
     args.rank, args.world_size = 0, 1
     said = f"--grove-train-only ({chosen}): {trained} of 32,948,041,728 parameters"
+    searched = [word for word in chosen.split() if word not in SUBSETS]
+    if searched:
+        said += f"; searched for in all names: {', '.join(searched)}"
     assert trained_notice(args) == said
 
 
