@@ -58,7 +58,7 @@ def test_parts_that_no_hugging_face_model_has_are_refused_together(tmp_path: Pat
     refuse_parts(Namespace(), str(tmp_path))
     parts = {"grove_logit_norm": "sample", "grove_noisy_topk": True, "grove_new_part": 3}
     with pytest.raises(
-        ValueError, match=r"has no config\.json that says it; train without"
+        ValueError, match=r"no Hugging Face model has it that is made here; keep"
     ) as error:
         refuse_parts(Namespace(**vars(own) | parts), str(tmp_path))
     lines = str(error.value).splitlines()[1:]
