@@ -50,7 +50,7 @@ def system(settings: Settings) -> System:
             # Exact, in so small a layer.
             *("--grove-router-selector", "base", "--grove-base-precision", "1e-6"),
         ],
-        training=settings.variant != "eval_greedy",
+        training=not settings.variant.startswith("eval"),
         prepare=_without_input,
         parameters=parameters,
         experts=partial(EachExpert, partial(SublayerExpert, hidden, width, sublayers, eps)),

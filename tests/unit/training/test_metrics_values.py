@@ -1,11 +1,13 @@
 """What of an interval goes into the log line, and what to TensorBoard and W&B."""
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from grove_megatron.report.measures import mean, per_layer
 from grove_megatron.training.metrics_run import record_folder
 from grove_megatron.training.metrics_values import log_line, scalars, write
 from tests.unit.report.intervals import RUN, interval
@@ -19,6 +21,14 @@ def test_the_log_line_has_megatrons_form() -> None:
         " load max/mean: 3.90 | dead experts: 8 | groups per token: 1.38 | rows per token: 1.38 |"
         " rank max/mean: 1.35 |"
     )
+
+
+def test_the_log_line_says_what_a_capacity_drops() -> None:
+    one = interval(run=replace(RUN, drops=True))
+    shown = float(mean(per_layer(one)["dropped_share"]))
+    assert 0 < shown < 1
+    assert f" dropped: {shown:.1%} | rank max/mean: " in log_line(one)
+    assert "dropped" not in log_line(interval())
 
 
 def test_scalars_are_means_over_layers_and_totals() -> None:
