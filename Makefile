@@ -23,7 +23,7 @@ pretrain: install  ## train a small Grove model on real text and show what happe
 	$(PY) examples/pretrain_text.py
 
 # ARGS=--update keeps the figures for the cards of parts.
-compare: install  ## routers beside plain top-k on the same text: under 25 minutes on 2 cores
+compare: install  ## routers beside plain top-k on the same text: about 20 minutes on 2 idle cores
 	$(PY) examples/compare.py routers $(ARGS)
 
 compare-moepp: install  ## plain, Grove, MoE++ and both on the same text: under 20 minutes on 2 cores

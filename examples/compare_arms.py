@@ -163,7 +163,13 @@ _ROUTER_ARMS = (
         "update-sign",
     ),
     _two("quantile balancing", "--moe-router-load-balancing-type quantile_balancing"),
-    _two("adaptive loss", f"{_BALANCED} --grove-adaptive-aux-loss", "coefficient-adaptive"),
+    _two(
+        "adaptive loss",
+        # So few iterations are no time for the paper's decay, and its limit is plain's weight.
+        f"{_BALANCED} --grove-adaptive-aux-loss --grove-adaptive-decay 0.9 "
+        "--grove-adaptive-slope 1 --grove-adaptive-max 0.1",
+        "coefficient-adaptive",
+    ),
     _two("attention gate", f"{_FREE} --grove-router-gate attention", "gate-attention"),
     _two("two-layer gate", f"{_BALANCED} --grove-router-gate two_layer", "gate-two_layer"),
     _two(
