@@ -9,6 +9,8 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe.moe_utils import topk_routing_with_score_function
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.testing import assert_close
 
 from grove_megatron import runtime
@@ -306,3 +308,23 @@ def test_group_limited_selection_does_not_depend_on_whether_a_zero_bias_is_there
     _, chosen = route(make_router(**limits), logits)
     _, chosen_with = route(with_bias(torch.zeros(EXPERTS), **limits), logits)
     assert torch.equal(chosen, chosen_with)
+
+
+def test_what_megatron_selects_by_quantiles_it_selects_here_too():
+    """It asks what losses there are before its own __init__ has ended."""
+    given = {
+        "num_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "add_bias_linear": False,
+        "num_moe_experts": 8,
+        "moe_router_topk": 2,
+        "moe_router_load_balancing_type": "quantile_balancing",
+        "moe_token_dispatcher_type": "alltoall",
+    }
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    ours = GroveRouter(GroveTransformerConfig(**given, grove_dispatch=True), groups)
+    theirs = TopKRouter(TransformerConfig(**given), groups)
+    logits = torch.randn(24, 1, 8, generator=torch.Generator().manual_seed(0))
+    for mine, expected in zip(ours.routing(logits), theirs.routing(logits), strict=True):
+        assert torch.equal(mine, expected)
