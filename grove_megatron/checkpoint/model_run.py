@@ -137,7 +137,7 @@ class ModelRun:
         from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
         handed = getattr(router, "handed", None)
-        logits: Tensor = router.gating(inputs[0]) if handed is None else handed
+        logits: Tensor = router.gating(inputs[0]) if handed is None else handed.logits
         if router.config.sequence_parallel:
             logits = gather_from_sequence_parallel_region(logits)
         batch_first = logits.transpose(0, 1)

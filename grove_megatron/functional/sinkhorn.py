@@ -4,8 +4,6 @@ pi = diag(r) exp(z) diag(c) whose rows sum to 1 and whose columns sum to T / E (
 section 3.1). Of logarithms nothing overflows: Megatron's own takes exp(z), which does above 88.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -19,17 +17,15 @@ def log_sinkhorn(z_TE: Tensor, counted_T: Tensor | None, iterations: int) -> Ten
             scaled by the same columns.
         iterations: 1 or more.
     """
-    tokens, experts = z_TE.shape
-    columns_E = z_TE.new_zeros(experts)
-    log_share: float | Tensor = math.log(max(tokens, 1) / experts)
+    columns_E = z_TE.new_zeros(z_TE.shape[1])
     counted_TE = z_TE
     if counted_T is not None:
         counted_TE = z_TE.masked_fill(~counted_T.unsqueeze(1), float("-inf"))
-        log_share = (counted_T.sum().clamp(min=1) / experts).to(z_TE.dtype).log()
     for _ in range(iterations):
         rows_T1 = -torch.logsumexp(z_TE + columns_E, dim=1, keepdim=True)
         sums_E = torch.logsumexp(counted_TE + rows_T1, dim=0)
-        # Without any token a column is as it was.
-        columns_E = torch.where(sums_E.isfinite(), log_share - sums_E, columns_E)
+        # All alike: of what size rows decide, which sum to 1. Without any token a column is as it
+        # was.
+        columns_E = torch.where(sums_E.isfinite(), -sums_E, columns_E)
     rows_T1 = -torch.logsumexp(z_TE + columns_E, dim=1, keepdim=True)
     return z_TE + rows_T1 + columns_E

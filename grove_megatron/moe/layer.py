@@ -174,8 +174,11 @@ class GroveMoELayer(MoELayer):
 
     def _handed(self) -> Tensor | None:
         """Columns for the next layer; kept for nobody, they would keep what they were made of."""
-        handed, self.router.handed = self.router.handed, Carried()
-        return handed.columns if self.carries else None
+        handed: Carried = self.router.handed
+        self.router.handed = Carried()
+        if "logits" not in self.router.needs:
+            handed = handed.with_logits(None)
+        return handed.columns
 
     def _asked(self) -> str:
         return " and ".join(carrying_flags(self.config))

@@ -290,8 +290,7 @@ class GroveRouter(TopKRouter):
         # Megatron may have put others in their place, of its --moe-router-force-* flags.
         passed = Logits(z_TE=z_TE) if passed is None else replace(passed, z_TE=z_TE)
         # Not by gating, which Megatron's trace of the routing calls again.
-        before = passed.before.reshape(logits.shape) if "logits" in self.needs else None
-        self.handed = replace(self.carried, logits=before)
+        self.handed = replace(self.carried, logits=passed.before.reshape(logits.shape))
         if self.is_megatrons:
             return self._megatrons_routing(logits, padding_mask, passed, seen)
 

@@ -429,7 +429,10 @@ def test_files_that_are_whole_have_no_problem(made: Path) -> None:
     assert "token (10) that is not below (10)" in check(made, 10)[1][0]
 
 
-def test_tokens_are_counted_for_a_balanced_table(made: Path, tmp_path: Path) -> None:
+def test_tokens_are_counted_for_a_balanced_table(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grove_megatron.data.check._BLOCK", 64)
     file = tmp_path / "counts.json"
     command = ["data", "--check", str(made), "--vocab-size", "14", "--counts", str(file)]
     assert CliRunner().invoke(app, command).exit_code == 0
