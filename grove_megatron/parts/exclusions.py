@@ -5,6 +5,7 @@ from typing import Any
 from ..checks.problem import Problem
 from ..checks.rules import Check
 from . import registry
+from .scoring.softmax import OWN_SELECTION
 from .slots import Choices
 
 _NAME = "grove_router_selector"
@@ -40,16 +41,14 @@ def selector_problems(
     if settings.grove_group_score != Choices.grove_group_score:
         broken[f"{{grove_group_score}} is of limits, and {{{_NAME}}} knows none; remove it"] = True
     problems = [*check.those(broken)]
-    kinds = settings.moe_router_load_balancing_type
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    for kind in kinds:
-        if kind in ("sinkhorn", "quantile_balancing"):
+    for kind, _ in balancing(settings):
+        if kind in OWN_SELECTION:
             sentence = f"{{moe_router_load_balancing_type}} selects experts, as does {{{_NAME}}}; "
             one = Check(settings, moe_router_load_balancing_type=kind)
             problems.append(one.problem(sentence + "use none"))
     if not weighs:
         return problems
-    problems += _of_scoring(settings, kinds)
+    problems += _of_scoring(settings)
     idle = [part for part in others if part.slot in ("keep", "weigh", "loss")]
     idle += [part for part in others if part.slot == "local"]
     return problems + [
@@ -61,11 +60,23 @@ def selector_problems(
     ]
 
 
-def _of_scoring(settings: Any, kinds: list[str]) -> list[Problem]:
+def balancing(settings: Any) -> list[tuple[str, float]]:
+    """What Megatron balances by, and what each weighs."""
+    kinds, weights = settings.moe_router_load_balancing_type, settings.moe_aux_loss_coeff
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    weights = weights if isinstance(weights, list) else [weights] * len(kinds)
+    return [*zip(kinds, weights, strict=False)]
+
+
+def balance_losses(settings: Any) -> list[tuple[str, float]]:
+    """Those of them that are losses."""
+    losses = ("aux_loss", "seq_aux_loss", "global_aux_loss")
+    return [(kind, weight) for kind, weight in balancing(settings) if kind in losses]
+
+
+def _of_scoring(settings: Any) -> list[Problem]:
     check = Check(settings)
-    coefficient = settings.moe_aux_loss_coeff
-    coefficients = coefficient if isinstance(coefficient, list) else [coefficient]
-    losses = {*kinds} & {"aux_loss", "seq_aux_loss", "global_aux_loss"} and any(coefficients)
+    losses = any(weight for _, weight in balance_losses(settings))
     scoring = settings.grove_num_groups and settings.grove_router_scoring
     # A configuration has made it of softmax, see config.py.
     rewritten = ("sigmoid",) if hasattr(settings, "num_moe_experts") else ()
@@ -73,7 +84,7 @@ def _of_scoring(settings: Any, kinds: list[str]) -> list[Problem]:
         *check.those(
             {
                 "{moe_aux_loss_coeff} is of a loss that balances scores, and "
-                f"{{{_NAME}}} reads none; use 0": bool(losses),
+                f"{{{_NAME}}} reads none; use 0": losses,
                 f"{{moe_router_score_function}} is read by no router with {{{_NAME}}}; remove it": (
                     settings.moe_router_score_function not in ("softmax", *rewritten)
                 ),

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...checks.problem import Problem
 from ...checks.rules import Check
 from .. import registry
+from ..exclusions import balance_losses
 from ..part import Part, Routed, Seen
 
 
@@ -45,7 +46,7 @@ class AdaptiveCoefficient(torch.nn.Module):
         super().__init__()
         self.decay, self.slope = config.grove_adaptive_decay, config.grove_adaptive_slope
         self.most, self.factor = config.grove_adaptive_max, config.grove_adaptive_capacity
-        (weight,) = [weight for _, weight in _losses(config)]
+        (weight,) = [weight for _, weight in balance_losses(config)]
         begin = torch.tensor([float(weight)], dtype=torch.float64)
         self.bits: Tensor
         self.pairs: Tensor
@@ -102,17 +103,8 @@ class Reference:
         return moved
 
 
-def _losses(settings: Any) -> list[tuple[str, float]]:
-    """Megatron's balance losses that are asked for, and what each weighs."""
-    kinds, weights = settings.moe_router_load_balancing_type, settings.moe_aux_loss_coeff
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    weights = weights if isinstance(weights, list) else [weights] * len(kinds)
-    balance = ("aux_loss", "seq_aux_loss", "global_aux_loss")
-    return [(k, w) for k, w in zip(kinds, weights, strict=False) if k in balance]
-
-
 def rules(settings: Any) -> list[Problem]:
-    check, losses = Check(settings), _losses(settings)
+    check, losses = Check(settings), balance_losses(settings)
     drops = registry.one(settings, "drop") is not None
     name = "grove_adaptive_aux_loss"
     broken = {
