@@ -132,7 +132,7 @@ def test_moe_plus_plus_goes_on_at_two_layouts(generate: Any, moepp_folder: Path)
     assert generate("--hf", moepp_folder, *given(), layout=(2, EP2)).tokens == one
     pp3 = (3, ["--pipeline-model-parallel-size", "3"])
     refused = generate("--hf", moepp_folder, *given(), layout=pp3).refused()
-    assert "--pipeline-model-parallel-size (3) has stages that expect hidden states" in refused
+    assert "excludes --pipeline-model-parallel-size (3) in inference, whose stages" in refused
 
 
 def test_choices_are_those_of_the_seed(generate: Any, golden_folder: Path) -> None:

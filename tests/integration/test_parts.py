@@ -34,7 +34,8 @@ def test_a_part_trains_as_its_reference_does(part: Part, runner: Runner) -> None
     flags = flags_of(part)
     fast, slow = runner(1, flags), runner(1, flags, how="train_by_the_references")
     assert_losses(fast, slow, 1e-5)
-    assert_gradients(fast, slow, 1, 1e-5, grown=10)
+    # The last step, after which three of Adam have made of equal gradients nearly equal weights.
+    assert_gradients(fast, slow, 1, 1e-5, grown=30)
 
 
 @pytest.mark.parametrize("part", cases(registry.parts()))
