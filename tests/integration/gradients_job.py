@@ -78,6 +78,12 @@ def train_by_the_references(folder: str, argv: list[str]) -> None:
         self.handed = carried
         if "logits" in self.needs:
             self.handed = replace(carried, logits=logits.before.reshape(*input.shape[:2], -1))
+        if self.coefficient is not None and self.training:
+            # Every microbatch has a capacity that it does not use.
+            wanted = routed.map_TE.sum(0).tolist()
+            limit = -(-sum(wanted) // len(wanted))
+            beyond = sum(max(0, load - limit) for load in wanted)
+            self.coefficient.pairs += torch.tensor([beyond, sum(wanted)])
         if carried.reward is not None:
             taught(self, logits.z_TE, routed.choices_TK, input)
         return MoEAuxLossAutoScaler.apply(probs, loss), chosen
