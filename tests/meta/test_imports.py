@@ -55,6 +55,9 @@ RULES = {
         inside={"parts", "functional", "checks", "model.architecture", "model.weights"},
         outside={"torch"},
     ),
+    "parts/drop/capacity": Rule(
+        inside={"parts", "functional", "checks"}, outside={"torch", "megatron.core"}
+    ),
     # The exact assignment of its reference, for tests.
     "parts/selector/base": Rule(
         inside={"parts", "functional", "checks"},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping
 from torch import Tensor
 
 from ...checks.problem import Problem
@@ -49,6 +50,7 @@ class Capacity:
         self.tokens: int | None = config.grove_expert_capacity
         self.by_sequence = config.grove_capacity_scope == "sequence"
         self.first_choices = config.grove_capacity_first_choices
+        self.is_megatrons = _kind(config) == "capacity"
         self.local = registry.local_experts(config)
         self.tau: float = config.grove_local_tau
 
@@ -64,6 +66,17 @@ class Capacity:
         return (unit_B.unsqueeze(1) * weights_E).ceil().long()
 
     def __call__(self, routed: Routed, seen: Seen) -> Routed:
+        if self.is_megatrons and seen.padding_T is None:
+            # By position it takes the first, or some of equal ones, as its topk does; so here too.
+            _, kept_TE = apply_router_token_dropping(
+                routed.probs_TE,
+                routed.map_TE,
+                router_topk=self.topk,
+                capacity_factor=self.factor,
+                drop_policy=self.policy,
+                pad_to_capacity=False,
+            )
+            return routed.only(kept_TE)
         map_TE = seen.without_padding(routed.map_TE)
         if not self.by_sequence:
             return routed.only(self._kept(map_TE, routed, seen.padding_T, 1))
