@@ -6,16 +6,15 @@ import torch
 from grove_megatron.moe.carried import Carried, digits
 from grove_megatron.parts import registry
 from grove_megatron.parts.part import Part
-from tests.unit.parts.test_parts import (  # noqa: F401
+from tests.unit.parts.test_parts import (
     HIDDEN,
     Fixed,
-    _one_rank,
     config_of,
     make_router,
     name_of,
-    parse,
 )
 
+pytestmark = pytest.mark.usefixtures("on_one_rank")
 LENGTH, VOCABULARY = 12, 300
 LIMITED = {
     "--moe-expert-capacity-factor 1.0": True,
@@ -27,7 +26,7 @@ LIMITED = {
 }
 
 
-def beside(parse, flags: str, other: int, training: bool) -> torch.Tensor:  # noqa: F811
+def beside(parse, flags: str, other: int, training: bool) -> torch.Tensor:
     """Where the tokens of one sequence go, and how they weigh, beside another one: [S, E]."""
     router = make_router(config_of(flags, parse, groups=True)).train(training)
     router.draws = Fixed()
@@ -48,14 +47,14 @@ def seed(number: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("flags", LIMITED)
-def test_a_capacity_of_a_rank_makes_a_sequence_depend_on_the_others(flags: str, parse) -> None:  # noqa: F811
+def test_a_capacity_of_a_rank_makes_a_sequence_depend_on_the_others(flags: str, parse) -> None:
     """Also in evaluation; one of the sequence itself, and none, do not."""
     found = [beside(parse, flags, other, training=False) for other in (1, 2, 3, 4)]
     alike = [torch.equal(found[0], one) for one in found[1:]]
     assert all(alike) != LIMITED[flags]
 
 
-def test_first_choices_are_first_in_evaluation_too(parse) -> None:  # noqa: F811
+def test_first_choices_are_first_in_evaluation_too(parse) -> None:
     """Where nothing but the capacity asks for an order of choices."""
     flags = (
         "--moe-expert-capacity-factor 0.5 --grove-capacity-first-choices "
@@ -71,13 +70,13 @@ def test_first_choices_are_first_in_evaluation_too(parse) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("part", registry.of_slot("selector"), ids=name_of)
 @pytest.mark.parametrize("training", [True, False])
-def test_a_selector_sees_others_where_it_says_so(part: Part, training: bool, parse) -> None:  # noqa: F811
+def test_a_selector_sees_others_where_it_says_so(part: Part, training: bool, parse) -> None:
     found = [beside(parse, part.tried, other, training) for other in (1, 2, 3, 4)]
     sees = part.sees == "always" or (training and part.sees == "training")
     assert any(not torch.equal(found[0], one) for one in found[1:]) == sees
 
 
-def test_expert_choice_lets_the_future_in(parse) -> None:  # noqa: F811
+def test_expert_choice_lets_the_future_in(parse) -> None:
     """The experts of the first token are others when the last ones are."""
     flags = "--grove-router-selector expert_choice --grove-expert-choice-sees-future"
     router = make_router(config_of(flags, parse, groups=True)).eval()

@@ -7,20 +7,19 @@ from torch import Tensor
 from grove_megatron.functional.balance import sign_step
 from grove_megatron.moe.router import GroveRouter
 from grove_megatron.parts import registry
-from grove_megatron.parts.coefficient.adaptive import AdaptiveCoefficient
+from grove_megatron.parts.coefficient.adaptive import AdaptiveCoefficient, Reference
 from grove_megatron.parts.part import Draws
-from tests.unit.parts.test_parts import (  # noqa: F401
+from tests.unit.parts.test_parts import (
     HIDDEN,
-    _one_rank,
     config_of,
     make_router,
-    parse,
 )
 
+pytestmark = pytest.mark.usefixtures("on_one_rank")
 EXPERTS, TOKENS, STEPS = 12, 96, 250
 
 
-def skewed(parse, flags: str) -> GroveRouter:  # noqa: F811
+def skewed(parse, flags: str) -> GroveRouter:
     """A router to which a few experts are dear, whatever the token."""
     router = make_router(config_of(f"--moe-router-topk 2 {flags}", parse, groups=True)).train()
     router.draws = Draws()
@@ -71,7 +70,7 @@ def train(router: GroveRouter) -> None:
             router.expert_bias += moved[0].float()
 
 
-def test_without_balance_half_of_the_experts_get_nothing(parse) -> None:  # noqa: F811
+def test_without_balance_half_of_the_experts_get_nothing(parse) -> None:
     router = skewed(parse, "")
     train(router)
     found = shares(router)
@@ -95,7 +94,7 @@ EXPERT_BALANCE = {
 
 
 @pytest.mark.parametrize("name", EXPERT_BALANCE)
-def test_with_balance_no_expert_is_forgotten(name: str, parse) -> None:  # noqa: F811
+def test_with_balance_no_expert_is_forgotten(name: str, parse) -> None:
     router = skewed(parse, EXPERT_BALANCE[name])
     train(router)
     assert float(shares(router).min()) > 0.25 / EXPERTS, name
@@ -111,14 +110,14 @@ def test_with_balance_no_expert_is_forgotten(name: str, parse) -> None:  # noqa:
         "--moe-router-enable-expert-bias --grove-bias-level groups --grove-bias-update-rule error",
     ],
 )
-def test_with_balance_of_groups_no_group_is(flags: str, parse) -> None:  # noqa: F811
+def test_with_balance_of_groups_no_group_is(flags: str, parse) -> None:
     """Six groups, or devices, of two experts."""
     router = skewed(parse, flags)
     train(router)
     assert float(shares(router).reshape(6, 2).sum(1).min()) > 0.25 / 6
 
 
-def test_a_bias_of_groups_moves_its_experts_together(parse) -> None:  # noqa: F811
+def test_a_bias_of_groups_moves_its_experts_together(parse) -> None:
     router = skewed(parse, "--moe-router-enable-expert-bias --grove-bias-level groups")
     train(router)
     bias = router.expert_bias.reshape(6, 2)
@@ -129,7 +128,7 @@ def test_a_bias_of_groups_moves_its_experts_together(parse) -> None:  # noqa: F8
 # ------------------------------------------------------------------------------------ the adaptive
 
 
-def adaptive(parse, flags: str = "", start: str = "0.004") -> GroveRouter:  # noqa: F811
+def adaptive(parse, flags: str = "", start: str = "0.004") -> GroveRouter:
     return skewed(
         parse,
         "--grove-adaptive-aux-loss --moe-router-load-balancing-type aux_loss "
@@ -141,27 +140,30 @@ def adaptive(parse, flags: str = "", start: str = "0.004") -> GroveRouter:  # no
 def test_it_goes_where_the_paper_says_as_fast_as_the_paper_says(
     share: float,
     aim: float,
-    parse,  # noqa: F811
+    parse,
 ) -> None:
     one = AdaptiveCoefficient(adaptive(parse, start="0.007").config)
     pairs = torch.tensor([round(share * 1000), 1000])
+    slow, alpha = Reference(adaptive(parse).config), 0.007
     for step in range(1, 301):
         one.step(pairs)
+        alpha = slow.step(alpha, *pairs.tolist())
+        assert one.value == pytest.approx(alpha, rel=1e-12)
         assert one.value == pytest.approx(aim + (0.007 - aim) * 0.99**step, rel=1e-12)
 
 
-def test_it_begins_where_its_own_loss_does(parse) -> None:  # noqa: F811
+def test_it_begins_where_its_own_loss_does(parse) -> None:
     kinds = "--moe-router-load-balancing-type none seq_aux_loss --moe-aux-loss-coeff 0.3 0.02"
     assert AdaptiveCoefficient(skewed(parse, kinds).config).value == 0.02
 
 
-def test_no_tokens_move_nothing(parse) -> None:  # noqa: F811
+def test_no_tokens_move_nothing(parse) -> None:
     one = AdaptiveCoefficient(adaptive(parse).config)
     one.step(torch.tensor([0, 0]))
     assert one.value == 0.004
 
 
-def test_it_counts_what_is_dropped_or_would_be(parse) -> None:  # noqa: F811
+def test_it_counts_what_is_dropped_or_would_be(parse) -> None:
     capacity = "--moe-expert-capacity-factor 1.0 --moe-token-drop-policy position"
     real, virtual = adaptive(parse, capacity), adaptive(parse)
     for router in (real, virtual):
@@ -180,7 +182,7 @@ def test_it_counts_what_is_dropped_or_would_be(parse) -> None:  # noqa: F811
         assert router.coefficient.pairs.tolist() == [dropped, pairs]
 
 
-def test_the_loss_weighs_what_it_has_become(parse) -> None:  # noqa: F811
+def test_the_loss_weighs_what_it_has_become(parse) -> None:
     router, plain = (
         adaptive(parse),
         skewed(parse, "--moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.006"),
@@ -196,7 +198,7 @@ def test_the_loss_weighs_what_it_has_become(parse) -> None:  # noqa: F811
     assert gradients[0].abs().max() > 0
 
 
-def test_its_state_has_all_bits_in_16_bits_models(parse) -> None:  # noqa: F811
+def test_its_state_has_all_bits_in_16_bits_models(parse) -> None:
     router = adaptive(parse)
     router.coefficient.step(torch.tensor([1, 3]))
     value = router.coefficient.value
@@ -209,7 +211,7 @@ def test_its_state_has_all_bits_in_16_bits_models(parse) -> None:  # noqa: F811
     assert again.coefficient.value == value
 
 
-def test_a_weight_that_nobody_moves_is_refused(parse) -> None:  # noqa: F811
+def test_a_weight_that_nobody_moves_is_refused(parse) -> None:
     router = adaptive(parse)
     router.given_config.grove_moves = False
     with pytest.raises(ValueError, match="adaptive-aux-loss \\(True\\) is moved by nobody"):

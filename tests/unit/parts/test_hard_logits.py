@@ -6,17 +6,16 @@ from torch import Tensor
 
 from grove_megatron.parts import registry
 from grove_megatron.parts.part import Part
-from tests.unit.parts.test_parts import (  # noqa: F401
+from tests.unit.parts.test_parts import (
     HIDDEN,
     VOCABULARY,
-    _one_rank,
     carried_of,
     config_of,
     make_router,
     name_of,
-    parse,
 )
 
+pytestmark = pytest.mark.usefixtures("on_one_rank")
 PARTS = [*registry.of_slot("selector"), *registry.of_slot("drop"), *registry.of_slot("gate")]
 
 
@@ -43,7 +42,7 @@ def test_every_token_is_routed_or_dropped_and_weights_are_finite(
     tokens: int,
     kind: str,
     training: bool,
-    parse,  # noqa: F811
+    parse,
 ) -> None:
     router = make_router(config_of(part.tried, parse, groups=True)).train(training)
     router.carried = carried_of(router, tokens, 1)
@@ -73,7 +72,7 @@ def test_every_token_is_routed_or_dropped_and_weights_are_finite(
 
 @pytest.mark.parametrize("name", ["base", "expert_choice"])
 @pytest.mark.parametrize("tokens", [12, 13, 30, 100])
-def test_experts_are_balanced_to_the_token(name: str, tokens: int, parse) -> None:  # noqa: F811
+def test_experts_are_balanced_to_the_token(name: str, tokens: int, parse) -> None:
     (part,) = [p for p in registry.of_slot("selector") if p.name == name]
     router = make_router(config_of(part.tried, parse, groups=True)).train()
     _, chosen = router.routing(logits("one", tokens))
@@ -81,7 +80,7 @@ def test_experts_are_balanced_to_the_token(name: str, tokens: int, parse) -> Non
     assert int(load.max()) - int(load.min()) <= (tokens % 12 > 0) * (name == "base")
 
 
-def test_ids_that_a_table_does_not_have_are_an_error(parse) -> None:  # noqa: F811
+def test_ids_that_a_table_does_not_have_are_an_error(parse) -> None:
     router = make_router(config_of("--grove-router-selector hash", parse, groups=True))
     router.carried = carried_of(router, 4, 1)
     router.carried.ids[0] = 200.0

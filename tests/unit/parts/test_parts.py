@@ -19,20 +19,14 @@ from grove_megatron.moe.router import GroveRouter
 from grove_megatron.parts import registry
 from grove_megatron.parts.part import Draws, Part, experts_of
 from tests.router_oracle import oracle, reference
-from tests.unit.moe.routers import one_rank
 
+pytestmark = pytest.mark.usefixtures("on_one_rank")
 HIDDEN, SEQUENCE, BATCH, VOCABULARY = 10, 7, 3, 300
 ROUTED = [part for part in registry.parts() if part.slot not in ("update", "schedule")]
 
 
 def name_of(part: Part) -> str:
     return f"{part.slot}-{part.name}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank(tmp_path_factory):
-    with one_rank(tmp_path_factory.mktemp("store") / "file"):
-        yield
 
 
 class Fixed(Draws):
@@ -77,18 +71,6 @@ def config_of(flags: str, parse, *, groups: bool) -> GroveTransformerConfig:
         }
         | (of_groups if groups else {"grove_dispatch": True})
     )
-
-
-@pytest.fixture(scope="module")
-def parse():
-    import argparse
-
-    from megatron.training.arguments import add_megatron_arguments
-
-    from grove_megatron.arguments import add_grove_arguments
-
-    parser = add_grove_arguments(add_megatron_arguments(argparse.ArgumentParser()))
-    return lambda flags: parser.parse_args(flags.split())
 
 
 def make_router(config: GroveTransformerConfig) -> GroveRouter:

@@ -11,19 +11,18 @@ from grove_megatron.moe.carried import Carried
 from grove_megatron.moe.router import GroveRouter
 from grove_megatron.parts.part import Draws, Seen
 from grove_megatron.parts.selector.reinforce import log_probability
-from tests.unit.parts.test_parts import (  # noqa: F401
+from tests.unit.parts.test_parts import (
     HIDDEN,
-    _one_rank,
     config_of,
     make_router,
-    parse,
 )
 
+pytestmark = pytest.mark.usefixtures("on_one_rank")
 EXPERTS = 12
 REINFORCE = "--grove-router-selector reinforce --moe-router-pre-softmax"
 
 
-def made(parse, topk: int, flags: str = "") -> GroveRouter:  # noqa: F811
+def made(parse, topk: int, flags: str = "") -> GroveRouter:
     config = config_of(f"{REINFORCE} --moe-router-topk {topk} {flags}", parse, groups=True)
     router = make_router(config).train()
     router.draws = Draws()
@@ -93,7 +92,7 @@ def exact(router: GroveRouter, toy: Toy, every: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("tokens", "topk"), [(2, 1), (1, 2)])
-def test_the_mean_of_all_estimates_is_the_gradient(tokens: int, topk: int, parse) -> None:  # noqa: F811
+def test_the_mean_of_all_estimates_is_the_gradient(tokens: int, topk: int, parse) -> None:
     router, toy = made(parse, topk), Toy(tokens)
     every = choices(tokens, topk)
     mean, total = [torch.zeros_like(router.weight), torch.zeros_like(toy.x)], 0.0
@@ -112,7 +111,7 @@ def test_the_mean_of_all_estimates_is_the_gradient(tokens: int, topk: int, parse
     assert (without - mean[0]).abs().max() > 1e-3
 
 
-def test_a_baseline_that_knows_the_loss_makes_it_vary_less(parse) -> None:  # noqa: F811
+def test_a_baseline_that_knows_the_loss_makes_it_vary_less(parse) -> None:
     router, toy = made(parse, 1), Toy(1)
     policy = router.get_submodule("selector_reinforce")
     every = choices(1, 1)
@@ -132,7 +131,7 @@ def test_a_baseline_that_knows_the_loss_makes_it_vary_less(parse) -> None:  # no
     assert variances[1] < 0.9 * variances[0]
 
 
-def test_the_baseline_learns_what_the_loss_is(parse) -> None:  # noqa: F811
+def test_the_baseline_learns_what_the_loss_is(parse) -> None:
     router, toy = made(parse, 1, "--grove-reinforce-baseline-coeff 0.25"), Toy(4)
     policy = router.get_submodule("selector_reinforce")
     x = toy.x.clone().requires_grad_()
@@ -148,7 +147,7 @@ def test_the_baseline_learns_what_the_loss_is(parse) -> None:  # noqa: F811
         assert torch.allclose(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
-def test_experts_are_drawn_as_often_as_the_policy_says(parse) -> None:  # noqa: F811
+def test_experts_are_drawn_as_often_as_the_policy_says(parse) -> None:
     router = made(parse, 2)
     policy = router.steps.selector
     draws = 40_000
@@ -162,7 +161,7 @@ def test_experts_are_drawn_as_often_as_the_policy_says(parse) -> None:  # noqa: 
         assert often == pytest.approx(likely, abs=4 * (likely / draws) ** 0.5)
 
 
-def test_evaluation_takes_the_best(parse) -> None:  # noqa: F811
+def test_evaluation_takes_the_best(parse) -> None:
     z = torch.randn(9, EXPERTS)
     chosen = made(parse, 2).steps.selector.choose(z, Seen(training=False))
     assert torch.equal(chosen, z.topk(2, dim=1).indices)
@@ -191,7 +190,7 @@ def test_rewards_survive_a_detour_in_bf16() -> None:
     assert torch.allclose(log.grad, 0.37 * losses.detach()[0], rtol=2**-15)
 
 
-def test_a_frozen_policy_draws_nothing(parse) -> None:  # noqa: F811
+def test_a_frozen_policy_draws_nothing(parse) -> None:
     router = made(parse, 2)
     x = Toy(4).x
     router.eval()
@@ -201,7 +200,7 @@ def test_a_frozen_policy_draws_nothing(parse) -> None:  # noqa: F811
     assert torch.equal(router(x)[1], best)
 
 
-def test_a_model_that_brings_no_losses_back_is_refused(parse) -> None:  # noqa: F811
+def test_a_model_that_brings_no_losses_back_is_refused(parse) -> None:
     router = made(parse, 2)
     with pytest.raises(ValueError, match="reinforce\\) got nothing beside the hidden states"):
         router(Toy(2).x)
