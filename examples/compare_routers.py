@@ -13,6 +13,7 @@ import numpy as np
 from compare_arms import Arm, Comparison
 from compare_runs import Job, half_width, write
 
+from grove_megatron.benchmarks.environment import cpu_name
 from grove_megatron.report.compared import Compared, Row, compared
 from grove_megatron.report.html import cell, document, section, spread_cell, table
 from grove_megatron.report.view import tokens_per_second
@@ -115,10 +116,8 @@ def _finite(value: float) -> float | None:
 
 def machine() -> str:
     """Its processor, and how many cores this process has."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0))
-    return f"{models[0] if models else 'unknown processor'}, {cores} core{'s' * (cores != 1)}"
+    return f"{cpu_name()}, {cores} core{'s' * (cores != 1)}"
 
 
 # --------------------------------------------------------------------------- how it is shown

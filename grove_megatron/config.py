@@ -75,8 +75,7 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
             # of its own that has them. GroveRouter never asks this field for the weights.
             self.moe_router_score_function = "sigmoid"
         super().__post_init__()
-        carries = has_grove_layers(self) and registry.needs(self)
-        if carries and self.pipeline_model_parallel_size > 1:
+        if registry.needs(self) and self.pipeline_model_parallel_size > 1:
             # A stage hands on hidden states with columns beside them. Not before: of lengths
             # that really vary Megatron asks more, which all ranks' equal shapes have no need of.
             self.variable_seq_lengths = True

@@ -17,6 +17,7 @@ import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from ..checks.flags import flag_of
 from ..parts import registry
 
 ID_COLUMNS = 3
@@ -142,7 +143,5 @@ def no_stages(config: Any, stages: int) -> str:
 
 def carrying_flags(config: Any) -> list[str]:
     """Of the parts for which something travels, as ``--flag (value)``."""
-    from ..checks.flags import flag_of
-
     names = dict.fromkeys(registry.setting(p) for p in registry.active(config) if p.needs)
     return [f"{flag_of(name)} ({getattr(config, name)})" for name in names]

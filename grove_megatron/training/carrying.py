@@ -4,6 +4,7 @@ Token ids and rewards begin as columns of the embedding's output. Rewards end be
 and get their gradient from the losses that the model returns (see moe/carried.py).
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from torch import Tensor
 
-from ..config import has_grove_layers
 from ..functional.policy import Reward
 from ..moe.carried import REWARD_COLUMNS, digits, join, take_apart
 from ..parts import registry
@@ -34,11 +34,10 @@ def carry(model: GPTModel) -> GPTModel:
     Returns:
         ``model``.
     """
-    config = model.config
-    needs = registry.needs(config) if has_grove_layers(config) else frozenset()
+    needs = registry.needs(model.config)
     embedding = getattr(model, "embedding", None)
     if embedding is not None and needs & {"ids", "reward"}:
-        embedding.register_forward_hook(_Begin(model), with_kwargs=True)
+        embedding.register_forward_hook(_Begin(model, needs), with_kwargs=True)
     if model.post_process and "reward" in needs:
         end = _End(model)
         model.decoder.final_layernorm.register_forward_pre_hook(end.take)
@@ -56,9 +55,8 @@ def _place(rows: int, sequence: int, model: GPTModel) -> slice:
 class _Begin:
     """A forward hook of the embedding."""
 
-    def __init__(self, model: GPTModel) -> None:
-        self.model = model
-        self.needs = registry.needs(model.config)
+    def __init__(self, model: GPTModel, needs: Collection[str]) -> None:
+        self.model, self.needs = model, needs
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
         """[S, B, H] to [S, B, H + columns]."""

@@ -67,7 +67,7 @@ class Capacity:
 
     def __call__(self, routed: Routed, seen: Seen) -> Routed:
         if self.is_megatrons and seen.padding_T is None:
-            # By position it takes the first, or some of equal ones, as its topk does; so here too.
+            # Bit for bit: by position it takes what its topk gives of equal ones, not the first.
             _, kept_TE = apply_router_token_dropping(
                 routed.probs_TE,
                 routed.map_TE,
@@ -248,7 +248,7 @@ PARTS = (
         switch="moe_expert_capacity_factor",
         formula="C = ceil(K T factor / E), T the tokens of a rank\n"
         "an expert keeps its C pairs of the largest weights (--moe-token-drop-policy probs), or\n"
-        "its first C (position)",
+        "C that Megatron's topk gives of equal numbers (position); beside padding, the first",
         when="To bound what an expert computes and a rank receives. Tokens lose experts, and "
         "weights of the rest are not raised; Megatron's own rule, without its padding.",
     ),
