@@ -12,7 +12,7 @@ PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
 
-.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu lint format
+.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu docs lint format
 
 install: .venv/.installed
 
@@ -46,6 +46,11 @@ test-latest:  ## make test with the newest versions that pip finds, in .venv-lat
 
 test-gpu: install  ## needs CUDA; each test skips with a reason without
 	$(PY) -m pytest -q tests/gpu
+
+# -E: what was read before is read again, so that every warning is seen.
+docs: install  ## the site of the documents, in runs/docs/html; a broken link is an error
+	$(PY) -m sphinx -E -W --keep-going -q -b html docs runs/docs/html
+	@echo "runs/docs/html/index.html"
 
 lint: install
 	.venv/bin/ruff check .

@@ -39,6 +39,15 @@ setup(
         "data": ["transformers>=5.2", "zstandard", "pyarrow", "datasets"],
         "lm-eval": ["lm-eval[hf]"],
         "tensorboard": ["tensorboard"],
+        # matplotlib draws the pictures.
+        "docs": [
+            "sphinx",
+            "myst-parser",
+            "furo",
+            "sphinx-copybutton",
+            "linkify-it-py",
+            "matplotlib",
+        ],
         "dev": [
             "pytest",
             "pytest-timeout",
@@ -53,6 +62,11 @@ setup(
             "ruff",
             "mypy",
             "pre-commit",
+            "sphinx",
+            "myst-parser",
+            "furo",
+            "sphinx-copybutton",
+            "linkify-it-py",
         ],
     },
     entry_points={"console_scripts": ["grove=grove_megatron.cli:main"]},

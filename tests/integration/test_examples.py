@@ -14,11 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.docs.outputs import check, shown
+
 from .checkpoints import tensors
 from .launching import REPOSITORY, launch, processes_that_name, reported_steps
 from .weights_folders import tensors_of
 
 EXAMPLES = REPOSITORY / "examples"
+
+
+def shows(command: str, printed: str, document: str = "examples/README.md") -> None:
+    """Fail unless a document shows what a command has printed."""
+    check(shown(document, command), printed)
 
 
 def _assert_ten_iterations(steps: dict[int, tuple[str, str]], output: str) -> None:
@@ -34,6 +41,7 @@ def test_two_ranks_train_ten_iterations() -> None:
     assert done.code == 0, done.output
     assert "runtime CPU with gloo (GROVE_RUNTIME=cpu)" in done.output
     _assert_ten_iterations(reported_steps(done.output), done.output)
+    shows("examples/01_cpu_two_ranks.sh", done.output)
 
 
 def test_moepp_trains_and_says_what_is_skipped() -> None:
@@ -46,12 +54,14 @@ def test_moepp_trains_and_says_what_is_skipped() -> None:
     assert all(20 < share < 50 for share in skipped)
     summary = json.loads(done.output.split("grove_megatron summary: ")[1].splitlines()[0])
     assert summary["rows_per_token"] < summary["routed_pairs_per_token"] < 1.6
+    shows("examples/07_moepp.sh", done.output)
 
 
 def test_further_flags_win() -> None:
     done = launch([str(EXAMPLES / "01_cpu_two_ranks.sh"), "--grove-num-groups", "3"])
     assert done.code != 0
-    assert "--grove-num-groups (3) does not divide --num-experts (8)" in done.output
+    command = "examples/01_cpu_two_ranks.sh --grove-num-groups 3"
+    shows(command, done.output, "docs/guides/check.md")
 
 
 @pytest.mark.long
@@ -64,6 +74,7 @@ def test_two_agents_train_one_model(tmp_path: Path) -> None:
     assert all(first[step] == second[step] for step in first.keys() & second.keys())
     _assert_ten_iterations(first | second, done.output)
     assert reported_steps(done.output) == first | second
+    shows("examples/02_two_nodes_loopback.sh", done.output)
     # One job of four ranks, not two jobs of two.
     assert "using world size: 4" in logs[0]
     assert logs[0].count("grove_megatron summary: ") == 1
@@ -97,7 +108,8 @@ def test_an_agent_that_fails_ends_the_other(tmp_path: Path, failing: int) -> Non
 def test_weights_come_in_are_trained_and_go_out(tmp_path: Path, golden_folder: Path) -> None:
     done = launch([str(EXAMPLES / "04_weights.sh")], timeout=500, RUN_DIR=str(tmp_path))
     assert done.code == 0, done.output
-    assert "\npassed\n" in done.output
+    printed = done.output.replace(str(tmp_path), "runs/weights")
+    shows("RUN_DIR=runs/weights examples/04_weights.sh", printed)
     names = ("begin", "resume", "one_rank")
     logs = [(tmp_path / f"{name}.log").read_text() for name in names]
     for log, first, ranks in zip(logs, (1, 6, 11), (2, 2, 1), strict=True):
@@ -122,6 +134,8 @@ def test_weights_come_in_are_trained_and_go_out(tmp_path: Path, golden_folder: P
 def test_from_a_command_line_that_cannot_run_to_a_report(tmp_path: Path) -> None:
     done = launch([str(EXAMPLES / "05_doctor.sh"), "--train-iters", "20"], RUN_DIR=str(tmp_path))
     assert done.code == 0, done.output
+    printed = done.output.replace(str(tmp_path), "runs/doctor")
+    shows("RUN_DIR=runs/doctor examples/05_doctor.sh", printed)
     failed, refused, sound, job, drawn = re.split(r"^== .*\n", done.output, flags=re.M)[1:]
     problems = re.findall(r"^  \d\. (.*)$", failed, re.M)
     flags = ("moe-router-topk", "expert-model-parallel-size", "global-batch-size")
@@ -146,13 +160,15 @@ def test_from_a_command_line_that_cannot_run_to_a_report(tmp_path: Path) -> None
 def test_single_gpu_example_refuses_without_a_gpu(te: str) -> None:
     done = launch([str(EXAMPLES / "03_single_gpu.sh")], timeout=600, TE=te)
     assert done.code == 2
-    assert "needs a CUDA GPU" in done.output
+    shows("examples/03_single_gpu.sh", done.output)
 
 
 @pytest.mark.long
 def test_adjugates_are_trained_alone_and_then_everything(tmp_path: Path) -> None:
     done = launch([str(EXAMPLES / "08_staged.sh")], RUN_DIR=str(tmp_path))
     assert done.code == 0, done.output
+    printed = done.output.replace(str(tmp_path), "runs/staged")
+    shows("RUN_DIR=runs/staged examples/08_staged.sh", printed)
     parts = re.split(r"^== (\w+)\n\$ (.*)\n", done.output, flags=re.M)
     names, commands, shown = parts[1::3], [*map(shlex.split, parts[2::3])], parts[3::3]
     assert names == ["parent", "data", "upcycle", "plan", "adjugates", "all"]

@@ -124,10 +124,10 @@ def test_a_flag_in_a_document_is_a_field(document: Path) -> None:
     assert flags(document.read_text(encoding="utf-8")) - known == set()
 
 
-def test_every_field_is_in_the_table_of_the_readme_with_its_default() -> None:
+def test_every_field_is_in_the_table_of_flags_with_its_default() -> None:
     settings = fields(read("grove_megatron/config.py"))
     expected = {f"--{n.replace('_', '-')}": as_written(default) for n, default in settings.items()}
-    assert flag_table(read("README.md")) == expected
+    assert flag_table(read("docs/guides/train.md")) == expected
 
 
 @pytest.mark.parametrize("document", documents(), ids=name_of)

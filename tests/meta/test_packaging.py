@@ -105,7 +105,7 @@ def refused(source: str, version: tuple[int, ...]) -> str | None:
 
 def test_extras_are_those_the_documents_name() -> None:
     assert sorted(metadata()["extras_require"]) == [
-        *("data", "dev", "hf", "lm-eval", "report", "te", "tensorboard")
+        *("data", "dev", "docs", "hf", "lm-eval", "report", "te", "tensorboard")
     ]
     assert metadata()["extras_require"]["te"] == ["transformer-engine[pytorch]"]
     named = re.findall(r"'?\.\[(\w+)\]|grove-megatron\[(\w+)\]", read("CONTRIBUTING.md"))
