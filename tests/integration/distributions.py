@@ -70,9 +70,8 @@ def main(out: Path) -> None:
             "git (absent, or no checkout) lists no files here; release from a checkout"
         )
     if changed := run(["git", "status", "--porcelain"], ROOT).splitlines():
-        raise SystemExit(
-            f"{len(changed)} files are not committed; commit them:\n" + "\n".join(changed)
-        )
+        listed = "\n".join(changed)
+        raise SystemExit(f"files ({len(changed)}) are not committed; commit them:\n{listed}")
     shutil.rmtree(out, ignore_errors=True)
     scratch = out.with_name(f"{out.name}.source")
     shutil.rmtree(scratch, ignore_errors=True)
