@@ -12,7 +12,8 @@ PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
 
-.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu docs lint format
+.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu docs lint format \
+    release
 
 install: .venv/.installed
 
@@ -60,3 +61,7 @@ lint: install
 format: install
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+release: install  ## the source distribution and the wheel of this commit, in runs/dist, and checked
+	$(PY) -m tests.integration.distributions runs/dist
+	GROVE_DIST=$(CURDIR)/runs/dist $(PY) -m pytest -q tests/meta tests/integration/test_release.py

@@ -14,3 +14,5 @@ if not ((3, 12) <= sys.version_info < (3, 14)):
         "takes an older one (0.16.1) there without a word; make an environment with Python 3.12 or "
         "3.13"
     )
+
+__version__ = "0.1.0"

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from . import __version__
 from .benchmarks.commands import app as bench
 from .checkpoint import commands as weights
 from .compat import installed_version, megatron_version
@@ -34,7 +35,7 @@ def _print_versions(asked: bool) -> None:
     if not asked:
         return
     versions = {
-        "grove-megatron": installed_version("grove-megatron"),
+        "grove-megatron": __version__,
         # A clone on PYTHONPATH goes before the wheel.
         "megatron-core": megatron_version(),
         "torch": installed_version("torch"),

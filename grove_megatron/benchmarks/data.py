@@ -1,5 +1,6 @@
 """``grove bench data``: text into tokens, beside Megatron-LM's own tool with as many processes."""
 
+import importlib.util
 import json
 import os
 import random
@@ -32,6 +33,10 @@ def measure(megatron_lm: Path, megabytes: int, workers: int, rounds: int) -> dic
     """
     if not (megatron_lm / _TOOL).is_file():
         raise ValueError(f"--megatron-lm ({megatron_lm}) has no {_TOOL}; name a clone")
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            "grove bench data needs transformers (not installed); pip install 'grove-megatron[hf]'"
+        )
     with tempfile.TemporaryDirectory(prefix="grove-data-") as name:
         folder = Path(name)
         text, tokenizer = _corpus(folder, megabytes)

@@ -89,8 +89,8 @@ class Golden:
             from transformers import AutoModelForCausalLM
         except ImportError as error:
             raise ValueError(
-                "--golden (absent) needs transformers to compute the reference; "
-                "pip install 'transformers>=5', or name a golden file"
+                "--golden (absent) needs transformers (not installed) to compute the reference; "
+                "pip install 'grove-megatron[hf]', or name a golden file"
             ) from error
         try:
             model = AutoModelForCausalLM.from_pretrained(

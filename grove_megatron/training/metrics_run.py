@@ -1,6 +1,5 @@
 """What a record says of the run it is of: sizes of the counted layers, and the flags to show."""
 
-import importlib.metadata
 import time
 import uuid
 from argparse import Namespace
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .. import __version__
 from ..checkpoint.layout import is_remote
 from ..compat import megatron_version
 from ..config import GroveTransformerConfig, grove_defaults
@@ -89,14 +89,6 @@ def _settings(args: Namespace) -> dict[str, Any]:
         if value is not None and value is not False
     }
     return shown | {
-        "versions": f"grove_megatron {_version()}, megatron-core "
+        "versions": f"grove_megatron {__version__}, megatron-core "
         f"{megatron_version() or 'unknown'}, torch {torch.__version__}"
     }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("grove-megatron")
-    except importlib.metadata.PackageNotFoundError:
-        # Run from a checkout that is not installed.
-        return "(not installed)"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from .. import __version__
 from ..checks.flags import flag_of
 from ..checks.problem import Problem
 from ..compat import installed_version, megatron_version
@@ -44,7 +45,7 @@ def described(args: Namespace) -> Described:
         "version of Python": platform.python_version(),
         "version of torch": str(installed_version("torch")),
         "version of megatron-core": str(megatron_version()),
-        "version of grove-megatron": str(installed_version("grove-megatron")),
+        "version of grove-megatron": __version__,
     }
 
 

@@ -27,7 +27,8 @@ ENDINGS = (".py", ".md", ".sh", ".toml", ".txt", ".yaml", ".json", ".patch", ".s
 
 def own_files() -> list[Path]:
     """Everything that belongs to the repository, found without git."""
-    files = [p for p in ROOT.iterdir() if p.is_file()]
+    # Of a work tree of git, .git is a file.
+    files = [p for p in ROOT.iterdir() if p.is_file() and p.name != ".git"]
     for folder in FOLDERS:
         files += [p for p in (ROOT / folder).rglob("*") if p.is_file()]
     return sorted(p for p in files if "__pycache__" not in p.parts)

@@ -3,6 +3,10 @@
 import platform
 from datetime import date
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from tests.meta import test_packaging as packaged
 from tests.meta.versions import (
     PACKAGES,
     PINNED,
@@ -53,3 +57,26 @@ def test_a_run_takes_the_place_of_the_last_one_with_its_python() -> None:
     found = rows(text)
     assert [cells[-1] for cells in found] == [PINNED, "other", "new"]
     assert found[1:] == [row("3.12.1", "other"), row("3.13.9", "new")]
+
+
+def test_every_row_and_every_pin_is_in_the_ranges_of_setup() -> None:
+    ranges: dict[str, SpecifierSet] = {}
+    for one in map(Requirement, packaged.requirements()):
+        # Two extras may name the same package.
+        ranges[one.name] = ranges.get(one.name, SpecifierSet()) & one.specifier
+    assert all(map(ranges.__getitem__, ("torch", "megatron-core", "transformers")))
+    pins = packaged.pinned()
+    for python, *versions, _ in rows(README):
+        # The pinned row has no third number.
+        patch = python if python.count(".") == 2 else f"{python}.0"
+        assert patch in SpecifierSet(packaged.metadata()["python_requires"])
+        for name, version in zip(PACKAGES, versions, strict=True):
+            assert version in ranges.get(name, SpecifierSet()), name
+    for name in set(ranges) & set(pins):
+        assert pins[name] in ranges[name], name
+
+
+def test_every_required_package_is_pinned() -> None:
+    unpinned = {packaged.project(r) for r in packaged.metadata()["install_requires"]}
+    unpinned |= {packaged.project(r) for r in packaged.metadata()["extras_require"]["dev"]}
+    assert unpinned - set(packaged.pinned()) == set()

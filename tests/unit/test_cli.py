@@ -5,12 +5,12 @@ import importlib.metadata
 import pytest
 from typer.testing import CliRunner
 
-from grove_megatron import cli
+from grove_megatron import __version__, cli
 
 
 def test_versions_are_those_of_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = CliRunner().invoke(cli.app, ["--version"]).stdout.splitlines()
-    assert lines[0] == f"grove-megatron {importlib.metadata.version('grove-megatron')}"
+    assert lines[0] == f"grove-megatron {__version__}"
     assert lines[1].startswith(f"megatron-core {importlib.metadata.version('megatron-core')}")
     assert lines[2] == f"torch {importlib.metadata.version('torch')}"
     assert len(lines) == 3

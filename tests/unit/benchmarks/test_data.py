@@ -1,6 +1,7 @@
 """``grove bench data``, beside a tool that writes what ours does, or something else."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,9 @@ def test_both_are_timed_and_compared(tmp_path: Path) -> None:
 def test_a_folder_without_the_tool_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no tools/preprocess_data.py; name a clone"):
         measure(tmp_path, 1, 1, 1)
+
+
+def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"needs transformers .*'grove-megatron\[hf\]'"):
+        measure(clone(tmp_path, 0), 1, 1, 1)
