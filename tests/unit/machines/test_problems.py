@@ -110,6 +110,12 @@ PROBLEMS: dict[str, tuple[Fault, str]] = {
         "(LOCAL_WORLD_SIZE), and node 4 has ranks 32-38, 40; number ranks node by node, or leave "
         "the flag out",
     ),
+    "nodes of fewer ranks": (
+        lambda s: replace(s, per_node=16),
+        "--grove-hierarchical-dispatch (True) takes every 16 ranks in a row for a node "
+        "(LOCAL_WORLD_SIZE), and node 0 has ranks 0-7; number ranks node by node, or leave the "
+        "flag out",
+    ),
     "wrong bytes between nodes": (
         lambda s: with_pair(s, "between", 0, wrong=True),
         "bytes between nodes 0 and 1 (nccl) were not those that were sent; leave one of the two "
@@ -173,8 +179,8 @@ def test_a_warning(name: str) -> None:
 
 
 def test_everything_at_once() -> None:
-    # These two are of the nodes, and change what others say of theirs.
-    apart = {"one name for two", "nodes of other ranks"}
+    # These are of the nodes, and change what others say of theirs.
+    apart = {"one name for two", "nodes of other ranks", "nodes of fewer ranks"}
     survey = cluster()
     expected = []
     for name, (fault, line) in {**PROBLEMS, **WARNINGS}.items():
