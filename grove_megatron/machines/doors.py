@@ -98,7 +98,9 @@ def _exactly(door: socket.socket, count: int) -> bytes:
 @contextmanager
 def _door(word: str) -> Iterator[int]:
     """A port at which everybody is told ``word``, and then the time as often as they ask."""
-    with socket.create_server(("", 0), backlog=512) as listener:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server(("", 0), family=family, backlog=512, dualstack_ipv6=both) as listener:
         thread = threading.Thread(target=_serve, args=(listener, word.encode()), daemon=True)
         thread.start()
         try:

@@ -19,6 +19,14 @@ def test_a_clock_is_read_over_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not isinstance(doors._visit("token", "3", HERE, port), str)
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_a_door_is_open_to_both_kinds_of_addresses() -> None:
+    with doors._door("token 3") as port:
+        for address in (HERE, "::1"):
+            found = doors._visit("token", "3", address, port)
+            assert not isinstance(found, str), found
+
+
 def test_somebody_else_is_not_taken_for_a_node() -> None:
     with doors._door("token 4") as port:
         said = doors._visit("token", "3", HERE, port)
