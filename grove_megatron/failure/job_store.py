@@ -125,5 +125,25 @@ def from_all_ranks(mine: list[Any], timeout: timedelta) -> list[tuple[int, Any]]
     return [(first, json.loads(one)) for one, first in collected.items()]
 
 
+def to_rank_0(mine: Any, timeout: timedelta) -> list[Any]:
+    """What the ranks give, in their order, on rank 0, and nothing elsewhere; every rank must call.
+
+    Args:
+        mine: of this rank, JSON.
+        timeout: how long rank 0 waits for the others.
+    """
+    if not has_store():
+        return [mine]
+    store, name, (rank, world_size) = job_store(timeout), key(f"given/{next(_said)}"), world()
+    if rank:
+        store.set(f"{name}/{rank}", json.dumps(mine))
+        return []
+    given = [json.loads(json.dumps(mine))]
+    for other in range(1, world_size):
+        store.wait([f"{name}/{other}"], timeout)
+        given.append(json.loads(store.get(f"{name}/{other}")))
+    return given
+
+
 _said = itertools.count()
 """A process may start several jobs one after the other, with the same ranks and the same store."""

@@ -72,7 +72,7 @@ def cache_notice(args: Namespace) -> str | None:
     """That the order of samples can be read alone, as a job before has left it, or None."""
     check = Check(args)
     for puts, cache, why in _unwritable_caches(args):
-        if _is_filled(cache):
+        if is_filled(cache):
             return (
                 f"{check.said('data_cache_path')} {puts}cannot be written ({why}); an order of "
                 "samples that is not there yet would end the job"
@@ -157,7 +157,7 @@ def _cache_problems(args: Namespace) -> Iterator[Problem]:
             )
         return
     for puts, cache, why in _unwritable_caches(args):
-        if not _is_filled(cache):
+        if not is_filled(cache):
             text = f"{puts}cannot be written: {why}; give another folder"
             yield Problem("--data-cache-path", path, text)
             return
@@ -167,12 +167,12 @@ def _unwritable_caches(args: Namespace) -> Iterator[tuple[str, Path, str]]:
     """Where Megatron cannot add an order of samples: what it puts there, where, why not."""
     if any(getattr(args, name) for name in _READS_CACHE):
         return
-    for puts, cache in _caches(args):
+    for puts, cache in caches(args):
         if why := why_not_writable(cache):
             yield puts, cache, why
 
 
-def _caches(args: Namespace) -> Iterator[tuple[str, Path]]:
+def caches(args: Namespace) -> Iterator[tuple[str, Path]]:
     """Without --data-cache-path they are beside the data."""
     if path := args.data_cache_path:
         if not is_remote(args, path):
@@ -184,7 +184,7 @@ def _caches(args: Namespace) -> Iterator[tuple[str, Path]]:
                 yield f"puts an index of samples into {cache}, which ", cache
 
 
-def _is_filled(cache: Path) -> bool:
+def is_filled(cache: Path) -> bool:
     """Has a job left an order of samples there? It may be another one."""
     return _why_not_read(cache) is None and any(cache.glob("*.npy"))
 

@@ -203,6 +203,17 @@ RULES = {
         inside={"checks"}, outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}
     ),
     "training/tokenizer_files": Rule(inside={"checks"}, in_functions={"huggingface_hub", "torch"}),
+    # All machines of a job, before it starts. What is judged is judged without asking anybody.
+    "machines": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH),
+    **{f"machines/{module}": Rule() for module in ("records", "rounds")},
+    "machines/cards": Rule(inside={"machines"}),
+    "machines/problems": Rule(inside={"machines", "checks", "failure.message"}),
+    "machines/borders": Rule(inside={"machines", "model", "planner"}),
+    "machines/planned": Rule(inside={"machines", "config", "planner"}),
+    "machines/doors": Rule(inside={"machines"}),
+    "machines/meeting": Rule(inside={"machines", "failure.job_store"}),
+    "machines/exchange": Rule(inside={"machines"}, outside={"torch"}),
+    "machines/table": Rule(inside={"machines", "failure.message", "printable"}, outside={"rich"}),
     "runtime": AROUND_THE_MODEL,
     "benchmarks": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"rich"}),
     # Imported by the command line before anything is decided.
@@ -344,6 +355,8 @@ def test_there_are_modules_to_look_at():
         ("checks", "from ..switches import refusals"),
         ("switches", "import torch"),
         ("switches", "from ..config import has_adjugates"),
+        ("machines/problems", "import torch"),
+        ("machines/borders", "import megatron.core"),
         ("training/doctor_command", "from .doctor import diagnose"),
         ("planner", "from grove_megatron.config import has_adjugates"),
         ("training", "import tests.unit"),
