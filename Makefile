@@ -12,7 +12,8 @@ PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
 
-.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu lint format
+.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu gpu-bundle lint \
+    format
 
 install: .venv/.installed
 
@@ -46,6 +47,10 @@ test-latest:  ## make test with the newest versions that pip finds, in .venv-lat
 
 test-gpu: install  ## needs CUDA; each test skips with a reason without
 	$(PY) -m pytest -q tests/gpu
+
+# TE=folder: with TransformerEngine's wheels there, in parts.
+gpu-bundle: install  ## runs/gpu-bundle: tests and benchmarks for a GPU without a network
+	$(PY) -m grove_megatron.benchmarks.kit.build $(if $(TE),--te $(TE))
 
 lint: install
 	.venv/bin/ruff check .
