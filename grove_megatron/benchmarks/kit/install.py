@@ -162,6 +162,8 @@ def _start(python: Path, folder: Path, seconds: str, results: Path, began: float
     unset = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
     environment = {k: v for k, v in os.environ.items() if k not in unset}
     environment.setdefault("OMP_NUM_THREADS", "1")
+    # torchrun asks for the names of addresses, and no name server answers.
+    environment.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
     module = f"{__package__}.run"
     words = [str(python), "-m", module, seconds, str(results), repr(began)]
     os.execve(python, words, environment)

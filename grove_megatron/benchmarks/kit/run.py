@@ -58,7 +58,14 @@ def run(results: Path, seconds: float, began: float, items: Sequence[Item] = ITE
     try:
         start, on_cuda = _imported(results)
         for item in items:
-            _one(item, results, left, start, on_cuda)
+            ended = _one(item, results, left, start, on_cuda)
+            if item.kind == "environment" and ended and ended.code and on_cuda:
+                # Whatever this process has done to CUDA, a fresh one has not.
+                note(
+                    results, "changed", to="fresh processes", why="the card failed in a forked one"
+                )
+                start = _afresh
+                _one(item, results, left, start, on_cuda)
             write_summary(results)
         note(results, "end", why="all items were looked at", left=round(left(), 1))
     except StoppedError as signalled:
@@ -106,13 +113,16 @@ def _afresh(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def _one(item: Item, results: Path, left: Callable[[], float], start: Start, on_cuda: bool) -> None:
+def _one(
+    item: Item, results: Path, left: Callable[[], float], start: Start, on_cuda: bool
+) -> Ended | None:
+    """Run an item and note how it ended; None if it is left out."""
     why = is_begun(item, left())
     if item.needs and not _is_there(item.needs):
         why = f"needs {item.needs} (not installed)"
     if why:
         note(results, "left out", item=item.name, why=why)
-        return
+        return None
     log = results / LOG
     note(results, "begun", item=item.name, small=not on_cuda and bool(item.small))
     with log.open("a", encoding="utf-8") as file:
@@ -123,6 +133,7 @@ def _one(item: Item, results: Path, left: Callable[[], float], start: Start, on_
         ended = run_child(lambda: start(item, results, scratch, on_cuda), log, limit)
         rows = _keep_rows(scratch / ROWS, results / ROWS) if ended.code == 0 else 0
     _note_end(item, results, ended, limit, rows)
+    return ended
 
 
 def _note_end(item: Item, results: Path, ended: Ended, limit: float, rows: int) -> None:

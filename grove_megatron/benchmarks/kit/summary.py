@@ -55,6 +55,7 @@ def _head(found: Sequence[dict[str, Any]]) -> str:
         lines += [f"Megatron imported in {imported['seconds']} s; items are {how}."]
         if imported["failed"]:
             lines += [f"**Importing failed:** {imported['failed']}"]
+        lines += [f"Later {one['to']}: {one['why']}." for one in _of(found, "changed")]
         if not imported["cuda"]:
             lines += [
                 "**No CUDA device: gpu tests only skip, and benchmarks ran tiny shapes on the CPU. "

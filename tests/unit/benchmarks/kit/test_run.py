@@ -61,6 +61,21 @@ def test_rows_are_those_of_the_items_that_ended_well(results: Path) -> None:
     assert found[-1]["why"] == "all items were looked at"
 
 
+def test_a_card_that_no_forked_process_can_use_has_fresh_ones(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = replace(GOOD, name="environment", kind="environment")
+
+    def forked(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
+        return 1
+
+    monkeypatch.setattr(runs, "_imported", lambda results: (forked, True))
+    monkeypatch.setattr(runs, "_afresh", start)
+    runs.run(results, 100, time.time(), (environment, GOOD))
+    ended = [(one["item"], one["code"]) for one in notes(results) if one["kind"] == "ended"]
+    assert ended == [("environment", 1), ("environment", 0), ("good", 0)]
+
+
 def test_an_item_ends_with_the_time_that_was_given(results: Path) -> None:
     began = time.monotonic()
     runs.run(results, END + 2, time.time(), (replace(SLOW, limit=300),))
