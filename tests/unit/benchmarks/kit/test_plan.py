@@ -11,6 +11,7 @@ from grove_megatron.benchmarks.kit.items import ITEMS, Item
 from grove_megatron.benchmarks.kit.plan import END, START, plan, seconds_of, shown, smallest
 from grove_megatron.benchmarks.refusals import problems
 from grove_megatron.benchmarks.shape import Settings
+from grove_megatron.training.installed import Installed, Package, package_problems
 from tests.gpu.flags import LOCAL
 
 ROOT = Path(__file__).parents[4]
@@ -53,9 +54,25 @@ def test_a_step_fits_the_smallest_card_that_it_is_for(monkeypatch: pytest.Monkey
     assert made.megatron_flags == tuple(LOCAL[2:])
 
 
+def test_a_step_starts_on_cuda_with_nothing_but_torch_and_triton(
+    parse: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grove_megatron.benchmarks.step import flags
+
+    (item,) = (one for one in ITEMS if one.name == "bench_step")
+    args = parse(" ".join(flags(settings(item.words, monkeypatch))))
+    nothing = Package("TransformerEngine", None), Package("Apex", None)
+    found = Installed(*nothing, Package("Triton", "3.6.0"))
+    assert [str(problem) for problem in package_problems(args, found)] == []
+    args.apply_rope_fusion = True
+    assert len(list(package_problems(args, found))) == 1, "it would be said"
+
+
 def test_every_file_of_gpu_tests_is_an_item() -> None:
     there = sorted(f"tests/gpu/{path.name}" for path in (ROOT / "tests/gpu").glob("test_*.py"))
-    assert sorted(item.words[0] for item in ITEMS if item.kind == "tests") == there
+    assert sorted({item.words[0] for item in ITEMS if item.kind == "tests"}) == there
+    parts = [item.words[1:] for item in ITEMS if item.words[:1] == ("tests/gpu/test_kernels.py",)]
+    assert parts == [("-k", "released"), ("-k", "not released")]
 
 
 def test_items_have_names_of_their_own_and_limits_above_what_they_take() -> None:
@@ -65,7 +82,8 @@ def test_items_have_names_of_their_own_and_limits_above_what_they_take() -> None
 
 
 def test_the_machine_and_the_kernels_come_first() -> None:
-    assert [item.name for item in ITEMS[:3]] == ["environment", "test_kernels", "test_layer"]
+    first = ["environment", "test_kernels_33b", "test_layer"]
+    assert [item.name for item in ITEMS[:3]] == first
 
 
 A = Item(name="a", kind="bench", expected=10, least=5, limit=30)
