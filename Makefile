@@ -12,8 +12,8 @@ PYTEST := $(PY) -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 PLAIN_CPU := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 NUMERIC := tests/unit/functional tests/unit/kernels tests/unit/moe tests/integration/test_verify.py
 
-.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu docs lint format \
-    release
+.PHONY: install pretrain compare compare-moepp test test-all test-latest test-gpu gpu-bundle docs \
+    lint format release
 
 install: .venv/.installed
 
@@ -52,6 +52,10 @@ test-gpu: install  ## needs CUDA; each test skips with a reason without
 docs: install  ## the site of the documents, in runs/docs/html; a broken link is an error
 	$(PY) -m sphinx -E -W --keep-going -q -b html docs runs/docs/html
 	@echo "runs/docs/html/index.html"
+
+# TE=folder: with TransformerEngine's wheels there, in parts.
+gpu-bundle: install  ## runs/gpu-bundle: tests and benchmarks for a GPU without a network
+	$(PY) -m grove_megatron.benchmarks.kit.build $(if $(TE),--te $(TE))
 
 lint: install
 	.venv/bin/ruff check .

@@ -272,6 +272,24 @@ def data(
         print(json.dumps(found))
 
 
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="What run.sh of the kit has written.")],
+    into: Annotated[
+        Path | None, typer.Option(help="The folder of results, that of this package by default.")
+    ] = None,
+) -> None:
+    """Results of another machine, measured by the kit, into the files of results."""
+    from .kit.import_rows import RESULTS, import_rows
+
+    try:
+        imported = import_rows(folder, into or RESULTS)
+    except ValueError as error:
+        print(f"grove_megatron: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    print("\n".join(imported.lines))
+
+
 def settings_of(benchmark: str, options: Mapping[str, Any], default_ranks: int) -> Settings:
     """Options as typer gives them, None where they were left out."""
     from .ranks import world_size

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..compat import megatron_version
+from .kit import COMMIT
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -45,12 +46,14 @@ def environment(on_cuda: bool) -> Environment:
 def commit(package: Path) -> str:
     """The commit a package's folder is checked out at.
 
-    ``+dirty`` is added where code differs from it; documents and results do not count. ``unknown``
-    where the folder does not lie at the top of a git checkout, an installed one for instance.
+    ``+dirty`` is added where code differs from it; documents and results do not count. Where the
+    folder does not lie at the top of a git checkout it is what the kit for other machines has
+    written down, and ``unknown`` without that.
     """
     top = package.parent
     if _git(top, "rev-parse", "--show-toplevel") != str(top):
-        return "unknown"
+        said = top / COMMIT
+        return said.read_text(encoding="utf-8").strip() if said.is_file() else "unknown"
     head = _git(top, "rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown"

@@ -68,11 +68,11 @@ def measure_metrics(step: Callable[[], object], *, rounds: int, clock: Clock) ->
     interval = tracker.interval
     counting, reporting = [], []
     for number in range(rounds):
-        with _timed(LayerCounts, "add", clock) as inside:
+        with timed(LayerCounts, "add", clock) as inside:
             step()
         counting.append(sum(inside))
         ranks.together()
-        with _timed(tracker, "report_routing", clock) as inside:
+        with timed(tracker, "report_routing", clock) as inside:
             tracker.report(loss_scale=1.0, iteration=(number + 1) * interval, num_layers=1)
         reporting.append(sum(inside))
     seconds = [list(pair) for pair in zip(counting, reporting, strict=True)]
@@ -81,7 +81,7 @@ def measure_metrics(step: Callable[[], object], *, rounds: int, clock: Clock) ->
 
 
 @contextmanager
-def _timed(owner: Any, name: str, clock: Clock) -> Iterator[list[float]]:
+def timed(owner: Any, name: str, clock: Clock) -> Iterator[list[float]]:
     """The seconds of every call of ``owner.name`` inside the block."""
     original = getattr(owner, name)
     seconds: list[float] = []

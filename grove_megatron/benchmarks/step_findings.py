@@ -15,6 +15,7 @@ def findings(
     rows: float,
     flops: float | None,
     cost: MetricsCost | None,
+    watch: Samples | None = None,
 ) -> Findings:
     """Rows, table and summary.
 
@@ -23,6 +24,7 @@ def findings(
         rows: that grove sent, of a token and layer.
         flops: operations of a step of grove, over those of plain; None where not known.
         cost: of grove's metrics, None where they are off.
+        watch: seconds in which a step looks at its routers' logits, None where nothing looks.
     """
     kernel = settings.kernels[0]
     times = {n: Value.milliseconds(n, kernel, s) for n, s in samples.items()}
@@ -48,6 +50,7 @@ def findings(
             Value.once("grove", kernel, "rows_per_token", "rows", rows),
             *([Value.once("grove", kernel, "flop_ratio", "of plain", flops)] if flops else []),
             *(cost.values(samples["grove"], kernel) if cost else []),
+            *(_values_of_watch(watch, samples["grove"], kernel) if watch else []),
         ],
         summary={
             "ratio_vs_plain": beside.get("plain"),
@@ -56,13 +59,29 @@ def findings(
             "grove_dispatch_vs_plain": of_plain.get("grove-dispatch"),
             "rows_per_token": rows,
             "metrics_share": cost.share(samples["grove"]) if cost else None,
+            "watch_share": ratio(watch, samples["grove"]) if watch else None,
         },
         tables=[table],
         notes=[
             *_notes(of_plain, flops),
             f"grove sent {rows:.2f} rows a token and layer; Megatron's dispatch {s.topk}.",
             *([cost.note(samples["grove"])] if cost else []),
+            *([_note_of_watch(watch, samples["grove"])] if watch else []),
         ],
+    )
+
+
+def _values_of_watch(watch: Samples, step: Samples, kernel: str) -> list[Value]:
+    return [
+        Value.milliseconds("grove", kernel, watch, quantity="watch of logits"),
+        Value.once("grove", kernel, "watch_share", "of a step", ratio(watch, step)),
+    ]
+
+
+def _note_of_watch(watch: Samples, step: Samples) -> str:
+    return (
+        f"Looking for logits that are not finite takes {watch.median * 1000:.2f} ms, "
+        f"{ratio(watch, step):.2%} of a step of grove."
     )
 
 

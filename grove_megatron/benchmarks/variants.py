@@ -90,6 +90,7 @@ def layers(shape: Shape, ranks: int, kernel: str) -> dict[str, MoELayer]:
         "grove-dispatch": adapt_spec(_spec(shape, kernel), dispatch_config)(config=dispatch_config),
         "grove": adapt_spec(_spec(shape, kernel), grove_config)(config=grove_config),
     }
+    built = {name: on_device(layer) for name, layer in built.items()}
     same_experts(built)
     weights = built["grove"].state_dict()
     built["naive"].load_state_dict(weights)
@@ -114,8 +115,13 @@ def layer_with_local_experts(
 def layer_with(shape: Shape, ranks: int, kernel: str, more: Mapping[str, Any]) -> MoELayer:
     """A plain MoE on grove's dispatch, with these settings. Every rank must call."""
     made = config(shape, ranks, kernel, grove=False, dispatch=True, more=more)
-    layer: MoELayer = adapt_spec(_spec(shape, kernel), made)(config=made)
-    return layer
+    return on_device(adapt_spec(_spec(shape, kernel), made)(config=made))
+
+
+def on_device(layer: MoELayer) -> MoELayer:
+    """As a model has it: some weights are made on the CPU, those of routers' parts for one."""
+    moved: MoELayer = layer.cuda()
+    return moved
 
 
 def hierarchical_layer(shape: Shape, ranks: int, kernel: str, per_node: int) -> MoELayer:
@@ -130,6 +136,7 @@ def hierarchical_layer(shape: Shape, ranks: int, kernel: str, per_node: int) -> 
     os.environ["LOCAL_WORLD_SIZE"] = str(per_node)
     try:
         layer: MoELayer = adapt_spec(_spec(shape, kernel), made)(config=made)
+        layer = on_device(layer)
     finally:
         del os.environ["LOCAL_WORLD_SIZE"]
         if said is not None:

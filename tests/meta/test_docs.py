@@ -20,6 +20,7 @@ FOREIGN = frozenset(
 GENERATED = (
     *("runs/", ".venv", "ckpt/", "release/", "hf/", "config.json", "model.safetensors"),
     *("latest_checkpointed_iteration.txt", "megatron_flags.txt", "grove_manifest.json"),
+    *("SUMMARY.md", "log.txt"),
 )
 # What a file name in a document looks like: a folder in it, or one of these endings.
 ENDINGS = (".py", ".md", ".sh", ".toml", ".txt", ".yaml", ".json", ".patch", ".safetensors")

@@ -219,6 +219,12 @@ RULES = {
     # Imported by the command line before anything is decided.
     "benchmarks/commands": Rule(inside={"benchmarks"}, outside={"typer"}),
     "benchmarks/shape": Rule(inside={"benchmarks"}),
+    # On the other machine before anything is installed.
+    **{
+        f"benchmarks/kit/{module}": Rule(inside={"benchmarks.kit"})
+        for module in ("__init__", "install", "items", "journal", "parts", "plan", "stream")
+    },
+    "benchmarks/kit/perform": Rule(inside={"benchmarks", "cli"}, in_functions={"pytest", "torch"}),
     "benchmarks/data": Rule(in_functions={"tokenizers", "transformers"}),
     "arguments": AROUND_THE_MODEL,
     "cards": AROUND_THE_MODEL,

@@ -6,7 +6,7 @@ import pytest
 
 from grove_megatron.benchmarks import metrics_cost
 from grove_megatron.benchmarks.harness import Samples
-from grove_megatron.benchmarks.metrics_cost import MetricsCost, _timed, measure_metrics
+from grove_megatron.benchmarks.metrics_cost import MetricsCost, measure_metrics, timed
 from grove_megatron.training.metrics import RoutingTracker
 
 COST = MetricsCost(Samples((0.001, 0.002, 0.004)), Samples((0.1, 0.2, 0.3)), interval=100)
@@ -39,7 +39,7 @@ def test_only_the_calls_inside_are_timed() -> None:
         return 3.0
 
     owner = Owner()
-    with _timed(Owner, "add", clock) as seconds:
+    with timed(Owner, "add", clock) as seconds:
         assert [owner.add(1), owner.add(2)] == [2, 3]
     assert seconds == [3.0, 3.0]
     owner.add(3)

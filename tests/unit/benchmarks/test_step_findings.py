@@ -1,5 +1,7 @@
 """The ratios that ``grove bench step`` prints are those of the medians."""
 
+import pytest
+
 from grove_megatron.benchmarks.harness import Samples
 from grove_megatron.benchmarks.shape import Settings, Shape
 from grove_megatron.benchmarks.step_findings import findings
@@ -26,6 +28,7 @@ def test_times_beside_plain_and_beside_the_operations() -> None:
         "grove_dispatch_vs_plain": 0.75,
         "rows_per_token": 1.5,
         "metrics_share": None,
+        "watch_share": None,
     }
     (table,) = found.tables
     assert [line[2:] for line in table.lines] == [
@@ -52,3 +55,15 @@ def test_what_was_left_out_or_is_not_known_is_not_said() -> None:
         SETTINGS, {n: SAMPLES[n] for n in ("plain", "grove")}, rows=1.5, flops=None, cost=None
     )
     assert next(iter(found.notes)) == "A step of grove beside plain: 1.500 of the time."
+
+
+def test_the_watch_of_logits_is_a_share_of_a_step() -> None:
+    watch = Samples((0.3, 0.6, 0.9))
+    found = findings(SETTINGS, SAMPLES, rows=1.5, flops=None, cost=None, watch=watch)
+    assert found.summary["watch_share"] == pytest.approx(0.1)
+    values = {v.quantity: (v.p50, v.unit) for v in found.values}
+    assert values["watch of logits"] == (600.0, "ms")
+    assert values["watch_share"] == (0.1, "of a step")
+    assert found.notes[-1] == (
+        "Looking for logits that are not finite takes 600.00 ms, 10.00% of a step of grove."
+    )

@@ -1,0 +1,93 @@
+"""What the runner keeps of an item, and what it says of one left out, cut off or stopped."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grove_megatron.benchmarks.kit import run as runs
+from grove_megatron.benchmarks.kit.items import Item
+from grove_megatron.benchmarks.kit.journal import notes
+from grove_megatron.benchmarks.kit.plan import END
+
+GOOD = Item(name="good", kind="bench", expected=3, least=1, limit=60)
+BAD = Item(name="bad", kind="bench", expected=3, least=1, limit=60)
+SLOW = Item(name="slow", kind="bench", expected=3, least=1, limit=1)
+LATE = Item(name="late", kind="bench", expected=300, least=200, limit=400)
+ELSEWHERE = Item(name="elsewhere", kind="bench", expected=3, least=1, limit=60, needs="no_such_one")
+
+
+def start(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
+    """Two rows, whatever becomes of the item."""
+    (scratch / "rows.csv").write_text(f"a,b\n{item.name},1\n{item.name},2\n")
+    if item.name == "slow":
+        time.sleep(300)
+    print(f"said by {item.name}")
+    return 4 if item is BAD else 0
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Items without Megatron, and pytest's handlers of signals afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(runs, "_imported", lambda results: (start, False))
+    monkeypatch.setattr(runs, "write_summary", lambda results: None)
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_rows_are_those_of_the_items_that_ended_well(results: Path) -> None:
+    again = Item(name="again", kind="bench", expected=3, least=1, limit=60)
+    runs.run(results, 100 + END, time.time(), (GOOD, BAD, SLOW, LATE, ELSEWHERE, again))
+    rows = (results / "rows.csv").read_text().splitlines()
+    assert rows == ["a,b", "good,1", "good,2", "again,1", "again,2"]
+    found = list(notes(results))
+    ended = {one["item"]: one for one in found if one["kind"] == "ended"}
+    codes = {name: (one["code"], one["rows"]) for name, one in ended.items()}
+    assert codes["good"] == codes["again"] == (0, 2)
+    assert codes["bad"] == (4, 0)
+    assert ended["bad"]["last"].endswith("===== bad\nsaid by bad")
+    assert ended["slow"]["cut_off"] == 1.0
+    assert ended["good"]["cut_off"] is None
+    left_out = {one["item"]: one["why"] for one in found if one["kind"] == "left out"}
+    assert left_out["elsewhere"] == "needs no_such_one (not installed)"
+    assert left_out["late"].endswith(" s were left of the 200 s it needs")
+    assert found[-1]["why"] == "all items were looked at"
+
+
+def test_a_card_that_no_forked_process_can_use_has_fresh_ones(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = replace(GOOD, name="environment", kind="environment")
+
+    def forked(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
+        return 1
+
+    monkeypatch.setattr(runs, "_imported", lambda results: (forked, True))
+    monkeypatch.setattr(runs, "_afresh", start)
+    runs.run(results, 100, time.time(), (environment, GOOD))
+    ended = [(one["item"], one["code"]) for one in notes(results) if one["kind"] == "ended"]
+    assert ended == [("environment", 1), ("environment", 0), ("good", 0)]
+
+
+def test_an_item_ends_with_the_time_that_was_given(results: Path) -> None:
+    began = time.monotonic()
+    runs.run(results, END + 2, time.time(), (replace(SLOW, limit=300),))
+    assert time.monotonic() - began < 60
+    (ended,) = (one for one in notes(results) if one["kind"] == "ended")
+    assert 1 < ended["cut_off"] <= 2
+
+
+def test_a_run_that_is_stopped_says_by_what(results: Path) -> None:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    runs.run(results, 400, time.time(), (GOOD, replace(SLOW, limit=300), BAD))
+    found = list(notes(results))
+    assert found[-1]["why"] == "stopped by SIGTERM"
+    assert [one["item"] for one in found if one["kind"] == "begun"] == ["good", "slow"]
+    assert (results / "rows.csv").read_text().splitlines()[1:] == ["good,1", "good,2"]
