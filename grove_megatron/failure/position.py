@@ -15,6 +15,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -125,14 +126,19 @@ def _places() -> list[str]:
 def _stage(places: list[str]) -> str:
     evaluates = any(place.endswith("/training/training.py:evaluate") for place in places)
     before = "evaluation, " if evaluates else ""
-    for name, pattern in _PHASES:
-        if any(re.search(pattern, place) for place in places):
-            return name
-    for place in places:
-        for name, pattern in _STAGES:
-            if re.search(pattern, place):
-                return before + name
-    return before + "elsewhere"
+    if phase := next(filter(None, map(_phase_of, places)), ""):
+        return phase
+    return before + (next(filter(None, map(_stage_of, places)), "") or "elsewhere")
+
+
+@lru_cache(maxsize=4096)
+def _phase_of(place: str) -> str:
+    return next((name for name, pattern in _PHASES if re.search(pattern, place)), "")
+
+
+@lru_cache(maxsize=4096)
+def _stage_of(place: str) -> str:
+    return next((name for name, pattern in _STAGES if re.search(pattern, place)), "")
 
 
 def _line(frames: list[FrameType], places: list[str]) -> str:
