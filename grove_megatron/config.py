@@ -110,6 +110,11 @@ class JobSettings:
     message. off: Megatron's own behaviour; the other ranks wait in a collective until it times
     out."""
 
+    grove_stall_minutes: float | None = None
+    """Once no rank has got on for so many minutes (no collective, stage of work or byte of a
+    checkpoint), say who holds the job up and where every rank is; again after twice as long. The
+    job goes on. By default nothing is said before a collective times out."""
+
     grove_preset: str | None = None
     """A released model, by name: what it is, sizes, router and losses, stands for the flags that
     are left out. A flag that says otherwise is refused."""
@@ -403,6 +408,23 @@ def _metrics_problems(settings: Any) -> Iterator[Problem]:
             "{grove_metrics_dir} gets nothing at {grove_metrics_interval}; remove one of them"
         )
         yield check.problem(sentence)
+    yield from _stall_problems(settings)
+
+
+def _stall_problems(settings: Any) -> Iterator[Problem]:
+    check, minutes = Check(settings), settings.grove_stall_minutes
+    if minutes is None:
+        return
+    yield from check.finite("grove_stall_minutes", "give minutes, 5 for one", above=True)
+    fix = "remove one of them"
+    off = "{grove_stall_minutes} needs the connections that {grove_failure_watch} takes away; "
+    yield from check.those({off + fix: settings.grove_failure_watch == "off"})
+    yield from check.excludes("grove_stall_minutes", "inprocess_restart", fix)
+    late = (
+        "{grove_stall_minutes} is not below {distributed_timeout_minutes}, after which collectives "
+        "end the job; give less"
+    )
+    yield from check.those({late: minutes >= settings.distributed_timeout_minutes})
 
 
 def _divisors(n: int) -> str:

@@ -95,6 +95,24 @@ class TorchDistReader:
         """Names of all files with records."""
         return sorted({record.relative_path for record in self._records.values()})
 
+    def short_files(self) -> list[str]:
+        """Files that are not there, or end before their last record does; one line each."""
+        ends: dict[str, int] = {}
+        for record in self._records.values():
+            end = record.offset + record.length
+            ends[record.relative_path] = max(end, ends.get(record.relative_path, 0))
+        problems = []
+        for name, end in sorted(ends.items()):
+            size = self._size(self.folder / name)
+            if size is None:
+                problems.append(f"{self.folder / name} (absent) should have {end} bytes")
+            elif size < end:
+                problems.append(
+                    f"{self.folder / name} ({size} bytes) was cut short: its last record ends at "
+                    f"byte {end}"
+                )
+        return problems
+
     def problems(self, key: str, place: Shape = ()) -> list[str]:
         """What is wrong with a tensor's records, as far as it shows without reading them.
 

@@ -7,7 +7,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .job_store import node
@@ -17,6 +17,7 @@ from .message import (
     FAILED,
     FOLLOWED,
     INTERRUPTED,
+    LEFT,
     LOST,
     REFUSED,
     SIGTERM,
@@ -25,6 +26,7 @@ from .message import (
     cause,
     message,
 )
+from .stall import StallWatch
 
 # From the first ending on: for others that belong to it, and for the findings of all ranks.
 _AT_LEAST, _AT_MOST = 0.2, 2.0
@@ -41,7 +43,7 @@ class _Peer:
 
     def __init__(self, connection: socket.socket) -> None:
         self.lines = Lines(connection)
-        self.rank, self.host, self.node = -1, "", ""
+        self.rank, self.host, self.node, self.pid = -1, "", "", 0
         self.ended = self.answered = False
 
 
@@ -51,9 +53,16 @@ class Hub(threading.Thread):
     Args:
         world_size: ranks of the job.
         report: prints the message.
+        stall_minutes: say where the ranks are after so long without progress; None: never.
     """
 
-    def __init__(self, world_size: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        report: Callable[[str], None],
+        *,
+        stall_minutes: float | None = None,
+    ) -> None:
         super().__init__(name="grove failure hub", daemon=True)
         self._world_size, self._report = world_size, report
         _allow_open_files(world_size)
@@ -73,21 +82,35 @@ class Hub(threading.Thread):
         self._peers: list[_Peer] = []
         self._joined = 0
         self._endings: list[Ending] = []
+        self._left: list[Ending] = []
         self._findings: list[Finding] = []
         self._since = 0.0
         self._done = False
+        self._stall_minutes = stall_minutes
+        self._stall: StallWatch | None = None
 
     def run(self) -> None:
         """Until rank 0 leaves, or the job is ended."""
         while not self._done:
-            for key, _ in self._selector.select(0.05 if self._endings else None):
+            for key, _ in self._selector.select(self._patience()):
                 if key.data is None:
                     self._accept()
                 else:
                     self._read(key.data)
             if self._endings and not self._done and self._know_enough():
                 self._end()
+            if self._stall is not None and not (self._endings or self._done):
+                self._say(self._stall.look(self._known(), self._left))
         self.close()
+
+    def _say(self, said: str) -> None:
+        if said:
+            self._report(said)
+
+    def _patience(self) -> float | None:
+        if self._endings:
+            return 0.05
+        return None if self._stall is None else self._stall.wait()
 
     def close(self) -> None:
         """Close every connection; also in a forked child, which must not keep them open."""
@@ -126,15 +149,22 @@ class Hub(threading.Thread):
                 raise KeyError("token")
             peer.rank = int(said["rank"])
             peer.host, peer.node = str(said["host"]), str(said["node"])
+            peer.pid = int(said["pid"])
             self._joined += 1
             if self._joined == self._world_size:
-                self._choose_deputy()
+                self._choose_speakers()
+                if self._stall_minutes is not None:
+                    self._stall = StallWatch(self._stall_minutes)
             if self._endings:
                 peer.lines.send(ask="findings")
+        elif self._stall is not None and self._stall.heard(peer, said):
+            pass
         elif "findings" in said:
             peer.answered = True
             self._findings += [Finding(rank=peer.rank, **found) for found in said["findings"]]
         elif "bye" in said:
+            if not peer.ended:
+                self._left.append(Ending(rank=peer.rank, host=peer.host, kind=LEFT, code=0))
             peer.ended = peer.answered = True
             if peer.rank == 0:
                 self._leave()
@@ -159,12 +189,12 @@ class Hub(threading.Thread):
         peer.lines.close()
         self._peers.remove(peer)
 
-    def _choose_deputy(self) -> None:
-        """Who speaks if rank 0 is lost, perhaps with its machine."""
+    def _choose_speakers(self) -> None:
+        """Who speaks if rank 0 is lost, perhaps with its machine: a rank of every node."""
         others = [peer for peer in self._known() if peer.rank]
-        elsewhere = [peer for peer in others if peer.node != node()]
+        speakers = _first_of_nodes(others)
         for peer in others:
-            peer.lines.send(deputy=(elsewhere or others)[0].rank)
+            peer.lines.send(speaks=peer.rank in speakers)
 
     # ------------------------------------------------------------------------------- what follows
 
@@ -183,28 +213,37 @@ class Hub(threading.Thread):
 
     def _end(self) -> None:
         """Print why, then end every rank, rank 0 last."""
-        said = message(self._endings, self._findings, self._world_size)
-        if said:
-            self._report(said)
+        said = message(self._explained(), self._findings, self._world_size)
+        if said and self._stall is not None and self._stall.found:
+            said += f"\n  before that, {self._stall.found}"
+        self._say(said)
         first = cause(self._endings)
         leaving = {e.rank for e in self._endings if e.kind in _LEAVING}
         leaving |= {first.rank} if first.kind in (FAILED, FOLLOWED) else set()
         code = 2 if first.kind == REFUSED else 1
         others = [peer for peer in self._known() if peer.rank]
+        # The log of every node tells it, in the words of the first rank that is left there.
+        speakers = _first_of_nodes([peer for peer in others if peer.node != node()])
         for peer in others:
-            self._dismiss(peer, leaving, code)
+            self._dismiss(peer, leaving, code, said if peer.rank in speakers else "")
         # This process must not end before the others have read that.
         self._wait_for(others)
         for peer in self._known():
             if not peer.rank:
-                self._dismiss(peer, leaving, code)
+                self._dismiss(peer, leaving, code, "")
         self._done = True
 
-    def _dismiss(self, peer: _Peer, leaving: set[int], code: int) -> None:
+    def _explained(self) -> list[Ending]:
+        """An error that tells of a connection that has closed is of a rank that has left."""
+        followed = cause(self._endings).kind == FOLLOWED
+        return [*self._endings, *self._left] if followed else self._endings
+
+    def _dismiss(self, peer: _Peer, leaving: set[int], code: int, said: str) -> None:
+        why = {"why": said} if said else {}
         if peer.rank in leaving:
-            peer.lines.send(leave=True)
+            peer.lines.send(leave=True, **why)
         else:
-            peer.lines.send(end=code)
+            peer.lines.send(end=code, **why)
 
     def _wait_for(self, peers: list[_Peer]) -> None:
         deadline = time.monotonic() + _AT_MOST
@@ -222,6 +261,18 @@ class Hub(threading.Thread):
         for peer in self._known():
             peer.lines.send(bye=True)
         self._done = True
+
+
+def _first_of_nodes(peers: Sequence[_Peer]) -> set[int]:
+    """A rank of every node, in the order of ranks; those whose connection has closed are not given.
+
+    Args:
+        peers: in the order of their ranks.
+    """
+    first: dict[str, int] = {}
+    for peer in peers:
+        first.setdefault(peer.node, peer.rank)
+    return {*first.values()}
 
 
 def _allow_open_files(world_size: int) -> None:

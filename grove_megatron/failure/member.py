@@ -14,13 +14,14 @@ from typing import Any
 from .job_store import node
 from .lines import Lines
 from .message import INTERRUPTED, LOST, SIGTERM, Ending, Finding, message
+from .stall_answers import StallAnswers
 from .termination import Termination
 
 _ANSWER_SECONDS = 30.0
 """For rank 0's answer to an ending; it may wait as long for the ranks that belong to it."""
 _LEAVE_SECONDS = 5.0
 _FINDINGS_SECONDS = 1.5
-_DEPUTY_SECONDS = 1.0
+_SPEAKER_SECONDS = 1.0
 
 Findings = Callable[[], list[Finding]]
 
@@ -37,6 +38,7 @@ class Member(threading.Thread):
         findings: what this rank has found; may wait for a device, so it gets a thread of its own.
         saved: what to say of checkpoints when the job is asked to end.
         report: prints a message.
+        stall: where this rank is, for rank 0's stall watch; None without one.
     """
 
     def __init__(
@@ -50,18 +52,28 @@ class Member(threading.Thread):
         findings: Findings,
         saved: Callable[[], str],
         report: Callable[[str], None],
+        stall: StallAnswers | None = None,
     ) -> None:
         super().__init__(name="grove failure watch", daemon=True)
         self.lines = Lines(connection)
-        self._rank, self._world_size, self._main_host = rank, world_size, main_host
+        self._rank, self._world_size, self.main_host = rank, world_size, main_host
         self._findings, self._saved, self._report = findings, saved, report
-        self._deputy = 1
+        # Before all ranks have come, who knows.
+        self._speaks = rank == 1
+        self._stall = stall
         self._dismissed = threading.Event()
         self._leaving = self._alone = False
         self._terminated_at: float | None = None
         self._code = 1
         self.termination = Termination()
-        self.lines.send(token=token, rank=rank, host=socket.gethostname(), node=node())
+        self.lines.send(
+            token=token, rank=rank, host=socket.gethostname(), node=node(), pid=os.getpid()
+        )
+
+    @property
+    def rank_0_left(self) -> bool:
+        """Has rank 0 said that it is done, so that nobody watches any more?"""
+        return self._alone
 
     # ------------------------------------------------------------------------- the main thread's
 
@@ -107,7 +119,7 @@ class Member(threading.Thread):
                 self._code = 128 + asked  # what a shell makes of it
                 kind = INTERRUPTED if asked == signal.SIGINT else SIGTERM
                 self.lines.send(kind=kind, text=self._saved(), code=self._code)
-            if self._terminated_at is not None and not self._patience():
+            if self._terminated_at is not None and self._patience() == 0:
                 end_process(self._code)
             if self.lines.connection in readable:
                 heard = self.lines.receive()
@@ -118,15 +130,24 @@ class Member(threading.Thread):
                     if self._hear(said):
                         return
 
+            if self._stall is not None and self._speaks and self._rank:
+                said_of_0 = self._stall.of_rank_0()
+                if said_of_0:
+                    self._report(said_of_0)
+
     def _patience(self) -> float | None:
         if self._terminated_at is None:
-            return None
+            return None if self._stall is None else self._stall.wait()
         return max(0.0, self._terminated_at + 3.0 - time.monotonic())
 
     def _hear(self, said: dict[str, Any]) -> bool:
         """Do as rank 0 says; True if it was the last thing."""
-        if "deputy" in said:
-            self._deputy = said["deputy"]
+        if "why" in said:
+            self._report(said["why"])
+        if "speaks" in said:
+            self._speaks = said["speaks"]
+        elif self._stall is not None and (answer := self._stall.answer(said)):
+            self.lines.send(**answer)
         elif "ask" in said:
             found = [
                 {"iteration": f.iteration, "layer": f.layer, "text": f.text} for f in self._look()
@@ -154,11 +175,11 @@ class Member(threading.Thread):
         if self._leaving:
             self._dismissed.set()
             return
-        if self._rank == self._deputy:
-            lost = Ending(rank=0, host=self._main_host, kind=LOST)
+        if self._speaks:
+            lost = Ending(rank=0, host=self.main_host, kind=LOST)
             self._report(message([lost], self._look(), self._world_size))
         else:
-            time.sleep(_DEPUTY_SECONDS)
+            time.sleep(_SPEAKER_SECONDS)
         end_process(1)
 
 

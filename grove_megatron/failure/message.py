@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-INTERRUPTED, LOST, FAILED, FOLLOWED = "interrupted", "lost", "failed", "followed"
+INTERRUPTED, LOST, FAILED, LEFT = "interrupted", "lost", "failed", "left"
+FOLLOWED = "followed"
 EXIT, SIGTERM, REFUSED = "exit", "sigterm", "refused"
 """How a rank can end, what explains the others first: the rest follows from it.
 
     interrupted  Ctrl-C
     lost         its connection closed without a word: killed, crashed, or its machine is gone
     failed       an exception
+    left         done, with exit code 0, while others that needed it went on
     followed     an exception that only tells that another rank has failed
     exit         a code other than 0 and 2
     sigterm      asked to end from outside
     refused      exit code 2: it has said why before anything started
 """
-_FIRST = (INTERRUPTED, LOST, FAILED, FOLLOWED, EXIT, SIGTERM, REFUSED)
+_FIRST = (INTERRUPTED, LOST, FAILED, LEFT, FOLLOWED, EXIT, SIGTERM, REFUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,11 @@ def _sentence(first: Ending, same: Sequence[Ending]) -> str:
     if first.kind == INTERRUPTED:
         return f"interrupted (Ctrl-C){saved}"
     was = "were" if len(same) > 1 else "was"
+    if first.kind == LEFT:
+        return (
+            f"{_who(same)} left with exit code 0 while other ranks still needed it; all ranks end. "
+            "Look for what ends the process there: sys.exit, or a loop that is done early"
+        )
     if first.kind == LOST:
         which = f", rank {first.rank} first" if len(same) > 1 else ""
         return (

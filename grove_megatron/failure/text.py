@@ -25,8 +25,9 @@ def kind_of(error: BaseException) -> str:
 
 def describe(error: BaseException, args: Namespace | None = None) -> str:
     """Type and message; and what room there is at ``--save``, if it failed while it saved."""
-    lines = [f"{type(error).__name__}: {_of_ranks(error) or _short(error)}".removesuffix(": ")]
     saving = any(frame.name in _SAVING for frame in traceback.extract_tb(error.__traceback__))
+    said = _of_ranks(error, "writing" if saving else "reading") or _short(error)
+    lines = [f"{type(error).__name__}: {said}".removesuffix(": ")]
     if args is not None and saving and (how := what_goes_on(args)):
         lines.append(f"  {_room(args.save)}; {how}")
     return "\n".join(lines)
@@ -62,12 +63,12 @@ def _failures(error: BaseException) -> dict[int, Any] | None:
     return failures if isinstance(failures, dict) else None
 
 
-def _of_ranks(error: BaseException) -> str:
+def _of_ranks(error: BaseException, doing: str) -> str:
     """``OSError: no space on ranks 0-3``: what ranks failed with, in place of their stacks."""
     ranks: dict[str, list[int]] = {}
     for rank, (failure, *_) in (_failures(error) or {}).items():
         ranks.setdefault(f"{type(failure).__name__}: {_short(failure)}", []).append(rank)
-    return "; ".join(f"{said} (writing on {ranks_named(of)})" for said, of in ranks.items())
+    return "; ".join(f"{said} ({doing} on {ranks_named(of)})" for said, of in ranks.items())
 
 
 def _room(save: str) -> str:

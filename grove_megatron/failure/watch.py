@@ -3,12 +3,14 @@
 Collectives wait minutes for a rank that is gone (10 by default), and say nothing of why. So every
 rank holds one TCP connection to rank 0 (:mod:`.hub`, :mod:`.member`): an exception
 is sent over it before the rank unwinds, and a connection that closes without a word is a rank that
-was killed. Rank 0 prints one message and tells all others to end; if rank 0 itself is lost, a
-deputy does. It costs nothing while nothing happens.
+was killed. Rank 0 prints one message, has a rank of every other node print it too, and tells all to
+end; if rank 0 itself is lost, a rank of every node says so. It costs nothing while nothing happens.
 """
 
 import contextlib
 import copy
+import faulthandler
+import json
 import os
 import signal
 import socket
@@ -17,12 +19,24 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import job_store
 from .hub import Hub
 from .member import Findings, Member, end_process
-from .message import EXIT, FAILED, INTERRUPTED, REFUSED, Ending, Finding, message
+from .message import (
+    EXIT,
+    FAILED,
+    FOLLOWED,
+    INTERRUPTED,
+    LEFT,
+    REFUSED,
+    Ending,
+    Finding,
+    message,
+)
+from .position import record_collectives
+from .stall_answers import StallAnswers
 from .text import describe, kind_of, what_goes_on
 
 _CONNECT_SECONDS = 20.0
@@ -52,6 +66,10 @@ def watched() -> Iterator[None]:
     global _watch
     _watch = _Watch()
     _watch.active = True
+    crashes = not faulthandler.is_enabled()
+    if crashes:
+        # A crash is a lost rank to the others; its own log gets the line of Python it came from.
+        faulthandler.enable(all_threads=False)
     try:
         yield
     except SystemExit as leaving:
@@ -66,6 +84,8 @@ def watched() -> Iterator[None]:
         raise
     finally:
         _stop()
+        if crashes:
+            faulthandler.disable()
 
 
 @contextmanager
@@ -87,9 +107,9 @@ def _interrupted(saved: str) -> NoReturn:
 def begin(args: Namespace) -> None:
     """Connect this rank to the others; every rank must call, and rank 0 is waited for.
 
-    Nothing is connected outside of :func:`watched`, where there is one rank, where something else
-    restarts ranks inside their processes (``--inprocess-restart``), or with
-    ``--grove-failure-watch off``.
+    Nothing is connected outside of :func:`watched`, where there is one rank and no
+    ``--grove-stall-minutes``, where something else restarts
+    ranks inside their processes (``--inprocess-restart``), or with ``--grove-failure-watch off``.
 
     Args:
         args: Megatron's, parsed.
@@ -99,32 +119,69 @@ def begin(args: Namespace) -> None:
     """
     # As they were given: Megatron sets --finetune itself when it begins with another checkpoint.
     _watch.args = copy.copy(args)
-    if not _watch.active or _watch.member is not None or not job_store.has_store():
+    rank, world_size = job_store.world()
+    stall_minutes: float | None = getattr(args, "grove_stall_minutes", None)
+    alone = world_size == 1 and stall_minutes is not None
+    if not _watch.active or _watch.member is not None or not (job_store.has_store() or alone):
         return
     if args.fake_process_group or args.inprocess_restart or args.grove_failure_watch == "off":
         return
-    rank, world_size = job_store.world()
-    timeout = timedelta(minutes=args.distributed_timeout_minutes)
-    store = job_store.job_store(timeout)
-    address = job_store.key("failure_watch")
-    if rank == 0:
-        hub = _watch.hub = Hub(world_size, _report)
-        hub.start()
-        store.set(address, f"{hub.port} {hub.token} {socket.gethostname()}")
-    store.wait([address], timeout)
-    port, token, host = store.get(address).decode().split()
+    if stall_minutes is not None:
+        record_collectives()
+    said = _meet(args, rank, world_size, stall_minutes)
+    stall = None
+    if stall_minutes is not None:
+        stall = StallAnswers(
+            stall_minutes,
+            args,
+            rank=rank,
+            main_pid=said["pid"],
+            main_host=said["host"],
+            main_node=said["node"],
+        )
     member = _watch.member = Member(
-        _connect(int(port)),
-        token,
+        _connect(said["port"]),
+        said["token"],
         rank=rank,
         world_size=world_size,
-        main_host=host,
+        main_host=said["host"],
         findings=_findings,
         saved=lambda: what_goes_on(_watch.args),
         report=_report,
+        stall=stall,
     )
     member.start()
     _close_in_children()
+
+
+def _meet(
+    args: Namespace, rank: int, world_size: int, stall_minutes: float | None
+) -> dict[str, Any]:
+    """What every rank has to know of rank 0's hub, which is made here."""
+    timeout = timedelta(minutes=args.distributed_timeout_minutes)
+    # A job of one rank has no store, and asks nobody.
+    store = job_store.job_store(timeout) if world_size > 1 else None
+    address = job_store.key("failure_watch")
+    said = ""
+    if rank == 0:
+        hub = _watch.hub = Hub(world_size, _report, stall_minutes=stall_minutes)
+        hub.start()
+        said = json.dumps(
+            {
+                "port": hub.port,
+                "token": hub.token,
+                "host": socket.gethostname(),
+                "node": job_store.node(),
+                "pid": os.getpid(),
+            }
+        )
+        if store is not None:
+            store.set(address, said)
+    if store is not None:
+        store.wait([address], timeout)
+        said = store.get(address).decode()
+    met: dict[str, Any] = json.loads(said)
+    return met
 
 
 def look_for(findings: Findings) -> None:
@@ -158,7 +215,10 @@ def _end(kind: str, text: str, code: int) -> None:
     rank, world_size = job_store.world()
     ending = Ending(rank=rank, host=socket.gethostname(), kind=kind, text=text, code=code)
     alone = world_size if _watch.member is not None else 1
-    if said := message([ending], _findings(), alone):
+    endings = [ending]
+    if _watch.member is not None and _watch.member.rank_0_left and kind == FOLLOWED:
+        endings.append(Ending(rank=0, host=_watch.member.main_host, kind=LEFT, code=0))
+    if said := message(endings, _findings(), alone):
         _report(said)
 
 

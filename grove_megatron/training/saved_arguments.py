@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron.training.checkpointing import load_args_from_checkpoint
 
-from ..checkpoint.layout import COMPLETE, INDEX
+from ..checkpoint.layout import COMPLETE, INDEX, TRACKER
 from ..checkpoint.pickles import ON_PURPOSE, NotData, is_trusted, read_objects, unknown_names, why
 from ..checkpoint.torch_dist import COMMON, TorchDistReader
 from ..checks.problem import Problem
@@ -58,6 +58,7 @@ def look_into(args: Namespace, load_arg: str) -> tuple[Namespace | None, list[Pr
         if not folders:
             return saved_arguments(args, load_arg), []
         reader = _reader(folders[-1])
+        problems += _cut_short(folders[-1], reader)
         problems += _foreign(folders[-1], reader)
         saved = _arguments(folders[-1], reader)
     except ValueError as error:
@@ -126,6 +127,13 @@ def _foreign(folder: Path, reader: TorchDistReader | None) -> list[str]:
     if reader is not None:
         return reader.foreign_objects()
     return [line for file in _files_of_ranks(folder) for line in _foreign_file(file)]
+
+
+def _cut_short(folder: Path, reader: TorchDistReader | None) -> list[str]:
+    """Megatron would end with an EOFError of no file, on every rank, once the model is built."""
+    found = [] if reader is None else reader.short_files()
+    way_out = f"restore it, or name another iteration in {folder.parent / TRACKER}"
+    return [f"{line}; {way_out}" for line in found]
 
 
 def _foreign_file(file: Path) -> list[str]:

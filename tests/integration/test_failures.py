@@ -65,6 +65,20 @@ def test_a_killed_rank_ends_the_job(rank: int, ranks: Ranks, tmp_path: Path) -> 
 
 
 @LONG
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_every_node_has_the_message_once(rank: int, ranks: Ranks, tmp_path: Path) -> None:
+    """Four ranks without a launcher, the even ones on one node and the odd ones on another."""
+    argv = [*MODEL, *EP4, "--train-iters", "1000"]
+    fault = (argv, rank, "kill", {"nodes": "2"})
+    target = "tests.integration.fault_job:train"
+    job = ranks.run(4, target, str(tmp_path), *fault, folder=tmp_path, timeout=600)
+    said = [job.log(r).count(f"rank {rank} ({HOST}) {LOST}") for r in range(4)]
+    left = [r for r in range(4) if r != rank]
+    speakers = {next(r for r in left if r % 2 == node) for node in (0, 1)}
+    assert said == [int(r in speakers) for r in range(4)]
+
+
+@LONG
 def test_an_exception_ends_the_job(ranks: Ranks, tmp_path: Path) -> None:
     rank = 1
     job = fail(ranks, tmp_path, rank, "raise")

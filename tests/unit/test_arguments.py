@@ -48,6 +48,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-metrics-interval": (None, None),
         "--grove-metrics-dir": (None, None),
         "--grove-failure-watch": ("on", ("on", "off")),
+        "--grove-stall-minutes": (None, None),
         "--grove-preset": (None, tuple(PRESETS)),
         "--grove-train-only": (None, None),
         "--grove-print-arguments": ("changed", ("changed", "all")),

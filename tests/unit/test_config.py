@@ -105,6 +105,28 @@ REFUSED = [
         "--grove-metrics-interval (-1) is below 0; use a number of iterations, or 0 for no metrics",
     ),
     (
+        f"{GROVE} --grove-stall-minutes 0",
+        "--grove-stall-minutes (0.0) is not a finite number above 0; give minutes, 5 for one",
+    ),
+    (
+        f"{GROVE} --grove-stall-minutes nan",
+        "--grove-stall-minutes (nan) is not a finite number above 0; give minutes, 5 for one",
+    ),
+    (
+        f"{GROVE} --grove-stall-minutes 5 --grove-failure-watch off",
+        "--grove-stall-minutes (5.0) needs the connections that --grove-failure-watch (off) takes "
+        "away; remove one of them",
+    ),
+    (
+        f"{GROVE} --grove-stall-minutes 5 --inprocess-restart",
+        "--grove-stall-minutes (5.0) excludes --inprocess-restart",
+    ),
+    (
+        f"{GROVE} --grove-stall-minutes 10",
+        "--grove-stall-minutes (10.0) is not below --distributed-timeout-minutes (10), after which "
+        "collectives end the job; give less",
+    ),
+    (
         f"{GROVE} --grove-metrics-interval 0 --grove-metrics-dir metrics",
         "--grove-metrics-dir (metrics) gets nothing at --grove-metrics-interval (0); remove one of",
     ),
@@ -309,6 +331,7 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_metrics_interval": None,
         "grove_metrics_dir": None,
         "grove_failure_watch": "on",
+        "grove_stall_minutes": None,
         "grove_router_selector": "topk",
         "grove_sinkhorn_iterations": 20,
         "grove_base_precision": 0.02,

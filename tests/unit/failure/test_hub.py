@@ -19,7 +19,7 @@ class Rank:
     def __init__(self, hub: Hub, rank: int, node: str = "0", token: str | None = None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", hub.port), timeout=120)
         self.file = self.socket.makefile("r")
-        self.say(token=token or hub.token, rank=rank, host=f"host{node}", node=node)
+        self.say(token=token or hub.token, rank=rank, host=f"host{node}", node=node, pid=1)
 
     def say(self, **said: Any) -> None:
         self.socket.sendall(json.dumps(said).encode() + b"\n")
@@ -35,7 +35,7 @@ class Rank:
         """Answers a question for findings on the way."""
         while True:
             said = self.hear()
-            if said is None or not ({"ask", "deputy"} & set(said)):
+            if said is None or not ({"ask", "speaks"} & set(said)):
                 return said
             if "ask" in said:
                 self.say(findings=[])
@@ -54,7 +54,7 @@ class Job:
         self.hub.start()
         self.ranks = [Rank(self.hub, r, str(r // per_node)) for r in range(world_size)]
         if world_size > 1:
-            assert self.ranks[1].hear() == {"deputy": per_node if per_node < world_size else 1}
+            assert self.ranks[1].hear() == {"speaks": True}
 
     def close(self) -> None:
         for rank in self.ranks:
@@ -75,8 +75,12 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
 
 def test_a_connection_that_closes_is_a_rank_that_is_lost(job: Job) -> None:
     job.ranks[3].close()
+    why = []
     for rank in (job.ranks[1], job.ranks[2], job.ranks[4]):
-        assert rank.hear_last() == {"end": 1}
+        said = rank.hear_last()
+        assert said is not None
+        why.append(said.pop("why", None))
+        assert said == {"end": 1}
         rank.close()
     # The process of rank 0 is this hub's too: last, when the others have read it and are gone.
     assert job.ranks[0].hear() == {"ask": "findings"}
@@ -84,8 +88,10 @@ def test_a_connection_that_closes_is_a_rank_that_is_lost(job: Job) -> None:
     assert job.ranks[5].hear_last() == {"end": 1}
     job.ranks[5].close()
     assert job.ranks[0].hear_last() == {"end": 1}
-    (said,) = job.said
-    assert said.startswith("rank 3 (host1) was lost: ")
+    (message,) = job.said
+    assert message.startswith("rank 3 (host1) was lost: ")
+    # The first rank that is left on every other node says it too.
+    assert why == [None, message, message]
 
 
 def test_ranks_that_are_lost_together_are_named_together(job: Job) -> None:
@@ -110,14 +116,15 @@ def test_a_failure_is_told_with_the_first_finding_of_all_ranks(job: Job) -> None
     job.ranks[4].end("failed", "RuntimeError: loss is nan")
     for rank in job.ranks:
         said = rank.hear()
-        if said is not None and "deputy" in said:
+        if said is not None and "speaks" in said:
             said = rank.hear()
         assert said == {"ask": "findings"}
     for layer, rank in enumerate(job.ranks, start=1):
         rank.say(findings=[{"iteration": 2, "layer": layer, "text": f"layer {layer}: nan"}])
-    assert job.ranks[4].hear() == {"leave": True}
+    message = "rank 4 (host2) failed: RuntimeError: loss is nan\n  rank 0, layer 1: nan"
+    assert job.ranks[4].hear() == {"leave": True, "why": message}
     assert job.ranks[5].hear() == {"end": 1}
-    assert job.said == ["rank 4 (host2) failed: RuntimeError: loss is nan\n  rank 0, layer 1: nan"]
+    assert job.said == [message]
 
 
 def test_a_rank_that_says_goodbye_is_not_lost(job: Job) -> None:
@@ -127,6 +134,23 @@ def test_a_rank_that_says_goodbye_is_not_lost(job: Job) -> None:
     # Rank 0 is done as well: nobody is ended.
     assert job.ranks[5].hear_last() == {"bye": True}
     assert job.said == []
+
+
+def test_an_error_that_tells_of_a_rank_that_left_is_told_as_that(job: Job) -> None:
+    job.ranks[4].say(bye=True)
+    job.ranks[4].close()
+    time.sleep(0.1)  # another connection
+    job.ranks[2].end("followed", "RuntimeError: Connection closed by peer")
+    said = job.ranks[2].hear_last()
+    assert said is not None
+    assert said["leave"]
+    assert said["why"].startswith("rank 4 (host2) left with exit code 0 while other ranks ")
+
+
+def test_each_node_has_a_rank_that_speaks_if_rank_0_is_lost(job: Job) -> None:
+    said = {r: job.ranks[r].hear() for r in range(2, 6)}
+    assert said == {r: {"speaks": r % 2 == 0} for r in range(2, 6)}
+    job.ranks[0].say(bye=True)
 
 
 def test_all_that_leave_with_a_code_leave(job: Job) -> None:
@@ -166,7 +190,9 @@ def test_a_thousand_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = time.monotonic()
     job.ranks[777].close()
     for rank in job.ranks[1:777]:
-        assert rank.hear_last() == {"end": 1}
+        said = rank.hear_last()
+        assert said is not None
+        assert said["end"] == 1
         rank.close()
     assert time.monotonic() - begin < 60
     assert job.said[0].startswith("rank 777 (host97) was lost: ")

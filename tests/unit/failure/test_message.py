@@ -35,6 +35,11 @@ LOST = (
         ),
         ([ending(2, "followed", "X")], "rank 2 (a) failed: X"),
         (
+            [ending(2, "followed", "X"), ending(1, "left", code=0)],
+            "rank 1 (a) left with exit code 0 while other ranks still needed it; all ranks end. "
+            "Look for what ends the process there: sys.exit, or a loop that is done early",
+        ),
+        (
             [ending(1, "sigterm"), ending(0, "sigterm")],
             "ranks 0-1 (a) were asked to end (SIGTERM); all ranks end",
         ),

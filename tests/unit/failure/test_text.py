@@ -112,9 +112,10 @@ def test_failures_of_ranks_are_named_in_place_of_their_stacks() -> None:
     failures = {rank: (OSError("full"), "stack") for rank in (0, 1, 3)}
     error = CheckpointException({**failures, 2: (RuntimeError("other"), "stack")})
     assert describe(error) == (
-        "CheckpointException: OSError: full (writing on ranks 0-1, 3); RuntimeError: other "
-        "(writing on rank 2)"
+        "CheckpointException: OSError: full (reading on ranks 0-1, 3); RuntimeError: other "
+        "(reading on rank 2)"
     )
+    assert "(writing on rank 2)" in describe(caught(error, "save_checkpoint"))
     assert kind_of(error) == "failed"
 
 

@@ -221,3 +221,26 @@ def test_a_damaged_file_is_named_where_megatron_would_end_with_exit_0(folder: Pa
     found = [line for line in preflight(load(folder, legacy)) if "model_optim" in line]
     assert "mp_rank_00_000/model_optim_rng.pt cannot be read" in found[0]
     assert TRUST not in found[0]
+
+
+@pytest.mark.parametrize("left", ["half", "nothing"])
+def test_a_file_that_was_cut_short_is_named_where_megatron_would_say_eof(
+    left: str, folder: Path
+) -> None:
+    torch_dist(folder, ARGS, None)
+    file = folder / "__0_0.distcp"
+    # The common record is the first, and is read.
+    size = max(
+        record.offset + record.length
+        for record in torch_dist_module.read_metadata(folder / ".metadata").storage_data.values()
+    )
+    if left == "half":
+        with file.open("r+b") as opened:
+            opened.truncate(size - 1)
+        wanted = f"{file} ({size - 1} bytes) was cut short: its last record ends at byte {size}; "
+    else:
+        file.unlink()
+        wanted = f"{file} (absent) should have {size} bytes; "
+    found = [line for line in preflight(load(folder)) if str(file) in line]
+    assert found[0].startswith(wanted)
+    assert found[0].endswith(f"restore it, or name another iteration in {folder.parent / TRACKER}")
