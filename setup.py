@@ -20,7 +20,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["grove_megatron", "grove_megatron.*"]),
-    package_data={"grove_megatron": ["py.typed", "**/README.md"]},
+    package_data={
+        "grove_megatron": ["py.typed", "**/README.md", "messages/*.json", "messages/*.toml"]
+    },
     python_requires=">=3.12,<3.14",
     # NVIDIA Apex is not on PyPI; the package called "apex" there is a stranger's.
     install_requires=[
