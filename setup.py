@@ -30,7 +30,12 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["grove_megatron", "grove_megatron.*"]),
     # In a wheel; the source distribution has what MANIFEST.in says.
-    package_data={"grove_megatron": ["py.typed", "**/README.md", "benchmarks/results/*.csv"]},
+    package_data={
+        "grove_megatron": [
+            *("py.typed", "**/README.md", "benchmarks/results/*.csv"),
+            *("messages/*.json", "messages/*.toml"),
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",

@@ -11,6 +11,7 @@ from .compat import installed_version, megatron_version
 from .data.command import data
 from .inference.command import generate
 from .inference.eval_command import evaluate
+from .messages.command import explain
 from .report.command import report
 from .training.doctor_command import doctor
 
@@ -29,6 +30,7 @@ app.command("eval", context_settings=_OPEN)(evaluate)
 app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("report")(report)
+app.command("explain")(explain)
 
 
 def _print_versions(asked: bool) -> None:

@@ -126,10 +126,19 @@ def test_a_flag_in_a_document_is_a_field(document: Path) -> None:
     assert flags(document.read_text(encoding="utf-8")) - known == set()
 
 
-def test_every_field_is_in_the_table_of_flags_with_its_default() -> None:
+def test_every_field_is_on_the_page_of_flags_with_its_default() -> None:
     settings = fields(read("grove_megatron/config.py"))
     expected = {f"--{n.replace('_', '-')}": as_written(default) for n, default in settings.items()}
-    assert flag_table(read("docs/guides/train.md")) == expected
+    found = flag_table(read("docs/reference/flags.md"))
+    assert {flag: found.get(flag) for flag in expected} == expected
+    of_parts = {f"--{name.replace('_', '-')}" for name in fields_of_parts()}
+    assert found.keys() - expected.keys() == of_parts
+
+
+def test_the_flags_of_the_guide_are_those_of_the_page() -> None:
+    found, first = flag_table(read("docs/reference/flags.md")), flag_table(read("docs/guides/train.md"))
+    assert first
+    assert first.items() <= found.items()
 
 
 @pytest.mark.parametrize("document", documents(), ids=name_of)
@@ -199,7 +208,10 @@ def test_the_tour_has_six_files() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "grove_megatron/moe/README.md", "docs/parts/README.md"],
+    [
+        *("README.md", "CONTRIBUTING.md", "grove_megatron/moe/README.md", "docs/parts/README.md"),
+        *("docs/presets/README.md", "docs/presets/mixtral-8x7b.md", "docs/parts/gate-attention.md"),
+    ],
 )
 def test_there_is_something_to_look_at(name: str) -> None:
     assert (ROOT / name) in documents()

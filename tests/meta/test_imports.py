@@ -189,6 +189,15 @@ RULES = {
     "planner": Rule(inside={"planner", "model"}),
     # Said of released models before anything of Megatron's is imported.
     "presets": Rule(inside={"presets", "checks", "model.families.moe_plus_plus"}),
+    "presets/measured": Rule(
+        inside={"presets", "benchmarks.environment"},
+        in_functions={"safetensors", "grove_megatron.verify_layer"},
+    ),
+    # Reads the source, and imports nothing of it; its command answers at once.
+    "messages": Rule(inside={"messages", "checks"}),
+    "messages/command": Rule(inside={"messages"}, outside={"typer"}),
+    # Pages of flags and commands.
+    "reference": Rule(inside=ANYTHING_INSIDE, outside={"typer"}),
     # Read by the configuration, the tests and the page.
     "switches": Rule(inside={"checks", "switches"}),
     # In processes that wait for one another: little, and nothing that could wait itself.
@@ -359,6 +368,8 @@ def test_there_are_modules_to_look_at():
         ("model", "from ..config import has_adjugates"),
         ("checks", "import torch"),
         ("checks", "from ..switches import refusals"),
+        ("messages", "from ..config import has_adjugates"),
+        ("messages/command", "import torch"),
         ("switches", "import torch"),
         ("switches", "from ..config import has_adjugates"),
         ("machines/problems", "import torch"),

@@ -1,0 +1,1 @@
+"""Every message of the package, collected from its source: the pages, and ``grove explain``."""

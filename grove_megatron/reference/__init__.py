@@ -1,0 +1,1 @@
+"""The pages of every flag and every command, made from the code."""
