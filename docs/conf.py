@@ -36,6 +36,9 @@ myst_enable_extensions = ["colon_fence", "linkify"]
 myst_linkify_fuzzy_links = False
 myst_heading_anchors = 4
 
+# -- is the beginning of a flag and no dash.
+smartquotes = False
+
 html_theme = "furo"
 html_title = "grove_megatron"
 html_static_path = ["site/static"]
