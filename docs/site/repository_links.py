@@ -47,7 +47,7 @@ def slug(heading: str) -> str:
 
 
 def included(page: str, folder: Path) -> Iterator[tuple[Path, int, list[str], bool]]:
-    """The files that a page includes: from where, the headings it shows, and whether that is all."""
+    """The files that a page includes: from which place, the headings it shows, and if all of it."""
     for match in _INCLUDE.finditer(page):
         path = (folder / match[1]).resolve()
         options = {
