@@ -46,8 +46,8 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-def included(page: str, folder: Path) -> Iterator[tuple[Path, list[str], bool]]:
-    """The files that a page includes, the headings it shows of each, and whether that is all."""
+def included(page: str, folder: Path) -> Iterator[tuple[Path, int, list[str], bool]]:
+    """The files that a page includes: from which place, the headings it shows, and if all of it."""
     for match in _INCLUDE.finditer(page):
         path = (folder / match[1]).resolve()
         options = {
@@ -56,10 +56,11 @@ def included(page: str, folder: Path) -> Iterator[tuple[Path, list[str], bool]]:
         }
         start, end = options.get("start-after", ""), options.get("end-before", "")
         text = path.read_text(encoding="utf-8")
-        text = text[text.index(start) + len(start) :] if start else text
+        begin = text.index(start) + len(start)
+        text = text[begin:]
         text = text[: text.index(end)] if end else text
         # What comes after a heading is under one of the page.
-        yield path, _headings(f"{start}\n{text}"), not options
+        yield path, begin, _headings(f"{start}\n{text}"), not options
 
 
 def _headings(text: str) -> list[str]:
@@ -69,14 +70,17 @@ def _headings(text: str) -> list[str]:
 def pages_of_files(docs: Path) -> dict[tuple[Path, str], str]:
     """{(file, a heading or nothing): the page that shows it, with ``#`` and its heading there}."""
     some: dict[tuple[Path, str], str] = {}
+    first: dict[Path, int] = {}
     whole: dict[tuple[Path, str], str] = {}
     for page in sorted(docs.rglob("*.md")):
         name, text = page.relative_to(docs).as_posix(), page.read_text(encoding="utf-8")
         whole[page.resolve(), ""] = name
         own = _headings(text)
-        for path, headings, is_all in included(text, page.parent):
+        for path, begin, headings, is_all in included(text, page.parent):
             found = whole if is_all else some
-            found.setdefault((path, ""), name)
+            # Of pages that share a file, that with its beginning stands for it.
+            if begin <= first.setdefault(path, begin):
+                first[path], found[path, ""] = begin, name
             for n, heading in enumerate(headings):
                 # The first may have been left out, for a heading of the page.
                 shown = is_all or n or heading in own

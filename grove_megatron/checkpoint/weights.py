@@ -86,7 +86,7 @@ class Weights(Protocol):
 
 
 def usual_dtype(infos: Mapping[str, TensorInfo]) -> str:
-    """The dtype that most tensors have, by its name in :data:`DTYPES`."""
+    """The dtype that most tensors have, by its name in ``DTYPES``."""
     names = [info.dtype for info in infos.values() if info.dtype in DTYPES]
     return max(sorted(set(names)), key=names.count, default="F32")
 

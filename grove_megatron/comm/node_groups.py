@@ -61,7 +61,7 @@ def node_groups(group: dist.ProcessGroup, per_node: int) -> NodeGroups | None:
     """Make the two groups of this rank, once; every rank of ``group`` must call.
 
     Returns:
-        None where two hops would be one: a single node, or a single rank on every node.
+        None where two hops would be one, with a single node or a single rank on every node.
     """
     by_node = spread_over_nodes(dist.get_process_group_ranks(group), per_node)
     if len(by_node) == 1 or len(by_node[0]) == 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class SegmentsLike(Protocol):
-    """Where the rows of every expert lie, see :class:`functional.expand_plan.Segments`."""
+    """Where the rows of every expert lie, see :class:`.expand_plan.Segments`."""
 
     @property
     def expert_end(self) -> Tensor: ...

@@ -108,7 +108,7 @@ class Training:
         dropout: is there any on hidden states?
         overlapped_experts: does a forward pass run beside a backward pass of another microbatch
             (``--overlap-moe-expert-parallel-comm``)?
-        train_only: names of weights, as :func:`..model.subsets.selected` has them, beside which all
+        train_only: names of weights, as :func:`.subsets.selected` has them, beside which all
             are frozen; empty where none is.
     """
 

@@ -29,7 +29,7 @@ def rank_trained(model: Model, layout: Layout, chosen: Sequence[str]) -> tuple[C
     Where single experts are chosen, the ranks of a stage differ: on the one that trains most.
 
     Args:
-        chosen: as :func:`..model.subsets.selected` has it; empty for all.
+        chosen: as :func:`.subsets.selected` has it; empty for all.
     """
     if not chosen:
         return rank_parameters(model, layout)

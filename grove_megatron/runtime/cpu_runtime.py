@@ -252,7 +252,7 @@ _ENVIRONMENT = {
 def cpu() -> Iterator[None]:
     """Run Megatron on this machine's CPU for the duration of a ``with`` block.
 
-    Importing :mod:`grove_megatron` changes nothing; entering this applies the ``wheel`` and
+    Importing ``grove_megatron`` changes nothing; entering this applies the ``wheel`` and
     ``cpu`` patch sets, leaving it restores the identical objects. Nested use is allowed.
 
     Raises:

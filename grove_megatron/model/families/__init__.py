@@ -71,7 +71,7 @@ def _of_constants(name: str, model: Model) -> list[str]:
 
 
 def is_buffer(name: str) -> bool:
-    """Is a Hugging Face tensor none that is trained? See :attr:`.weights.Weight.buffer`."""
+    """Is a Hugging Face tensor none that is trained? See ``Weight.buffer``."""
     return name.endswith(_BUFFERS)
 
 

@@ -12,9 +12,9 @@ class Family:
     Args:
         class_name: in ``architectures`` of ``config.json``.
         model_type: there.
-        names: the tensors of every weight of :mod:`..table`, a name for each of its blocks; those
-            of a layer behind ``layer``. ``{index}`` counts experts or groups, ``{constant}`` is
-            the number of every constant expert, with a tensor of its own.
+        names: the tensors of every weight of :mod:`.model.table`, a name for each of its blocks;
+            those of a layer behind ``layer``. ``{index}`` counts experts or groups, ``{constant}``
+            is the number of every constant expert, with a tensor of its own.
         cut: of weights that are other tensors than their blocks, the dimensions of each.
         layer: what goes before the names of a layer.
         module: is the class's module said before its name, ``modeling_grove_moe.Grove...``?
