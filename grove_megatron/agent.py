@@ -2,9 +2,10 @@
 
 Takes torchrun's options. What is different:
 
-- SIGTERM is passed on to the ranks, and they are waited for: torchrun kills them 30 seconds later,
-  in the middle of a checkpoint that takes longer. What still runs after ``--grace-seconds`` is
-  killed, with all processes that it started; nothing is started again.
+- SIGTERM is passed on to the ranks, and they are waited for. Where all of them save and end with 0
+  the agent does so too, so that nobody takes it for a failure; torchrun then ends with 1. What
+  still runs after ``--grace-seconds`` is killed, with all processes that it started. Nothing is
+  started again.
 - A job that a rank has refused (exit code 2) ends with 2, so that nobody tries it again; torchrun's
   code is 1 for everything.
 - ``--end-with-stdin``: the end of the standard input is a SIGTERM. So the ranks of a node end when

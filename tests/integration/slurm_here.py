@@ -47,7 +47,7 @@ ReturnToService=2
 # A node that is lost is noticed soon, and a job that was put back starts soon.
 SlurmdTimeout=10
 KillWait=20
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,requeue_delay=1
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 # More CPUs than there are.
 SlurmdParameters=config_overrides
 {nodes}
@@ -115,7 +115,6 @@ class Slurm:
 @contextmanager
 def slurm(folder: Path, nodes: int) -> Iterator[Slurm]:
     """Started, with all nodes idle; all of it has ended in the end."""
-    folder.mkdir()
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
