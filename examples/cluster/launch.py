@@ -533,8 +533,7 @@ def run(job: Job, made: list[list[str]], step: str, signals: Signals, named: str
         started.append(process)
     failed = 0
     asked_at: float | None = None
-    while any(process.poll() is None for process in started):
-        codes = [process.returncode for process in started if process.returncode is not None]
+    while None in (codes := [process.poll() for process in started]):
         failed = failed or next((code for code in codes if code), 0)
         if asked_at is None and (failed or signals.asked):
             asked_at = time.monotonic()
