@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from ..checks.problem import Problem
 from ..compat import environment_problems
 from ..runtime import runtime_problems, selected
+from .launchers import announce, take_ranks
 from .refuse import refuse
 
 
@@ -29,16 +30,22 @@ def started(*, say: bool = True) -> Iterator[None]:
         yield
 
 
-# What other launchers say of a process's job, which Megatron does not read.
-_LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# What launchers that are not known here say of a process's job, which Megatron does not read.
+_LAUNCHERS = ("WORLD_SIZE", "PMI_SIZE")
 
 
 def alone() -> None:
-    """Outside torchrun: a job of one process.
+    """Outside torchrun: a rank of srun's or mpirun's, or a job of one process.
 
-    Started several times by another launcher, each process would train a model of its own, into the
-    same folder: that is refused.
+    Started several times by a launcher that is not known here, each process would train a model of
+    its own, into the same folder: that is refused.
     """
+    found, line, problems = take_ranks(os.environ)
+    if problems:
+        refuse(problems)
+    if found:
+        os.environ |= found
+        announce(found, line)
     if "RANK" in os.environ:
         return
     for name in _LAUNCHERS:

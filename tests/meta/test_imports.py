@@ -211,6 +211,8 @@ RULES = {
     "training/doctor_command": Rule(
         inside={"checks"}, outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}
     ),
+    # Before anything is imported, in processes that do not know their ranks yet.
+    "training/launchers": Rule(inside={"checks"}),
     "training/tokenizer_files": Rule(inside={"checks"}, in_functions={"huggingface_hub", "torch"}),
     # All machines of a job, before it starts. What is judged is judged without asking anybody.
     "machines": Rule(inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH),
@@ -240,6 +242,8 @@ RULES = {
     "unparsed": Rule(inside={"checks"}),
     "cli": Rule(inside=ANYTHING_INSIDE, outside={"typer"}, in_functions={"rich"}),
     "__main__": AROUND_THE_MODEL,
+    # torchrun's process: of torch the launcher alone.
+    "agent": Rule(in_functions={"torch"}),
     "pretrain": AROUND_THE_MODEL,
     "run": AROUND_THE_MODEL,
 }
