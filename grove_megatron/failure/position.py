@@ -42,7 +42,8 @@ _STAGES = (
     ("dense layer", r"/transformer/mlp\.py:MLP\.forward$"),
     ("data loading", r"torch/utils/data/|/core/datasets/|:get_batch\w*$|_dataset\.py:"),
     ("optimizer", r"/core/optimizer/|torch/optim/"),
-    ("gradients between ranks", r"/core/distributed/"),
+    # Its forward encloses that of the model.
+    ("gradients between ranks", r"/core/distributed/(?!.*\.forward$)"),
     ("pipeline stages", r"/pipeline_parallel/p2p_communication\.py:"),
     ("forward", r"/pipeline_parallel/schedules\.py:forward_step$"),
     ("backward", r"/pipeline_parallel/schedules\.py:backward_step\w*$"),

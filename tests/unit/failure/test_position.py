@@ -27,6 +27,11 @@ STEP = [f"{SCHEDULES}:forward_step", f"{TRAINING}:train_step", f"{TRAINING}:trai
         (["/x/torch/utils/data/dataloader.py:_DataLoaderIter.__next__", *STEP], "data loading"),
         ([f"{MEGATRON}/core/optimizer/optimizer.py:F.step", f"{TRAINING}:train"], "optimizer"),
         (["/x/torch/a.py:f", *STEP], "forward"),
+        ([f"{MEGATRON}/core/distributed/distributed_data_parallel.py:D.forward", *STEP], "forward"),
+        (
+            [f"{MEGATRON}/core/distributed/param_and_grad_buffer.py:B.start_grad_sync", *STEP],
+            "gradients between ranks",
+        ),
         ([f"{SCHEDULES}:backward_step", f"{TRAINING}:train"], "backward"),
         # The optimizer's state is saved too.
         (
