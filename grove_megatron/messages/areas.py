@@ -9,6 +9,7 @@ AREAS: dict[str, str] = {
     "router": "Parts of the router",
     "switches": "Megatron's switches beside Grove layers",
     "files": "Files a job reads and writes",
+    "machines": "The machines of a job, before it starts",
     "running": "A running job, and one that fails",
     "weights": "Weights in and out",
     "text": "Text, conversations, generation",
@@ -41,7 +42,8 @@ _OF: dict[str, str] = {
         )
     },
     "moe/logits_watch": "running",
-    "failure": "running",
+    **dict.fromkeys(("failure", "agent"), "running"),
+    "machines": "machines",
     **dict.fromkeys(("checkpoint", "bridge", "model"), "weights"),
     **dict.fromkeys(("data", "inference", "sft"), "text"),
     **dict.fromkeys(("verify_layer", "checkpoint/verify", "checkpoint/golden"), "verify"),

@@ -136,7 +136,10 @@ def test_every_field_is_on_the_page_of_flags_with_its_default() -> None:
 
 
 def test_the_flags_of_the_guide_are_those_of_the_page() -> None:
-    found, first = flag_table(read("docs/reference/flags.md")), flag_table(read("docs/guides/train.md"))
+    found, first = (
+        flag_table(read("docs/reference/flags.md")),
+        flag_table(read("docs/guides/train.md")),
+    )
     assert first
     assert first.items() <= found.items()
 
