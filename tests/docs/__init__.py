@@ -3,6 +3,7 @@
 ``sh`` and ``python`` blocks are checked as they stand. What is said of a block stands in an HTML
 comment before it, which no reader sees:
 
+    <!-- run: WHAT -->           the ``sh`` block is run too, and ends well
     <!-- output: COMMAND -->      the ``text`` block is (part of) what COMMAND prints
     <!-- output of: WHERE -->     the same, compared by the test or the program named
     <!-- no output: WHY -->       the ``text`` block is not what a command prints

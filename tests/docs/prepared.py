@@ -49,8 +49,8 @@ def _qwen(folder: Path, run: Run) -> None:
 
 
 def _exported(folder: Path, run: Run) -> None:
-    run(["grove", "import", "--hf", str(TINY), "--save", "ckpt/tiny"], folder)
-    export = ["grove", "export", "--load", "ckpt/tiny", "--hf-config", str(TINY)]
+    run(["grove", "import", "--hf", str(TINY), "--save", "ckpt/exported"], folder)
+    export = ["grove", "export", "--load", "ckpt/exported", "--hf-config", str(TINY)]
     run([*export, "--hf", "GroveMoE-mine"], folder)
 
 

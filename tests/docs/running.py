@@ -28,11 +28,15 @@ class Runner:
 
     def printed(self, command: str) -> str:
         """What a command line prints, on both streams, of rank 0; its exit code is not asked."""
+        return self.done(command)[1]
+
+    def done(self, command: str) -> tuple[int, str]:
+        """Exit code of a command line, and what it prints."""
         prepare(command, self.folder, self._run)
         if command.startswith("grove "):
-            return self._run(shlex.split(command), self.folder)
+            return self._forked("grove", shlex.split(command)[1:], self.folder)
         if match := _TORCHRUN.fullmatch(command):
-            return self._forked("grove", shlex.split(match[2]), self.folder, int(match[1]))[1]
+            return self._forked("grove", shlex.split(match[2]), self.folder, int(match[1]))
         return self._started(command)
 
     def program(self, text: str) -> tuple[int, str]:
@@ -53,7 +57,7 @@ class Runner:
         )
         return job.codes[0], job.log()
 
-    def _started(self, command: str) -> str:
+    def _started(self, command: str) -> tuple[int, str]:
         """By a shell, from the checkout, with the Python of the tests; RUN_DIR is made anew."""
         named = re.match(r"RUN_DIR=(\S+) ", command)
         made = tempfile.mkdtemp(dir=self.folder)
@@ -61,9 +65,9 @@ class Runner:
         line = command[named.end() :] if named else command
         line = re.sub(r"^make (\w+)$", lambda match: _recipe(match[1]), line)
         words = shlex.split(line)
-        printed = launch([str(ROOT / words[0]), *words[1:]] if words[0].endswith(".sh") else words,
-                         timeout=1800, **environment).output  # fmt: skip
-        return printed.replace(made, named[1] if named else made)
+        program = [str(ROOT / words[0])] if words[0].endswith(".sh") else words[:1]
+        job = launch([*program, *words[1:]], timeout=1800, **environment)
+        return job.code, job.output.replace(made, named[1] if named else made)
 
 
 def _recipe(target: str) -> str:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.ranks import Ranks
 
 from .fences import Fence, documents, fences, read
 from .running import Runner
+from .shell import commands
 
 PROGRAMS = fences("python", "py")
 
@@ -26,6 +28,15 @@ def runner(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Runner:
 def test_a_program_runs(fence: Fence, runner: Runner) -> None:
     code, printed = runner.program(fence.text)
     assert code == 0, printed[-4000:]
+
+
+@pytest.mark.parametrize(
+    "fence", [one for one in fences("sh") if one.mark == "run"], ids=lambda one: one.name
+)
+def test_a_block_that_says_so_is_run(fence: Fence, runner: Runner) -> None:
+    for command in commands(fence.text, {}):
+        code, printed = runner.done(shlex.join(command))
+        assert code == 0, f"{command}:\n{printed[-4000:]}"
 
 
 @pytest.mark.parametrize("fence", PROGRAMS, ids=lambda one: one.name)
@@ -66,3 +77,5 @@ def test_every_block_is_of_a_language_that_is_checked() -> None:
         assert len(lines) == 2 * sum(one.document == document for one in fences()), document
     for fence in fences("python", "py"):
         assert fence.mark in ("", "not run"), fence.name
+    for fence in fences("sh"):
+        assert fence.mark in ("", "run"), fence.name
