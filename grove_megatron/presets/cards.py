@@ -134,9 +134,10 @@ def _lines(preset: Preset, rows: Rows) -> Iterator[str]:
     for name in OF_PRESETS[preset.name]:
         yield from _compared(preset, all_goldens[name], rows.get(name))
     yield "\n## Flags\n\n```sh"
-    yield from textwrap.wrap(
+    lines = textwrap.wrap(
         " ".join(preset.flags()), 96, break_on_hyphens=False, break_long_words=False
     )
+    yield " \\\n".join(lines)
     yield "```"
 
 

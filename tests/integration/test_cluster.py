@@ -128,25 +128,28 @@ def test_four_agents_are_one_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_lost_node_comes_back_and_the_job_goes_on(tmp_path: Path) -> None:
-    """Whoever gives the nodes calls launch.py again on the one that was lost."""
+def test_after_a_lost_node_the_job_goes_on(tmp_path: Path) -> None:
+    """Whoever gives the nodes ends the one that is left, and calls launch.py on both again."""
     save, port = tmp_path / "save", str(free_port())
     words = ["--nodes", "2", "--gpus-per-node", "1", "--master-addr", "127.0.0.1", "--port", port]
-    words += ["--max-restarts", "1"]
     model = [*MODEL, "--expert-model-parallel-size", "2", "--train-iters", "9"]
     model += ["--save", str(save), "--load", str(save), "--save-interval", "2"]
     job = [*words, "--", "-m", "tests.integration.failing_job", str(tmp_path), "1", "5"]
     job += ["kill_node", *model]
+    logs = [tmp_path / f"log{number}" for number in range(4)]
     with (
-        launched(tmp_path / "log0", "--node-rank", "0", *job) as first,
-        launched(tmp_path / "log1", "--node-rank", "1", *job) as second,
+        launched(logs[0], "--node-rank", "0", *job) as first,
+        launched(logs[1], "--node-rank", "1", *job) as second,
     ):
-        # Which of the two has rank 1 is torchrun's to choose, and its store is the first's.
-        until(lambda: second.poll() is not None or first.poll() is not None)
-        assert second.poll() == -signal.SIGKILL, (tmp_path / "log1").read_text()
-        with launched(tmp_path / "log2", "--node-rank", "1", *job) as again:
-            codes = [first.wait(timeout=HANGS), again.wait(timeout=HANGS)]
-    output = "".join((tmp_path / f"log{n}").read_text() for n in range(3))
+        assert second.wait(timeout=HANGS) == -signal.SIGKILL, logs[1].read_text()
+        first.terminate()
+        assert first.wait(timeout=HANGS)
+    with (
+        launched(logs[2], "--node-rank", "0", *job) as first,
+        launched(logs[3], "--node-rank", "1", *job) as second,
+    ):
+        codes = [first.wait(timeout=HANGS), second.wait(timeout=HANGS)]
+    output = "".join(log.read_text() for log in logs)
     assert codes == [0, 0], output[-6000:]
     assert [*reported_steps(output)] == [*range(1, 10)], output[-6000:]
     assert "at iteration 4\n" in output
@@ -204,6 +207,7 @@ def test_a_job_of_slurm_is_put_back(tmp_path: Path) -> None:
     log, script = tmp_path / "log", str(CLUSTER / "job.sbatch")
     command = [str(tmp_path / "slurm/bin/sbatch"), "--nodes", "2", "--output", str(log), script]
     command += ["--no-doctor", "--no-machines", "--gpus-per-node", "1", "--requeue", "1"]
+    command += ["--port", str(free_port())]
     command += ["--env", "GIVEN=a b", "--", *PLACE, str(tmp_path), "serve"]
     with subprocess.Popen(command, env=environment(**named), cwd=REPOSITORY) as job:
         for attempt in range(2):
@@ -233,7 +237,8 @@ def test_ranks_of_srun(how: str, code: int, tmp_path: Path) -> None:
     log, script = tmp_path / "log", str(CLUSTER / "job.sbatch")
     command = [str(tmp_path / "slurm/bin/sbatch"), "--nodes", "2", "--output", str(log), script]
     command += ["--launcher", "slurm-ranks", "--gpus-per-node", "1", "--requeue", "1"]
-    command += ["--no-doctor", "--no-machines", "--", *PLACE, str(tmp_path), how]
+    command += ["--port", str(free_port()), "--no-doctor", "--no-machines"]
+    command += ["--", *PLACE, str(tmp_path), how]
     done = subprocess.run(
         command, env=environment(**named), cwd=REPOSITORY, timeout=HANGS, check=False
     )
@@ -290,6 +295,7 @@ def test_real_slurm_puts_a_job_back_and_nothing_is_lost(
     model = [*MODEL, "--expert-model-parallel-size", "2", "--train-iters", str(last)]
     model += ["--save", str(save), "--load", str(save), "--save-interval", "5"]
     job = ["--gpus-per-node", "1", "--no-doctor", "--no-machines", "--requeue", "9"]
+    job += ["--port", str(free_port())]
     job += ["--", "-m", "grove_megatron.pretrain", *model, "--exit-signal-handler"]
     sbatch = ["sbatch", "--parsable", "--output", str(log), "--chdir", str(REPOSITORY)]
     number = real_slurm.ask(*sbatch, str(CLUSTER / "job.sbatch"), *job, **environment()).strip()
