@@ -21,6 +21,8 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command("import")(weights.import_)
 app.command("export")(weights.export)
+# A message begins with a flag.
+app.command("explain", context_settings={"ignore_unknown_options": True})(explain)
 # What is not theirs goes to Megatron.
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("upcycle", context_settings=_OPEN)(weights.upcycle)
@@ -30,7 +32,6 @@ app.command("eval", context_settings=_OPEN)(evaluate)
 app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("report")(report)
-app.command("explain")(explain)
 
 
 def _print_versions(asked: bool) -> None:

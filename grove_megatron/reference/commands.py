@@ -41,7 +41,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     words = " ".join([name, *(_placed(one) for one in arguments), "[OPTIONS]"])
     rest = " [MEGATRON'S FLAGS]" if command.context_settings.get("allow_extra_args") else ""
-    yield f"\n```sh\n{words}{rest}\n```"
+    yield f"\n```text\n{words}{rest}\n```"
     hints = get_type_hints(command.callback)
     rows = [_row(param, hints) for param in command.params]
     if rows:

@@ -16,7 +16,7 @@ from grove_megatron.cli import app
 from tests.unit.conftest import parser as job_parser
 
 from .fences import ROOT
-from .shell import Command
+from .shell import UNKNOWN, Command
 
 # Programs that are not ours, and why they may stand in a document.
 FOREIGN = {
@@ -29,10 +29,17 @@ FOREIGN = {
     "head": "of every system",
     "cat": "of every system",
     "unzip": "unpacks a wheel",
+    "tail": "of every system",
+    "sed": "of every system",
+    "wait": "of the shell",
+    "torchrun()": "of the shell, the name of a function",
+    "}": "of the shell, the end of one",
     "nvcc": "of the CUDA toolkit",
 }
 # Modules that are run and are not ours.
 FOREIGN_MODULES = frozenset({"pip"})
+KIT = "runs/gpu-bundle/run.sh"  # of `make gpu-bundle`
+LAUNCHED = ROOT / "examples" / "cluster"
 # What stands for a script of the reader's, or is Megatron's.
 _NOT_HERE = re.compile(r"(path/to/|pretrain_gpt\.py$|my_)")
 
@@ -54,20 +61,27 @@ def _check(words: list[str]) -> None:
     program, given = words[0], words[1:]
     if program.startswith("--"):
         check_job_flags(words)  # flags alone, to be added to a command
-    elif program == "grove":
+    elif program in ("grove", ".venv/bin/grove"):
         check_grove(given)
     elif program == "torchrun":
         _check_torchrun(given)
-    elif program == "srun":
-        start = next((i for i, word in enumerate(given) if not word.startswith("-")), len(given))
-        _check(given[start:] or ["cat"])
+    elif program in ("srun", "sbatch"):
+        # Some of their options have a value behind them: what is started is a program.
+        programs = ("python", "grove", "torchrun", "bash")
+        start = (i for i, word in enumerate(given) if word in programs or word.endswith(".sbatch"))
+        _check(given[next(start, len(given)) :] or ["cat"])
+    elif program == "bash":
+        if not given[0].startswith(f"{UNKNOWN}/"):  # of a clone that a variable names
+            _check_script(given[0], given[1:])
     elif program == "make":
         _check_make(given)
+    elif program == ".ci/run":
+        _check_paths([program])
     elif re.fullmatch(r"(\.venv/bin/)?python3?", program):
         _check_python(given)
     elif program == "pip":
         _check_pip(given)
-    elif program.endswith((".sh", ".py")):
+    elif program.endswith((".sh", ".py", ".sbatch")):
         _check_script(program, given)
     elif program not in FOREIGN:
         raise Wrong(f"{program} is no command of ours, and not in the list of others")
@@ -170,8 +184,16 @@ def _check_python(words: list[str]) -> None:
 def _check_script(name: str, words: list[str]) -> None:
     if _NOT_HERE.search(name):
         return
+    if name == KIT:
+        return _check_named(words, [*(ROOT / "grove_megatron/benchmarks/kit").glob("*.py")])
     _check_paths([name])
     file = ROOT / name
+    if file.name in ("launch.py", "job.sbatch") or file.parent.parent == LAUNCHED:
+        # Words of the launcher, and behind -- the program that it starts on every node.
+        first = words.index("--") if "--" in words else len(words)
+        _check_named(words[:first], [LAUNCHED / "launch.py"])
+        job = words[first + 1 :]
+        return _check(["python", *job]) if job[:1] == ["-m"] else None
     if file.suffix == ".sh" and not file.stat().st_mode & 0o100:
         raise Wrong(f"{name} cannot be executed")
     if file.suffix == ".sh" and '"$@"' in file.read_text() and "whole_way" not in name:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(
-    r"(?:^ *<!-- ([a-z ]+): ((?:(?!-->).)*?) -->\n\n?)?^( *)```(\w+)\n(.*?)^\3```$",
+    r"(?:^ *<!-- ([a-z ]+):\s((?:(?!-->).)*?) -->\n\n?)?^( *)```(\w+)\n(.*?)^\3```$",
     re.MULTILINE | re.DOTALL,
 )
 _INLINE = re.compile(r"`([^`\n]+)`")

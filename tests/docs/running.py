@@ -65,7 +65,7 @@ class Runner:
         line = command[named.end() :] if named else command
         line = re.sub(r"^make (\w+)$", lambda match: _recipe(match[1]), line)
         words = shlex.split(line)
-        program = [str(ROOT / words[0])] if words[0].endswith(".sh") else words[:1]
+        program = [str(ROOT / words[0])] if words[0].startswith("examples/") else words[:1]
         job = launch([*program, *words[1:]], timeout=1800, **environment)
         return job.code, job.output.replace(made, named[1] if named else made)
 

@@ -1,8 +1,8 @@
 """The commands in a shell block, as words: the shell that documents use, and no more.
 
 Continued lines, comments, quotes, pipes and lists, assignments and what is substituted for them,
-``$(...)``, ``for`` loops and here-documents are known. A placeholder, ``<training flags>`` or
-``...``, stands for words of the reader's and is left out.
+``$(...)``, ``for`` loops and here-documents are known. A placeholder, ``<training flags>``,
+``FLAGS...`` or ``...``, stands for words of the reader's and is left out, and so is an array.
 """
 
 import re
@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 _HERE = re.compile(r"<<-?\s*(['\"]?)(\w+)\1(.*?)\n(.*?)^\2$", re.MULTILINE | re.DOTALL)
-_PLACEHOLDER = re.compile(r"<[A-Za-z][^<>\n|]*>")
+_PLACEHOLDER = re.compile(r"<[A-Za-z][^<>\n|]*>|\bFLAGS\.\.\.|\"?\$\{\w+\[@\]\}\"?")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)[^}]*\})")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _BETWEEN = frozenset({"|", "||", "&", "&&", ";"})

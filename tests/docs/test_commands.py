@@ -30,7 +30,7 @@ def test_commands_in_a_line_are_understood(document: str) -> None:
     found = []
     for code in inline_code(document):
         check = CHECKED_INLINE.get(code.partition(" ")[0])
-        if check is None or "..." in code:
+        if check is None or "..." in code or "COMMAND" in code:
             continue
         ((_, *words),) = commands(code, {})
         try:

@@ -1,4 +1,4 @@
-"""What ``run.sh`` starts, straight from our wheel: unpack all wheels beside this Python's packages.
+"""Unpack all wheels beside this Python's packages: what the script of the kit starts first.
 
 An environment of its own without pip, and the wheels unpacked into it: a second in place of pip's
 ten. This Python's packages (torch, Triton, numpy, pytest) are found behind them.
