@@ -74,7 +74,13 @@ _SAYING = frozenset(
     {
         *("report/command", "report/files", "report/reading", "report/compared", "report/record"),
         *("benchmarks/refusals", "benchmarks/commands", "planner/fit", "presets/flags"),
-        *("benchmarks/run", "benchmarks/records", "benchmarks/data", "benchmarks/agreement"),
+        *(
+            "benchmarks/kit/import_rows",
+            "benchmarks/run",
+            "benchmarks/records",
+            "benchmarks/data",
+            "benchmarks/agreement",
+        ),
     }
 )
 NOT_FOR_USERS = frozenset({"_Wrong", "NotImplementedError", "KeyError", "EOFError"})

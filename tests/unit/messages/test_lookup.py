@@ -21,6 +21,8 @@ NOT_OURS = {
     "could not determine a constructor for the tag",
     "not supported in FusedLayerNorm",
     "Expert bias for aux-loss-free",
+    "a.md:5 shows a line that a command of two lines",
+    "git (absent, or no checkout) lists no files here; release from a checkout",
 }
 # Asked for by words that end, or begin, within what is known only when it is said.
 CUT = {
@@ -30,6 +32,7 @@ CUT = {
     "grove_zero_expert_weight (the default) of",
     "line (1) is not a line of a record; it is damaged",
     "line (2) is not a line of a record; it is damaged",
+    "p80 (inf) are not in order",
 }
 
 
