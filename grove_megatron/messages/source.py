@@ -158,7 +158,7 @@ def bound(function: Def, call: ast.Call) -> dict[str, ast.expr]:
             rest = names[names.index(name) :]
             return {n: v for n, v in found.items() if n not in rest}
         found[name] = value
-    return found | {word.arg: word.value for word in call.keywords if word.arg in names}  # type: ignore[misc]
+    return found | {word.arg: word.value for word in call.keywords if word.arg in names}
 
 
 def _module(name: str, text: str) -> Module:
