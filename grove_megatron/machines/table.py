@@ -1,5 +1,6 @@
 """The report, to be read on a terminal."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from statistics import median
 
@@ -17,6 +18,8 @@ _IN_FULL = 16
 _SLOWEST = 8
 _GIB = 2**30
 
+_FILE_COLUMNS = 120
+
 
 def show(survey: Survey, borders: Sequence[Border], rows: Rows | None, said: Sequence[str]) -> None:
     """Print everything that is no problem.
@@ -27,7 +30,9 @@ def show(survey: Survey, borders: Sequence[Border], rows: Rows | None, said: Seq
         rows: that leave a node; None: none do, or it is not planned.
         said: lines for the end.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    # In a file, where no terminal says how wide it is, no column is cut off.
+    wide = None if sys.stdout.isatty() else _FILE_COLUMNS
+    console = Console(highlight=False, soft_wrap=True, width=wide)
     console.print(_nodes(survey))
     for line in _folder_lines(survey):
         console.print(escape(line))
