@@ -1,12 +1,13 @@
 """``docs/guides``: the commands run on the clone of ``MEGATRON_LM``, and print what they show."""
 
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.docs.fences import fences_in
 
 from .launching import REPOSITORY, launch
 
@@ -40,10 +41,9 @@ def test_a_published_script_becomes_a_job_that_doctor_passes(tmp_path: Path) -> 
     for name, words in (("python", ""), ("grove", "-m grove_megatron")):
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (commands / name).chmod(0o755)
-    blocks = re.findall(r"^```(sh|text)\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
-    # The first is of a clone that is there already.
-    shown = [text for kind, text in blocks[1:] if kind == "text"]
-    script = "\n".join(text for kind, text in blocks if kind == "sh")
+    blocks = fences_in(GUIDE.read_text(), GUIDE.name)
+    shown = [block.text for block in blocks if block.mark == "output of"]
+    script = "\n".join(block.text for block in blocks if block.language == "sh")
     done = launch(
         ["bash", "-c", f"cd {REPOSITORY} && {script}"],
         MEGATRON_LM=str(clone),
