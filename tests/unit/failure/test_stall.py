@@ -97,10 +97,16 @@ def test_a_place_that_comes_again_is_no_progress() -> None:
         peer.place = place
         said += run(watch, [peer], MINUTES * 60 / 4)
     assert "no rank waits for another" in said[0]
-    # A rank that is in it again after a collective has got on.
+    # After a collective it may be there again.
     peer.mark = 1
-    peer.place = "save"
     assert run(watch, [peer], 0.3) == ["the job goes on: there is progress again"]
+    marks = [{"mark": [[1], 0, place]} for place in ("save", "training loop")]
+    moved = []
+    for mark in (*marks, *marks):
+        before = watch._moved
+        assert watch.heard(peer, mark)
+        moved.append(watch._moved > before)
+    assert moved == [True, False, False, False]
 
 
 def test_bytes_are_progress_though_the_place_is_known() -> None:
