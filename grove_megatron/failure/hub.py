@@ -1,6 +1,5 @@
 """Rank 0's side of the failure watch: knows of every rank, decides why a job ends, and ends it."""
 
-import json
 import resource
 import secrets
 import selectors
@@ -131,17 +130,20 @@ class Hub(threading.Thread):
         self._selector.register(connection, selectors.EVENT_READ, peer)
 
     def _read(self, peer: _Peer) -> None:
-        try:
-            heard = peer.lines.receive()
-            if heard is None:
-                self._forget(peer)
-                if peer.rank >= 0 and not peer.ended:
-                    self._ended(peer, LOST)
-                return
-            for said in heard:
+        heard = peer.lines.receive()
+        if heard is None:
+            self._forget(peer)
+            if peer.rank >= 0 and not peer.ended:
+                self._ended(peer, LOST)
+            return
+        for said in heard:
+            try:
                 self._hear(peer, said)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-            self._forget(peer)  # not one of ours
+            except (AttributeError, KeyError, TypeError, ValueError):
+                # What a rank says and is not understood is passed over: its connection counts.
+                if peer.rank < 0:
+                    self._forget(peer)  # not one of ours
+                    return
 
     def _hear(self, peer: _Peer, said: dict[str, Any]) -> None:
         if peer.rank < 0:

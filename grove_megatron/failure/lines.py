@@ -7,11 +7,15 @@ whatever way.
 
 import contextlib
 import json
+import select
 import socket
+import threading
+import time
 from typing import Any
 
 VANISHED_SECONDS = 20
 """How long a machine may not answer until its connections are closed."""
+_MOST_UNSENT = 1 << 20
 
 
 def set_keepalive(connection: socket.socket) -> None:
@@ -33,23 +37,43 @@ def set_keepalive(connection: socket.socket) -> None:
 class Lines:
     """JSON objects, one a line, over a connection that is not blocking.
 
-    Nothing here waits: what a peer does not take is dropped, as a peer that does not read a few
-    hundred bytes has stopped.
+    What a peer does not take in time goes before the next line; only whole lines are dropped, of a
+    peer that has stopped for long.
+
+    Args:
+        patience: seconds that :meth:`send` may wait until the peer has taken all.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, patience: float = 0.0) -> None:
         connection.setblocking(False)
         set_keepalive(connection)
         self.connection = connection
+        self._patience = patience
         self._rest = b""
+        self._unsent = bytearray()
+        # A rank's main thread says how it ends, another one the rest.
+        self._sending = threading.Lock()
 
     def send(self, **said: Any) -> None:
         """Send one object; nothing happens if the peer is gone."""
-        with contextlib.suppress(OSError):  # reading will say so
-            self.connection.send(json.dumps(said).encode() + b"\n")
+        line = json.dumps(said).encode() + b"\n"
+        with self._sending, contextlib.suppress(OSError):  # reading will say so
+            if len(self._unsent) < _MOST_UNSENT:
+                self._unsent += line
+            self._flush(time.monotonic() + self._patience)
+
+    def _flush(self, deadline: float) -> None:
+        while self._unsent:
+            try:
+                del self._unsent[: self.connection.send(self._unsent)]
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                select.select([], [self.connection], [], left)
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Every whole object that has come; None once the connection is closed."""
+        """Every whole line that has come, {} for one that is no object; None: it is closed."""
         try:
             data = self.connection.recv(1 << 16)
         except BlockingIOError:
@@ -59,7 +83,14 @@ class Lines:
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [_object(line) for line in lines]
 
     def close(self) -> None:
         self.connection.close()
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        said = json.loads(line)
+        return said if isinstance(said, dict) else {}
+    return {}

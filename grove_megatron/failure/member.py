@@ -20,6 +20,7 @@ from .termination import Termination
 _ANSWER_SECONDS = 30.0
 """For rank 0's answer to an ending; it may wait as long for the ranks that belong to it."""
 _LEAVE_SECONDS = 5.0
+_SEND_SECONDS = 2.0
 _FINDINGS_SECONDS = 1.5
 _SPEAKER_SECONDS = 1.0
 
@@ -55,7 +56,7 @@ class Member(threading.Thread):
         stall: StallAnswers | None = None,
     ) -> None:
         super().__init__(name="grove failure watch", daemon=True)
-        self.lines = Lines(connection)
+        self.lines = Lines(connection, patience=_SEND_SECONDS)
         self._rank, self._world_size, self.main_host = rank, world_size, main_host
         self._findings, self._saved, self._report = findings, saved, report
         # Before all ranks have come, who knows.
@@ -142,12 +143,15 @@ class Member(threading.Thread):
 
     def _hear(self, said: dict[str, Any]) -> bool:
         """Do as rank 0 says; True if it was the last thing."""
+        if not said:
+            return False
         if "why" in said:
             self._report(said["why"])
         if "speaks" in said:
             self._speaks = said["speaks"]
-        elif self._stall is not None and (answer := self._stall.answer(said)):
-            self.lines.send(**answer)
+        elif self._stall is not None and (answer := self._stall.answer(said)) is not None:
+            if answer:
+                self.lines.send(**answer)
         elif "ask" in said:
             found = [
                 {"iteration": f.iteration, "layer": f.layer, "text": f.text} for f in self._look()

@@ -14,17 +14,19 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-RECORDED = "256"
-"""Entries of torch's flight recorder: what has not ended is among the last."""
+RECORDED = "2000"
+"""Entries of torch's flight recorder, as torch has it by itself, from some release on."""
 
 _STORING = ("save", "load", "datasets")
 """Stages in which bytes of files are progress; elsewhere a log file would be."""
+_CALLED_BYTES = 1 << 20
+"""So many of any read or write are progress: a day of questions for a mark reads less."""
 
 # What encloses others, then what is looked for from the innermost frame on.
 _PHASES = (
@@ -54,28 +56,35 @@ _STAGES = (
 PIPELINE = "pipeline stages"
 _PASSES_ON = r"/torch/|/grove_megatron/runtime/|/python3\.\d+/(?!site-packages)|^<"
 _BYTES = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}
+_P2P = "send or receive"
 _P2P_GROUP = "PIPELINE"
 """In the names of Megatron's groups for sends and receives, which count in their sequence too."""
 
 
 def record_collectives() -> None:
     """Have torch's flight recorder on, before there is a process group; a user's value holds."""
-    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):
-        os.environ.setdefault(name, RECORDED)
+    # The older name counts too, and torch warns of it.
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
 
 
 def mark(args: Namespace) -> list[Any]:
     """What changes while this rank makes progress, in JSON: compared, and never read.
 
-    The iteration, the collectives called so far, the stage, and, while files are written or read,
-    their bytes: so a long save makes progress, and an endless loop none.
-
     Args:
         args: Megatron's, in use.
+
+    Returns:
+        what only grows, the iteration and the collectives called so far; while files are written or
+        read, a number that grows with their bytes, else 0; and the place: stage, microbatch and
+        iteration of an evaluation. So a long save makes progress, and an endless loop none.
     """
-    stage = _stage(_places())
+    frames = [*_frames()]
+    stage = _stage([*map(_place, frames)])
     stored = _bytes_of_files() if stage.rpartition(", ")[2] in _STORING else 0
-    return [_iteration(args), sum(_sequences().values()), stage, stored]
+    # No layer: to look at the locals of its frames keeps tensors alive that the layer lets go of.
+    place = f"{stage}, {_microbatch(frames)}, {_local(frames, 'evaluate', 'iteration')}"
+    return [[_iteration(args), sum(_sequences(alone=True).values())], stored, place]
 
 
 def position(args: Namespace) -> dict[str, Any]:
@@ -120,10 +129,6 @@ def _place(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_code.co_qualname}"
 
 
-def _places() -> list[str]:
-    return [_place(frame) for frame in _frames()]
-
-
 def _stage(places: list[str]) -> str:
     evaluates = any(place.endswith("/training/training.py:evaluate") for place in places)
     before = "evaluation, " if evaluates else ""
@@ -147,9 +152,7 @@ def _line(frames: list[FrameType], places: list[str]) -> str:
     ours = (
         frame
         for frame, place in zip(frames, places, strict=True)
-        if not re.search(
-            r"/torch/|/grove_megatron/runtime/|/python3\.\d+/(?!site-packages)|^<", place
-        )
+        if not re.search(_PASSES_ON, place)
     )
     frame = next(ours, frames[0] if frames else None)
     if frame is None:
@@ -168,19 +171,21 @@ def _layer(frames: list[FrameType]) -> int | None:
 
 def _microbatch(frames: list[FrameType]) -> int | None:
     """The one whose forward pass runs, from 0."""
+    return _local(frames, "forward_step", "current_microbatch")
+
+
+def _local(frames: list[FrameType], function: str, name: str) -> int | None:
+    """A number that ``function`` of Megatron counts with, if it runs."""
     for frame in frames:
-        if frame.f_code.co_name == "forward_step":
-            number = frame.f_locals.get("current_microbatch")
+        if frame.f_code.co_name == function:
+            number = frame.f_locals.get(name)
             if isinstance(number, int):
                 return number
     return None
 
 
 def _bytes_of_files() -> int:
-    """From and to storage, by this process and the children that write for it.
-
-    Not those of every read and write: asking for the number is one.
-    """
+    """Grows with what this process, and the children that write for it, read and write."""
     pid = os.getpid()
     with contextlib.suppress(OSError):
         children = Path(f"/proc/self/task/{pid}/children").read_text().split()
@@ -193,7 +198,9 @@ def _bytes_of(pid: str) -> int:
         said = dict(
             line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines() if line
         )
-        return int(said["read_bytes"]) + int(said["write_bytes"])
+        # What tmpfs, FUSE and the page cache serve is in no block; asking for the number reads too.
+        called = int(said["rchar"]) + int(said["wchar"])
+        return int(said["read_bytes"]) + int(said["write_bytes"]) + called // _CALLED_BYTES
     return 0
 
 
@@ -212,11 +219,15 @@ def _groups() -> Iterator[tuple[str, Any, list[int]]]:
             yield f"{group.group_desc} {name}", group, sorted(ranks)
 
 
-def _sequences() -> dict[str, int]:
-    """How many collectives have been called in each group that has seen one."""
+def _sequences(*, alone: bool = False) -> dict[str, int]:
+    """How many collectives have been called in each group that has seen one.
+
+    Args:
+        alone: of groups of one rank too.
+    """
     found = {}
     for name, group, ranks in _groups():
-        if len(ranks) > 1:
+        if alone or len(ranks) > 1:
             # A backend without numbers has none.
             with contextlib.suppress(RuntimeError):
                 if number := int(group._get_sequence_number_for_group()):
@@ -228,20 +239,23 @@ def _waits(places: list[str]) -> Iterator[dict[str, Any]]:
     """What has not ended, the oldest of each group: as :class:`.stall_table.Wait` takes it."""
     ranks = {name: of for name, _, of in _groups()}
     seen = set()
-    for entry in sorted(_recorded(), key=lambda one: int(one["time_created_ns"])):
+    for entry in open_calls(_recorded()):
         name, desc = entry["process_group"]
-        group = f"{desc} {name}"
-        if group in seen or entry.get("is_p2p"):
+        group = "" if entry["is_p2p"] else f"{desc} {name}"
+        if group in seen:
             continue
         seen.add(group)
-        created = int(entry["time_created_ns"]) / 1e9
+        seconds = max(0.0, time.time() - int(entry["time_created_ns"]) / 1e9)
+        if not group:
+            yield {"name": _P2P, "seconds": seconds}
+            continue
         yield {
             "name": str(entry["profiling_name"]).rpartition(":")[2],
             "group": group,
-            "ranks": ranks.get(group, []),
+            "ranks": _as_ranges(ranks.get(group, [])),
             "size": _size(entry),
             "number": int(entry["collective_seq_id"]),
-            "seconds": max(0.0, time.time() - created),
+            "seconds": seconds,
         }
     if seen:
         return
@@ -252,11 +266,11 @@ def _waits(places: list[str]) -> Iterator[dict[str, Any]]:
             yield {"name": name.rpartition(".")[2]}
             return
     if _stage(places) == PIPELINE:
-        yield {"name": "send or receive"}
+        yield {"name": _P2P}
 
 
 def _recorded() -> list[dict[str, Any]]:
-    """Collectives that have not ended, by torch's flight recorder: of NCCL, and of the others."""
+    """What torch's flight recorder has: of NCCL, and of the others."""
     if "torch.distributed" not in sys.modules:
         return []
     from torch._C import _distributed_c10d
@@ -266,8 +280,34 @@ def _recorded() -> list[dict[str, Any]]:
         dump = getattr(_distributed_c10d, name, None)  # a torch built without that backend
         if dump is not None:
             with contextlib.suppress(RuntimeError, ValueError):
-                found += json.loads(dump(True, True)).get("entries", [])
-    return [one for one in found if not one["retired"] and one["state"] != "completed"]
+                found += json.loads(dump(True, False)).get("entries", [])
+    return found
+
+
+def open_calls(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the recorder's that have not ended, the oldest first.
+
+    A call of several at once (``batch_isend_irecv``) has an entry for each, which nobody ends, and
+    then one for all, with the same number.
+    """
+    calls = {}
+    for one in sorted(entries, key=lambda one: int(one["time_created_ns"])):
+        number = one["p2p_seq_id"] if one["is_p2p"] else one["collective_seq_id"]
+        calls[(*one["process_group"], one["is_p2p"], number)] = one
+    return [one for one in calls.values() if not one["retired"] and one["state"] != "completed"]
+
+
+def _as_ranges(ranks: Iterable[int]) -> list[list[int]]:
+    """Begin, end and step of each: a group of thousands of ranks is a few of them."""
+    found: list[list[int]] = []
+    for rank in ranks:
+        if found and found[-1][1] == found[-1][0] + 1:
+            found[-1][1:] = [rank + 1, rank - found[-1][0]]
+        elif found and rank == found[-1][1] - 1 + found[-1][2]:
+            found[-1][1] = rank + 1
+        else:
+            found.append([rank, rank + 1, 1])
+    return found
 
 
 def _size(entry: Mapping[str, Any]) -> int:

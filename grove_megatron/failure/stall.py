@@ -8,6 +8,7 @@ may be slow and not lost, and ``--distributed-timeout-minutes`` ends it where a 
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,34 @@ class Peer(Protocol):
     ended: bool
 
 
+@dataclass
+class _Marks:
+    """What a rank has been seen to do, as :func:`.position.mark` gives it.
+
+    Args:
+        counted: of the last mark.
+        stored: of the last mark that had any.
+        at: when it was last seen to get on.
+        places: all since ``counted`` changed: one that comes again is no progress, as of a call
+            that fails and is tried again without end.
+    """
+
+    counted: list[int]
+    stored: int
+    at: float
+    places: set[str] = field(default_factory=set)
+
+    def move(self, counted: list[int], stored: int, place: str, now: float) -> bool:
+        """Take another mark; has the rank got on?"""
+        if moved := counted != self.counted:
+            self.places.clear()
+        moved = moved or place not in self.places or stored not in (0, self.stored)
+        self.counted, self.stored = counted, stored or self.stored
+        self.places.add(place)
+        self.at = now if moved else self.at
+        return moved
+
+
 class StallWatch:
     """Rank 0's; its hub calls :meth:`look` again and again.
 
@@ -45,7 +74,7 @@ class StallWatch:
         self.seconds_between = seconds_between(minutes)
         now = time.monotonic()
         self._next = self._moved = now
-        self._marks: dict[int, tuple[list[Any], float]] = {}
+        self._marks: dict[int, _Marks] = {}
         self._rows: dict[int, Row] = {}
         self._states: dict[int, str] = {}
         self._asked: float | None = None
@@ -58,9 +87,9 @@ class StallWatch:
         """Take an answer; False if it is none."""
         now = time.monotonic()
         if "mark" in said:
-            before = self._marks.get(peer.rank)
-            if before is None or before[0] != said["mark"]:
-                self._marks[peer.rank] = (said["mark"], now)
+            counted, stored, place = said["mark"]
+            marks = self._marks.setdefault(peer.rank, _Marks([], 0, now))
+            if marks.move(counted, stored, place, now):
                 self._moved = now
         elif "position" in said:
             self._rows[peer.rank] = Row.of(
@@ -152,7 +181,8 @@ class StallWatch:
         return Row(rank=peer.rank, host=peer.host, idle=self._idle(peer, now), silent=state)
 
     def _idle(self, peer: Peer, now: float) -> float:
-        return now - self._marks.get(peer.rank, ([], self._moved))[1]
+        seen = self._marks.get(peer.rank)
+        return now - (self._moved if seen is None else seen.at)
 
 
 def seconds_between(minutes: float) -> float:

@@ -1,5 +1,6 @@
 """Every rank's side of the stall watch: answers where it is, and notices that nobody asks."""
 
+import json
 import socket
 import time
 from argparse import Namespace
@@ -8,7 +9,7 @@ from typing import Any
 
 from .position import mark, position
 from .stall import rank_0_is_silent, seconds_between, states
-from .stall_table import Row
+from .stall_table import UNSEEN, Row
 
 
 class StallAnswers:
@@ -40,7 +41,7 @@ class StallAnswers:
         self._asked: float | None = None
 
     def answer(self, said: dict[str, Any]) -> dict[str, Any] | None:
-        """To what rank 0 asks; None if it does not ask for any of this."""
+        """To what rank 0 asks, {} if there is none; None if it does not ask for any of this."""
         answers: dict[str, Callable[[], dict[str, Any]]] = {
             "mark": lambda: {"mark": mark(self._args)},
             "position": lambda: {"position": position(self._args)},
@@ -50,7 +51,12 @@ class StallAnswers:
         if answer is None:
             return None
         self._asked, self._between = time.monotonic(), self._patience
-        return answer()
+        try:
+            found = answer()
+            json.dumps(found)
+        except Exception as error:  # this thread watches for failures too
+            return {"position": _unseen(error)} if said["ask"] == "position" else {}
+        return found
 
     def wait(self) -> float | None:
         """Seconds until rank 0 counts as silent; None before it has asked."""
@@ -64,5 +70,14 @@ class StallAnswers:
             return ""
         silent = time.monotonic() - self._asked
         self._between *= 2
-        mine = Row.of(position(self._args), rank=self._rank, host=socket.gethostname(), idle=0.0)
+        try:
+            here = position(self._args)
+        except Exception as error:
+            here = _unseen(error)
+        mine = Row.of(here, rank=self._rank, host=socket.gethostname(), idle=0.0)
         return rank_0_is_silent(*self._main, silent, mine)
+
+
+def _unseen(error: Exception) -> dict[str, Any]:
+    """In place of a position."""
+    return {"waits": [], "silent": f"{UNSEEN}: {type(error).__name__} {error}".strip()}

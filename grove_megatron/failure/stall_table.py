@@ -9,6 +9,8 @@ from .message import ranks_named
 _EQUAL = ("all_reduce", "allreduce", "broadcast", "reduce", "reduce_scatter", "all_gather")
 """Begin the names of collectives to which every rank gives as many bytes."""
 _MOST_ROWS = 64
+UNSEEN = "cannot be looked at"
+"""Begins what is said of a rank that answers, and cannot say where it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,12 @@ class Wait:
     number: int = 0
     seconds: float = 0.0
 
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Wait":
+        """From one of those that :func:`.position.position` gives."""
+        ranks = [rank for one in said.get("ranks", ()) for rank in range(*one)]
+        return cls(**{**said, "ranks": ranks})
+
     def __str__(self) -> str:
         if not self.group:
             return self.name
@@ -45,7 +53,7 @@ class Row:
         iteration: from 1; 0 before training.
         microbatch: from 0, in a forward pass.
         called: collectives called so far, by group.
-        silent: of a rank that does not answer: what is known of its process.
+        silent: of a rank that does not say where it is: why, or what is known of its process.
         left: it is done, with exit code 0.
     """
 
@@ -65,13 +73,15 @@ class Row:
     @classmethod
     def of(cls, said: Mapping[str, Any], **known: Any) -> "Row":
         """From what :func:`.position.position` gives."""
-        waits = [Wait(**wait) for wait in said["waits"]]
+        waits = [Wait.of(wait) for wait in said["waits"]]
         return cls(**{**said, "waits": waits}, **known)
 
     @property
     def where(self) -> str:
         if self.left:
             return "has left the job with exit code 0"
+        if self.silent:
+            return self.silent
         layer = f"layer {self.layer}, " if self.layer is not None else ""
         return f"is in {layer}{self.stage}" + (f", at {self.at}" if self.at else "")
 
@@ -82,7 +92,7 @@ def culprit(rows: Sequence[Row]) -> str:
     Args:
         rows: of all ranks that have not left, in their order.
     """
-    if silent := [row for row in rows if row.silent]:
+    if silent := [row for row in rows if row.silent and not row.silent.startswith(UNSEEN)]:
         return _hold_up(silent, lambda row: row.silent, [row for row in rows if row.waits])
     if found := _mismatch(rows):
         return found
@@ -91,8 +101,11 @@ def culprit(rows: Sequence[Row]) -> str:
     if awaited:
         ends = [row for row in rows if row.rank in awaited and not waits_for[row.rank]]
         if ends:
+            # Of a send or receive it is not known whom it waits for, only that it does.
+            idle = [row for row in rows if not (row.waits or row.left or row.silent)]
+            ends = [row for row in ends if not row.waits] or idle or ends
             waiting = [row for row in rows if waits_for[row.rank] & {r.rank for r in ends}]
-            return _not_in(ends, waiting)
+            return _not_in(ends, waiting or [row for row in rows if row.waits])
         circle = [row for row in rows if row.rank in awaited and waits_for[row.rank]]
         return "ranks wait for each other in different collectives: " + "; ".join(_in(circle))
     rows = [row for row in rows if not row.left]
@@ -109,7 +122,7 @@ def culprit(rows: Sequence[Row]) -> str:
 
 def _behind(row: Row, rows: Sequence[Row]) -> Iterator[int]:
     """Ranks that have yet to call what ``row`` waits in."""
-    by_rank = {other.rank: other for other in rows}
+    by_rank = {other.rank: other for other in rows if not other.silent}
     for wait in row.waits:
         for rank in wait.ranks:
             other = by_rank.get(rank)
@@ -214,4 +227,4 @@ def _cells(row: Row) -> tuple[tuple[str, ...], float]:
         row.at,
     )
     # The recorder knows of a collective to the nanosecond.
-    return seen, wait.seconds if wait is not None and wait.group else row.idle
+    return seen, wait.seconds if wait is not None and wait.seconds else row.idle

@@ -183,6 +183,16 @@ def test_strangers_have_no_say(job: Job) -> None:
     assert job.ranks[2].hear_last() == {"bye": True}
 
 
+def test_what_a_rank_says_and_is_not_understood_does_not_end_it(job: Job) -> None:
+    job.ranks[4].socket.sendall(b'{"position": \n')
+    job.ranks[4].say(nothing="known")
+    job.ranks[4].say(bye=True)
+    time.sleep(0.1)  # another connection
+    job.ranks[0].say(bye=True)
+    assert job.ranks[4].hear_last() == {"bye": True}
+    assert job.said == []
+
+
 def test_a_thousand_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connect, and end soon after one is lost."""
     monkeypatch.setenv("GROUP_RANK", "0")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from grove_megatron.failure import stall
+from grove_megatron.failure import stall, stall_answers
 from grove_megatron.failure.stall import StallWatch, seconds_between, states
 from grove_megatron.failure.stall_answers import StallAnswers
+from grove_megatron.failure.stall_table import Row
 
 MINUTES = 0.01
 AT = {
@@ -47,12 +48,13 @@ class Peer:
             False,
         )
         self.mark: int | None = 0
+        self.place = "experts"
 
     def answer(self, watch: StallWatch) -> None:
         asked, self.lines.said = self.lines.said, []
         for said in asked if self.mark is not None else []:
             answers: dict[str, dict[str, Any]] = {
-                "mark": {"mark": [self.mark]},
+                "mark": {"mark": [[self.mark], 0, self.place]},
                 "position": {"position": AT},
                 "states": {"states": dict.fromkeys(said.get("pids", {}), "is stopped")},
             }
@@ -86,6 +88,33 @@ def test_one_rank_that_gets_on_is_progress() -> None:
     peers = [Peer(0), Peer(1)]
     peers[1].mark = None
     assert run(StallWatch(MINUTES), peers, 1.5, moving=True) == []
+
+
+def test_a_place_that_comes_again_is_no_progress() -> None:
+    watch, peer = StallWatch(MINUTES), Peer(0)
+    said = []
+    for place in 6 * ["save", "training loop"]:
+        peer.place = place
+        said += run(watch, [peer], MINUTES * 60 / 4)
+    assert "no rank waits for another" in said[0]
+    # After a collective it may be there again.
+    peer.mark = 1
+    assert run(watch, [peer], 0.3) == ["the job goes on: there is progress again"]
+    marks = [{"mark": [[1], 0, place]} for place in ("save", "training loop")]
+    moved = []
+    for mark in (*marks, *marks):
+        before = watch._moved
+        assert watch.heard(peer, mark)
+        moved.append(watch._moved > before)
+    assert moved == [True, False, False, False]
+
+
+def test_bytes_are_progress_though_the_place_is_known() -> None:
+    watch, peer = StallWatch(MINUTES), Peer(0)
+    for stored in range(8):
+        assert watch.heard(peer, {"mark": [[0], stored, "save"]})
+        assert watch.look([peer]) == ""
+        time.sleep(MINUTES * 60 / 4)
 
 
 def test_a_job_that_stands_still_says_so_at_doubled_intervals() -> None:
@@ -139,8 +168,34 @@ def test_a_rank_0_that_asks_nobody_is_named() -> None:
     assert answers.answer({"ask": "findings"}) is None
     said = answers.answer({"ask": "mark"})
     assert said is not None
-    assert len(said["mark"]) == 4
+    assert len(said["mark"]) == 3
     assert answers.of_rank_0() == ""
     time.sleep(MINUTES * 60 + seconds_between(MINUTES) + 0.05)
     assert answers.of_rank_0().startswith("rank 0 (a) has asked nobody for progress for 1 s: it ")
     assert answers.of_rank_0() == ""
+
+
+def test_a_rank_that_cannot_be_looked_at_answers_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that answers also watches for failures."""
+
+    def changed(_: Any) -> Any:
+        raise TypeError("an attribute has changed")
+
+    answers = StallAnswers(
+        MINUTES, Namespace(), rank=1, main_pid=os.getpid(), main_host="a", main_node="0"
+    )
+    monkeypatch.setattr(stall_answers, "mark", changed)
+    monkeypatch.setattr(stall_answers, "position", changed)
+    assert answers.answer({"ask": "mark"}) == {}
+    assert answers.answer({"ask": "states"}) == {}
+    said = answers.answer({"ask": "position"})
+    assert said is not None
+    row = Row.of(said["position"], rank=1, host="a", idle=0.0)
+    assert row.where == "cannot be looked at: TypeError an attribute has changed"
+    time.sleep(MINUTES * 60 + seconds_between(MINUTES) + 0.05)
+    assert "cannot be looked at: TypeError" in answers.of_rank_0()
+    # What no JSON can say.
+    monkeypatch.setattr(stall_answers, "position", lambda _: {"layer": {1}})
+    said = answers.answer({"ask": "position"})
+    assert said is not None
+    assert said["position"]["silent"].startswith("cannot be looked at: TypeError")

@@ -19,6 +19,7 @@ def row(rank: int, *waits: Wait, called: int = 5, group: str = EP, **more: Any) 
 
 
 ALL = "all_to_all of EXPERT (ranks 0-3)"
+P2P = Wait(name="send or receive", seconds=3.0)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,45 @@ ALL = "all_to_all of EXPERT (ranks 0-3)"
         (
             [row(0, Wait(name="recv")), row(1, stage="optimizer", layer=None)],
             "rank 1 (a) is in optimizer, and holds up rank 0 in recv",
+        ),
+        # Nobody in a send or receive holds up the others, so long as there is one that waits not.
+        (
+            [
+                row(0, P2P, called=4),
+                row(1, wait(ranks=(0, 1))),
+                row(2, called=4, stage="data loading", layer=None),
+                row(3, wait(ranks=(2, 3))),
+            ],
+            "rank 2 (a) is in data loading, and holds up rank 3 in all_to_all of EXPERT "
+            "(ranks 2-3)",
+        ),
+        (
+            [
+                row(0, P2P, called=4),
+                row(1, wait(ranks=(0, 1))),
+                row(2, stage="data loading", layer=None),
+                row(3, P2P),
+            ],
+            "rank 2 (a) is in data loading, and holds up ranks 0, 3 in send or receive; rank 1 in "
+            "all_to_all of EXPERT (ranks 0-1)",
+        ),
+        (
+            [row(0, P2P, called=4), row(1, wait(ranks=(0, 1)))],
+            "rank 0 (a) is in layer 2, experts, and holds up rank 1 in all_to_all of EXPERT "
+            "(ranks 0-1)",
+        ),
+        # One that cannot be looked at is named if no other is.
+        (
+            [row(0, wait()), row(1, silent="cannot be looked at: TypeError", called=0)],
+            f"rank 1 (a) cannot be looked at: TypeError, and holds up rank 0 in {ALL}",
+        ),
+        (
+            [
+                row(0, wait()),
+                row(1, silent="cannot be looked at: TypeError", called=0),
+                row(2, called=4, stage="save", layer=None),
+            ],
+            f"rank 2 (a) is in save, and holds up rank 0 in {ALL}",
         ),
         (
             [row(0, wait(ranks=(0, 1))), Row(rank=1, host="a", idle=0.0, left=True)],
