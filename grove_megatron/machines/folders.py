@@ -45,8 +45,8 @@ def _of_checkpoints(args: Namespace) -> Iterator[str]:
 def look(meeting: Meeting, folders: dict[str, Path], bound: float) -> list[Seen]:
     """Write a file into every folder, and look for those that were written; every rank must call.
 
-    Of caches the node of rank 0 alone writes, as in the job. The files are gone in the end. A folder
-    that is not there yet is looked at where it will be.
+    Of caches the node of rank 0 alone writes, as in the job. The files are gone in the end. A
+    folder that is not there yet is looked at where it will be.
 
     Args:
         meeting: of the ranks.
