@@ -8,20 +8,21 @@ CUDA, the CPU runtime.
 import os
 import runpy
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checks.problem import Problem
 
 
 def main() -> None:
     """Run ``sys.argv[1]`` as ``__main__`` with the rest of the command line."""
-    from .checks.problem import Problem
     from .failure.watch import interruptible, watched
     from .training.one_job import writing_alone
     from .training.refuse import refuse
     from .training.start import alone, started
 
-    if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
-        given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
-        usage = "torchrun -m grove_megatron.run path/to/script.py ..."
-        refuse([Problem("script", given, f"is not a file; {usage}")])
+    if problems := script_problems(sys.argv[1:]):
+        refuse(problems)
     del sys.argv[0]
     alone()
     with interruptible(), started(), watched(), writing_alone():
@@ -33,6 +34,20 @@ def main() -> None:
             # The script's neighbours come first, as python does it; Megatron is imported already.
             sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
             runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def script_problems(words: list[str]) -> "list[Problem]":
+    """That there is no script to run.
+
+    Args:
+        words: of the command line, the script first.
+    """
+    from .checks.problem import Problem
+
+    if words and os.path.isfile(words[0]):
+        return []
+    usage = "torchrun -m grove_megatron.run path/to/script.py ..."
+    return [Problem("script", words[0] if words else "nothing", f"is not a file; {usage}")]
 
 
 def _announce_megatron(script: str) -> None:

@@ -1,5 +1,6 @@
-"""``torchrun -m grove_megatron.machines <the job's flags>``: is everything there, and fast enough?
+"""``torchrun -m grove_megatron.machines <the job>``: is everything there, and fast enough?
 
+The job is ``-m MODULE FLAGS``, ``SCRIPT.py FLAGS``, or the flags of ``grove_megatron.pretrain``.
 Started on every rank as the job will be, before it; exits 0, or 2 on every rank with everything
 that is wrong.
 """
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 def main() -> None:
     """Look at the machines with the flags in ``sys.argv``."""
     from ..failure.watch import interruptible, watched
+    from ..training.doctor_command import job_command
     from ..training.start import alone, quiet, started
 
-    options, flags = _options(sys.argv[1:])
+    options, words = _options(sys.argv[1:])
+    command = job_command(words)
     alone()
     with interruptible(), started(say=False), watched():
         from ..failure.job_store import from_rank_0, to_rank_0
@@ -42,7 +45,7 @@ def main() -> None:
         is_first = os.environ.get("LOCAL_RANK", "0") == "0"
         there = cards() if device == "cuda" and is_first else ()
         with quiet():
-            job = this_job(flags)
+            job = this_job(command)
             _set_device(device)
             found = survey(job, device, there, options.seconds, options.bytes)
 
@@ -62,7 +65,7 @@ def _options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Those of this command, and the job's."""
     parser = argparse.ArgumentParser(
         prog="torchrun -m grove_megatron.machines",
-        description="Look at all machines of a job before it starts; other flags are the job's.",
+        description="Look at all machines of a job before it starts; other words are the job's.",
         allow_abbrev=False,
     )
     parser.add_argument("--json", metavar="FILE", help="keep everything that was found in FILE")

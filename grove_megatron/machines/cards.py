@@ -44,6 +44,8 @@ def cards(ask: Ask = nvidia_smi) -> tuple[Card, ...]:
     return tuple(
         Card(
             index=index,
+            # torch has it without.
+            uuid=uuid.removeprefix("GPU-"),
             uncorrected=int(errors) if errors.isdecimal() else None,
             slowed=_slowed(reasons),
             users=tuple(users.get(uuid, ())),

@@ -1,5 +1,6 @@
 """Do all nodes see what one writes, and how late?"""
 
+import contextlib
 import os
 import time
 from argparse import Namespace
@@ -8,15 +9,13 @@ from pathlib import Path
 
 from ..checkpoint.layout import is_remote
 from ..checks.flags import flag_of
-from ..training.machine import caches, is_filled, nearest
+from ..training.machine import cache_readers, caches, is_filled, nearest
 from .meeting import Meeting
 from .records import Seen
 
 _LOOK_SECONDS = 0.02
 _PARTED = ("save", "non_persistent_global_ckpt_dir")
 _OF_ONE_RANK = ("grove_metrics_dir", "tensorboard_dir")
-# With these the order of samples is only read.
-_READS_CACHE = ("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap")
 
 
 def shared_folders(args: Namespace) -> dict[str, Path]:
@@ -31,7 +30,7 @@ def shared_folders(args: Namespace) -> dict[str, Path]:
         path = getattr(args, name, None)
         if path and not is_remote(args, path):
             found[flag_of(name)] = Path(path)
-    if not any(getattr(args, name) for name in _READS_CACHE):
+    if not cache_readers(args):
         # The first stands for all: one for each file of a blend may be thousands.
         for _, cache in [*caches(args)][:1]:
             found["--data-cache-path" if args.data_cache_path else "--data-path"] = cache
@@ -44,9 +43,10 @@ def _of_checkpoints(args: Namespace) -> Iterator[str]:
 
 
 def look(meeting: Meeting, folders: dict[str, Path], bound: float) -> list[Seen]:
-    """Write a file into every folder, and look for those of the other nodes; every rank must call.
+    """Write a file into every folder, and look for those that were written; every rank must call.
 
-    The files are gone in the end. A folder that is not there yet is looked at where it will be.
+    Of caches the node of rank 0 alone writes, as in the job. The files are gone in the end. A
+    folder that is not there yet is looked at where it will be.
 
     Args:
         meeting: of the ranks.
@@ -65,16 +65,23 @@ def look(meeting: Meeting, folders: dict[str, Path], bound: float) -> list[Seen]
     # Named once: a folder that appears in between changes what is nearest.
     places = {flag: nearest(folder) for flag, folder in folders.items()}
     if not meeting.is_first:
-        meeting.wait()
+        meeting.told(None)
         meeting.wait()
         return []
+    wrote: list[str] = []
     try:
         for flag, place in places.items():
+            if _is_cache(flag) and mine != names[0]:
+                continue
             if why := _write(place / mine):
                 errors[flag] = why
-        meeting.wait()
+            else:
+                wrote.append(flag)
+        written = dict(zip(names, meeting.told(wrote), strict=True))
         begun = time.monotonic()
-        missing = {flag: set(names) for flag in places if flag not in errors}
+        # Where this node cannot write, its own checks have refused the folder already.
+        tried = [flag for flag in places if flag not in errors]
+        missing = {flag: {name for name in names if flag in written[name]} for flag in tried}
         seconds: dict[str, float] = {}
         while missing.keys() - seconds.keys():
             for flag, still in missing.items():
@@ -86,8 +93,10 @@ def look(meeting: Meeting, folders: dict[str, Path], bound: float) -> list[Seen]
             time.sleep(_LOOK_SECONDS)
         meeting.wait()
     finally:
-        for place in places.values():
-            (place / mine).unlink(missing_ok=True)
+        for flag in wrote:
+            # What cannot be taken away is not worth what was found.
+            with contextlib.suppress(OSError):
+                (places[flag] / mine).unlink()
     return [
         Seen(
             node=meeting.mine,
@@ -99,11 +108,15 @@ def look(meeting: Meeting, folders: dict[str, Path], bound: float) -> list[Seen]
                 if file in missing.get(flag, ())
             ),
             seconds=seconds.get(flag),
-            filled=flag.startswith("--data") and is_filled(folder),
+            filled=_is_cache(flag) and is_filled(folder),
             error=errors.get(flag, ""),
         )
         for flag, folder in folders.items()
     ]
+
+
+def _is_cache(flag: str) -> bool:
+    return flag.startswith("--data")
 
 
 def _write(path: Path) -> str:

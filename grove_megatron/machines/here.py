@@ -1,5 +1,6 @@
 """What this rank, and this node, has: asked of the system, of torch and of the files."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -66,6 +67,7 @@ def _gpu() -> Gpu:
         free=free,
         total=total,
         count=torch.cuda.device_count(),
+        uuid=str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid),
     )
 
 
@@ -127,17 +129,31 @@ def _memory() -> int:
         line.split(":")[0]: int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
     }["MemAvailable"]
-    group = Path("/sys/fs/cgroup")
+    groups = _left_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return min([available, *groups])
+
+
+def _left_in_groups(mine: Path, root: Path) -> Iterator[int]:
+    """What the control groups around this process leave it, such as that of a step of Slurm.
+
+    Args:
+        mine: says which group it is in; version 2 has one line, ``0::/path``.
+        root: where groups are mounted.
+    """
     try:
-        most = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        # What is cached of files goes when it is wanted.
-        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return available
-    if not most.isdecimal():
-        return available
-    return min(available, int(most) - used + int(held.get("inactive_file", 0)))
+        paths = [line.removeprefix("0::/") for line in mine.read_text().splitlines()]
+    except OSError:
+        paths = []
+    group = root / (paths[0] if len(paths) == 1 else "")
+    for folder in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError):
+            most = int((folder / "memory.max").read_text())  # or "max"
+            used = int((folder / "memory.current").read_text())
+            # What is cached of files goes when it is wanted.
+            held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            yield most - used + int(held.get("inactive_file", 0))
+        if folder == root:
+            return
 
 
 def _same(args: Namespace, device: str) -> Iterator[tuple[str, str]]:

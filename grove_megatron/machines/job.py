@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from megatron.training.arguments import parse_args
 
@@ -11,9 +12,11 @@ from ..arguments import add_grove_arguments, yaml_problems
 from ..checks.problem import Problem
 from ..failure.watch import begin
 from ..planner.inputs import Sizes
+from ..run import script_problems
 from ..runtime import cpu_is_active
 from ..training.checks import as_launched, every_problem, refusal
 from ..training.cpu_arguments import set_cpu_defaults
+from ..training.doctor_command import JobCommand
 from ..training.late_rules import timeout_problems
 from ..training.of_ranks import problems_of_all
 from ..training.refuse import refuse
@@ -44,19 +47,19 @@ class Job:
         return timedelta(minutes=self.args.distributed_timeout_minutes)
 
 
-def this_job(flags: list[str]) -> Job:
+def this_job(command: JobCommand) -> Job:
     """Parse the flags and compare them with those of the other ranks; every rank must call.
 
     What cannot be parsed at all ends the process here.
 
     Args:
-        flags: of the job.
+        command: of the job.
     """
-    if problems := yaml_problems(flags):
+    if problems := yaml_problems(command.flags):
         refuse(problems)
-    given, sys.argv = sys.argv, ["grove_megatron.pretrain", *flags]
+    given, sys.argv = sys.argv, ["grove_megatron.pretrain", *command.flags]
     try:
-        args = parse_args(extra_args_provider=_add_arguments)
+        args = parse_args(extra_args_provider=partial(_add_arguments, command.own_script))
     except Exception as error:
         refuse(refusal(error))
     finally:
@@ -68,7 +71,8 @@ def this_job(flags: list[str]) -> Job:
         refuse(problems)
     begin(args)
     different, notes = compare_ranks(args)
-    problems = problems_of_all(args, every_problem(args, args.world_size))
+    problems = [] if command.script is None else script_problems(command.script)
+    problems = problems_of_all(args, problems + _problems(command.own_script, args))
     sizes = None
     try:
         sizes = sizes_of(args)
@@ -78,11 +82,16 @@ def this_job(flags: list[str]) -> Job:
     return Job(args, different + problems, notes, sizes)
 
 
-def _other_problems(args: Namespace) -> list[Problem]:
+def _problems(own_script: bool, args: Namespace) -> list[Problem]:
+    return every_problem(args, args.world_size, own_script=own_script)
+
+
+def _other_problems(own_script: bool, args: Namespace) -> list[Problem]:
     as_launched(args)
-    return every_problem(args, args.world_size)
+    return _problems(own_script, args)
 
 
-def _add_arguments(parser: ArgumentParser) -> ArgumentParser:
-    parser = report_errors(add_grove_arguments(parser), refuse, _other_problems)
+def _add_arguments(own_script: bool, parser: ArgumentParser) -> ArgumentParser:
+    others = partial(_other_problems, own_script)
+    parser = report_errors(add_grove_arguments(parser), refuse, others)
     return set_cpu_defaults(parser) if cpu_is_active() else parser

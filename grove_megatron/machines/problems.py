@@ -6,7 +6,7 @@ from statistics import median
 
 from ..checks.problem import Problem
 from ..failure.message import ranks_named
-from .records import Node, Pair, Seen, Survey
+from .records import Card, Node, Pair, Seen, Survey
 
 CLOCK_SECONDS = 1.0
 """Clocks further apart are refused: logs and the times of files no longer have one order."""
@@ -84,21 +84,25 @@ def _gpus(survey: Survey) -> Iterator[Problem]:
                 f"is below what a rank needs ({_size(needed)}, planned without a margin); end what "
                 "else is on it, or see grove doctor --gpu-memory",
             )
+    for node, card in _cards(survey):
+        if card.users:
+            text = "is used by others before the job has begun; end them, or leave the GPU out"
+            yield Problem(f"GPU {card.index} of node {node}", ", ".join(card.users), text)
+        if card.uncorrected:
+            yield Problem(
+                f"uncorrected ECC errors of GPU {card.index} of node {node}",
+                card.uncorrected,
+                "is above 0 since its driver was loaded; reset the GPU, or leave the node out",
+            )
+
+
+def _cards(survey: Survey) -> Iterator[tuple[str, Card]]:
+    """GPUs that ranks have, by node: others of a shared node are no matter of the job."""
     for node, says in survey.said.items():
-        for card in says.cards:
-            if card.users:
-                text = "is used by others before the job has begun; end them, or leave the GPU out"
-                yield Problem(
-                    f"GPU {card.index} of node {node}",
-                    ", ".join(card.users),
-                    text,
-                )
-            if card.uncorrected:
-                yield Problem(
-                    f"uncorrected ECC errors of GPU {card.index} of node {node}",
-                    card.uncorrected,
-                    "is above 0 since its driver was loaded; reset the GPU, or leave the node out",
-                )
+        taken = {rank.gpu.uuid for rank in survey.nodes[node] if rank.gpu is not None}
+        # Parts of a GPU (MIG) have names of their own: any card may be theirs.
+        known = taken <= {card.uuid for card in says.cards}
+        yield from ((node, card) for card in says.cards if card.uuid in taken or not known)
 
 
 def _clocks(survey: Survey) -> Iterator[Problem]:
@@ -312,14 +316,13 @@ def _slow_crossings(survey: Survey) -> Iterator[Problem]:
 
 
 def _slowed_cards(survey: Survey) -> Iterator[Problem]:
-    for node, says in survey.said.items():
-        for card in says.cards:
-            if card.slowed:
-                yield Problem(
-                    f"clocks of GPU {card.index} of node {node}",
-                    ", ".join(card.slowed),
-                    "are held down; look at its cooling and power",
-                )
+    for node, card in _cards(survey):
+        if card.slowed:
+            yield Problem(
+                f"clocks of GPU {card.index} of node {node}",
+                ", ".join(card.slowed),
+                "are held down; look at its cooling and power",
+            )
 
 
 def _notes_of_nodes(survey: Survey) -> Iterator[str]:
@@ -363,11 +366,15 @@ def _notes_of_folders(survey: Survey) -> Iterator[str]:
 
 def _notes_of_measures(survey: Survey) -> Iterator[str]:
     measured = survey.measured
-    if measured.rounds < measured.all_rounds:
-        yield (
-            f"{measured.rounds} of {measured.all_rounds} rounds of pairs of nodes were measured in "
-            f"the time there was, {len(measured.between)} pairs; more with --seconds"
-        )
+    for kind, done, wanted, pairs in (
+        ("nodes", measured.rounds, measured.all_rounds, measured.between),
+        ("ranks of a node", measured.inside_rounds, measured.all_inside_rounds, measured.inside),
+    ):
+        if done < wanted:
+            yield (
+                f"{done} of {wanted} rounds of pairs of {kind} were measured in the time there "
+                f"was, {len(pairs)} pairs; more with --seconds"
+            )
 
 
 _PROBLEMS = (

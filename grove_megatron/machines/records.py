@@ -12,12 +12,14 @@ class Gpu:
         name: its kind, with the compute capability.
         free, total: bytes of its memory.
         count: GPUs that the rank sees.
+        uuid: which one of its machine it is.
     """
 
     name: str
     free: int
     total: int
     count: int
+    uuid: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Card:
 
     Attributes:
         index: nvidia-smi's.
+        uuid: which GPU it is, as :attr:`Gpu.uuid`.
         uncorrected: ECC errors since the driver was loaded that could not be mended; None: not
             said.
         slowed: why its clocks are held down, by nvidia-smi's names; empty where they are not.
@@ -33,6 +36,7 @@ class Card:
     """
 
     index: str
+    uuid: str
     uncorrected: int | None
     slowed: tuple[str, ...]
     users: tuple[str, ...]
@@ -51,7 +55,7 @@ class Node:
         memory: bytes of host memory that can be had.
         shared_memory: bytes free in /dev/shm; None where it is not there.
         same: what has to be the same on every node, by name: code, drivers, files.
-        cards: its GPUs.
+        cards: its GPUs, those that the job does not have among them.
     """
 
     hostname: str
@@ -120,10 +124,10 @@ class Seen:
 
     Attributes:
         flag, folder: as given on this node.
-        unseen: nodes whose file it did not see.
-        seconds: until it had seen all the others; None where it has not.
+        unseen: nodes whose file it did not see, of those that could write one.
+        seconds: until it had seen all of them; None where it has not, or not looked.
         filled: is there an order of samples in it already? Of caches alone.
-        error: why no file could be written.
+        error: why it could not write its own, and has not looked.
     """
 
     node: str
@@ -187,6 +191,7 @@ class Measured:
         inside: pairs of ranks of one node.
         crossings: of the expert-parallel groups.
         rounds, all_rounds: of pairs of nodes, measured in the time there was, and needed for all.
+        inside_rounds, all_inside_rounds: the same of pairs of ranks of a node.
         message: bytes of a message of a pair.
         backend: gloo or nccl.
     """
@@ -196,6 +201,8 @@ class Measured:
     crossings: tuple[Crossing, ...] = ()
     rounds: int = 0
     all_rounds: int = 0
+    inside_rounds: int = 0
+    all_inside_rounds: int = 0
     message: int = 0
     backend: str = ""
 

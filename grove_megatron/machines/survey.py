@@ -91,7 +91,8 @@ def _measured(job: Job, meeting: Meeting, device: str, seconds: float, message: 
     between = between_nodes(nodes) if len(nodes) > 1 else []
     # In half of the time, and a quarter each for the others.
     heard, rounds = measure_pairs(between, message, seconds / 2, on)
-    inside, _ = measure_pairs(inside_nodes(nodes), message, seconds / 4, on)
+    of_nodes = inside_nodes(nodes)
+    inside, inside_rounds = measure_pairs(of_nodes, message, seconds / 4, on)
     said: dict[str, Any] = {"pairs": [asdict(one) for one in [*heard, *inside]]}
     if groups and of_group:
         took, wrong = measure_crossing(groups, of_group, seconds / 4, on)
@@ -115,6 +116,8 @@ def _measured(job: Job, meeting: Meeting, device: str, seconds: float, message: 
         crossings=_crossings(groups if of_group else [], of_group, all_said),
         rounds=rounds,
         all_rounds=len(between),
+        inside_rounds=inside_rounds,
+        all_inside_rounds=len(of_nodes),
         message=message,
         backend="nccl" if device == "cuda" else "gloo",
     )

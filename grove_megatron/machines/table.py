@@ -86,11 +86,12 @@ def _folder_lines(survey: Survey) -> Iterator[str]:
     for flag in dict.fromkeys(look.flag for look in survey.seen):
         looks = [look for look in survey.seen if look.flag == flag]
         late = [look.seconds for look in looks if look.seconds is not None]
-        shared = f"not shared, within {survey.bound:g} s"
-        if error := next((look.error for look in looks if look.error), ""):
-            shared = f"not tried: {error}"
-        elif len(late) == len(looks):
-            shared = f"all nodes saw a file of each other after {max(late):.3f} s"
+        if any(look.unseen for look in looks):
+            shared = f"not shared, within {survey.bound:g} s"
+        elif failed := next((look for look in looks if look.error), None):
+            shared = f"not tried: node {failed.node} cannot write: {failed.error}"
+        else:
+            shared = f"all nodes saw what was written after {max(late):.3f} s"
         yield printable(f"{flag} ({looks[0].folder}): {shared}")
 
 

@@ -15,6 +15,7 @@ from ..checks.problem import Problem, Refusal
 from ..config import is_checked
 from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
+from ..run import script_problems
 from ..unparsed import report_errors
 from .checks import (
     as_launched,
@@ -68,6 +69,7 @@ def diagnose(
     per_node: int | None = None,
     own_script: bool = False,
     gpu_memory: float | None = None,
+    script: list[str] | None = None,
 ) -> Diagnosis:
     """Everything that is checked at start, without a process group or a model.
 
@@ -78,7 +80,9 @@ def diagnose(
         per_node: processes of a node; None: what the launcher says, if there is one.
         own_script: do they go to a script under grove_megatron.run, not to grove_megatron.pretrain?
         gpu_memory: GiB of a GPU that every rank has to fit into; None: whatever it needs.
+        script: what stands behind grove_megatron.run; None: another program.
     """
+    no_script = [] if script is None else script_problems(script)
     if problems := yaml_problems(flags):
         return Diagnosis(world_size or 1, device, problems)
     try:
@@ -91,6 +95,7 @@ def diagnose(
         world_size,
         device,
         problems=problems,
+        not_there=no_script,
         per_node=per_node,
         own_script=own_script,
         gpu_memory=gpu_memory,
@@ -103,6 +108,7 @@ def examine(
     device: str,
     *,
     problems: Sequence[Problem] = (),
+    not_there: Sequence[Problem] = (),
     per_node: int | None = None,
     own_script: bool = False,
     gpu_memory: float | None = None,
@@ -112,16 +118,17 @@ def examine(
     Args:
         args: Megatron's namespace with the Grove flags, which is changed.
         problems: of what could not be parsed.
+        not_there: of files on this machine, beside those that the flags name.
     """
     size, elsewhere = world_size or _smallest_world_size(args), []
     with _launched_as(size, per_node):
         args.world_size = size
         problems = [*problems, *every_problem(args, size, device, own_script=own_script)]
-        problems += [] if is_elsewhere(device) else problems_of(lock_problems, args)
         if is_elsewhere(device):
-            elsewhere += [
-                f"on this machine: {p}" for p in machine_problems(args, size, own_script=own_script)
-            ]
+            here = [*not_there, *machine_problems(args, size, own_script=own_script)]
+            elsewhere += [f"on this machine: {p}" for p in here]
+        else:
+            problems += [*not_there, *problems_of(lock_problems, args)]
         if not problems:
             problems = _megatrons(copy.deepcopy(args))
             if problems and is_elsewhere(device):

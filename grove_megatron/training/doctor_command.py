@@ -50,7 +50,7 @@ def doctor(
     if gpu_memory is not None and not gpu_memory > 0:
         fix = "use the GiB of one GPU"
         refuse([Problem("--gpu-memory", f"{gpu_memory:g}", f"is not above 0; {fix}")])
-    job = _job(context.args)
+    job = job_command(context.args)
     processes = job.processes if world_size is None else world_size
     if processes is None and os.environ.get("WORLD_SIZE", "").isdecimal():
         processes = int(os.environ["WORLD_SIZE"])
@@ -69,6 +69,7 @@ def doctor(
             per_node=job.per_node,
             own_script=job.own_script,
             gpu_memory=gpu_memory,
+            script=job.script,
         )
     if os.environ.get("RANK", "0") != "0":
         raise typer.Exit(2 if found.problems else 0)
@@ -89,20 +90,31 @@ def doctor(
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What a command line says of a job; ``None`` where it says nothing."""
+class JobCommand:
+    """What a command line says of a job; ``None`` where it says nothing.
+
+    Attributes:
+        flags: of the job.
+        processes, per_node: of all of it and of a node, where torchrun is told.
+        own_script: do the flags go to a script, not to grove_megatron.pretrain?
+        script: the words behind grove_megatron.run, the first of which is one.
+        notice: what is not known of it; empty: nothing.
+    """
 
     flags: list[str]
     processes: int | None = None
     per_node: int | None = None
     own_script: bool = False
+    script: list[str] | None = None
     notice: str = ""
 
 
-def _job(words: list[str]) -> _Job:
-    """A job from its flags alone, or from its whole command line."""
+def job_command(words: list[str]) -> JobCommand:
+    """A job from its flags alone, from ``-m MODULE`` or a script and flags, or from all of it."""
+    if words[:1] == ["-m"] and len(words) > 1:
+        return _program(words[1], words[2:])
     if not words or words[0].startswith("-"):
-        return _Job(words)
+        return JobCommand(words)
     launcher = next((i for i, word in enumerate(words) if _is_torchrun(word)), None)
     if launcher is not None:
         # torchrun has the same options but one.
@@ -148,6 +160,8 @@ def _is_program(words: list[str], place: int) -> bool:
     return of_python or words[place] == _PRETRAIN or words[place].endswith(".py")
 
 
-def _program(name: str, words: list[str]) -> _Job:
+def _program(name: str, words: list[str]) -> JobCommand:
     """A module or a script with its words; ``grove_megatron.run`` takes a script before flags."""
-    return _Job(words[1:] if name == _RUN else words, own_script=name != _PRETRAIN)
+    if name == _RUN:
+        return JobCommand(words[1:], own_script=True, script=words)
+    return JobCommand(words, own_script=name != _PRETRAIN)

@@ -40,7 +40,6 @@ _FILES = {
 }
 # Of these a folder will do too: Megatron puts its files into it.
 _FILES_OR_FOLDERS = ("flight_recorder_dump_path",)
-# With these the order of samples is read as a job before has left it, and never written.
 _READS_CACHE = ("dataloader_fast_cache_load", "dataloader_defer_npy_index_mmap")
 
 
@@ -148,7 +147,7 @@ def _profile_problems(args: Namespace) -> Iterator[Problem]:
 def _cache_problems(args: Namespace) -> Iterator[Problem]:
     check = Check(args)
     path = args.data_cache_path
-    if path and (readers := [name for name in _READS_CACHE if getattr(args, name)]):
+    if path and (readers := cache_readers(args)):
         if not is_remote(args, path) and (why := _why_not_read(Path(path))):
             yield check.problem(
                 f"{{data_cache_path}} cannot be read: {{why}}; {{{readers[0]}}} needs the folder "
@@ -165,11 +164,20 @@ def _cache_problems(args: Namespace) -> Iterator[Problem]:
 
 def _unwritable_caches(args: Namespace) -> Iterator[tuple[str, Path, str]]:
     """Where Megatron cannot add an order of samples: what it puts there, where, why not."""
-    if any(getattr(args, name) for name in _READS_CACHE):
+    if cache_readers(args):
         return
     for puts, cache in caches(args):
         if why := why_not_writable(cache):
             yield puts, cache, why
+
+
+def cache_readers(args: Namespace) -> list[str]:
+    """Settings given by which a job reads the order of samples as another left it, and writes none.
+
+    Args:
+        args: Megatron's namespace, parsed.
+    """
+    return [name for name in _READS_CACHE if getattr(args, name)]
 
 
 def caches(args: Namespace) -> Iterator[tuple[str, Path]]:

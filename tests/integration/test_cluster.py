@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -232,13 +233,18 @@ def test_a_job_of_slurm_is_put_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [("refuse", 2), ("fail", 7)])
 def test_ranks_of_srun(how: str, code: int, tmp_path: Path) -> None:
-    """No torchrun: each task is a rank. A refusal is not put back, a failure is."""
+    """No torchrun: each task is a rank. A refusal is not put back, a failure is.
+
+    The job is a script's, as a recipe has it.
+    """
     named = slurm_stand_in.install(tmp_path / "slurm")
+    recipe = tmp_path / "recipe.sh"
+    job = shlex.join([*PLACE, str(tmp_path), how])
+    recipe.write_text(f'exec {CLUSTER}/launch.py --gpus-per-node 1 "$@" -- {job}\n')
     log, script = tmp_path / "log", str(CLUSTER / "job.sbatch")
     command = [str(tmp_path / "slurm/bin/sbatch"), "--nodes", "2", "--output", str(log), script]
-    command += ["--launcher", "slurm-ranks", "--gpus-per-node", "1", "--requeue", "1"]
+    command += [str(recipe), "--launcher", "slurm-ranks", "--requeue", "1"]
     command += ["--port", str(free_port()), "--no-doctor", "--no-machines"]
-    command += ["--", *PLACE, str(tmp_path), how]
     done = subprocess.run(
         command, env=environment(**named), cwd=REPOSITORY, timeout=HANGS, check=False
     )

@@ -118,7 +118,9 @@ def test_a_wall_between_nodes_is_found_before_anybody_waits(ranks: Ranks, tmp_pa
 
 
 def test_one_process_is_a_job_too(ranks: Ranks, tmp_path: Path) -> None:
-    argv = [*MODEL, "--save", "ckpt", "--save-interval", "5"]
+    """And one of a script of its own, with a flag that grove_megatron.pretrain refuses."""
+    argv = ["-m", "grove_megatron.run", __file__, *MODEL, "--fim-data"]
+    argv += ["--save", "ckpt", "--save-interval", "5"]
     job = ranks.run(1, LOOK, str(tmp_path), argv, 1, {}, folder=tmp_path, timeout=300)
     assert job.check().codes == [0]
     assert "1 rank on 1 node, cpu" in job.log(0)

@@ -15,9 +15,14 @@
 #
 # CKPT  folder of checkpoints (default: ckpt)
 # DATA  prefix of the .bin and .idx files (default: data/text)
-# Arguments go to launch.py: ./grovemoe_33b_one_node.sh --dry-run
+# Arguments go to launch.py, those behind -- to the job, where the last of a flag wins:
+#   grovemoe_33b_one_node.sh --dry-run -- --exit-interval 10
+#   sbatch --nodes 1 --gpus-per-node 8 examples/cluster/job.sbatch \
+#     examples/cluster/recipes/grovemoe_33b_one_node.sh
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+launch=()
+while (($#)) && [[ $1 != -- ]]; do launch+=("$1") && shift; done
 
 model=(--grove-preset grovemoe-33b --moe-token-dispatcher-type alltoall)
 layout=(
@@ -39,8 +44,8 @@ files=(
   --tokenizer-model "${CKPT:-ckpt}/grove/hf" --no-create-attention-mask-in-dataloader
   --pretrained-checkpoint "${CKPT:-ckpt}/grove"
   --load "${CKPT:-ckpt}/mid-training" --save "${CKPT:-ckpt}/mid-training"
-  --dist-ckpt-optim-fully-reshardable --save-interval 500 --log-interval 1
+  --dist-ckpt-optim-fully-reshardable --save-interval 40 --exit-signal-handler --log-interval 1
 )
 
-exec "$here/../launch.py" --nodes 1 --gpus-per-node 8 "$@" -- -m grove_megatron.pretrain \
-  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}"
+exec "$here/../launch.py" --nodes 1 --gpus-per-node 8 "${launch[@]}" -- -m grove_megatron.pretrain \
+  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}" "${@:2}"

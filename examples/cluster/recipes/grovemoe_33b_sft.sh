@@ -10,9 +10,14 @@
 #
 # CKPT  folder of checkpoints (default: ckpt)
 # DATA  file of conversations (default: data/chats.jsonl)
-# Arguments go to launch.py: ./grovemoe_33b_sft.sh --dry-run
+# Arguments go to launch.py, those behind -- to the job, where the last of a flag wins:
+#   grovemoe_33b_sft.sh --dry-run -- --exit-interval 10
+#   sbatch --nodes 4 --gpus-per-node 8 examples/cluster/job.sbatch \
+#     examples/cluster/recipes/grovemoe_33b_sft.sh
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+launch=()
+while (($#)) && [[ $1 != -- ]]; do launch+=("$1") && shift; done
 
 model=(--grove-preset grovemoe-33b --moe-token-dispatcher-type alltoall)
 layout=(
@@ -33,8 +38,8 @@ files=(
   --tokenizer-model "${CKPT:-ckpt}/grove/hf" --no-create-attention-mask-in-dataloader
   --pretrained-checkpoint "${CKPT:-ckpt}/mid-training"
   --load "${CKPT:-ckpt}/sft" --save "${CKPT:-ckpt}/sft"
-  --dist-ckpt-optim-fully-reshardable --save-interval 500 --log-interval 1
+  --dist-ckpt-optim-fully-reshardable --save-interval 500 --exit-signal-handler --log-interval 1
 )
 
-exec "$here/../launch.py" --nodes 4 --gpus-per-node 8 "$@" -- -m grove_megatron.pretrain \
-  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}"
+exec "$here/../launch.py" --nodes 4 --gpus-per-node 8 "${launch[@]}" -- -m grove_megatron.pretrain \
+  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}" "${@:2}"

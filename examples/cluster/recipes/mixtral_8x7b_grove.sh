@@ -14,9 +14,14 @@
 #
 # CKPT  folder of checkpoints (default: ckpt)
 # DATA  prefix of the .bin and .idx files (default: data/text)
-# Arguments go to launch.py: ./mixtral_8x7b_grove.sh --dry-run
+# Arguments go to launch.py, those behind -- to the job, where the last of a flag wins:
+#   mixtral_8x7b_grove.sh --dry-run -- --exit-interval 10
+#   sbatch --nodes 4 --gpus-per-node 8 examples/cluster/job.sbatch \
+#     examples/cluster/recipes/mixtral_8x7b_grove.sh
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+launch=()
+while (($#)) && [[ $1 != -- ]]; do launch+=("$1") && shift; done
 
 model=(
   --grove-preset mixtral-8x7b --moe-token-dispatcher-type alltoall --moe-router-dtype fp32
@@ -40,8 +45,8 @@ files=(
   --tokenizer-model "${CKPT:-ckpt}/mixtral-grove/hf" --no-create-attention-mask-in-dataloader
   --pretrained-checkpoint "${CKPT:-ckpt}/mixtral-grove"
   --load "${CKPT:-ckpt}/mixtral-run" --save "${CKPT:-ckpt}/mixtral-run"
-  --dist-ckpt-optim-fully-reshardable --save-interval 500 --log-interval 1
+  --dist-ckpt-optim-fully-reshardable --save-interval 200 --exit-signal-handler --log-interval 1
 )
 
-exec "$here/../launch.py" --nodes 4 --gpus-per-node 8 "$@" -- -m grove_megatron.pretrain \
-  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}"
+exec "$here/../launch.py" --nodes 4 --gpus-per-node 8 "${launch[@]}" -- -m grove_megatron.pretrain \
+  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}" "${@:2}"

@@ -13,9 +13,14 @@
 #
 # CKPT  folder of checkpoints (default: ckpt)
 # DATA  prefix of the .bin and .idx files (default: data/text)
-# Arguments go to launch.py: ./moepp_7b.sh --dry-run
+# Arguments go to launch.py, those behind -- to the job, where the last of a flag wins:
+#   moepp_7b.sh --dry-run -- --exit-interval 10
+#   sbatch --nodes 1 --gpus-per-node 8 examples/cluster/job.sbatch \
+#     examples/cluster/recipes/moepp_7b.sh
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+launch=()
+while (($#)) && [[ $1 != -- ]]; do launch+=("$1") && shift; done
 
 model=(--grove-preset moe++-7b --moe-token-dispatcher-type alltoall)
 layout=(
@@ -34,8 +39,8 @@ files=(
   --tokenizer-model "${CKPT:-ckpt}/moepp/hf" --no-create-attention-mask-in-dataloader
   --pretrained-checkpoint "${CKPT:-ckpt}/moepp"
   --load "${CKPT:-ckpt}/moepp-run" --save "${CKPT:-ckpt}/moepp-run"
-  --dist-ckpt-optim-fully-reshardable --save-interval 500 --log-interval 1
+  --dist-ckpt-optim-fully-reshardable --save-interval 500 --exit-signal-handler --log-interval 1
 )
 
-exec "$here/../launch.py" --nodes 1 --gpus-per-node 8 "$@" -- -m grove_megatron.pretrain \
-  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}"
+exec "$here/../launch.py" --nodes 1 --gpus-per-node 8 "${launch[@]}" -- -m grove_megatron.pretrain \
+  "${model[@]}" "${layout[@]}" "${training[@]}" "${files[@]}" "${@:2}"

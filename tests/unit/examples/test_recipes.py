@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,32 @@ def test_the_model_is_the_one_that_the_header_prepares(name: str, found: Any) ->
         for words in (recipe.flags, flags)
     ]
     assert total_parameters(models[0]) == total_parameters(models[1])
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_little_is_lost_with_a_node_or_a_time_limit(name: str, found: Any) -> None:
+    """At the speed that recipes/README.md assumes."""
+    recipe, diagnosed = found[name]
+    job = parser().parse_args(recipe.flags)
+    assert job.exit_signal_handler
+    tokens = job.save_interval * job.global_batch_size * job.seq_length
+    speed = recipe.world_size * 400e12
+    assert tokens * diagnosed.numbers["flops_per_token"] / speed < 2 * 3600
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_words_go_to_the_launcher_or_to_the_job(name: str, tool: Any) -> None:
+    def shown(*words: str) -> list[str]:
+        command = ["bash", "-c", tool._SHOW, "bash", str(tool.FOLDER / f"{name}.sh"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.split("\0")[1:-1]
+
+    without = shown()
+    place = without.index("--")
+    given = ["--logs", "a b", "--", "--lr", "1", "--", "c d"]
+    assert shown(*given) == [*without[:place], *given[:2], *without[place:], *given[3:]]
+    assert shown("--dry-run") == [*without[:place], "--dry-run", *without[place:]]
+    assert shown("--", "--lr", "1") == [*without, "--lr", "1"]
 
 
 def test_a_stale_plan_is_shown(tool: Any, tmp_path: Path) -> None:

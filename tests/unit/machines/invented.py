@@ -19,9 +19,10 @@ from grove_megatron.machines.records import (
 
 NODES, PER_NODE = 64, 8
 GIB = 2**30
-GPU = Gpu(name="NVIDIA H100 80GB HBM3, 9.0", free=79 * GIB, total=80 * GIB, count=8)
+GPU = Gpu(name="NVIDIA H100 80GB HBM3, 9.0", free=79 * GIB, total=80 * GIB, count=8, uuid="")
 CARDS = tuple(
-    Card(index=str(index), uncorrected=0, slowed=(), users=()) for index in range(PER_NODE)
+    Card(index=str(index), uuid=f"gpu {index}", uncorrected=0, slowed=(), users=())
+    for index in range(PER_NODE)
 )
 
 
@@ -47,7 +48,7 @@ def rank(number: int) -> Rank:
         machine=f"boot {of_node}",
         same={"device": "cuda", "version of NCCL": "2.27.7"},
         open_files=65536,
-        gpu=GPU,
+        gpu=replace(GPU, uuid=f"gpu {number % PER_NODE}"),
         says=node(of_node) if number % PER_NODE == 0 else None,
     )
 
@@ -82,6 +83,8 @@ def cluster() -> Survey:
             ),
             rounds=63,
             all_rounds=63,
+            inside_rounds=7,
+            all_inside_rounds=7,
             message=64 * 2**20,
             backend="nccl",
         ),

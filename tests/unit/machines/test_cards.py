@@ -14,14 +14,15 @@ GPU-bbb, 4712, [Not Found], [N/A]
 
 def test_cards_are_read() -> None:
     assert cards(lambda query: GPUS if query.startswith("--query-gpu=") else USERS) == (
-        Card(index="0", uncorrected=0, slowed=(), users=()),
+        Card(index="0", uuid="aaa", uncorrected=0, slowed=(), users=()),
         Card(
             index="1",
+            uuid="bbb",
             uncorrected=3,
             slowed=("hardware slowdown", "software thermal slowdown", "hardware thermal slowdown"),
             users=("process 4711 /usr/bin/python3 512 MiB", "process 4712 [Not Found] [N/A] MiB"),
         ),
-        Card(index="2", uncorrected=None, slowed=(), users=()),
+        Card(index="2", uuid="ccc", uncorrected=None, slowed=(), users=()),
     )
 
 

@@ -70,6 +70,26 @@ def test_other_code_is_seen(tmp_path: Path) -> None:
     assert here._digest([file], package) != second
 
 
+def test_memory_is_what_every_group_around_leaves(tmp_path: Path) -> None:
+    """Of a step in a job of Slurm, which has less than the machine."""
+    root, mine = tmp_path / "cgroup", tmp_path / "mine"
+    step = root / "job_7" / "step_0"
+    step.mkdir(parents=True)
+    for folder, most, used, cached in ((root / "job_7", 100, 60, 20), (step, 90, 50, 0)):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 30\ninactive_file {cached}\n")
+    mine.write_text("0::/job_7/step_0\n")
+    assert [*here._left_in_groups(mine, root)] == [40, 60]
+    (step / "memory.max").write_text("max\n")
+    assert [*here._left_in_groups(mine, root)] == [60]
+    # A container sees its own group as the root, and version 1 has a line for each resource.
+    mine.write_text("0::/\n")
+    assert [*here._left_in_groups(mine, root / "job_7")] == [60]
+    mine.write_text("2:memory:/job_7\n1:cpu:/\n")
+    assert [*here._left_in_groups(mine, root)] == []
+
+
 def test_this_node_has_an_address_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     node = here._this_node(parsed(), "cpu", ())

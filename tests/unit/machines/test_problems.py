@@ -38,7 +38,7 @@ PROBLEMS: dict[str, tuple[Fault, str]] = {
         "nodes; give every node the same",
     ),
     "a GPU too full": (
-        lambda s: with_rank(s, 17, gpu=replace(GPU, free=59 * GIB)),
+        lambda s: with_rank(s, 17, gpu=replace(GPU, free=59 * GIB, uuid="gpu 1")),
         "free memory of the GPU of rank 17 (59.00 GiB of 80.00 GiB) is below what a rank needs "
         "(60.00 GiB, planned without a margin); end what else is on it, or see grove doctor "
         "--gpu-memory",
@@ -202,7 +202,13 @@ def test_everything_at_once() -> None:
         lambda s: with_reached(s, 7, offset=1.2, uncertainty=0.3),
         lambda s: with_pair(s, "between", 64, gigabytes=160),
         lambda s: with_node(s, 11, resolves="127.0.1.1", chosen={"GLOO_SOCKET_IFNAME": "bond0"}),
-        lambda s: with_rank(s, 17, gpu=replace(GPU, free=61 * GIB)),
+        lambda s: with_rank(s, 17, gpu=replace(GPU, free=61 * GIB, uuid="gpu 1")),
+        # GPU 3 is another job's: no rank of this one has it.
+        lambda s: with_rank(
+            with_card(s, 2, users=("process 77",), uncorrected=2, slowed=("heat",)),
+            *(19,),
+            gpu=replace(GPU, uuid="gpu 2"),
+        ),
         lambda s: with_seen(s, "--save", range(3, 4), error="Read-only file system", seconds=None),
     ],
 )
@@ -232,6 +238,11 @@ def test_what_is_no_problem(fault: Fault) -> None:
             "more with --seconds",
         ),
         (
+            lambda s: replace(s, measured=replace(s.measured, inside_rounds=3)),
+            "3 of 7 rounds of pairs of ranks of a node were measured in the time there was, 256 "
+            "pairs; more with --seconds",
+        ),
+        (
             lambda s: with_node(s, 1, resolves="192.168.0.1"),
             "the hostname of node 1 (gpu001) is 192.168.0.1 there, and it reaches rank 0 from "
             "10.0.0.1 (bond0); GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose",
@@ -240,6 +251,12 @@ def test_what_is_no_problem(fault: Fault) -> None:
 )
 def test_a_note(fault: Fault, line: str) -> None:
     assert findings(fault(cluster())).notes == [line]
+
+
+def test_a_part_of_a_gpu_may_be_of_any_card() -> None:
+    survey = with_card(cluster(), 2, uncorrected=2)
+    in_parts = with_rank(survey, 19, gpu=replace(GPU, uuid="part 1 of gpu 2"))
+    assert findings(in_parts).problems == findings(survey).problems != []
 
 
 def test_two_launchers_on_one_machine_are_told() -> None:

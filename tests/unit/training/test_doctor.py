@@ -14,7 +14,7 @@ from grove_megatron.cli import app
 from grove_megatron.runtime import cpu
 from grove_megatron.training.checks import config_problems
 from grove_megatron.training.doctor import diagnose
-from grove_megatron.training.doctor_command import _job
+from grove_megatron.training.doctor_command import job_command
 from grove_megatron.training.folder_lock import FolderLocks
 
 from ..conftest import in_lines
@@ -48,7 +48,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ("python -m grove_megatron.pretrain", EP4, 4),
         (f"{TORCHRUN} -m grove_megatron.pretrain", EP4, 8),
         (f"--world-size 16 {TORCHRUN} -m grove_megatron.pretrain", "--global-batch-size 16", 16),
-        (f"{TORCHRUN} -m grove_megatron.run a/pretrain_gpt.py", EP4, 8),
+        (f"{TORCHRUN} -m grove_megatron.run {__file__}", EP4, 8),
         (
             "srun python -m torch.distributed.run --nproc-per-node 4 -m grove_megatron.pretrain",
             EP4,
@@ -62,6 +62,20 @@ def test_the_processes_are_those_of_the_command(before: str, after: str, process
     found = json.loads(result.stdout)
     assert found["world_size"] == processes
     assert found["problems"] == []
+
+
+def test_a_script_that_is_not_there_is_a_problem_where_it_would_run() -> None:
+    command = f"{TORCHRUN} -m grove_megatron.run nosuch/pretrain_gpt.py {SOUND} {EP4}"
+    line = "script (nosuch/pretrain_gpt.py) is not a file; torchrun -m grove_megatron.run "
+    result = doctor(f"--json --device cpu {command} --train-iters 0")
+    assert result.exit_code == 2
+    first, second = json.loads(result.stdout)["problems"]
+    assert "--train-iters" in first
+    assert second.startswith(line)
+    result = doctor(f"--json --device cuda {command}")
+    assert result.exit_code == 0
+    notices = json.loads(result.stdout)["notices"]
+    assert [one for one in notices if one.startswith(f"on this machine: {line}")]
 
 
 FLAGS = ["--num-layers", "2", "--save", "x"]
@@ -82,13 +96,17 @@ FLAGS = ["--num-layers", "2", "--save", "x"]
         ("torchrun --nproc-per-node 4 -m my.training", True, 4),
         ("python -m torch.distributed.launch --nproc_per_node 8 --use_env x.py", True, 8),
         ("srun --ntasks-per-node 1 torchrun --nproc-per-node 4 pretrain_gpt.py", True, 4),
+        ("-m grove_megatron.pretrain", False, None),
+        ("-m grove_megatron.run a/train.py", True, None),
+        ("-m my.training", True, None),
+        ("a/train.py", True, None),
         ("", False, None),
     ],
 )
 def test_the_flags_are_those_behind_the_program(
     before: str, own_script: bool, processes: int | None
 ) -> None:
-    job = _job([*before.split(), *FLAGS])
+    job = job_command([*before.split(), *FLAGS])
     assert job.flags == FLAGS
     assert (job.own_script, job.processes) == (own_script, processes)
 
@@ -412,7 +430,7 @@ def test_what_the_own_entry_lacks_is_no_problem_of_another_script(flags: str, be
     own = doctor(f"--json {job} grove_megatron.pretrain {SOUND} {flags}")
     (line,) = json.loads(own.stdout)["problems"]
     assert line.startswith(begin)
-    foreign = doctor(f"--json {job} grove_megatron.run x.py {SOUND} {flags}")
+    foreign = doctor(f"--json {job} grove_megatron.run {__file__} {SOUND} {flags}")
     assert begin not in foreign.stdout
 
 
