@@ -1,6 +1,7 @@
 """``python -m grove_megatron.agent``: torchrun for one node, which ends as a scheduler expects.
 
-Takes torchrun's options. What is different:
+Takes torchrun's options, and not its variables PET_*: what runs is what the command line says. What
+else is different:
 
 - SIGTERM is passed on to the ranks, and they are waited for. Where all of them save and end with 0
   the agent does so too, so that nobody takes it for a failure; torchrun then ends with 1. What
@@ -31,6 +32,8 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]  # torchrun's parser takes its defaults from them
     parser = get_args_parser()
     parser.add_argument("--grace-seconds", type=float, default=60.0)
     parser.add_argument("--end-with-stdin", action="store_true")

@@ -32,8 +32,14 @@ COORDINATED = ("slurm", "slurm-ranks", "ssh")
 DEFAULT_PORT = 29500
 REQUEUES = 5
 _LOOK_SECONDS = 0.2
+_ASK_SECONDS = 1.0
+"""Between two tries to reach the ranks by Slurm."""
 # What the agent of a node needs to end beyond the grace time of its ranks.
 _SPARE_SECONDS = 20.0
+LOST = 255
+"""ssh's own exit code: the connection, or what it has started there, is gone."""
+# SLURM_STEP_ID of the shell that salloc starts on the first node (LaunchParameters of slurm.conf).
+INTERACTIVE_STEP = "4294967290"
 
 # Whoever gives the nodes says the same thing under a name of his own.
 VARIABLES = {
@@ -89,12 +95,9 @@ class Job:
     program: tuple[str, ...]
     given: argparse.Namespace
     environment: dict[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
+    device: str = ""
     found: str = ""
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Of the program, without its name, and the script's that grove_megatron.run runs."""
-        return self.program[3:] if self.program[1] == "grove_megatron.run" else self.program[2:]
 
 
 # ------------------------------------------------------------------------------ what is asked for
@@ -119,9 +122,21 @@ def parser() -> argparse.ArgumentParser:
         help=f"there; the next one is used too (default: {DEFAULT_PORT},\n"
         "a free one for one node, one of the job's number under Slurm)",
     )
-    add("--dry-run", action="store_true", help="print what each node runs, and start nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what each node runs, and start nothing; places that nobody\n"
+        "names are node0, node1, ...",
+    )
     add("--no-doctor", action="store_true", help="do not check the command line first")
     add("--no-machines", action="store_true", help="do not look at the machines first")
+    add(
+        "--machines",
+        type=shlex.split,
+        default=[],
+        metavar="OPTIONS",
+        help='of grove_megatron.machines, as one word: --machines="--strict --seconds 60"',
+    )
     add("--max-restarts", type=int, default=0, help="of all ranks, from the last checkpoint")
     add(
         "--requeue",
@@ -133,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"Slurm: put the job back after a failure or a time limit (TIMES: {REQUEUES})",
     )
     add("--grace-seconds", type=float, default=60.0, help="between SIGTERM and SIGKILL")
-    add("--logs", metavar="DIR", help="one file a node (slurm-ranks: a rank)")
+    add("--logs", metavar="DIR", help="files, one a node (slurm-ranks: a rank)")
     add("--env", action="append", default=[], metavar="KEY=VALUE", help="set on every node")
     add("--python", default=sys.executable, help="of the nodes (default: this one)")
     add("--ssh", default="ssh -o BatchMode=yes -o ServerAliveInterval=15", help="%(default)s")
@@ -159,16 +174,25 @@ def choose(given: argparse.Namespace, environment: dict[str, str]) -> tuple[str,
         return given.launcher, "--launcher"
     if "SKYPILOT_NODE_IPS" in environment:
         return "sky", "SKYPILOT_NODE_IPS"
-    if given.hosts or given.hostfile:
-        return "ssh", "--hosts" if given.hosts else "--hostfile"
-    if "SLURM_JOB_ID" in environment and "SLURM_STEP_NUM_TASKS" not in environment:
+    if given.hosts is not None or given.hostfile is not None:
+        return "ssh", "--hosts" if given.hosts is not None else "--hostfile"
+    if "SLURM_JOB_ID" in environment and not is_task(environment):
         return "slurm", f"SLURM_JOB_ID ({environment['SLURM_JOB_ID']})"
-    if "SLURM_STEP_NUM_TASKS" in environment:
+    if is_task(environment):
         return "torchrun", "launch.py is a task of srun (SLURM_STEP_NUM_TASKS)"
     for name in VARIABLES["torchrun"]["nodes"]:
         if name in environment:
             return "torchrun", name
     return "torchrun", "no variable of another launcher"
+
+
+def is_task(environment: dict[str, str]) -> bool:
+    """Has srun started launch.py, not a user in the shell of salloc or of srun --pty?"""
+    if "SLURM_STEP_NUM_TASKS" not in environment:
+        return False
+    # Tasks that srun starts out of such a shell have its SLURM_PTY_PORT too, and no terminal.
+    shell = "SLURM_PTY_PORT" in environment and os.isatty(0)
+    return not shell and environment.get("SLURM_STEP_ID") != INTERACTIVE_STEP
 
 
 def values_of(
@@ -178,7 +202,7 @@ def values_of(
     sources = [VARIABLES[launcher], VARIABLES["all"]]
     if launcher != "torchrun":
         sources.append(VARIABLES["torchrun"])
-    elif "SLURM_STEP_NUM_TASKS" in environment:
+    elif is_task(environment):
         sources.insert(0, VARIABLES["srun"])
     found: dict[str, str] = {}
     problems = []
@@ -186,12 +210,11 @@ def values_of(
         said = [(option, getattr(given, key))] if getattr(given, key) is not None else []
         names = [name for source in sources for name in source.get(key, ())]
         said += [(name, environment[name]) for name in names if environment.get(name)]
-        # --nproc-per-node gpu, auto and --nnodes 1:4 are torchrun's to know.
-        said = [
-            (name, str(value))
-            for name, value in said
-            if key == "master_addr" or str(value).isdecimal() or name == option
-        ]
+        said = [(name, str(value)) for name, value in said if not is_elses(key, str(value))]
+        for name, value in [*said]:
+            if key != "master_addr" and name != option and not value.isdecimal():
+                problems.append(f"{name} ({value}) is not a number; correct it, or unset it")
+                said.remove((name, value))
         if not said:
             continue
         found[key] = said[0][1]
@@ -204,9 +227,22 @@ def values_of(
     return found, problems
 
 
+def is_elses(key: str, value: str) -> bool:
+    """What a variable may also say: torchrun counts, or Kubernetes has a service called master."""
+    counted = key == "gpus" and value in ("auto", "cpu", "gpu", "xpu")
+    return counted or (key == "port" and value.startswith("tcp://"))
+
+
+def runtime(given: argparse.Namespace, environment: dict[str, str]) -> str:
+    """GROVE_RUNTIME of the ranks; ssh passes on what --env says alone."""
+    named = dict(pair.partition("=")[::2] for pair in given.env)
+    there = "" if given.hosts or given.hostfile else environment.get("GROVE_RUNTIME", "")
+    return named.get("GROVE_RUNTIME", there)
+
+
 def cpu(given: argparse.Namespace, environment: dict[str, str]) -> bool:
     """Will the ranks run without GPUs?"""
-    return "GROVE_RUNTIME=cpu" in given.env or environment.get("GROVE_RUNTIME") == "cpu"
+    return runtime(given, environment) == "cpu"
 
 
 def hosts_of(
@@ -226,14 +262,17 @@ def hosts_of(
     if launcher != "ssh":
         return [], []
     if given.hostfile is None:
-        return [host for host in (given.hosts or "").split(",") if host], []
+        names = [host.strip() for host in (given.hosts or "").split(",")]
+        hosts = [host for host in names if host]
+        empty = f"--hosts ({given.hosts}) names no host; give a,b,c"
+        return hosts, [empty] if given.hosts is not None and not hosts else []
     try:
         lines = Path(given.hostfile).read_text().splitlines()
     except OSError as error:
         return [], [f"--hostfile ({given.hostfile}) cannot be read ({error}); correct it"]
     words = [line.partition("#")[0].split() for line in lines]
     rows = [row for row in words if row]
-    problems = []
+    problems = [] if rows else [f"--hostfile ({given.hostfile}) names no host; one a line"]
     for row in rows:
         slots = [word.partition("=")[2] for word in row[1:] if word.startswith("slots=")]
         if slots and given.gpus is not None and slots[0] != str(given.gpus):
@@ -254,7 +293,7 @@ def plan(words: list[str], environment: dict[str, str]) -> Job:
     launcher, why = choose(given, environment)
     values, contradictions = values_of(launcher, given, environment)
     hosts, of_hosts = hosts_of(launcher, given, environment)
-    problems += contradictions + of_hosts + misplaced(launcher, given, environment)
+    problems += contradictions + of_hosts + misplaced(launcher, given, environment, values)
     nodes = int(values.get("nodes", len(hosts) or 1))
     if hosts and len(hosts) != nodes:
         who = {"sky": "SKYPILOT_NODE_IPS", "ssh": "--hosts"}.get(launcher, "SLURM_JOB_NODELIST")
@@ -277,21 +316,28 @@ def plan(words: list[str], environment: dict[str, str]) -> Job:
         for name, equals, _ in pairs
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name)
     ]
+    ranks = environment.get("WORLD_SIZE", "")
+    if "nodes" not in values and not hosts and ranks.isdecimal() and int(ranks) > 1:
+        text = "is set, and nothing says how many nodes; give --nodes, or unset it"
+        problems.append(f"WORLD_SIZE ({ranks}) {text}")
     rank = int(values["node_rank"]) if "node_rank" in values else None
     if launcher not in COORDINATED:
         if rank is None and nodes == 1:
             rank = 0
-        if rank is None or not 0 <= rank < nodes:
+        if not (given.dry_run if rank is None else 0 <= rank < nodes):
             text = "is needed" if rank is None else f"({rank}) is not below --nodes ({nodes})"
             problems.append(
                 f"--node-rank {text}; launch.py is called on every node: 0 on the first"
             )
     first = hosts[0].rpartition("@")[2] if hosts else None
-    address = values.get("master_addr", first or ("127.0.0.1" if nodes == 1 else ""))
+    unnamed = "127.0.0.1" if nodes == 1 else "node0" if given.dry_run else ""
+    address = values.get("master_addr", first or unnamed)
     if not address:
         problems.append("--master-addr is needed; give the first node's name or address")
     port = int(values["port"]) if "port" in values else default_port(launcher, nodes, environment)
-    if address and not given.dry_run and not (launcher not in COORDINATED and rank):
+    if not 0 < port < 65_535:
+        problems.append(f"--port ({port}) is not in 1..65534; the next one is used too")
+    elif address and not given.dry_run and not (launcher not in COORDINATED and rank):
         problems += port_problems(address, port)
     problems += [
         f"{tool} is not on PATH; {launcher} needs it"
@@ -312,20 +358,37 @@ def plan(words: list[str], environment: dict[str, str]) -> Job:
         program=program,
         given=given,
         environment={name: value for name, _, value in pairs},
+        unset=tuple(name for name in ("RANK", "WORLD_SIZE") if name in environment),
+        device=device(launcher, given, environment),
         found=f"{launcher} ({why}): {nodes} nodes{' (' + ','.join(hosts) + ')' if hosts else ''} x "
         f"{gpus} ranks, meeting at {address}:{port}",
     )
 
 
-def misplaced(launcher: str, given: argparse.Namespace, environment: dict[str, str]) -> list[str]:
+def device(launcher: str, given: argparse.Namespace, environment: dict[str, str]) -> str:
+    """What the ranks run on; empty: what is found where doctor is called, which is on a node."""
+    said = runtime(given, environment)
+    if said in ("cpu", "cuda"):
+        return said
+    # salloc may have its shell on a login node.
+    return "cuda" if launcher in ("slurm", "slurm-ranks") else ""
+
+
+def misplaced(
+    launcher: str,
+    given: argparse.Namespace,
+    environment: dict[str, str],
+    values: dict[str, str],
+) -> list[str]:
     """Options and variables that do not go with the launcher."""
     problems = []
     slurm = launcher in ("slurm", "slurm-ranks")
-    if given.hosts and given.hostfile:
+    named = given.hosts is not None or given.hostfile is not None
+    if given.hosts is not None and given.hostfile is not None:
         problems.append("--hosts and --hostfile both name the nodes; give one")
-    if (given.hosts or given.hostfile) and launcher != "ssh":
+    if named and launcher != "ssh":
         problems.append(f"--hosts and --hostfile are of ssh, not of {launcher}; leave them out")
-    if launcher == "ssh" and not (given.hosts or given.hostfile):
+    if launcher == "ssh" and not named:
         problems.append("--launcher (ssh) needs --hosts or --hostfile; give one")
     if given.node_rank is not None and launcher in COORDINATED:
         problems.append(f"--node-rank is not for {launcher}, which numbers nodes; leave it out")
@@ -337,9 +400,13 @@ def misplaced(launcher: str, given: argparse.Namespace, environment: dict[str, s
         text = "runs inside an allocation (SLURM_JOB_ID is unset); use sbatch or salloc"
         problems.append(f"--launcher ({launcher}) {text}")
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
-    if slurm and "SLURM_STEP_NUM_TASKS" in environment:
+    if slurm and is_task(environment):
         problems.append(f"--launcher ({launcher}) calls srun and is a task of srun; call it once")
-    elif launcher == "torchrun" and tasks != environment.get("SLURM_STEP_NUM_NODES", "1"):
+    elif (
+        launcher == "torchrun"
+        and is_task(environment)
+        and tasks != environment.get("SLURM_STEP_NUM_NODES", "1")
+    ):
         nodes = environment.get("SLURM_STEP_NUM_NODES", "1")
         text = "srun starts launch.py once a node (--ntasks-per-node 1), or is left out"
         problems.append(
@@ -347,8 +414,11 @@ def misplaced(launcher: str, given: argparse.Namespace, environment: dict[str, s
         )
     if launcher == "sky" and "SKYPILOT_NODE_IPS" not in environment:
         problems.append("SKYPILOT_NODE_IPS is unset; --launcher sky is for the run of a sky task")
+    # Kubeflow's PyTorchJob numbers nodes so as well.
+    of_node = (values.get("node_rank"), values.get("nodes"))
+    is_node = (environment.get("RANK"), environment.get("WORLD_SIZE")) == of_node
     for name in ("TORCHELASTIC_RUN_ID", "RANK", "OMPI_COMM_WORLD_RANK"):
-        if name in environment:
+        if name in environment and not (name == "RANK" and is_node):
             text = "is set: another launcher has started this process; call launch.py instead of it"
             problems.append(f"{name} ({environment[name]}) {text}")
             break
@@ -379,8 +449,11 @@ def default_port(launcher: str, nodes: int, environment: dict[str, str]) -> int:
         return 12_000 + int(number) * 2 % 8_000
     if nodes > 1:
         return DEFAULT_PORT
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1]) - 1
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = int(probe.getsockname()[1])
+        if port < 65_535 and not port_problems("127.0.0.1", port):
+            return port
 
 
 def port_problems(address: str, port: int) -> list[str]:
@@ -431,29 +504,38 @@ def agent(job: Job, program: tuple[str, ...], port: int, rank: int | None, host:
 
 
 def commands(job: Job, program: tuple[str, ...], port: int, step: str) -> list[list[str]]:
-    """What launch.py starts: one command, or one for each host."""
+    """What launch.py starts: one command, or one for each host; to be shown, one for each node."""
     given, python = job.given, job.given.python
     if job.launcher == "ssh":
         made = []
         for rank, host in enumerate(job.hosts):
             name = host.rpartition("@")[2]
-            there = shell(with_environment(job, agent(job, program, port, rank, name)))
-            line = f"cd {shlex.quote(os.getcwd())} && exec {there}"
-            made.append([*shlex.split(given.ssh), host, line])
+            made.append(over_ssh(job, host, agent(job, program, port, rank, name)))
         return made
     if job.launcher not in COORDINATED:
-        rank = job.node_rank
-        assert rank is not None
-        own = job.hosts[rank] if job.hosts else address_towards(job.master_addr, port)
-        return [with_environment(job, agent(job, program, port, rank, own))]
+        made = []
+        for rank in range(job.nodes) if job.node_rank is None else [job.node_rank]:
+            here = f"node{rank}" if job.node_rank is None else None
+            own = job.hosts[rank] if job.hosts else here or address_towards(job.master_addr, port)
+            made.append(with_environment(job, agent(job, program, port, rank, own)))
+        return made
     ranks = job.launcher == "slurm-ranks"
     tasks = job.gpus if ranks else 1
     srun = ["srun", "--job-name", step, "--nodes", str(job.nodes), "--ntasks-per-node", str(tasks)]
     srun += ["--ntasks", str(job.nodes * tasks), "--kill-on-bad-exit=1"]
+    srun.append("--export=ALL")  # sbatch --export=NONE has srun pass nothing on, --env neither
+    if "SLURM_STEP_ID" in os.environ:
+        srun.append("--overlap")  # with the shell of srun --pty, which has all there is
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-        srun += ["--cpus-per-task", cpus]  # since Slurm 22.05, srun does not take it by itself
+        # Since Slurm 22.05, srun does not take it by itself; and it is of the job's tasks.
+        before = re.match(r"\d+", os.environ.get("SLURM_TASKS_PER_NODE", ""))
+        share = int(cpus) * int(before[0] if before else 1) // tasks
+        srun += ["--cpus-per-task", str(max(1, share))]
     if given.logs:
-        srun += ["--output", os.path.join(given.logs, f"{'rank%t' if ranks else 'node%n'}.log")]
+        place = "%t" if ranks else "%n"
+        phase = ("rank" if ranks else "node") if program == job.program else "machines"
+        srun += ["--output", os.path.join(given.logs, f"{phase}{place}.log")]
+        srun += ["--open-mode", "append"]
     if ranks:
         meet = {"MASTER_ADDR": job.master_addr, "MASTER_PORT": str(port)}
         named = replace(job, environment=meet | job.environment)
@@ -463,8 +545,16 @@ def commands(job: Job, program: tuple[str, ...], port: int, step: str) -> list[l
 
 
 def with_environment(job: Job, command: list[str]) -> list[str]:
-    pairs = [f"{name}={value}" for name, value in job.environment.items()]
-    return ["env", *pairs, *command] if pairs else command
+    words = [word for name in job.unset for word in ("-u", name)]
+    words += [f"{name}={value}" for name, value in job.environment.items()]
+    return ["env", *words, *command] if words else command
+
+
+def over_ssh(job: Job, host: str, command: list[str]) -> list[str]:
+    """``command``, in a shell of ``host``."""
+    there = shell(with_environment(job, command))
+    line = f"cd {shlex.quote(os.getcwd())} && exec {there}"
+    return [*shlex.split(job.given.ssh), host, line]
 
 
 def shell(command: list[str]) -> str:
@@ -474,21 +564,28 @@ def shell(command: list[str]) -> str:
 
 def address_towards(host: str, port: int) -> str:
     """This machine's, as others of that network see it; nothing is sent."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))
-        return str(probe.getsockname()[0])
+    with contextlib.suppress(OSError):
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(place)
+            return str(probe.getsockname()[0])
     return socket.gethostname()
 
 
 def doctor(job: Job) -> list[str]:
-    """``grove doctor`` of the whole job."""
-    command = [job.given.python, "-m", "grove_megatron", "doctor", "torchrun"]
-    command += ["--nnodes", str(job.nodes), "--nproc-per-node", str(job.gpus), *job.program]
+    """``grove doctor`` of the whole job, by the Python of the nodes."""
+    command = [job.given.python, "-m", "grove_megatron", "doctor"]
+    command += ["--device", job.device] if job.device else []
+    command += ["torchrun", "--nnodes", str(job.nodes), "--nproc-per-node", str(job.gpus)]
+    command += job.program
+    if job.launcher == "ssh":
+        return over_ssh(job, job.hosts[0], command)
     return with_environment(job, command)
 
 
 def machines(job: Job) -> tuple[str, ...]:
-    return ("-m", "grove_megatron.machines", *job.flags)
+    """The look at the machines, which is told the whole job."""
+    return ("-m", "grove_megatron.machines", *job.program, *job.given.machines)
 
 
 # ------------------------------------------------------------------------------------ how it ends
@@ -513,7 +610,8 @@ def run(job: Job, made: list[list[str]], step: str, signals: Signals, named: str
     """Start all, and end all once one has failed or this process is asked to end.
 
     Returns:
-        exit code of the one that failed first; of all, where they end well after a signal, 0.
+        exit code of the one that failed first; of all, where they end well after a signal, 0;
+        ``LOST`` if a host of ssh was: others may well have failed before it is known.
     """
     started = []
     for number, command in enumerate(made):
@@ -533,13 +631,17 @@ def run(job: Job, made: list[list[str]], step: str, signals: Signals, named: str
         started.append(process)
     failed = 0
     asked_at: float | None = None
+    untold = started
     while None in (codes := [process.poll() for process in started]):
         failed = failed or next((code for code in codes if code), 0)
         if asked_at is None and (failed or signals.asked):
             asked_at = time.monotonic()
-            for process in started:
-                if process.poll() is None:
-                    ask_to_end(job, process, step)
+        if asked_at and untold:
+            untold = [
+                one for one in untold if one.poll() is None and not ask_to_end(job, one, step)
+            ]
+            if untold:  # Slurm does not know the step yet, or does not answer
+                time.sleep(_ASK_SECONDS)
         if asked_at and time.monotonic() > asked_at + job.given.grace_seconds + _SPARE_SECONDS:
             for process in started:
                 # srun kills its tasks at this; others get what nobody can ignore.
@@ -547,12 +649,15 @@ def run(job: Job, made: list[list[str]], step: str, signals: Signals, named: str
                 process.send_signal(signal.SIGTERM if srun and step else signal.SIGKILL)
             asked_at = float("inf")
         time.sleep(_LOOK_SECONDS)
-    failed = failed or next((process.returncode for process in started if process.returncode), 0)
+    codes = [process.returncode for process in started]
+    failed = failed or next((code for code in codes if code), 0)
+    if job.launcher == "ssh" and failed != REFUSED and any(c == LOST or c < 0 for c in codes):
+        return LOST
     return 128 - failed if failed < 0 else failed
 
 
-def ask_to_end(job: Job, process: subprocess.Popen[bytes], step: str) -> None:
-    """SIGTERM for the ranks, by the way that reaches them."""
+def ask_to_end(job: Job, process: subprocess.Popen[bytes], step: str) -> bool:
+    """SIGTERM for the ranks, by the way that reaches them; False: not yet."""
     if process.stdin is not None:
         process.stdin.close()
     elif step and job.launcher in ("slurm", "slurm-ranks"):
@@ -561,27 +666,30 @@ def ask_to_end(job: Job, process: subprocess.Popen[bytes], step: str) -> None:
         listing = ["squeue", "--noheader", "--steps", "--job", number, "--format", "%i %j"]
         shown = subprocess.run(listing, capture_output=True, text=True, check=False).stdout
         names = [line.split() for line in shown.splitlines()]
-        for found in (words[0] for words in names if words[1:] == [step]):
-            subprocess.run(["scancel", "--signal", "TERM", found], check=False)
+        found = [words[0] for words in names if words[1:] == [step]]
+        tell = ["scancel", "--signal", "TERM", *found]
+        return bool(found) and not subprocess.run(tell, check=False).returncode
     else:
         process.terminate()
+    return True
 
 
 def checked(job: Job, signals: Signals) -> int:
     """The command line, once, and then the machines; 0, or why not."""
-    given = job.given
+    given, code = job.given, 0
     if not given.no_doctor:
         say("grove doctor")
         code = run(replace(job, launcher="here"), [doctor(job)], "", signals)
-        if code:
-            return REFUSED if signals.asked is None else code
-    if not given.no_machines:
+        if code == 127 and job.launcher == "ssh":
+            say(f"--python ({given.python}) is not on {job.hosts[0]}; name the one of the nodes")
+    if not given.no_machines and not code and signals.asked is None:
         say("the machines")
         step = f"machines-{os.getpid()}"
         code = run(job, commands(job, machines(job), job.port + 1, step), step, signals, "machines")
-        if code:
-            return REFUSED if signals.asked is None else code
-    return 0
+    # Also where both have ended well: the job is not to start.
+    if signals.asked is not None:
+        return 128 + signals.asked
+    return REFUSED if code else 0
 
 
 def coordinated(job: Job, signals: Signals) -> int:
@@ -633,10 +741,12 @@ def say(line: str) -> None:
 
 
 def show(job: Job) -> None:
-    """Exactly what would run."""
-    where = {"ssh": "here, for each node", "slurm": "here", "slurm-ranks": "here"}.get(
-        job.launcher, f"node {job.node_rank} of {job.nodes}"
-    )
+    """What would run, as commands for a shell."""
+    where = f"node {job.node_rank} of {job.nodes}"
+    if job.launcher in COORDINATED:
+        where = "here, each in a terminal of its own" if job.launcher == "ssh" else "here"
+    elif job.node_rank is None:
+        where = f"a line for each of {job.nodes} nodes"
     print(f"# {job.found}")
     if not job.given.no_doctor:
         print(f"# the command line, once\n{shell(doctor(job))}")
@@ -663,7 +773,7 @@ def main() -> int:
         show(job)
         return 0
     say(job.found)
-    if "--save" in job.flags and "--exit-signal-handler" not in job.flags:
+    if "--save" in job.program and "--exit-signal-handler" not in job.program:
         say("SIGTERM ends the job at its last checkpoint; --exit-signal-handler saves one first")
     signals = Signals()
     if job.given.logs:

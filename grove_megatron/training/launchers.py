@@ -8,6 +8,7 @@ Names of Slurm: srun(1), "OUTPUT ENVIRONMENT VARIABLES"; those of a job step, as
 SLURM_NTASKS and SLURM_PROCID too and is one process. Of Open MPI: mpirun(1), "MPI environment".
 """
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ def take_ranks(environment: Mapping[str, str]) -> tuple[dict[str, str], str, lis
     # mpirun may start its processes inside tasks of srun, srun none inside of mpirun's.
     if _number(environment, f"{_MPI}_SIZE") > 1:
         found, line, problems = _of_mpi(environment)
-    elif _number(environment, TASKS) > 1:
+    elif _number(environment, TASKS) > 1 and not _is_shell(environment):
         found, line, problems = _of_slurm(environment)
     else:
         return {}, "", []
@@ -56,6 +57,14 @@ def take_ranks(environment: Mapping[str, str]) -> tuple[dict[str, str], str, lis
         )
         problems.append(Problem("LOCAL_RANK", found["LOCAL_RANK"], text))
     return ({} if problems else found), line, problems
+
+
+def _is_shell(environment: Mapping[str, str]) -> bool:
+    """Is this process called by hand, in the terminal of srun --pty?
+
+    What srun starts out of such a shell has the shell's SLURM_PTY_PORT too, but no terminal.
+    """
+    return "SLURM_PTY_PORT" in environment and os.isatty(0)
 
 
 def announce(found: Mapping[str, str], line: str) -> None:

@@ -39,7 +39,8 @@ def main(folder: Path, how: str) -> None:
         "ignore": _ignore,
         "fail": lambda: sys.exit(7),
         "refuse": lambda: sys.exit(2),
-        "lose": lambda: _lose(rank, attempt),
+        "lose": lambda: _lose(rank == int(os.environ["WORLD_SIZE"]) - 1, attempt),
+        "lose_first": lambda: _lose(rank == 0, attempt),
     }[how]()
     dist.barrier()
     dist.destroy_process_group()
@@ -67,9 +68,9 @@ def _ignore() -> None:
     time.sleep(600)
 
 
-def _lose(rank: int, attempt: int) -> None:
-    """At first the last node ends at once, as without power."""
-    if rank == int(os.environ["WORLD_SIZE"]) - 1 and attempt == 0:
+def _lose(here: bool, attempt: int) -> None:
+    """At first the node of one rank ends at once, as without power."""
+    if here and attempt == 0:
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -77,6 +77,14 @@ def test_nothing_is_taken(one: dict[str, str]) -> None:
     assert take_ranks(one) == ({}, "", [])
 
 
+def test_a_shell_with_a_terminal_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun --ntasks 8 --pty bash; tasks that srun starts there have its SLURM_PTY_PORT."""
+    shell = TASK | {"SLURM_PTY_PORT": "44081"}
+    assert take_ranks(shell)[0]["RANK"] == "2"
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    assert take_ranks(shell) == ({}, "", [])
+
+
 @pytest.mark.parametrize(
     ("one", "said"),
     [
