@@ -109,7 +109,9 @@ def lookup(text: str, entries: Iterable[Entry]) -> list[Entry]:
     tail = len(lines) - _MOST_PARTS
     parts = [index.best_part(line) if n >= tail else None for n, line in enumerate(lines)]
     # A beginning that is certain of more says more than a short message within the line.
-    hits = [max(filter(None, pair), key=_fit_of) for pair in zip(whole, parts, strict=True) if any(pair)]
+    hits = [
+        max(filter(None, pair), key=_fit_of) for pair in zip(whole, parts, strict=True) if any(pair)
+    ]
     if 1 < len(lines) <= _MOST_WRAPPED:
         wrapped = _BEFORE.sub("", " ".join(text.split()))
         joined = index.best_whole(wrapped) or index.best_part(wrapped)
@@ -213,7 +215,9 @@ def _begins(pieces: list[str], first: int, line: str) -> int:
         if number == 0 and piece and _inside_a_word(line, at):
             return 0
         certain, place, seen = certain + len(piece), at + len(piece), f"{seen} {piece}"
-    return certain if _tells(seen, 2 if first == 0 and pieces[0] else _FEWEST_WORDS) else 0
+    # `name (value) relation` tells more than its words.
+    is_named = bool(pieces[0]) or (pieces[1].startswith(" (") and " " not in line.split(" (")[0])
+    return certain if _tells(seen, 2 if first == 0 and is_named else _FEWEST_WORDS) else 0
 
 
 def _may_be_a_value(text: str) -> bool:
