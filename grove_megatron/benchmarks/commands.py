@@ -278,12 +278,15 @@ def import_(
     into: Annotated[
         Path | None, typer.Option(help="The folder of results, that of this package by default.")
     ] = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Rows of a CPU too, where the kit runs tiny shapes.")
+    ] = False,
 ) -> None:
     """Results of another machine, measured by the kit, into the files of results."""
     from .kit.import_rows import RESULTS, import_rows
 
     try:
-        imported = import_rows(folder, into or RESULTS)
+        imported = import_rows(folder, into or RESULTS, cpu=cpu)
     except ValueError as error:
         print(f"grove_megatron: {error}", file=sys.stderr)
         raise typer.Exit(2) from error

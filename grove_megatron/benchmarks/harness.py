@@ -5,9 +5,14 @@ subject is always first.
 """
 
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+UNTIL = "GROVE_BENCH_UNTIL"
+"""A variable: the time, as of ``time.time()``, after which no further round begins. Of one rank:
+several would not end with the same round."""
 
 
 def nothing() -> None:
@@ -100,7 +105,8 @@ def interleave(
 
     Args:
         subjects: with different names.
-        rounds, warmup: measured rounds, and rounds before them that are forgotten.
+        rounds, warmup: measured rounds, and rounds before them that are forgotten; of the measured
+            ones fewer, but one, if the time of :data:`UNTIL` comes before.
         clock: seconds of one run.
         together: called before every run; ranks wait for each other here.
         slowest: replaces the seconds [rounds, subjects] of this rank by those of the slowest one.
@@ -118,6 +124,8 @@ def interleave(
                 taken[index] = clock(subjects[index].run)
             if number >= 0:
                 seconds.append(taken)
+                if time.time() > float(os.environ.get(UNTIL, "inf")):
+                    break
     finally:
         gc.enable()
     columns = zip(*slowest(seconds), strict=True)

@@ -2,7 +2,7 @@
 
 import ast
 
-from .source import Def, Module, called
+from .source import BESIDE, Def, Module, called
 
 AREAS: dict[str, str] = {
     "start": "Flags and the start of a job",
@@ -11,6 +11,7 @@ AREAS: dict[str, str] = {
     "files": "Files a job reads and writes",
     "machines": "The machines of a job, before it starts",
     "running": "A running job, and one that fails",
+    "launch": "The launch kit and patches",
     "weights": "Weights in and out",
     "text": "Text, conversations, generation",
     "verify": "Checking against authors' numbers",
@@ -44,6 +45,7 @@ _OF: dict[str, str] = {
     "moe/logits_watch": "running",
     **dict.fromkeys(("failure", "agent"), "running"),
     "machines": "machines",
+    **dict.fromkeys(BESIDE, "launch"),
     **dict.fromkeys(("checkpoint", "bridge", "model"), "weights"),
     **dict.fromkeys(("data", "inference", "sft"), "text"),
     **dict.fromkeys(("verify_layer", "checkpoint/verify", "checkpoint/golden"), "verify"),
@@ -59,6 +61,11 @@ _OF: dict[str, str] = {
 def area_of(module: str) -> str:
     """The page of what a module says."""
     return _OF.get(module) or _OF[module.split("/")[0]]
+
+
+def place_of(module: str) -> str:
+    """Where its file is in a checkout, without ``.py``."""
+    return module if module in BESIDE else f"grove_megatron/{module}"
 
 
 _LEFT_OUT = (
@@ -83,7 +90,9 @@ _SAYING = frozenset(
         ),
     }
 )
-NOT_FOR_USERS = frozenset({"_Wrong", "NotImplementedError", "KeyError", "EOFError"})
+NOT_FOR_USERS = frozenset(
+    {"_Wrong", "NotImplementedError", "KeyError", "EOFError", "AssertionError"}
+)
 """Exceptions that somebody catches, or that tell a developer."""
 # Not said, but described by: tables that pages are made of, and reasons beside code.
 _TABLES = frozenset(
@@ -138,6 +147,8 @@ def is_no_message(module: Module, node: ast.expr) -> bool:
     inner: ast.AST = node
     while (outer := module.parents.get(inner)) is not None and not isinstance(outer, Def):
         if isinstance(outer, ast.Call) and called(outer) in _TABLES:
+            return True
+        if isinstance(outer, ast.keyword) and outer.arg == "help":
             return True
         inner = outer
     # At the top of a module nothing is said; what is, has been read where it is.

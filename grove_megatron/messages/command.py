@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from .entries import Entry
 
 _WIDTH = 100
+INSTRUCTIONS = frozenset(
+    """add allow build call change check choose convert copy correct dequantise end enter export
+    give git install keep leave let load look lower make mark merge move mpirun name number pass pip
+    put raise remove rename replace reset restore save say see select set start take torchrun
+    train ulimit uninstall unpack unset use wait write""".split()
+)
+"""What an instruction begins with: verbs, and commands."""
 
 
 def explain(
@@ -54,15 +61,16 @@ def _shown(entry: "Entry") -> str:
 def _where(entry: "Entry") -> str:
     if not entry.is_ours:
         return f"said by {entry.source.split('/')[0]} ({entry.source})"
-    from .areas import AREAS, area_of
+    from .areas import AREAS, area_of, place_of
 
     area = area_of(entry.source)
     flag = f"; about {entry.flag}" if entry.flag else ""
     page = f"docs/troubleshooting/{area}.md"
-    return f"{AREAS[area]} (grove_megatron/{entry.source}.py{flag}); {page}"
+    return f"{AREAS[area]} ({place_of(entry.source)}.py{flag}); {page}"
 
 
 def _fix(text: str) -> str:
-    """What the message itself says to do."""
+    """What the message itself says to do: behind its last semicolon, if that is an instruction."""
     _, _, fix = text.rpartition("; ")
-    return f"To do: {fix}." if fix != text else ""
+    does = fix.split(" ")[0].rstrip(",:") in INSTRUCTIONS
+    return f"To do: {fix}." if does and fix != text else ""

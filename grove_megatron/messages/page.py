@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from .areas import AREAS, area_of
+from .areas import AREAS, area_of, place_of
 from .entries import Entry, foreign, notes, with_notes
 from .source import PACKAGE
 
@@ -112,7 +112,8 @@ def _block(entries: list[Entry]) -> Iterator[str]:
 
 def _about(module: str) -> str:
     """The first sentence of the module's docstring."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    path = PACKAGE.parent / f"{place_of(module)}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     text = " ".join((ast.get_docstring(tree) or module).split("\n\n")[0].split())
     return text.replace("``", "`")
 

@@ -2,13 +2,15 @@
 
 import ast
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from io import IOBase
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
+BESIDE = ("examples/cluster/launch", "patches/apply")
+"""Programs of the checkout that use nothing of the package."""
 Def = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -44,14 +46,21 @@ class Module:
 
 
 class Source:
-    """All modules, and the calls in them by the name of what is called."""
+    """All modules, and the calls in them by the name of what is called.
 
-    def __init__(self, package: Path = PACKAGE) -> None:
-        files = sorted(package.rglob("*.py"))
+    Args:
+        package: its folder.
+        beside: programs beside the package, without ``.py``.
+    """
+
+    def __init__(self, package: Path = PACKAGE, beside: Sequence[str] = ()) -> None:
+        files = {
+            path.relative_to(package).with_suffix("").as_posix(): path
+            for path in sorted(package.rglob("*.py"))
+        }
+        files |= {name: package.parent / f"{name}.py" for name in beside}
         self.modules = {
-            name: _module(name, path.read_text(encoding="utf-8"))
-            for path in files
-            if (name := path.relative_to(package).with_suffix("").as_posix())
+            name: _module(name, path.read_text(encoding="utf-8")) for name, path in files.items()
         }
         self.methods = Counter(
             name
@@ -209,5 +218,5 @@ def paired(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, ast.
 
 @cache
 def source() -> Source:
-    """Of this package, read once."""
-    return Source()
+    """Of this package and of what is beside it, read once."""
+    return Source(beside=BESIDE)

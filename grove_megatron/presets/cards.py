@@ -65,15 +65,22 @@ def file_of(name: str) -> str:
 
 def _index(rows: Rows) -> Iterator[str]:
     yield _TOP
-    yield "| preset | parameters | built | compared with | worst error of output and gradients |"
+    yield "| preset | parameters | built | compared with | worst relative error |"
     yield "| --- | ---: | ---: | --- | ---: |"
     for name, preset in PRESETS.items():
         of_it = [rows[golden] for golden in OF_PRESETS[name] if golden in rows]
         worst = f"{max(map(_worst, of_it)):.2e}" if of_it else "not measured"
         yield (
             f"| [{name}]({file_of(name)}.md) | {preset.released:,} | {preset.built:,} | "
-            f"{', '.join(OF_PRESETS[name])} | {worst} |"
+            f"{', '.join(_compared_with(preset, rows))} | {worst} |"
         )
+    yield ""
+    yield from _wrapped(
+        "The error is the worst of output and gradients, relative to the largest entry of each "
+        "tensor; of a small model (-tiny) that of its gradients, as its logits' is absolute. A "
+        "golden is (nearest) where its router or experts are not quite the preset's; the card says "
+        "in what."
+    )
     yield "\n## All goldens\n"
     yield "| golden | passed | output | gradients | losses | compared | date |"
     yield "| --- | --- | ---: | ---: | ---: | --- | --- |"
@@ -107,7 +114,15 @@ def _row(golden: Golden, row: Mapping[str, Any] | None) -> str:
 
 def _worst(row: Mapping[str, Any]) -> float:
     said = row["result"]
-    return float(max(value for name, value in said.items() if name in _WHAT and "loss" not in name))
+    return float(max(said[name] for name in ("max_output_error", "max_grad_error") if name in said))
+
+
+def _compared_with(preset: Preset, rows: Rows) -> Iterator[str]:
+    for name in OF_PRESETS[preset.name]:
+        # A whole model has no flags of a layer.
+        row = rows.get(name, {})
+        differs = "flags" in row and any(_differences(preset, row))
+        yield f"{name} (nearest)" if differs else name
 
 
 def _card(preset: Preset, rows: Rows) -> str:
@@ -168,18 +183,19 @@ def _compared(preset: Preset, golden: Golden, row: Mapping[str, Any] | None) -> 
         yield from _otherwise(preset, row)
 
 
-# Of a layer, and neither a size nor a loss, which are compared with coefficients of their own.
+# Of a MoE layer, and neither a size nor a loss, which are compared with coefficients of their own,
+# nor of attention.
 _OF_A_LAYER = ("moe_router", "moe_input", "moe_expert_cap", "moe_token", "moe_shared", "grove_")
 _ACTIVATIONS = ("swiglu", "quick_geglu")
 _SIZES = (
     *("moe_router_topk", "moe_router_dtype", "moe_router_load_balancing_type"),
     *("moe_shared_expert_intermediate_size", "moe_router_bias_update_rate", "grove_dispatch"),
-    *("grove_constant_experts", "grove_heterogeneous_loss_coeff"),
+    *("grove_constant_experts", "grove_heterogeneous_loss_coeff", "grove_whole_qk_norm"),
 )
 
 
-def _otherwise(preset: Preset, row: Mapping[str, Any]) -> Iterator[str]:
-    """Where the layer that was compared is not that of the preset."""
+def _differences(preset: Preset, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What of router and experts the golden alone has, and the preset alone."""
     here = {
         flag_of(name): "" if value is True else str(value)
         for name, value in preset.settings.items()
@@ -189,6 +205,12 @@ def _otherwise(preset: Preset, row: Mapping[str, Any]) -> Iterator[str]:
     there |= {f"{name} (a field)": value for name, value in row["fields"].items()}
     only_there = [_said(flag, value) for flag, value in there.items() if here.get(flag) != value]
     only_here = [_said(flag, value) for flag, value in here.items() if there.get(flag) != value]
+    return only_there, only_here
+
+
+def _otherwise(preset: Preset, row: Mapping[str, Any]) -> Iterator[str]:
+    """Where the layer that was compared is not that of the preset."""
+    only_there, only_here = _differences(preset, row)
     if only_there or only_here:
         yield ""
         yield "Of the router and the experts, sizes and losses apart:\n"

@@ -59,8 +59,21 @@ def test_a_card_says_where_the_golden_is_not_the_preset() -> None:
     pages = cards.pages()
     assert "| `--moe-router-topk-scaling-factor 2.5` |  |" in pages["deepseekmoe-16b.md"]
     assert "`--quick-geglu` |" in pages["grok-1.md"]
+    assert "deepseek_v2:greedy (nearest)" in pages["README.md"]
+    assert "mixtral (nearest)" not in pages["README.md"]
+    assert not [page for page in pages.values() if "`--grove-whole-qk-norm` |" in page]
     assert "Router and experts have the preset's flags" in pages["mixtral-8x7b.md"]
     assert "131,597,021,184" in pages["dbrx.md"]
+
+
+def test_the_worst_error_is_a_relative_one_of_output_or_gradients() -> None:
+    rows = {name: dict(row) for name, row in measured.rows().items()}
+    rows["grovemoe-tiny"]["result"]["max_logit_error"] = 0.5
+    rows["grovemoe-tiny"]["result"]["max_grad_error"] = 3e-4
+    (line,) = (
+        one for one in cards.pages(rows)["README.md"].splitlines() if "(grovemoe-33b." in one
+    )
+    assert line.endswith("| grovemoe-tiny | 3.00e-04 |")
 
 
 def test_a_golden_is_measured_by_the_command_itself() -> None:

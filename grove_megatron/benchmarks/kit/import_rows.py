@@ -23,7 +23,7 @@ class Imported:
     lines: list[str]
 
 
-def import_rows(folder: Path, into: Path = RESULTS) -> Imported:
+def import_rows(folder: Path, into: Path = RESULTS, *, cpu: bool = False) -> Imported:
     """Add the rows of all CSV files of a folder to those of their benchmarks; all or none.
 
     A run, known by its benchmark and its time, that is there already is passed over.
@@ -31,6 +31,7 @@ def import_rows(folder: Path, into: Path = RESULTS) -> Imported:
     Args:
         folder: that ``run.sh`` has written.
         into: with a file ``<benchmark>.csv`` for each.
+        cpu: rows of a CPU too, where the kit runs tiny shapes.
 
     Raises:
         ValueError: a file or a row is not one that ``grove bench`` writes, or there is none; every
@@ -51,6 +52,11 @@ def import_rows(folder: Path, into: Path = RESULTS) -> Imported:
             continue
         for number, row in enumerate(found, start=2):
             problems += [f"file ({file.name}), line ({number}): {text}" for text in _problems(row)]
+        if not cpu and any(row.device == "cpu" for row in found):
+            problems.append(
+                f"file ({file.name}) has rows of a CPU, where the kit runs tiny shapes; give --cpu "
+                "if they are to be among the results"
+            )
         rows += found
     there = {_run(row) for path in into.glob("*.csv") for row in read_rows(path)}
     new = [row for row in rows if _run(row) not in there]

@@ -164,6 +164,9 @@ def _start(python: Path, folder: Path, seconds: str, results: Path, began: float
     environment.setdefault("OMP_NUM_THREADS", "1")
     # torchrun asks for the names of addresses, and no name server answers.
     environment.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+    # A home folder may be small, or on a file system that is slow, or not writable.
+    beside = python.parents[1]
+    environment.setdefault("TRITON_CACHE_DIR", str(beside.with_name(f"{beside.name}-triton")))
     module = f"{__package__}.run"
     words = [str(python), "-m", module, seconds, str(results), repr(began)]
     os.execve(python, words, environment)

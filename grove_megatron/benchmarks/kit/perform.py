@@ -5,8 +5,10 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
@@ -16,6 +18,8 @@ from .items import ITEMS, Item
 from .journal import note
 
 ROWS = "rows.csv"
+HIDDEN = "GROVE_KIT_HIDES_GPU_PACKAGES"
+"""A variable: Megatron imports without them alone."""
 _ASKED = (
     "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,"
     "temperature.gpu"
@@ -50,6 +54,18 @@ def card() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def of_triton() -> str:
+    """What Triton builds its launchers with, and whether it is there."""
+    # As Triton looks for them.
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    lost = [] if compiler else ["no C compiler (set CC, or install gcc)"]
+    lost += [] if header.is_file() else [f"no {header} (install Python's development files)"]
+    if lost:
+        return f"Triton's kernels cannot be built: {', '.join(lost)}"
+    return f"for Triton there are a C compiler ({compiler}) and Python.h"
 
 
 def versions() -> dict[str, str]:
@@ -113,6 +129,10 @@ def main(arguments: Sequence[str]) -> int:
     name, results, scratch = arguments
     (item,) = (one for one in ITEMS if one.name == name)
     on_cuda = os.environ.get("GROVE_RUNTIME") != "cpu"
+    if os.environ.get(HIDDEN):
+        from ...runtime.gpu_packages import hide_gpu_packages
+
+        hide_gpu_packages()
     return perform(item, Path(results), Path(scratch), on_cuda)
 
 

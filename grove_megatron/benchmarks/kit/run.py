@@ -16,14 +16,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from ...runtime.gpu_packages import GPU_PACKAGES, hide_gpu_packages
+from ..harness import UNTIL
 from .child import Ended, run_child
 from .items import ITEMS, Item
 from .journal import note
-from .perform import ROWS, card, perform, versions
+from .perform import HIDDEN, ROWS, card, of_triton, perform, versions
 from .plan import END, is_begun, seconds_of
 from .summary import write_summary
 
 LOG = "log.txt"
+_OVER = 3
+"""A benchmark that is killed leaves no rows: while there is time, it gets so many times its limit.
+It begins no further round of measurements after its limit."""
 
 
 class StoppedError(BaseException):
@@ -45,6 +50,8 @@ def run(results: Path, seconds: float, began: float, items: Sequence[Item] = ITE
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    triton = of_triton()
+    print(f"grove_megatron: {triton}", file=sys.stderr, flush=True)
     note(
         results,
         "start",
@@ -52,6 +59,7 @@ def run(results: Path, seconds: float, began: float, items: Sequence[Item] = ITE
         seconds=seconds,
         card=card(),
         versions=versions(),
+        triton=triton,
         items=[item.name for item in items],
     )
     write_summary(results)
@@ -89,22 +97,35 @@ def _imported(results: Path) -> tuple[Start, bool]:
 
     on_cuda = torch.cuda.is_available() and os.environ.get("GROVE_RUNTIME") != "cpu"
     if not on_cuda:
-        from ...runtime.gpu_packages import hide_gpu_packages
-
         os.environ["GROVE_RUNTIME"] = "cpu"
         hide_gpu_packages()
-    failed = ""
+    failed = _import()
+    if failed and on_cuda:
+        without = "without TransformerEngine and Apex"
+        note(results, "changed", to=without, why=f"Megatron did not import with them ({failed})")
+        os.environ[HIDDEN] = "1"
+        hide_gpu_packages()
+        failed = _import()
+    forks = not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    seconds = round(time.monotonic() - began, 1)
+    note(results, "imported", seconds=seconds, cuda=on_cuda, forks=forks, failed=failed)
+    return (perform if forks else _afresh), on_cuda
+
+
+def _import() -> str:
+    """Why it failed, or "". What was imported until then is taken back."""
+    before = set(sys.modules)
     try:
         import megatron.training  # noqa: F401
 
         import grove_megatron.training.launch  # noqa: F401
     except Exception as error:
         # The items say it too, each for itself; those that can do without it still run.
-        failed = f"{type(error).__name__}: {error}"
-    forks = not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    seconds = round(time.monotonic() - began, 1)
-    note(results, "imported", seconds=seconds, cuda=on_cuda, forks=forks, failed=failed)
-    return (perform if forks else _afresh), on_cuda
+        for name in set(sys.modules) - before:
+            if name.split(".")[0] in ("megatron", "grove_megatron", *GPU_PACKAGES):
+                del sys.modules[name]
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _afresh(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
@@ -119,7 +140,7 @@ def _one(
     """Run an item and note how it ended; None if it is left out."""
     why = is_begun(item, left())
     if item.needs and not _is_there(item.needs):
-        why = f"needs {item.needs} (not installed)"
+        why = f"needs {item.needs} (not installed, or it does not load)"
     if why:
         note(results, "left out", item=item.name, why=why)
         return None
@@ -129,9 +150,11 @@ def _one(
         file.write(f"\n===== {item.name}\n")
     with tempfile.TemporaryDirectory(prefix="grove-kit-", ignore_cleanup_errors=True) as folder:
         scratch = Path(folder)
-        limit = min(item.limit, left() - END)
+        most = left() - END
+        limit = min(item.limit * (_OVER if item.kind == "bench" else 1), most)
+        os.environ[UNTIL] = str(time.time() + min(item.limit, limit * 2 / 3))
         ended = run_child(lambda: start(item, results, scratch, on_cuda), log, limit)
-        rows = _keep_rows(scratch / ROWS, results / ROWS) if ended.code == 0 else 0
+        rows = _keep_rows(scratch / ROWS, results / ROWS) if ended.code == 0 or ended.cut_off else 0
     _note_end(item, results, ended, limit, rows)
     return ended
 
@@ -150,10 +173,13 @@ def _note_end(item: Item, results: Path, ended: Ended, limit: float, rows: int) 
 
 
 def _keep_rows(made: Path, kept: Path) -> int:
-    """Add an item's rows to those of the others, at once or not at all."""
+    """Add an item's rows to those of the others, at once or not at all; whole ones alone."""
     if not made.is_file():
         return 0
-    header, *rows = made.read_text(encoding="utf-8").splitlines()
+    lines = made.read_text(encoding="utf-8").splitlines(keepends=True)
+    header, *rows = [line.rstrip("\n") for line in lines if line.endswith("\n")] or [""]
+    if not rows:
+        return 0
     before = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else [header]
     beside = kept.with_suffix(".new")
     beside.write_text("\n".join([*before, *rows, ""]), encoding="utf-8")
@@ -166,6 +192,9 @@ def _last_lines(log: Path, count: int = 12) -> str:
 
 
 def _is_there(module: str) -> bool:
+    if module in GPU_PACKAGES:
+        # Megatron has imported it if it loads.
+        return sys.modules.get(module) is not None
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:

@@ -49,7 +49,7 @@ def _head(found: Sequence[dict[str, Any]]) -> str:
     lines = ["# What the kit found", ""]
     for start in _of(found, "start"):
         versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
-        lines += [f"{start['at']}, {start['seconds']:.0f} s given. {versions}."]
+        lines += [f"{start['at']}, {start['seconds']:.0f} s given. {versions}. {start['triton']}."]
     for imported in _of(found, "imported"):
         how = "forked from one process" if imported["forks"] else "fresh processes"
         lines += [f"Megatron imported in {imported['seconds']} s; items are {how}."]

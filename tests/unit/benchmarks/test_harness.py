@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grove_megatron.benchmarks.harness import Samples, Subject, interleave, ratio, turn, wall_clock
+from grove_megatron.benchmarks.harness import (
+    UNTIL,
+    Samples,
+    Subject,
+    interleave,
+    ratio,
+    turn,
+    wall_clock,
+)
 
 
 def test_percentiles_are_interpolated() -> None:
@@ -114,3 +122,13 @@ def test_the_wall_clock_times_what_it_runs() -> None:
     import time
 
     assert wall_clock(lambda: time.sleep(0.01)) >= 0.01
+
+
+def test_rounds_end_with_the_time_and_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setenv(UNTIL, "0")
+    found = interleave([clock.subject("a", 1), clock.subject("b", 2)], rounds=9, warmup=1)
+    assert {name: len(samples.values) for name, samples in found.items()} == {"a": 1, "b": 1}
+    monkeypatch.setenv(UNTIL, "inf")
+    found = interleave([clock.subject("a", 1)], rounds=9, warmup=1)
+    assert len(found["a"].values) == 9

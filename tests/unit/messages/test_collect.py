@@ -87,6 +87,9 @@ def f(x):
 => this is first; never with the rest
 => that is second; use the other one
 
+def f(add):
+    add("--lr", help="what this option is good for")
+
 def f(x):
     print(f"grove_megatron: the {x} was left out of it")
 => grove_megatron: the … was left out of it
@@ -117,6 +120,8 @@ def test_what_is_kept_is_what_the_source_says(
 ) -> None:
     found = collected()
     assert sum(map(len, found.values())) > 1500
+    assert "--port (…) is in use on …; give another" in found["examples/cluster/launch"]
+    assert "… is not a clone of Megatron-LM: it has no …" in found["patches/apply"]
     monkeypatch.setattr(command, "collected", lambda: found)
     assert command.check() == []
     # A new message; a page that is not as it is to be; a note of no message.

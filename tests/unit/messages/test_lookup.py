@@ -1,11 +1,13 @@
 """A message that somebody has seen finds its entry."""
 
 import re
+import time
 
 import pytest
 from typer.testing import CliRunner
 
 from grove_megatron.cli import app
+from grove_megatron.messages.command import INSTRUCTIONS, explain
 from grove_megatron.messages.entries import Entry, entries
 from grove_megatron.messages.match import lookup, nearest
 from grove_megatron.training.doctor import diagnose
@@ -22,6 +24,7 @@ NOT_OURS = {
     "not supported in FusedLayerNorm",
     "Expert bias for aux-loss-free",
     "a.md:5 shows a line that a command of two lines",
+    "a quote is not closed",
     "git (absent, or no checkout) lists no files here; release from a checkout",
 }
 # Asked for by words that end, or begin, within what is known only when it is said.
@@ -33,6 +36,7 @@ CUT = {
     "line (1) is not a line of a record; it is damaged",
     "line (2) is not a line of a record; it is damaged",
     "p80 (inf) are not in order",
+    "Pool needs a GPU",
 }
 
 
@@ -55,6 +59,13 @@ def test_every_message_that_a_test_asks_for_is_found() -> None:
     # Nothing is excused that is not asked for.
     assert {text for _, text in found} >= NOT_OURS | CUT
 
+
+# What ends of messages begin with that tell no one to do anything.
+NO_INSTRUCTIONS = set(
+    """a all an did drops each every for if it kernels less more no nothing on one only padding
+    safetensors searched selective srun the their there they this to waiting weight while with
+    without writes""".split()
+)
 
 BAD = [
     *test_known.REFUSED,
@@ -115,6 +126,14 @@ def _whole(text: str, found: list[Entry]) -> bool:
 ONE = Entry("--a (…) does not divide --b (…); use one of …", "config", "a note")
 TWO = Entry("--a (…) does not divide --c (…); remove it", "config")
 THREE = Entry("rank … (…) was lost: killed", "failure/message")
+FEW = Entry("… has a damaged header: …", "checkpoint/safetensors_io")
+BYTES = Entry("… is not …, byte for byte", "benchmarks/data")
+LONG = Entry(
+    "no progress on any rank for … s (--s …): … … the job goes on", "failure/stall", "a note"
+)
+WITHIN = Entry("… (…) is in layer …, at …", "failure/stall_table")
+ONE_WORD = Entry("ChildFailedError", "torch/x.py", "a note", is_ours=False)
+EVERY = (ONE, TWO, THREE, FEW, BYTES, LONG, WITHIN, ONE_WORD)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +155,47 @@ THREE = Entry("rank … (…) was lost: killed", "failure/message")
         ("--a (3) does not equal --b (8); use one of 1", []),
         ("x--a (3) does not divide --d (8); use one of 1", []),
         ("nothing at all", []),
+        # Of few words: the whole line, or nothing.
+        ("/x is not a clone of it: it has no /y", []),
+        ("x has a damaged header: 3", [FEW]),
+        # The first line of several, which has what stands in holes of others.
+        ("no progress on any rank for 300 s (--s 5): rank 1 (vm) is in layer 1, at x", [LONG]),
+        ("rank 1 (vm) is in layer 1, at x", [WITHIN]),
+        ("x.errors.ChildFailedError: ", [ONE_WORD]),
     ],
 )
 def test_a_message_is_found_and_no_other(text: str, found: list[Entry]) -> None:
-    assert lookup(text, [ONE, TWO, THREE]) == found
+    assert lookup(text, EVERY) == found
+
+
+def test_a_long_log_takes_seconds() -> None:
+    known = entries()
+    said = "RuntimeError: No rendezvous handler for x://"
+    words = [word for entry in known[:800] for word in entry.words]
+    lines = [f"iteration {n} of 100000 took {n % 97} ms" for n in range(60_000)]
+    # No two of these are of one shape.
+    lines += [f"{words[n % 997]} {words[n % 1009]} {words[n % 1013]}" for n in range(40_000)]
+    began = time.monotonic()
+    found = lookup("\n".join([said, *lines]), known)
+    assert found[0].text.startswith("No rendezvous handler")
+    assert time.monotonic() - began < 60
+
+
+def test_what_to_do_is_an_instruction(capsys: pytest.CaptureFixture[str]) -> None:
+    tails = {
+        fix.split(" ")[0].rstrip(",:")
+        for entry in entries()
+        if entry.is_ours and "; " in entry.text
+        for fix in [entry.text.rpartition("; ")[2]]
+    }
+    assert tails >= INSTRUCTIONS
+    # A word that is new here is a verb, which goes into INSTRUCTIONS, or gives no order.
+    others = {word for word in tails - INSTRUCTIONS if word.isalpha() and word.islower()}
+    assert others - NO_INSTRUCTIONS == set()
+    explain(["--grove-zero-experts (-1) is negative; 0 is none"])
+    assert "To do" not in capsys.readouterr().out
+    explain(["--port (1) is in use on here; give another"])
+    assert "To do: give another." in capsys.readouterr().out
 
 
 def test_the_nearest_are_similar_and_best_first() -> None:

@@ -79,9 +79,12 @@ def test_a_second_time_nothing_changes(results: Path, into: Path) -> None:
     assert len(lines) == 2
 
 
-def test_rows_of_a_cpu_are_said_to_be(tmp_path: Path, into: Path) -> None:
+def test_rows_of_a_cpu_are_refused_or_said_to_be(tmp_path: Path, into: Path) -> None:
     append_rows(tmp_path / "cpu" / "rows.csv", rows("step", replace(CARD, device="cpu")))
-    (line,) = import_rows(tmp_path / "cpu", into).lines
+    with pytest.raises(ValueError, match=r"^file \(rows.csv\) has rows of a CPU, .* give --cpu"):
+        import_rows(tmp_path / "cpu", into)
+    assert not (into / "step.csv").exists()
+    (line,) = import_rows(tmp_path / "cpu", into, cpu=True).lines
     assert ", the CPU, " in line
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 from grove_megatron.benchmarks.kit import run as runs
 from grove_megatron.benchmarks.kit.items import Item
 from grove_megatron.benchmarks.kit.journal import notes
+from grove_megatron.benchmarks.kit.perform import of_triton
 from grove_megatron.benchmarks.kit.plan import END
 
 GOOD = Item(name="good", kind="bench", expected=3, least=1, limit=60)
@@ -23,8 +26,8 @@ ELSEWHERE = Item(name="elsewhere", kind="bench", expected=3, least=1, limit=60, 
 
 
 def start(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
-    """Two rows, whatever becomes of the item."""
-    (scratch / "rows.csv").write_text(f"a,b\n{item.name},1\n{item.name},2\n")
+    """Two rows and a part of one, whatever becomes of the item."""
+    (scratch / "rows.csv").write_text(f"a,b\n{item.name},1\n{item.name},2\n{item.name}")
     if item.name == "slow":
         time.sleep(300)
     print(f"said by {item.name}")
@@ -42,21 +45,26 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         signal.signal(number, handler)
 
 
-def test_rows_are_those_of_the_items_that_ended_well(results: Path) -> None:
+def test_rows_are_those_of_items_that_ended_well_or_were_cut_off(results: Path) -> None:
     again = Item(name="again", kind="bench", expected=3, least=1, limit=60)
     runs.run(results, 100 + END, time.time(), (GOOD, BAD, SLOW, LATE, ELSEWHERE, again))
     rows = (results / "rows.csv").read_text().splitlines()
-    assert rows == ["a,b", "good,1", "good,2", "again,1", "again,2"]
+    assert rows == [
+        "a,b",
+        *(f"{name},{number}" for name in ("good", "slow", "again") for number in (1, 2)),
+    ]
     found = list(notes(results))
     ended = {one["item"]: one for one in found if one["kind"] == "ended"}
     codes = {name: (one["code"], one["rows"]) for name, one in ended.items()}
     assert codes["good"] == codes["again"] == (0, 2)
     assert codes["bad"] == (4, 0)
     assert ended["bad"]["last"].endswith("===== bad\nsaid by bad")
-    assert ended["slow"]["cut_off"] == 1.0
+    # Three times its limit, as there was time.
+    assert ended["slow"]["cut_off"] == 3.0
+    assert codes["slow"][1] == 2
     assert ended["good"]["cut_off"] is None
     left_out = {one["item"]: one["why"] for one in found if one["kind"] == "left out"}
-    assert left_out["elsewhere"] == "needs no_such_one (not installed)"
+    assert left_out["elsewhere"] == "needs no_such_one (not installed, or it does not load)"
     assert left_out["late"].endswith(" s were left of the 200 s it needs")
     assert found[-1]["why"] == "all items were looked at"
 
@@ -91,3 +99,42 @@ def test_a_run_that_is_stopped_says_by_what(results: Path) -> None:
     assert found[-1]["why"] == "stopped by SIGTERM"
     assert [one["item"] for one in found if one["kind"] == "begun"] == ["good", "slow"]
     assert (results / "rows.csv").read_text().splitlines()[1:] == ["good,1", "good,2"]
+
+
+BROKEN = """
+import sys
+from pathlib import Path
+from grove_megatron.benchmarks.kit import run
+import torch
+torch.cuda.is_available = lambda: True
+run._imported(Path(sys.argv[1]))
+print(run._is_there("transformer_engine"), "megatron.training" in sys.modules)
+"""
+
+
+def test_an_engine_that_does_not_load_is_done_without(tmp_path: Path) -> None:
+    engine = tmp_path / "site" / "transformer_engine"
+    (engine / "pytorch").mkdir(parents=True)
+    (engine / "__init__.py").write_text("raise OSError('libcublas.so.12: cannot open')\n")
+    (engine / "pytorch" / "__init__.py").write_text("")
+    places = f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.stdout.split() == ["False", "True"], done.stderr
+    changed, imported = notes(tmp_path)
+    assert "OSError: libcublas.so.12" in changed["why"]
+    assert imported["failed"] == ""
+
+
+def test_what_triton_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/some/cc")
+    assert "/some/cc" in of_triton() or "no C compiler" not in of_triton()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert of_triton().startswith("Triton's kernels cannot be built: no C compiler (set CC")

@@ -30,6 +30,7 @@ def results(tmp_path: Path) -> Path:
         seconds=480.0,
         card="name, clocks\nNVIDIA H100, 1980 MHz",
         versions={"torch": "2.11.0"},
+        triton="there is all",
         items=[*names, "test_switches"],
     )
     note(tmp_path, "imported", seconds=9.5, cuda=True, forks=True, failed="")
@@ -70,7 +71,7 @@ def results(tmp_path: Path) -> Path:
 def test_every_result_is_there(results: Path) -> None:
     page = summary(results)
     for line in (
-        "2026-11-28T12:00:00Z, 480 s given. torch 2.11.0.",
+        "2026-11-28T12:00:00Z, 480 s given. torch 2.11.0. there is all.",
         "    NVIDIA H100, 1980 MHz",
         "Not ended: it runs, or was killed.",
         "| environment | 12.2 | done |",
