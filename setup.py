@@ -33,7 +33,7 @@ setup(
     package_data={
         "grove_megatron": [
             *("py.typed", "**/README.md", "benchmarks/results/*.csv"),
-            *("messages/*.json", "messages/*.toml"),
+            *("messages/*.json", "messages/*.toml", "benchmarks/kit/run.sh"),
         ]
     },
     classifiers=[

@@ -295,6 +295,46 @@ def test_the_stand_in_says_what_slurm_says(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_task_of_srun_is_said_by_the_other_node(
+    victim: int, real_slurm: slurm_here.Slurm, tmp_path: Path
+) -> None:
+    """No torchrun: the ranks are tasks. Slurm ends the step too, and says nothing of why."""
+    model = [*MODEL, "--expert-model-parallel-size", "2", "--train-iters", "100000"]
+    job = [sys.executable, "-m", "grove_megatron.pretrain", *model]
+    options = ["--nodes", "2", "--ntasks-per-node", "1", "--output", str(tmp_path / "log%t")]
+    step = subprocess.Popen(
+        ["srun", *options, *job], env=environment(**real_slurm.environment), cwd=REPOSITORY
+    )
+    other = tmp_path / f"log{1 - victim}"
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+
+    def text() -> str:
+        return "".join(log.read_text() for log in logs if log.exists())
+
+    try:
+        until(lambda: len([*reported_steps(text())]) >= 3, text)
+        os.kill(_task(real_slurm, victim), signal.SIGKILL)
+        until(lambda: f"grove_megatron: rank {victim} (" in other.read_text(), text, 60)
+        assert "was lost: killed (SIGKILL" in other.read_text()
+        assert step.wait(timeout=HANGS) != 0
+    finally:
+        step.kill()
+
+
+def _task(slurm: slurm_here.Slurm, rank: int) -> int:
+    """Process of a rank."""
+    wanted = {f"SLURM_PROCID={rank}", f"SLURM_CONF={slurm.environment['SLURM_CONF']}"}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            said = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+            if words[:1] == [sys.executable] and wanted <= {*said}:
+                return int(process.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.long
 def test_real_slurm_puts_a_job_back_and_nothing_is_lost(
     real_slurm: slurm_here.Slurm, tmp_path: Path
 ) -> None:
