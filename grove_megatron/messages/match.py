@@ -188,6 +188,8 @@ def _is_told(entry: Entry, line: str) -> bool:
 
 def _part(entry: Entry, line: str) -> _Fit | None:
     """Does the line end before the last piece, or begin after the first of them?"""
+    if all(piece in line for piece in entry.pieces):
+        return None
     for first in range(len(entry.pieces)):
         if certain := _begins(entry.pieces, first, line):
             return _Fit(not first, certain, False, 0)

@@ -235,7 +235,9 @@ RULES = {
         f"benchmarks/kit/{module}": Rule(inside={"benchmarks.kit"})
         for module in ("__init__", "install", "items", "journal", "parts", "plan", "stream")
     },
-    "benchmarks/kit/perform": Rule(inside={"benchmarks", "cli"}, in_functions={"pytest", "torch"}),
+    "benchmarks/kit/perform": Rule(
+        inside={"benchmarks", "cli", "runtime"}, in_functions={"pytest", "torch"}
+    ),
     "benchmarks/data": Rule(in_functions={"tokenizers", "transformers"}),
     "arguments": AROUND_THE_MODEL,
     "cards": AROUND_THE_MODEL,

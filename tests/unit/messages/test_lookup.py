@@ -133,7 +133,8 @@ LONG = Entry(
 )
 WITHIN = Entry("… (…) is in layer …, at …", "failure/stall_table")
 ONE_WORD = Entry("ChildFailedError", "torch/x.py", "a note", is_ours=False)
-EVERY = (ONE, TWO, THREE, FEW, BYTES, LONG, WITHIN, ONE_WORD)
+ALONE = Entry("one by one", "training/installed")
+EVERY = (ALONE, ONE, TWO, THREE, FEW, BYTES, LONG, WITHIN, ONE_WORD)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,9 @@ EVERY = (ONE, TWO, THREE, FEW, BYTES, LONG, WITHIN, ONE_WORD)
         ("nothing at all", []),
         # Of few words: the whole line, or nothing.
         ("/x is not a clone of it: it has no /y", []),
+        ("x (3) is not y", []),
+        ("they came one by one to us", []),
+        ("one by one", [ALONE]),
         ("x has a damaged header: 3", [FEW]),
         # The first line of several, which has what stands in holes of others.
         ("no progress on any rank for 300 s (--s 5): rank 1 (vm) is in layer 1, at x", [LONG]),
