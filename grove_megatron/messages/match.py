@@ -108,9 +108,8 @@ def lookup(text: str, entries: Iterable[Entry]) -> list[Entry]:
     whole = [index.best_whole(line) for line in lines]
     tail = len(lines) - _MOST_PARTS
     parts = [index.best_part(line) if n >= tail else None for n, line in enumerate(lines)]
-    # A beginning that is certain of more says more than a short message within the line.
     hits = [
-        max(filter(None, pair), key=_fit_of) for pair in zip(whole, parts, strict=True) if any(pair)
+        _better(line, *pair) for line, *pair in zip(lines, whole, parts, strict=True) if any(pair)
     ]
     if 1 < len(lines) <= _MOST_WRAPPED:
         wrapped = _BEFORE.sub("", " ".join(text.split()))
@@ -121,8 +120,15 @@ def lookup(text: str, entries: Iterable[Entry]) -> list[Entry]:
     return [*dict.fromkeys(entry for _, entry in hits)]
 
 
-def _fit_of(hit: _Hit) -> _Fit:
-    return hit[0]
+def _better(line: str, whole: _Hit | None, part: _Hit | None) -> _Hit:
+    """A beginning that is certain of more says more than a short message within the line."""
+    if whole is None or part is None:
+        found = whole or part
+        assert found is not None
+        return found
+    # One that ends in a hole would be all of any line.
+    is_all = whole[1].pieces[-1] and _is_all(whole[1], line)
+    return whole if is_all or whole[0] >= part[0] else part
 
 
 def nearest(text: str, entries: Iterable[Entry], most: int = 3) -> list[Entry]:
@@ -183,6 +189,10 @@ def _is_told(entry: Entry, line: str) -> bool:
     """Has an entry words enough to be found within a line, or is it all of this one?"""
     if _tells("\0".join(entry.pieces), _WORDS_OF_A_TEMPLATE):
         return True
+    return _is_all(entry, line)
+
+
+def _is_all(entry: Entry, line: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, entry.pieces)) + r"\W*", line) is not None
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from grove_megatron.runtime import cpu
 from grove_megatron.training.doctor import diagnose
-from grove_megatron.training.doctor_command import _job
+from grove_megatron.training.doctor_command import job_command
 
 DIFFS = Path(__file__).parents[3] / "examples" / "cluster" / "diffs" / "core_v0.19.0"
 MODEL = (
@@ -65,7 +65,7 @@ def started(script: str, **variables: str) -> list[str]:
 
 @pytest.mark.parametrize(("name", "groups"), [("mixtral", 4), ("qwen3", 64)])
 def test_the_job_is_a_grove_moe_that_doctor_passes(name: str, groups: int) -> None:
-    job = _job(started(scripts()[name]))
+    job = job_command(started(scripts()[name]))
     assert job.own_script
     assert job.processes == 32
     with cpu():
