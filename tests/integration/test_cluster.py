@@ -371,6 +371,8 @@ def _begin_again(slurm: slurm_here.Slurm, number: str, restarts: int) -> None:
     """Have a job that was put back start now: Slurm itself lets it wait two minutes."""
     slurm.wait(number, {"PENDING"}, HANGS)
     assert int(slurm.job(number)["Restarts"]) >= restarts
+    # Its nodes take no credential of the second in which they revoked the last one.
+    time.sleep(2.0)
     slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
 
 
