@@ -182,6 +182,11 @@ class Inspected:
         return (self.patch.add if state == APPLIED else self.patch.remove)(self.content)
 
 
+def series_of(tag: str) -> str:
+    """``0.19`` of ``core_v0.19.0``, which calls itself 0.19.1: what can be compared."""
+    return ".".join(tag.removeprefix("core_v").split(".")[:2])
+
+
 def inspect(clone: Path, patch: AdditionsPatch) -> Inspected:
     """Find the file that a patch is for.
 
@@ -189,8 +194,7 @@ def inspect(clone: Path, patch: AdditionsPatch) -> Inspected:
         CannotPatchError: another version of Megatron, or a file that somebody changed.
     """
     version, release = clone_version(clone), patch.release
-    # The tag core_v0.19.0 calls itself 0.19.1: the series is what can be compared.
-    series = ".".join(release.removeprefix("core_v").split(".")[:2])
+    series = series_of(release)
     if not version.startswith(f"{series}."):
         raise CannotPatchError(
             f"the Megatron in {clone} ({version}) is not of the series ({series}) these patches "
@@ -272,7 +276,7 @@ def make(clone: Path, tag: str) -> Path:
     """
     if not re.fullmatch(r"core_v\d+\.\d+\.\w+", tag):
         raise CannotPatchError(f"--tag ({tag}) is not like core_v0.19.0; give that of the clone")
-    series, version = ".".join(tag.removeprefix("core_v").split(".")[:2]), clone_version(clone)
+    series, version = series_of(tag), clone_version(clone)
     if not version.startswith(f"{series}."):
         raise CannotPatchError(
             f"the Megatron in {clone} ({version}) is not of --tag ({tag}); git checkout {tag}"

@@ -1,6 +1,7 @@
 """One token's way through the ranks: a plan of two ranks, as the dispatcher makes it."""
 
 import torch
+from groups import EXPERTS, GROUPS, WEIGHTS
 from style import ADJUGATE, EXPERT, ROW, Facts, arrow, box, frame, save, scheme
 
 from grove_megatron.functional.dispatch_plan import (
@@ -11,8 +12,7 @@ from grove_megatron.functional.dispatch_plan import (
 )
 from grove_megatron.functional.expand_plan import plan_expand
 
-WEIGHTS = {0: 0.5, 1: 0.2, 6: 0.3}
-EXPERTS, GROUPS, RANKS = 8, 4, 2
+RANKS = 2
 
 
 def facts() -> Facts:

@@ -21,8 +21,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 HERE = Path(__file__).parent
 INK = "#7a828c"  # text and lines: about 4:1 on white and on black
-EXPERT, ADJUGATE, ROW, IDLE = "#3b7dd8", "#c9702b", "#3a9469", "#7a828c"
-SERIES = ("#3b7dd8", "#c9702b", "#3a9469", "#b4559c")
+IDLE = INK
+EXPERT, ADJUGATE, ROW = "#3b7dd8", "#c9702b", "#3a9469"
+SERIES = (EXPERT, ADJUGATE, ROW, "#b4559c")
 
 Facts = dict[str, Any]
 

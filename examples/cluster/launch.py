@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -26,8 +27,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 REFUSED = 2
-LAUNCHERS = ("torchrun", "slurm", "slurm-ranks", "sky", "ssh")
-COORDINATED = ("slurm", "slurm-ranks", "ssh")
+SLURM = ("slurm", "slurm-ranks")
+LAUNCHERS = ("torchrun", *SLURM, "sky", "ssh")
+COORDINATED = (*SLURM, "ssh")
 """Called once; the others are called once on every node."""
 DEFAULT_PORT = 29500
 REQUEUES = 5
@@ -48,8 +50,7 @@ VARIABLES = {
         "node_rank": ("SKYPILOT_NODE_RANK",),
         "gpus": ("SKYPILOT_NUM_GPUS_PER_NODE",),
     },
-    "slurm": {"nodes": ("SLURM_JOB_NUM_NODES",), "gpus": ("SLURM_GPUS_ON_NODE",)},
-    "slurm-ranks": {"nodes": ("SLURM_JOB_NUM_NODES",), "gpus": ("SLURM_GPUS_ON_NODE",)},
+    **{key: {"nodes": ("SLURM_JOB_NUM_NODES",), "gpus": ("SLURM_GPUS_ON_NODE",)} for key in SLURM},
     # torchrun's own PET_*, as Kubeflow sets them, and what scripts call the same.
     "torchrun": {
         "nodes": ("PET_NNODES", "NNODES"),
@@ -251,7 +252,7 @@ def hosts_of(
     """The nodes by name in the order of their ranks, as far as the launcher has names."""
     if launcher == "sky":
         return environment.get("SKYPILOT_NODE_IPS", "").split(), []
-    if launcher in ("slurm", "slurm-ranks"):
+    if launcher in SLURM:
         nodelist = environment.get("SLURM_JOB_NODELIST", "")
         if not nodelist or not shutil.which("scontrol"):
             return [], []
@@ -371,7 +372,7 @@ def device(launcher: str, given: argparse.Namespace, environment: dict[str, str]
     if said in ("cpu", "cuda"):
         return said
     # salloc may have its shell on a login node.
-    return "cuda" if launcher in ("slurm", "slurm-ranks") else ""
+    return "cuda" if launcher in SLURM else ""
 
 
 def misplaced(
@@ -382,7 +383,7 @@ def misplaced(
 ) -> list[str]:
     """Options and variables that do not go with the launcher."""
     problems = []
-    slurm = launcher in ("slurm", "slurm-ranks")
+    slurm = launcher in SLURM
     named = given.hosts is not None or given.hostfile is not None
     if given.hosts is not None and given.hostfile is not None:
         problems.append("--hosts and --hostfile both name the nodes; give one")
@@ -444,7 +445,7 @@ def gpus_here() -> int | None:
 def default_port(launcher: str, nodes: int, environment: dict[str, str]) -> int:
     """Where nobody names one."""
     number = environment.get("SLURM_JOB_ID", "")
-    if launcher in ("slurm", "slurm-ranks") and number.isdecimal():
+    if launcher in SLURM and number.isdecimal():
         # Jobs beside each other on a node do not meet; below those that the system hands out.
         return 12_000 + int(number) * 2 % 8_000
     if nodes > 1:
@@ -472,7 +473,7 @@ def port_problems(address: str, port: int) -> list[str]:
                 probe.bind(place)
                 probe.listen()
             except OSError as error:
-                if error.errno in (98, 48):  # EADDRINUSE, of Linux and macOS
+                if error.errno == errno.EADDRINUSE:
                     problems.append(f"--port ({number}) is in use on {address}; give another")
     return problems
 
@@ -616,7 +617,7 @@ def run(job: Job, made: list[list[str]], step: str, signals: Signals, named: str
     started = []
     for number, command in enumerate(made):
         log = None
-        if named and job.given.logs and job.launcher not in ("slurm", "slurm-ranks"):
+        if named and job.given.logs and job.launcher not in SLURM:
             rank = number if job.node_rank is None else job.node_rank
             log = Path(job.given.logs, f"{named}{rank}.log")
         with log.open("ab") if log else contextlib.nullcontext() as output:
@@ -645,7 +646,7 @@ def run(job: Job, made: list[list[str]], step: str, signals: Signals, named: str
         if asked_at and time.monotonic() > asked_at + job.given.grace_seconds + _SPARE_SECONDS:
             for process in started:
                 # srun kills its tasks at this; others get what nobody can ignore.
-                srun = job.launcher in ("slurm", "slurm-ranks")
+                srun = job.launcher in SLURM
                 process.send_signal(signal.SIGTERM if srun and step else signal.SIGKILL)
             asked_at = float("inf")
         time.sleep(_LOOK_SECONDS)
@@ -660,7 +661,7 @@ def ask_to_end(job: Job, process: subprocess.Popen[bytes], step: str) -> bool:
     """SIGTERM for the ranks, by the way that reaches them; False: not yet."""
     if process.stdin is not None:
         process.stdin.close()
-    elif step and job.launcher in ("slurm", "slurm-ranks"):
+    elif step and job.launcher in SLURM:
         # Not to srun, which would kill its tasks at once.
         number = os.environ["SLURM_JOB_ID"]
         listing = ["squeue", "--noheader", "--steps", "--job", number, "--format", "%i %j"]

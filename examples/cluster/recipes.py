@@ -132,12 +132,13 @@ def main() -> int:
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--write", action="store_true", help="write the files")
     chosen.add_argument("--check", action="store_true", help="exit 1 where one is stale")
+    given = parser.parse_args()
     try:
         expected = pages()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    if parser.parse_args().write:
+    if given.write:
         for file, text in expected.items():
             file.write_text(text, encoding="utf-8")
         return 0

@@ -286,11 +286,11 @@ def import_(
     from .kit.import_rows import RESULTS, import_rows
 
     try:
-        imported = import_rows(folder, into or RESULTS, cpu=cpu)
+        done = import_rows(folder, into or RESULTS, cpu=cpu)
     except ValueError as error:
         print(f"grove_megatron: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    print("\n".join(imported.lines))
+    print("\n".join(done))
 
 
 def settings_of(benchmark: str, options: Mapping[str, Any], default_ranks: int) -> Settings:

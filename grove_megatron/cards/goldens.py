@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 from ..parts.part import Part
+from ..presets.goldens import goldens
 from ..verify_layer.golden import DEFAULT as DEFAULT
 from ..verify_layer.golden import Golden
 from ..verify_layer.system import System
@@ -22,11 +23,11 @@ def of_part(part: Part) -> Iterator[tuple[str, str]]:
 
 @cache
 def _systems() -> tuple[tuple[str, str, System], ...]:
-    files = sorted((small.CHECKOUT / FOLDER).glob("*/layer*.safetensors"))
-    found = []
-    for file in files:
-        variant = file.name.removeprefix("layer").removesuffix("safetensors").strip(".") or DEFAULT
-        found.append((file.parent.name, variant, Golden.read(file.parent, variant).system))
+    layers = [one for one in goldens() if one.kind == "layer"]
+    found = [
+        (one.folder, one.variant, Golden.read(small.CHECKOUT / one.path, one.variant).system)
+        for one in layers
+    ]
     return tuple(sorted(found, key=lambda one: (one[0], one[1] != DEFAULT, one[1])))
 
 

@@ -10,7 +10,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Called in a child process that :mod:`multiprocessing` has started.
+    """Called in a child process.
 
     A manager serves for ever otherwise: nobody tells it that the rank was killed, and whoever reads
     the output of the job waits for the end of every process that could write to it.

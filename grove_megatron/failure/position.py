@@ -34,6 +34,7 @@ _PHASES = (
     ("load", r":load_checkpoint$"),
     ("datasets", r":build_train_valid_test_data_iterators$"),
 )
+_PIPELINE = "pipeline stages"
 _STAGES = (
     ("router", r"/moe/.*(\.route|Router\.forward)$"),
     ("dispatch", r"/moe/.*\.(preprocess|dispatch|dispatch_\w+|token_dispatch)$"),
@@ -46,14 +47,13 @@ _STAGES = (
     ("optimizer", r"/core/optimizer/|torch/optim/"),
     # Its forward encloses that of the model.
     ("gradients between ranks", r"/core/distributed/(?!.*\.forward$)"),
-    ("pipeline stages", r"/pipeline_parallel/p2p_communication\.py:"),
+    (_PIPELINE, r"/pipeline_parallel/p2p_communication\.py:"),
     ("forward", r"/pipeline_parallel/schedules\.py:forward_step$"),
     ("backward", r"/pipeline_parallel/schedules\.py:backward_step\w*$"),
     ("model", r":setup_model_and_optimizer$"),
     ("start", r":initialize_megatron$"),
     ("training loop", r"/training/training\.py:train(_step)?$"),
 )
-PIPELINE = "pipeline stages"
 _PASSES_ON = r"/torch/|/grove_megatron/runtime/|/python3\.\d+/(?!site-packages)|^<"
 _BYTES = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Short": 2}
 _P2P = "send or receive"
@@ -265,7 +265,7 @@ def _waits(places: list[str]) -> Iterator[dict[str, Any]]:
         if file.endswith("/distributed_c10d.py") and not name.startswith("_"):
             yield {"name": name.rpartition(".")[2]}
             return
-    if _stage(places) == PIPELINE:
+    if _stage(places) == _PIPELINE:
         yield {"name": _P2P}
 
 

@@ -7,7 +7,7 @@ may be slow and not lost, and ``--distributed-timeout-minutes`` ends it where a 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -228,9 +228,9 @@ def rank_0_is_silent(pid: int, host: str, of_node: str, seconds: float, mine: Ro
     """
     here = of_node == node()
     state = _state(pid) if here else f"does not answer rank {mine.rank}, on another node"
-    rows: Iterable[Row] = [Row(rank=0, host=host, idle=seconds, silent=state), mine]
+    rows = [Row(rank=0, host=host, idle=seconds, silent=state), mine]
     return (
         f"rank 0 ({host}) has asked nobody for progress for {seconds:.0f} s: it {state}\n"
-        + "".join(f"  {line}\n" for line in table([*rows]))
+        + "".join(f"  {line}\n" for line in table(rows))
         + "  the job goes on; the other ranks cannot be asked while rank 0 is silent"
     )

@@ -90,7 +90,7 @@ def culprit(rows: Sequence[Row]) -> str:
     """Who holds up the others, in a line; of all that is known, what explains the most.
 
     Args:
-        rows: of all ranks that have not left, in their order.
+        rows: of all ranks in their order, those that have left too.
     """
     if silent := [row for row in rows if row.silent and not row.silent.startswith(UNSEEN)]:
         return _hold_up(silent, lambda row: row.silent, [row for row in rows if row.waits])

@@ -4,7 +4,6 @@ import contextlib
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.layout import is_remote
@@ -25,7 +24,9 @@ def shared_folders(args: Namespace) -> dict[str, Path]:
         args: Megatron's, parsed.
     """
     found: dict[str, Path] = {}
-    writes = [] if args.skip_train else [*_of_checkpoints(args), *_OF_ONE_RANK]
+    # The oldest format keeps a file for each rank, which loads it again on its own node.
+    parted = () if args.ckpt_format == "torch" else _PARTED
+    writes = [] if args.skip_train else [*parted, *_OF_ONE_RANK]
     for name in writes:
         path = getattr(args, name, None)
         if path and not is_remote(args, path):
@@ -35,11 +36,6 @@ def shared_folders(args: Namespace) -> dict[str, Path]:
         for _, cache in [*caches(args)][:1]:
             found["--data-cache-path" if args.data_cache_path else "--data-path"] = cache
     return found
-
-
-def _of_checkpoints(args: Namespace) -> Iterator[str]:
-    # The oldest format keeps a file for each rank, which loads it again on its own node.
-    return iter(() if args.ckpt_format == "torch" else _PARTED)
 
 
 def look(meeting: Meeting, folders: dict[str, Path], bound: float) -> list[Seen]:
@@ -58,16 +54,16 @@ def look(meeting: Meeting, folders: dict[str, Path], bound: float) -> list[Seen]
     """
     if len(meeting.nodes) == 1:
         return []
+    if not meeting.is_first:
+        meeting.told(None)
+        meeting.wait()
+        return []
     errors: dict[str, str] = {}
     names = [f".grove_machines_{meeting.token}_{i}" for i in range(len(meeting.nodes))]
     node_names = [meeting.node_of[ranks[0]] for ranks in meeting.nodes]
     mine = names[node_names.index(meeting.mine)]
     # Named once: a folder that appears in between changes what is nearest.
     places = {flag: nearest(folder) for flag, folder in folders.items()}
-    if not meeting.is_first:
-        meeting.told(None)
-        meeting.wait()
-        return []
     wrote: list[str] = []
     try:
         for flag, place in places.items():

@@ -44,17 +44,21 @@ def findings(survey: Survey) -> Findings:
 def _same(survey: Survey) -> Iterator[Problem]:
     """What every rank, or every node, has to have alike."""
     of_ranks = {rank.rank: rank.same for rank in survey.ranks}
-    for name in dict.fromkeys(name for same in of_ranks.values() for name in same):
-        values = {rank: same.get(name, "absent") for rank, same in of_ranks.items()}
-        if len({*values.values()}) > 1:
-            grouped = _grouped(values, ranks_named)
-            yield Problem(name, grouped, "differs between ranks; give every rank the same")
     of_nodes = {node: says.same for node, says in survey.said.items()}
-    for name in dict.fromkeys(name for same in of_nodes.values() for name in same):
-        values_of = {node: same.get(name, "absent") for node, same in of_nodes.items()}
-        if len({*values_of.values()}) > 1:
-            grouped = _grouped(values_of, _nodes_named)
-            yield Problem(name, grouped, "differs between nodes; give every node the same")
+    for name, values in _differing(of_ranks, ranks_named):
+        yield Problem(name, values, "differs between ranks; give every rank the same")
+    for name, values in _differing(of_nodes, _nodes_named):
+        yield Problem(name, values, "differs between nodes; give every node the same")
+
+
+def _differing[K](
+    same: Mapping[K, Mapping[str, str]], named: Callable[[Sequence[K]], str]
+) -> Iterator[tuple[str, str]]:
+    """Names of what is not alike, and who has what."""
+    for name in dict.fromkeys(name for one in same.values() for name in one):
+        values = {key: one.get(name, "absent") for key, one in same.items()}
+        if len({*values.values()}) > 1:
+            yield name, _grouped(values, named)
 
 
 def _grouped[K](values: Mapping[K, str], named: Callable[[Sequence[K]], str]) -> str:

@@ -1,6 +1,7 @@
 """What ranks say of themselves and of their nodes; all of it travels as JSON."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 
@@ -243,7 +244,7 @@ class Survey:
     per_node: int | None = None
     measured: Measured = field(default_factory=Measured)
 
-    @property
+    @cached_property
     def nodes(self) -> dict[str, list[Rank]]:
         """The ranks of every node, in order."""
         found: dict[str, list[Rank]] = {}
@@ -251,7 +252,7 @@ class Survey:
             found.setdefault(rank.node, []).append(rank)
         return found
 
-    @property
+    @cached_property
     def said(self) -> dict[str, Node]:
         """What was said for every node."""
         return {rank.node: rank.says for rank in self.ranks if rank.says is not None}

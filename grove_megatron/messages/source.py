@@ -155,7 +155,8 @@ def fits(function: Def, call: ast.Call) -> bool:
         return False
     starred = any(isinstance(one, ast.Starred) for one in call.args)
     limit = len(names) - len(function.args.kwonlyargs)
-    needed = [n for n in names[:limit] if n not in defaults(function) and n not in given]
+    optional = defaults(function)
+    needed = [n for n in names[:limit] if n not in optional and n not in given]
     return starred or len(needed) <= len(call.args) <= limit
 
 

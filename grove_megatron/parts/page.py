@@ -3,9 +3,9 @@
 import ast
 import inspect
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from ..checks.flags import flag_of
 from . import registry
@@ -81,8 +81,12 @@ def rows_of(kind: type) -> Iterator[str]:
     """A row of a table for each flag of a dataclass: name, default, help."""
     texts = documented(kind)
     for field in fields(kind):
-        shown = {"None": "none", "False": "off"}.get(str(field.default), f"`{field.default}`")
-        yield f"| `{flag_of(field.name)}` | {shown} | {texts[field.name]} |"
+        yield f"| `{flag_of(field.name)}` | {shown_default(field)} | {texts[field.name]} |"
+
+
+def shown_default(field: Field[Any]) -> str:
+    """The default of a flag, as a table has it."""
+    return {"None": "none", "False": "off"}.get(str(field.default), f"`{field.default}`")
 
 
 def documented(kind: type) -> dict[str, str]:

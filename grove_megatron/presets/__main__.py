@@ -23,7 +23,11 @@ def main(words: list[str]) -> int:
             found[name] = measured.measure(known[name])
             print(f"{name}: {'passed' if found[name]['passed'] else 'FAILED'}", flush=True)
             measured.write(found)
-        for name, text in pages().items():
+        made = pages()
+        for page in FOLDER.glob("*.md"):
+            if page.name not in made:
+                page.unlink()
+        for name, text in made.items():
             (FOLDER / name).write_text(text, encoding="utf-8")
         return 0
     if words == ["--check"]:

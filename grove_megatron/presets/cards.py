@@ -37,7 +37,8 @@ _WHAT = {
 def pages(rows: Rows | None = None) -> dict[str, str]:
     """Every file by name, as it is to be."""
     rows = measured.rows() if rows is None else rows
-    found = {f"{file_of(name)}.md": _card(preset, rows) for name, preset in PRESETS.items()}
+    known = {golden.name: golden for golden in goldens()}
+    found = {f"{file_of(name)}.md": _card(preset, rows, known) for name, preset in PRESETS.items()}
     return {"README.md": "\n".join([*_index(rows)]) + "\n"} | found
 
 
@@ -125,11 +126,11 @@ def _compared_with(preset: Preset, rows: Rows) -> Iterator[str]:
         yield f"{name} (nearest)" if differs else name
 
 
-def _card(preset: Preset, rows: Rows) -> str:
-    return "\n".join([*_lines(preset, rows)]) + "\n"
+def _card(preset: Preset, rows: Rows, known: Mapping[str, Golden]) -> str:
+    return "\n".join([*_lines(preset, rows, known)]) + "\n"
 
 
-def _lines(preset: Preset, rows: Rows) -> Iterator[str]:
+def _lines(preset: Preset, rows: Rows, known: Mapping[str, Golden]) -> Iterator[str]:
     yield f"# {preset.name}\n\n{_MADE}\n"
     yield from _wrapped(f"`--grove-preset {preset.name}`. From {preset.source}.")
     yield "\n## Parameters\n"
@@ -145,9 +146,8 @@ def _lines(preset: Preset, rows: Rows) -> Iterator[str]:
             yield f"| {one.what} | {f'{one.parameters:+,}' if one.parameters else ''} |"
     else:
         yield "Nothing is known to differ."
-    all_goldens = {golden.name: golden for golden in goldens()}
     for name in OF_PRESETS[preset.name]:
-        yield from _compared(preset, all_goldens[name], rows.get(name))
+        yield from _compared(preset, known[name], rows.get(name))
     yield "\n## Flags\n\n```sh"
     lines = textwrap.wrap(
         " ".join(preset.flags()), 96, break_on_hyphens=False, break_long_words=False

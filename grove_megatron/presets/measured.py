@@ -3,12 +3,10 @@
 import functools
 import hashlib
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,9 @@ def write(found: dict[str, dict[str, Any]], file: Path = FILE) -> None:
     """All rows, by rename."""
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"rows": [found[name] for name in sorted(found)]}, indent=1) + "\n"
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, delete=False, encoding="utf-8"
-    ) as temporary:
-        temporary.write(text)
-    os.chmod(temporary.name, 0o644)
-    Path(temporary.name).replace(file)
+    beside = file.with_suffix(".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
 
 
 def checksum(golden: Golden, checkout: Path = CHECKOUT) -> str:

@@ -74,11 +74,9 @@ _KINDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 def _kind(param: Any, hints: dict[str, Any]) -> str:
     """Of the function's annotation, which every version of typer keeps."""
     hint = hints.get(param.name)
-    inner = [one for one in get_args(hint) if one is not type(None)]
     several = " (several times)" if param.multiple or param.nargs == -1 else ""
-    while inner:
+    while inner := [one for one in get_args(hint) if one is not type(None)]:
         hint = inner[0]
-        inner = [one for one in get_args(hint) if one is not type(None)]
     return f"{_KINDS.get(hint, 'TEXT')}{several}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from ..checks.flags import flag_of
 from ..config import NOT_OF_THE_WEIGHTS, OF_GROUPS, GroveTransformerConfig, JobSettings
 from ..parts import registry
-from ..parts.page import TITLES, documented
+from ..parts.page import TITLES, documented, shown_default
 from ..parts.part import Part, Slot
 from ..parts.slots import Choices
 
@@ -88,12 +88,12 @@ def _link(part: Part) -> str:
 def _row(
     field: Field[Any], text: str, *, job: bool = False, of: str | None = None, kind: str = ""
 ) -> str:
-    default = {"None": "none", "False": "off"}.get(str(field.default), f"`{field.default}`")
     assert field.default is not MISSING, "every flag may be left out"
     kept = "job" if job else "layer" if field.name in NOT_OF_THE_WEIGHTS else "weights"
     kept += ", with groups" if field.name in OF_GROUPS else ""
     kind = kind or _type(field.type)
-    cells = [f"`{flag_of(field.name)}`", default, kind, text, *([of] if of else []), kept]
+    cells = [f"`{flag_of(field.name)}`", shown_default(field), kind, text]
+    cells += [*([of] if of else []), kept]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -104,6 +104,6 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is list:
         return "words"
     inner = [one for one in get_args(annotation) if one is not type(None)]
-    if inner and get_origin(annotation) is not list:
+    if inner:
         return _type(inner[0])
     return {bool: "switch", int: "whole number", float: "number", str: "text"}[annotation]

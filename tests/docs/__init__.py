@@ -5,7 +5,8 @@ comment before it, which no reader sees:
 
     <!-- run: WHAT -->           the ``sh`` block is run too, and ends well
     <!-- output: COMMAND -->      the ``text`` block is (part of) what COMMAND prints
-    <!-- output of: WHERE -->     the same, compared by the test or the program named
+    <!-- exact output: COMMAND --> the same, with its numbers
+    <!-- output of: WHERE -->     printed in the test or by the program named, which is there
     <!-- no output: WHY -->       the ``text`` block is not what a command prints
     <!-- not run: WHY -->         the ``python`` block is read and not run
 

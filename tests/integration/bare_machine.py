@@ -5,7 +5,8 @@ import venv
 from importlib.metadata import distribution
 from pathlib import Path
 
-from grove_megatron.benchmarks.kit.needed import THERE, closure
+from grove_megatron.benchmarks.kit import THERE
+from grove_megatron.benchmarks.kit.needed import closure
 
 
 def make(folder: Path) -> Path:

@@ -77,7 +77,8 @@ class Outcome:
 
     Args:
         seconds: from the fault to the last rank's first message; None: none came.
-        saved: iterations in the metrics' record, and the checkpoint that is the last.
+        checkpoint: the iteration of the last that is complete; None: there is none.
+        problems: what is not as it should be.
     """
 
     fault: Fault
@@ -85,7 +86,6 @@ class Outcome:
     seconds: float | None
     checkpoint: int | None
     problems: list[str] = field(default_factory=list)
-    folder: Path = Path()
 
     @property
     def lost(self) -> str:
@@ -125,16 +125,11 @@ REFUSED = (2, 2)
 
 def _data(folder: Path) -> Any:
     import numpy as np
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    prefix = folder / "text"
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    from tests.unit.training.data import write_tokens
+
     rng = np.random.default_rng(0)
-    import torch
-
-    for _ in range(2000):
-        builder.add_document(torch.from_numpy(rng.integers(0, 90, 33)), [33])
-    builder.finalize(f"{prefix}.idx")
+    prefix = write_tokens(folder / "text", (rng.integers(0, 90, 33) for _ in range(2000)))
     return nullcontext({"data": f"{prefix}.bin"})
 
 
@@ -506,7 +501,7 @@ def _outcome(fault: Fault, job: Job, folder: Path, seconds: float | None) -> Out
         ):
             problems.append(f"the checkpoint is not that of an undisturbed job: {differs[:3]}")
         problems += _record_problems(fault, save, folder)
-    return Outcome(fault, job, seconds, checkpoint, problems, folder)
+    return Outcome(fault, job, seconds, checkpoint, problems)
 
 
 def _record_problems(fault: Fault, save: Path, folder: Path) -> list[str]:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import venv
 from dataclasses import dataclass
-from importlib.metadata import distribution, requires
+from importlib.metadata import distribution
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from grove_megatron.benchmarks.kit.needed import closure
 
 from .distributions import environment, run
 
@@ -80,37 +80,25 @@ def install(wheel: Path, folder: Path) -> Installed:
     run([*pip, "install", *options, str(wheel)], made.elsewhere)
     links = folder / "required"
     links.mkdir()
-    needed = [Requirement(text) for text in requires_of(wheel, made)]
-    for entry in sorted(entries(needed)):
+    for entry in sorted(entries(requires_of(made))):
         (links / entry.name).symlink_to(entry)
     (site,) = made.folder.glob("lib/python3.*/site-packages")
     (site / "required.pth").write_text(f"{links}\n")
     return made
 
 
-def requires_of(wheel: Path, made: Installed) -> list[str]:
+def requires_of(made: Installed) -> list[str]:
     """What the installed wheel says that it needs without any extra."""
     code = "from importlib.metadata import requires; print(*requires('grove-megatron'), sep='\\n')"
     lines = made.code(code).splitlines()
     return [line for line in lines if "extra ==" not in line]
 
 
-def entries(needed: list[Requirement]) -> set[Path]:
+def entries(needed: list[str]) -> set[Path]:
     """Files and folders of ``site-packages`` that belong to these and to what they need."""
-    seen: set[tuple[str, frozenset[str]]] = set()
     found: set[Path] = set()
-    while needed:
-        one = needed.pop()
-        key = (one.name.lower().replace("_", "-"), frozenset(one.extras))
-        if key in seen:
-            continue
-        seen.add(key)
-        installed = distribution(one.name)
+    for name in closure(needed):
+        installed = distribution(name)
         tops = {file.parts[0] for file in installed.files or []} - {"..", "__pycache__"}
         found |= {Path(str(installed.locate_file(top))) for top in tops if top[-4:] != ".pth"}
-        for text in requires(one.name) or []:
-            further = Requirement(text)
-            asked = [{"extra": extra} for extra in one.extras or {""}]
-            if further.marker is None or any(map(further.marker.evaluate, asked)):
-                needed.append(further)
     return found

@@ -7,7 +7,6 @@ they build.
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tarfile
@@ -23,6 +22,7 @@ from grove_megatron import __version__
 
 from .distributions import ROOT, build_sdist, build_wheel, copy_of, environment, files_of_git
 from .installed_wheel import Installed, install, without
+from .launching import tiny_model
 
 NAME = f"grove_megatron-{__version__}"
 # What setuptools adds to a source distribution.
@@ -166,7 +166,7 @@ def test_the_metadata_say_what_a_user_has(built: Built) -> None:
     assert "source distribution" in before
 
 
-def test_what_runs_is_the_wheel_and_no_extra_is_there(installed: Installed, built: Built) -> None:
+def test_what_runs_is_the_wheel_and_no_extra_is_there(installed: Installed) -> None:
     files = installed.code(
         "import grove_megatron, importlib.metadata as m; print(grove_megatron.__file__);"
         "print(m.distribution('grove-megatron').locate_file(''))"
@@ -230,7 +230,7 @@ def test_types_are_seen_from_outside(installed: Installed) -> None:
 @pytest.mark.long
 def test_a_job_is_planned_and_trains_and_pages_are_made(installed: Installed) -> None:
     """Where every file that the package reads is read, but for those of weights."""
-    flags = [*tiny_flags(), "--train-iters", "1", "--num-layers", "1"]
+    flags = [*tiny_model(), "--train-iters", "1", "--num-layers", "1"]
     assert "no problem found" in installed("grove", "doctor", "--device", "cpu", *flags)
     log = installed("python", "-m", "grove_megatron.pretrain", *flags)
     assert "iteration        1/       1" in log
@@ -251,10 +251,3 @@ def test_generating_from_text_names_the_extra_that_it_needs(installed: Installed
     command = ["generate", "--hf", str(ROOT / "tests" / "data" / "grovemoe-tiny"), "--prompt", "a"]
     said = installed.refused(*command, "--tokenizer", str(words), hidden=("transformers",))
     assert "needs transformers (not installed); pip install 'grove-megatron[hf]'" in said
-
-
-def tiny_flags() -> list[str]:
-    """Of the examples' model."""
-    text = (ROOT / "examples" / "tiny_model.sh").read_text("utf-8")
-    array = text.partition("tiny_model=(")[2].partition("\n)")[0]
-    return shlex.split(array)

@@ -4,5 +4,7 @@
 ``grove bench import`` puts what comes back beside the other results. README.md says how.
 """
 
+THERE = ("torch", "triton", "numpy", "pytest")
+"""What the other machine has, with all that these need."""
 COMMIT = "grove_megatron/benchmarks/COMMIT"
 """The file, beside the package, that says of which commit an installed one is."""

@@ -1,7 +1,6 @@
 """A process of an item: forked from what has imported Megatron, ended with all it started."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -11,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+from ...failure.orphans import end_with_parent
+
 _ASK_SECONDS = 2.0
 _LOOK_SECONDS = 0.05
 
@@ -64,7 +64,7 @@ def run_child(call: Callable[[], int], log: Path, limit: float) -> Ended:
 def _be_the_child(call: Callable[[], int], log: Path) -> None:
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        end_with_parent()
         os.setsid()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (1, 2):

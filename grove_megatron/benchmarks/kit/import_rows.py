@@ -4,7 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -16,14 +16,7 @@ _MAY_BE_EMPTY = {"kernel", "variant"}
 Run = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What was done, a line each."""
-
-    lines: list[str]
-
-
-def import_rows(folder: Path, into: Path = RESULTS, *, cpu: bool = False) -> Imported:
+def import_rows(folder: Path, into: Path = RESULTS, *, cpu: bool = False) -> list[str]:
     """Add the rows of all CSV files of a folder to those of their benchmarks; all or none.
 
     A run, known by its benchmark and its time, that is there already is passed over.
@@ -32,6 +25,9 @@ def import_rows(folder: Path, into: Path = RESULTS, *, cpu: bool = False) -> Imp
         folder: that ``run.sh`` has written.
         into: with a file ``<benchmark>.csv`` for each.
         cpu: rows of a CPU too, where the kit runs tiny shapes.
+
+    Returns:
+        What was done, a line each.
 
     Raises:
         ValueError: a file or a row is not one that ``grove bench`` writes, or there is none; every
@@ -65,7 +61,7 @@ def import_rows(folder: Path, into: Path = RESULTS, *, cpu: bool = False) -> Imp
     if problems:
         raise ValueError("; ".join(problems))
     _write(new, into)
-    return Imported([*_lines(rows, new, into)])
+    return [*_lines(rows, new, into)]
 
 
 def _run(row: Row) -> Run:

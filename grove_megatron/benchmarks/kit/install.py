@@ -20,12 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from . import COMMIT
+from . import COMMIT, THERE
 from .parts import joined
 from .plan import plan, seconds_of, shown
 
 BUNDLE = "bundle.json"
-_NEEDED = ("torch", "triton", "numpy", "pytest")
 _USAGE = """usage: run.sh SECONDS [RESULTS]    (RESULTS: a folder, ./grove-kit-results by default)
        run.sh --plan SECONDS"""
 
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _problems(folder: Path, results: Path) -> list[str]:
     found = []
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    missing = [name for name in THERE if find_spec(name) is None]
     if missing:
         found.append(
             f"Python ({sys.executable}) has no ({', '.join(missing)}), which the kit does not "

@@ -7,8 +7,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
-THERE = ("torch", "triton", "numpy", "pytest")
-"""What the other machine has, with all that these need."""
+from . import THERE
+
 CARRIED = ("grove-megatron", "pytest-timeout", "einops")
 """What it gets, with all that these need: this package, and what its gpu tests use beside it."""
 LEFT_OUT = {

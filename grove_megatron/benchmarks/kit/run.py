@@ -23,7 +23,7 @@ from .items import ITEMS, Item
 from .journal import note
 from .perform import HIDDEN, ROWS, card, of_triton, perform, versions
 from .plan import END, is_begun, seconds_of
-from .summary import write_summary
+from .summary import SUMMARY, write_summary
 
 LOG = "log.txt"
 _OVER = 3
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str]) -> int:
     results = Path(folder).resolve()
     results.mkdir(parents=True, exist_ok=True)
     run(results, seconds_of(seconds), float(began))
-    print((results / "SUMMARY.md").read_text(encoding="utf-8"))
+    print((results / SUMMARY).read_text(encoding="utf-8"))
     return 0
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from grove_megatron.benchmarks.kit import needed
+from grove_megatron.benchmarks.kit import THERE, needed
 from grove_megatron.benchmarks.kit.build import largest
 from grove_megatron.benchmarks.kit.carried_tests import files
-from grove_megatron.benchmarks.kit.needed import LEFT_OUT, THERE, closure, requirements
+from grove_megatron.benchmarks.kit.needed import LEFT_OUT, closure, requirements
 
 ROOT = Path(__file__).parents[4]
 

@@ -49,7 +49,7 @@ def into(tmp_path: Path) -> Path:
 
 def test_rows_go_to_the_files_of_their_benchmarks(results: Path, into: Path) -> None:
     before = (into / "layer.csv").read_text()
-    lines = import_rows(results, into).lines
+    lines = import_rows(results, into)
     assert lines == [
         f"3 rows to {into}/{name}.csv: 2026-11-28T12:00:00+00:00, NVIDIA H100 80GB HBM3, "
         "torch 2.11.0, commit 0123456789ab"
@@ -73,7 +73,7 @@ def test_the_tables_show_them_under_their_card(results: Path, into: Path) -> Non
 def test_a_second_time_nothing_changes(results: Path, into: Path) -> None:
     import_rows(results, into)
     before = {path.name: path.read_text() for path in into.iterdir()}
-    lines = import_rows(results, into).lines
+    lines = import_rows(results, into)
     assert {path.name: path.read_text() for path in into.iterdir()} == before
     assert all("are there already" in line for line in lines)
     assert len(lines) == 2
@@ -84,7 +84,7 @@ def test_rows_of_a_cpu_are_refused_or_said_to_be(tmp_path: Path, into: Path) -> 
     with pytest.raises(ValueError, match=r"^file \(rows.csv\) has rows of a CPU, .* give --cpu"):
         import_rows(tmp_path / "cpu", into)
     assert not (into / "step.csv").exists()
-    (line,) = import_rows(tmp_path / "cpu", into, cpu=True).lines
+    (line,) = import_rows(tmp_path / "cpu", into, cpu=True)
     assert ", the CPU, " in line
 
 

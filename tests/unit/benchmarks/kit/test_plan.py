@@ -128,7 +128,7 @@ def test_what_is_no_number_of_seconds_is_refused(word: str) -> None:
         seconds_of(word)
 
 
-def test_too_few_seconds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_seconds_are_refused() -> None:
     assert seconds_of(str(smallest())) == smallest()
     with pytest.raises(ValueError, match=rf"^SECONDS \(7\) is below \({smallest()}\)"):
         seconds_of("7")
