@@ -27,7 +27,7 @@ def main() -> None:
     from ..training.doctor_command import job_command
     from ..training.start import alone, quiet, started
 
-    options, words = _options(sys.argv[1:])
+    options, words = own_options(sys.argv[1:])
     command = job_command(words)
     alone()
     with interruptible(), started(say=False), watched():
@@ -61,7 +61,7 @@ def main() -> None:
         to_rank_0(None, job.timeout)
 
 
-def _options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def own_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Those of this command, and the job's."""
     parser = argparse.ArgumentParser(
         prog="torchrun -m grove_megatron.machines",

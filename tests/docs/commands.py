@@ -13,6 +13,7 @@ import typer.core
 import typer.main
 
 from grove_megatron.cli import app
+from grove_megatron.machines.__main__ import own_options
 from tests.unit.conftest import parser as job_parser
 
 from .fences import ROOT
@@ -158,6 +159,8 @@ def _check_module(name: str, words: list[str]) -> None:
         check_grove(words)
     elif name == "grove_megatron.pretrain":
         check_job_flags(words)
+    elif name == "grove_megatron.machines":
+        check_job_flags(own_options(words)[1])
     elif name == "grove_megatron.run":
         if not words:
             raise Wrong("grove_megatron.run needs a script")
