@@ -148,6 +148,7 @@ def padded_vocab_size(args: Namespace, tokens: int | None) -> int:
 
 def _layout(args: Namespace, world_size: int | None) -> Layout:
     letters = args.pipeline_model_parallel_layout
+    is_flex = args.moe_token_dispatcher_type == "flex"
     return Layout(
         tensor=args.tensor_model_parallel_size,
         pipeline=args.pipeline_model_parallel_size,
@@ -164,7 +165,9 @@ def _layout(args: Namespace, world_size: int | None) -> Layout:
         count_loss=args.account_for_loss_in_pipeline_split,
         custom=None if letters is None else str(letters),
         all_gather=args.moe_token_dispatcher_type == "allgather",
-        row_per_expert=not has_grove_layers(args),
+        # DeepEP and HybridEP send a token to a node once, and there to a rank.
+        row_per_expert=not has_grove_layers(args) and not is_flex,
+        hierarchical=is_flex or bool(getattr(args, "grove_hierarchical_dispatch", False)),
     )
 
 
@@ -217,6 +220,11 @@ def _training(args: Namespace, layout: Layout) -> Training:
         fused_weight_gradients=args.gradient_accumulation_fusion,
         dropout=args.hidden_dropout > 0,
         overlapped_experts=args.overlap_moe_expert_parallel_comm,
+        overlapped_gradients=args.overlap_grad_reduce,
+        overlapped_parameters=args.overlap_param_gather,
+        overlapped_tensor=args.tp_comm_overlap,
+        overlapped_pipeline=layout.virtual > 1 and args.overlap_p2p_comm,
+        fp8=bool(args.fp8),
         train_only=tuple(getattr(args, "grove_train_only", None) or ()),
     )
 
