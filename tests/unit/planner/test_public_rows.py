@@ -69,6 +69,28 @@ def test_there_is_enough_to_prove_a_planner_with():
     assert len({row["source"].split("@")[0].split(" ")[0] for row in firm}) >= 3
 
 
+def test_what_is_no_row_says_why_and_where_it_stands():
+    for beyond in PUBLIC["out_of_reach"]:
+        assert beyond["reason"]
+        assert SOURCE.match(beyond["source"])
+        assert beyond["machine"] in MACHINES
+        assert MEASURES & set(beyond)
+    for hint in PUBLIC["hint"]:
+        assert set(hint) == {"says", "source"}
+        assert SOURCE.match(hint["source"])
+
+
+def test_predictions_of_peers_are_pairs():
+    for peer in PUBLIC["peers"].values():
+        for case in peer:
+            keys = set(case) - {"measured_gib", "predicted_gib"}
+            assert keys == {"case", "measured", "predicted"}
+            assert ("measured_gib" in case) == ("predicted_gib" in case)
+            # No published planner misses by a half: a slip of the pen does.
+            for unit in {"", "_gib"} & {key.removeprefix("measured") for key in case}:
+                assert 1 / 1.5 < case[f"predicted{unit}"] / case[f"measured{unit}"] < 1.5
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_whole(name):
     row = ROWS[name]
