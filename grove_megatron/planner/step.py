@@ -112,7 +112,7 @@ def _stage(work: Work, stage: Stage, kinds: dict[tuple[bool, bool], Pass], outpu
     if stage.mtp:
         # Not among the first so many layers of a chunk.
         mtp = kinds[model.mtp_is_moe, limit is None]
-        whole += (mtp + output).times(model.mtp_depths)
+        whole += (mtp + work.mtp_projection() + output).times(model.mtp_depths)
     return whole + output if stage.output else whole
 
 

@@ -252,6 +252,12 @@ class Work:
             ways.append({"host": max(0.0, host - sum(seconds.values()))})
         return whole + Pass(*ways)
 
+    def mtp_projection(self) -> Pass:
+        """Of an MTP layer's two inputs, side by side, after a norm each."""
+        hidden, tensor = self.model.hidden_size, self.layout.tensor
+        norms = self._memory("pointwise", 4 * self.hidden, 6 * self.hidden)
+        return self._linear("products", 2 * hidden, hidden // tensor) + norms
+
     # Exchanges of tensor and context parallelism.
 
     def _tensor_exchange(self) -> Pass:
