@@ -24,6 +24,7 @@ class Layout:
         all_gather: does every token go to every expert-parallel rank, whatever it selected?
         row_per_expert: does a token go to a rank once for each of its experts there, as Megatron's
             all-to-all sends it?
+        hierarchical: does it go to a node once, and is sent on from there?
     """
 
     tensor: int = 1
@@ -42,6 +43,7 @@ class Layout:
     custom: str | None = None
     all_gather: bool = False
     row_per_expert: bool = False
+    hierarchical: bool = False
 
     def __post_init__(self) -> None:
         dense = self.tensor * self.pipeline * self.context
@@ -108,6 +110,12 @@ class Training:
         dropout: is there any on hidden states?
         overlapped_experts: does a forward pass run beside a backward pass of another microbatch
             (``--overlap-moe-expert-parallel-comm``)?
+        overlapped_gradients, overlapped_parameters: are gradients reduced beside the backward pass,
+            parameters gathered beside the forward pass?
+        overlapped_tensor: is the exchange of tensor parallelism hidden behind the products?
+        overlapped_pipeline: is the exchange between pipeline stages hidden (virtual stages only)?
+        fp8: are products of linear layers in 8 bits?
+        imbalance: rows of the rank that gets most over the mean, in a layer.
         train_only: names of weights, as :func:`.subsets.selected` has them, beside which all
             are frozen; empty where none is.
     """
@@ -127,6 +135,12 @@ class Training:
     fused_weight_gradients: bool = True
     dropout: bool = False
     overlapped_experts: bool = False
+    overlapped_gradients: bool = False
+    overlapped_parameters: bool = False
+    overlapped_tensor: bool = False
+    overlapped_pipeline: bool = True
+    fp8: bool = False
+    imbalance: float = 1.0
     train_only: tuple[str, ...] = ()
 
 

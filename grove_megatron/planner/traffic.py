@@ -4,6 +4,7 @@ A token selects k of n experts. A set of n / b contiguous experts (a group, or a
 met if one of them is selected; b such sets hold all experts.
 """
 
+from dataclasses import dataclass
 from math import ceil, comb
 
 from ..model.architecture import Model
@@ -56,3 +57,42 @@ def _expected(model: Model, sets: int) -> float:
         chance * expected_distinct(model.num_experts, selected, sets)
         for selected, chance in with_ffn(model).items()
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows that a token is sent as, on average and where every rank's tokens are alike.
+
+    Attributes:
+        own: to the rank that it is on.
+        near: to other ranks of its node.
+        far: to other nodes.
+    """
+
+    own: float
+    near: float
+    far: float
+
+    @property
+    def total(self) -> float:
+        return self.own + self.near + self.far
+
+
+def remote_rows(model: Model, layout: Layout, inside: int) -> Rows:
+    """Where the rows of a token go.
+
+    Args:
+        inside: expert-parallel ranks of a node; the last node may have fewer.
+    """
+    ranks = layout.expert
+    inside = min(inside, ranks)
+    each = rows_per_token(model, layout) / ranks
+    near = each * (inside - 1)
+    far = each * (ranks - inside)
+    if layout.hierarchical and inside < ranks and not ranks % inside:
+        # Once to every node, and from there to the ranks that need it: as many rows as before in
+        # all nodes, but those on the way through arrive at a rank that may need them itself.
+        nodes = ranks // inside
+        far = _expected(model, nodes) * (nodes - 1) / nodes
+        near = each * ranks * (inside - 1) / inside
+    return Rows(own=each, near=near, far=far)
