@@ -113,7 +113,7 @@ class Training:
         overlapped_gradients, overlapped_parameters: are gradients reduced beside the backward pass,
             parameters gathered beside the forward pass?
         overlapped_tensor: is the exchange of tensor parallelism hidden behind the products?
-        overlapped_pipeline: is the exchange between pipeline stages hidden (virtual stages only)?
+        overlapped_pipeline: is the exchange between pipeline stages hidden, with virtual stages?
         fp8: are products of linear layers in 8 bits?
         imbalance: rows of the rank that gets most over the mean, in a layer.
         train_only: names of weights, as :func:`.subsets.selected` has them, beside which all
@@ -138,7 +138,7 @@ class Training:
     overlapped_gradients: bool = False
     overlapped_parameters: bool = False
     overlapped_tensor: bool = False
-    overlapped_pipeline: bool = True
+    overlapped_pipeline: bool = False
     fp8: bool = False
     imbalance: float = 1.0
     train_only: tuple[str, ...] = ()

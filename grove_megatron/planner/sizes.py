@@ -249,7 +249,7 @@ def training_of(args: Namespace, layout: Layout) -> Training:
         overlapped_gradients=args.overlap_grad_reduce,
         overlapped_parameters=args.overlap_param_gather,
         overlapped_tensor=args.tp_comm_overlap,
-        overlapped_pipeline=bool(args.overlap_p2p_comm and layout.virtual > 1),
+        overlapped_pipeline=layout.virtual > 1 and args.overlap_p2p_comm,
         fp8=bool(args.fp8),
         train_only=tuple(getattr(args, "grove_train_only", None) or ()),
     )
