@@ -7,9 +7,11 @@ from ..checks.problem import Problem
 from ..checks.rules import Check
 from .sizes import model_chunks
 
-RECOMPUTE_MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe")
-
-RECOMPUTE_MODULES += ("shared_experts", "gdn_norm_out")
+RECOMPUTE_MODULES = (
+    *("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe"),
+    *("shared_experts", "gdn_norm_out"),
+)
+"""What ``--recompute-modules`` may name."""
 
 
 def is_selective(args: Namespace) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..checks.flags import flag_of
 from ..checks.problem import Problem, shown
 from ..checks.rules import Check
+from .vocabulary import vocabulary_size as vocabulary_size
 
 _NO_ROW = ", so that tokens have no row in the embedding; raise it, or leave it out"
 _SOURCES = (
@@ -74,16 +75,6 @@ def rows_problem(args: Namespace, size: int) -> Problem | None:
 
 
 @lru_cache(maxsize=2)
-def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the highest id of a Megatron tokenizer.
-
-    Those of Hugging Face may leave numbers out, so that their count is less.
-    """
-    inner: Any = getattr(getattr(tokenizer, "_tokenizer", None), "tokenizer", None)
-    named = inner.get_vocab() if hasattr(inner, "get_vocab") else {}
-    return max(int(tokenizer.vocab_size), max(named.values(), default=-1) + 1)
-
-
 def check_tokens(batch: Mapping[str, Tensor | None], vocabulary: int, args: Namespace) -> None:
     """Look at a batch as the data loader gives it, on the CPU: no GPU waits for it.
 
