@@ -34,7 +34,7 @@ def parser() -> ArgumentParser:
 def text() -> str:
     """The table as it is now, a flag or a part a line."""
     flags = [_flag(action) for action in parser()._actions if action.dest != "help"]
-    rows = {
+    rows: dict[str, list[Any]] = {
         "megatron-core": [installed_version("megatron-core")],
         "flags": flags,
         "parts": [*_parts()],

@@ -7,7 +7,6 @@ of zeros and a loss without that token: the run goes on and learns something els
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,7 +73,6 @@ def rows_problem(args: Namespace, size: int) -> Problem | None:
     return Check(args).problem(sentence, tokenizer=_tokenizer(args))
 
 
-@lru_cache(maxsize=2)
 def check_tokens(batch: Mapping[str, Tensor | None], vocabulary: int, args: Namespace) -> None:
     """Look at a batch as the data loader gives it, on the CPU: no GPU waits for it.
 

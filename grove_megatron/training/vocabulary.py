@@ -9,6 +9,7 @@ import copy
 import json
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def _unread(flag: str, value: object, error: Exception) -> str:
     return f"{flag} ({value}), which cannot be read here: {said[:160]}"
 
 
+@lru_cache(maxsize=2)
 def vocabulary_size(tokenizer: Any) -> int:
     """One more than the highest id of a Megatron tokenizer.
 
