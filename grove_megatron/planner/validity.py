@@ -20,7 +20,7 @@ CONTEXT = "context_parallel_size"
 EXPERT, EXPERT_TENSOR = "expert_model_parallel_size", "expert_tensor_parallel_size"
 CHUNKS = "num_virtual_stages_per_pipeline_rank"
 MICRO_BATCH, HIERARCHICAL = "micro_batch_size", "grove_hierarchical_dispatch"
-_COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 _RECOMPUTE = ("recompute_granularity", "recompute_modules")
 
 
@@ -42,7 +42,7 @@ RULES = (
     Rule(rank_rules.ranks, (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR)),
     Rule(rank_rules.widths, (TENSOR,)),
     Rule(rank_rules.batch, (TENSOR, PIPELINE, CONTEXT, CHUNKS, MICRO_BATCH)),
-    Rule(pipeline_rules.pipeline, (PIPELINE, CHUNKS, *_COUNTED)),
+    Rule(pipeline_rules.pipeline, (PIPELINE, CHUNKS, *COUNTED)),
     Rule(expert_rules.experts, (TENSOR, EXPERT, EXPERT_TENSOR)),
     Rule(recompute_rules.recompute, _RECOMPUTE),
     Rule(recompute_rules.overlap, (EXPERT, PIPELINE, CHUNKS, *_RECOMPUTE)),
