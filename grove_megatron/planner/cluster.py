@@ -86,7 +86,9 @@ class Machine:
         grouped: of large grouped bf16 products.
         attention: of causal attention, counted as if nothing were masked: forward, backward.
         bandwidth: bytes a second that memory-bound kernels reach.
-        launch: seconds that a kernel takes however little it does.
+        launch: seconds between a kernel and the next.
+        host: seconds that the host takes to start a kernel, without CUDA graphs.
+        occupied: share of the processors that an exchange of rows takes from what goes beside it.
         domain: GPUs that the fast link reaches.
         per_node: GPUs of a node.
         near, far: the link inside such a domain, and between them.
@@ -102,6 +104,8 @@ class Machine:
     attention: tuple[float, float]
     bandwidth: float
     launch: float
+    host: float
+    occupied: float
     domain: int
     per_node: int
     near: Link

@@ -114,6 +114,10 @@ class Training:
             parameters gathered beside the forward pass?
         overlapped_tensor: is the exchange of tensor parallelism hidden behind the products?
         overlapped_pipeline: is the exchange between pipeline stages hidden, with virtual stages?
+        graphed: what CUDA graphs cover of a layer: ``attn``, ``mlp``, ``moe``, ``moe_router``,
+            ``moe_preprocess``.
+        context_by_heads: does context parallelism divide attention by heads (``--cp-comm-type
+            a2a``), and not by tokens?
         fp8: are products of linear layers in 8 bits?
         imbalance: rows of the rank that gets most over the mean, in a layer.
         train_only: names of weights, as :func:`.subsets.selected` has them, beside which all
@@ -139,6 +143,8 @@ class Training:
     overlapped_parameters: bool = False
     overlapped_tensor: bool = False
     overlapped_pipeline: bool = False
+    graphed: frozenset[str] = frozenset()
+    context_by_heads: bool = False
     fp8: bool = False
     imbalance: float = 1.0
     train_only: tuple[str, ...] = ()

@@ -1,49 +1,25 @@
-"""Every layout of a model on a cluster: refused with its reason, too large, or ranked by speed."""
+"""Every layout of a job on a cluster: refused with a reason, too large, or ranked by its speed."""
 
-import copy
 import re
-from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-from ..checks.flags import flag_of
-from ..checks.guarded import problems_of
 from ..checks.problem import Problem
 from ..model.architecture import Model
-from . import choices
+from .choices import Values
 from .cluster import Cluster
 from .flops import flops_per_token
 from .inputs import Sizes
 from .memory import Memory, largest, stage_memory
-from .sizes import RouterParts, layout_of, model_of, refuse_unknown, training_of
+from .search import Job, Search, words
+from .sizes import layout_of, model_of, refuse_unknown, training_of
 from .step import step
-from .validity import HIERARCHICAL, MICRO_BATCH, OF_LAYERS, OVER_NODES, RULES, Rule, basic_problems
+from .validity import TENSOR
 
-# Above so many layouts, chunks, micro-batches and dispatches are tried for the best of the others
-# alone.
-_EACH = 3000
-_BEST = 250
+# Where there are more choices of parallel sizes, the others are tried for the best of these alone,
+# each of which is timed with its first choice of chunks and micro-batch, and with its last.
+_EACH, _BEST = 400, 120
 _HOUR, _TRILLION = 3600.0, 1e12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a command line asks to be planned.
-
-    Attributes:
-        args: its namespace, in which what is left open has Megatron's defaults.
-        given: names of the settings that it says, which stay as they are.
-        parts: of its router.
-        tokens: of its vocabulary, None where they are not known.
-    """
-
-    args: Namespace
-    given: frozenset[str]
-    parts: RouterParts
-    tokens: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +32,9 @@ class Planned:
         stage: of the pipeline, whose ranks need most memory.
         memory: of such a rank.
         fits: does it, with the margin?
-        step: seconds of a step by part.
+        step: seconds of a step by part of :data:`.step.PARTS`; empty where it does not fit.
         tokens_per_second: of the whole job.
-        mfu: FLOPs of the model over the peak of the GPUs.
+        mfu: FLOPs of the model over what the GPUs could do at their peak.
         bottleneck: what takes most of a step, in words.
         cost: of a trillion tokens, None without a price.
     """
@@ -76,7 +52,7 @@ class Planned:
 
     @property
     def per_gpu(self) -> float:
-        """Tokens a second."""
+        """Tokens a second of one GPU."""
         return self.tokens_per_second / self.sizes.layout.world
 
     @property
@@ -91,9 +67,9 @@ class Plans:
 
     Attributes:
         ranked: layouts that fit, the fastest first.
-        too_large: those that do not, the smallest first.
-        refused: sizes that Megatron or a Grove layer refuses, as words, and the first reason. Sizes
-            that nothing could mend are not combined with others.
+        too_large: those that do not with any recomputation that is open, the smallest first.
+        refused: sizes that Megatron or a Grove layer refuses, as words, and the first reason. What
+            nothing could mend any more is not combined with others.
     """
 
     ranked: list[Planned] = field(default_factory=list)
@@ -102,19 +78,19 @@ class Plans:
 
     @property
     def reasons(self) -> list[tuple[int, Problem]]:
-        """How many were refused for what, and the first of each."""
+        """How many are refused for what, and the first of each, the most frequent first."""
         firsts: dict[str, Problem] = {}
         counted: Counter[str] = Counter()
         for _, problem in self.refused:
-            # Of the same kind but for the numbers.
-            kind = re.sub(r"\d+", "", f"{problem.flag} {problem.text}")
+            # The same but for its numbers.
+            kind = re.sub(r"[\d, ]+", "", f"{problem.flag} {problem.text}")
             firsts.setdefault(kind, problem)
             counted[kind] += 1
         return [(count, firsts[kind]) for kind, count in counted.most_common()]
 
 
 def plan_layouts(job: Job, cluster: Cluster, *, every: bool = False) -> Plans:
-    """All layouts of a job.
+    """All layouts of a job that are open.
 
     Args:
         every: time all of them, however many there are.
@@ -122,82 +98,102 @@ def plan_layouts(job: Job, cluster: Cluster, *, every: bool = False) -> Plans:
     Raises:
         ValueError: a setting that the planner does not know.
     """
-    return _Search(job, cluster).plans(every)
+    planner = _Planner(job, cluster)
+    plans = Plans(refused=planner.search.refused)
+    outer = [*planner.search.outer()]
+    if not every and len(outer) > _EACH:
+        outer = planner.best(outer, _BEST)
+    for values in outer:
+        for layout in planner.search.inner(values):
+            planned = planner.planned(layout)
+            if planned is not None:
+                (plans.ranked if planned.fits else plans.too_large).append(planned)
+    plans.ranked.sort(key=lambda one: -one.tokens_per_second)
+    plans.too_large.sort(key=lambda one: one.memory.total)
+    return plans
 
 
-def fits_somehow(job: Job, cluster: Cluster) -> Planned | None:
-    """The first layout that fits, not timed."""
-    search = _Search(job, cluster)
-    found = (search.least(values) for values in search.valid(choices_of_all=False))
-    return next((one for one in found if one.fits), None)
+def first_that_fits(job: Job, cluster: Cluster) -> Planned | None:
+    """Any layout that does, not timed."""
+    planner = _Planner(job, cluster)
+    for values in planner.search.outer():
+        for layout in planner.search.inner(values):
+            planned = planner.planned(layout, timed=False)
+            if planned is not None and planned.fits:
+                return planned
+    return None
 
 
-class _Search:
-    """Walks through the choices on one namespace, and remembers what does not change."""
+class _Planner:
+    """Sizes, memory and seconds of what the search finds."""
 
     def __init__(self, job: Job, cluster: Cluster) -> None:
         refuse_unknown(job.args)
         self.job, self.cluster = job, cluster
-        self.args = copy.copy(job.args)
-        self.refused: list[tuple[tuple[str, ...], Problem]] = []
-        self._verdicts: dict[tuple[Any, ...], Problem | None] = {}
-        self._models: dict[int, Model] = {}
+        self.search = Search(job, cluster.gpus, cluster.per_node, cluster.domain)
+        # By tensor parallelism, which the padding of the vocabulary depends on.
+        self._models: dict[int, tuple[Model, float]] = {}
 
-    # ------------------------------------------------------------------------------------ choices
+    def best(self, outer: list[Values], count: int) -> list[Values]:
+        """Those of parallel sizes that are fastest with one of the other choices."""
+        timed = []
+        for values in outer:
+            layouts = [*self.search.inner(values)]
+            ends = [*layouts[:1], *layouts[1:][-1:]]
+            tried = [self.planned(layout) for layout in ends]
+            speeds = [one.tokens_per_second for one in tried if one is not None and one.fits]
+            timed.append((max(speeds, default=0.0), values))
+        timed.sort(key=lambda pair: -pair[0])
+        return [values for _, values in timed[:count]]
 
-    def valid(self, *, choices_of_all: bool = True) -> Iterator[choices.Values]:
-        """Layouts without a problem, recomputation not among them.
+    def planned(self, layout: Values, *, timed: bool = True) -> Planned | None:
+        """With the least recomputation that fits; None where each is refused."""
+        found: Planned | None = None
+        for values in self.search.recomputed(layout):
+            self.search.at(values)
+            found = self._measured(values)
+            if found.fits:
+                return self._timed(found) if timed else found
+        return found
 
-        Args:
-            choices_of_all: of chunks, micro-batches and dispatches try all; or the first that is
-                valid.
-        """
-        args, given = self.args, self.job.given
-        world, per_node = self.cluster.gpus, self.cluster.per_node
-        if basic := problems_of(basic_problems, args):
-            self.refused += [((), problem) for problem in basic]
-            return
-        for dense in choices.dense(args, given, world, self.cluster.domain):
-            if self._refuses(dense, *_DENSE):
-                continue
-            for experts in choices.experts(args, given, world):
-                if self._refuses(experts, *_EXPERTS, so_far=dense):
-                    continue
-                both = dense | experts
-                found = self._rest(both)
-                yield from found if choices_of_all else _first(found)
+    def _measured(self, values: Values) -> Planned:
+        args = self.search.args
+        layout = layout_of(args, self.cluster.gpus)
+        model, _ = self._model()
+        sizes = Sizes(model=model, layout=layout, training=training_of(args, layout))
+        memories = stage_memory(sizes)
+        stage = largest(memories)
+        memory = memories[stage]
+        fits = memory.with_margin <= self.cluster.memory
+        return Planned(flags=words(values), sizes=sizes, stage=stage, memory=memory, fits=fits)
 
-    def _rest(self, so_far: choices.Values) -> Iterator[choices.Values]:
-        args, given = self.args, self.job.given
-        for chunks in choices.chunks(args, given):
-            if self._refuses(chunks, *_CHUNKS, so_far=so_far):
-                continue
-            for size in choices.micro_batches(args, given):
-                micro: choices.Values = {MICRO_BATCH: size}
-                if self._refuses(micro, *_BATCH, so_far=so_far | chunks):
-                    continue
-                for is_so in choices.dispatches(args, given, self.cluster.per_node):
-                    hierarchical: choices.Values = {HIERARCHICAL: is_so}
-                    values = so_far | chunks | micro
-                    if not self._refuses(hierarchical, OVER_NODES, so_far=values):
-                        yield values | hierarchical
-                    self._set(values | chunks)
-            self._set(so_far)
+    def _model(self) -> tuple[Model, float]:
+        args = self.search.args
+        tensor = getattr(args, TENSOR)
+        if tensor not in self._models:
+            model = model_of(args, self.job.parts, self.job.tokens)
+            self._models[tensor] = model, flops_per_token(model, args.seq_length)
+        return self._models[tensor]
 
-    def _set(self, values: choices.Values) -> None:
-        vars(self.args).update(values)
-
-    def _refuses(
-        self, values: choices.Values, *rules: Rule, so_far: choices.Values | None = None
-    ) -> bool:
-        """Set these; is there a rule against them? Each is asked once for what it reads."""
-        self._set(values)
-        for rule in rules:
-            key = (rule.check, *(str(getattr(self.args, name)) for name in rule.reads))
-            if key not in self._verdicts:
-                found = problems_of(rule.check, self.args, self.cluster.gpus, self.cluster.per_node)
-                self._verdicts[key] = next(iter(found), None)
-            if problem := self._verdicts[key]:
-                self.refused.append((words((so_far or {}) | values), problem))
-                return True
-        return False
+    def _timed(self, planned: Planned) -> Planned:
+        sizes, cluster = planned.sizes, self.cluster
+        training = sizes.training
+        taken = step(sizes, cluster)
+        samples = training.micro_batch * training.microbatches * sizes.layout.data
+        rate = samples * training.sequence_length / taken.total
+        _, flops = self._model()
+        peak = cluster.machine.peak["fp8" if training.fp8 else "bf16"]
+        price = cluster.price
+        cost = None if price is None else cluster.gpus * price / _HOUR * _TRILLION / rate
+        return Planned(
+            flags=planned.flags,
+            sizes=sizes,
+            stage=planned.stage,
+            memory=planned.memory,
+            fits=True,
+            step=taken.parts(),
+            tokens_per_second=rate,
+            mfu=flops * rate / (cluster.gpus * peak),
+            bottleneck=taken.bottleneck,
+            cost=cost,
+        )

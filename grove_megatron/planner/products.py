@@ -3,7 +3,7 @@
 What was measured of a shape is taken as measured. Between the measured shapes the rate is a mean of
 the nearest ones, by distance in the logarithms of their sizes. Where nothing was measured, a
 product takes what its FLOPs take at the rate of large products, or what its bytes take, whichever
-is longer (the roofline of Williams et al., CACM 2009), and the start of a kernel on top.
+is longer (the roofline of Williams et al., CACM 2009).
 """
 
 from dataclasses import dataclass
@@ -67,8 +67,7 @@ def seconds(machine: Machine, product: Product, pass_: str, precision: str = "bf
     grouped = product.groups > 1
     law = measured or (machine.grouped if grouped else machine.achieved)
     law *= machine.peak[precision] / machine.peak["bf16"]
-    # What was measured has the start of its kernels in it.
-    return max(product.flops / law, by_bytes) + (0.0 if measured else machine.launch)
+    return max(product.flops / law, by_bytes)
 
 
 def passes(machine: Machine, product: Product, precision: str = "bf16") -> tuple[float, float]:
@@ -135,7 +134,7 @@ def attention_seconds(machine: Machine, attention: Attention, *, backward: bool)
             found.append((dist(ours, theirs), one.flops))
     near = [pair for pair in sorted(found)[:_NEAREST] if pair[0] <= _FAR]
     if not near:
-        return flops / machine.attention[backward] + machine.launch
+        return flops / machine.attention[backward]
     if near[0][0] < 1e-9:
         return flops / near[0][1]
     weights = [1 / far**2 for far, _ in near]

@@ -23,6 +23,8 @@ PARTS = {
     "pointwise": "norms, positions, activations, residuals",
     "router": "router, and rows put in order",
     "loss": "loss",
+    "starts": "starts of kernels",
+    "host": "GPUs that wait for the host",
     "dispatch": "exchange of rows between expert-parallel ranks",
     "tensor": "exchange of tensor parallelism",
     "context": "exchange of context parallelism",
@@ -75,7 +77,7 @@ def step(sizes: Sizes, cluster: Cluster) -> Step:
     both = added(passes[slowest].forward, passes[slowest].backward)
     seconds = {part: value * training.microbatches for part, value in both.items()}
     if training.overlapped_experts:
-        _hide(seconds)
+        _hide(seconds, cluster.machine.occupied)
     # The first microbatch comes to the slowest stage, and the last leaves it, by way of the others.
     seconds["bubble"] = (sum(totals) - totals[slowest]) / layout.virtual
     seconds["pipeline"] = _between_stages(work)
@@ -105,12 +107,12 @@ def _stage(work: Work, stage: Stage, kinds: dict[bool, Pass], output: Pass) -> P
     return whole + output if stage.output else whole
 
 
-def _hide(seconds: Seconds) -> None:
-    """The exchange of rows goes beside what another microbatch computes."""
-    hides = sum(
-        seconds.get(part, 0.0) for part in ("products", "attention", "experts", "adjugates")
-    )
-    seconds["dispatch"] = max(0.0, seconds.get("dispatch", 0.0) - hides)
+def _hide(seconds: Seconds, occupied: float) -> None:
+    """The exchange of rows goes beside what another microbatch computes, and takes a part of the
+    processors from it."""
+    exchange = seconds.get("dispatch", 0.0)
+    hides = sum(value for part, value in seconds.items() if part != "dispatch")
+    seconds["dispatch"] = exchange * occupied + max(0.0, exchange - hides)
 
 
 def _between_stages(work: Work) -> float:

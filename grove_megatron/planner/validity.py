@@ -21,7 +21,7 @@ EXPERT, EXPERT_TENSOR = "expert_model_parallel_size", "expert_tensor_parallel_si
 CHUNKS = "num_virtual_stages_per_pipeline_rank"
 MICRO_BATCH, HIERARCHICAL = "micro_batch_size", "grove_hierarchical_dispatch"
 COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
-_RECOMPUTE = ("recompute_granularity", "recompute_modules")
+RECOMPUTE = ("recompute_granularity", "recompute_modules")
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,26 @@ class Rule:
     reads: tuple[str, ...]
 
 
-RULES = (
-    Rule(basic_rules.whole_model, ()),
-    Rule(rank_rules.ranks, (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR)),
+_SIZES = (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR)
+# By what a search has chosen when they can be asked.
+OF_MODEL = (Rule(basic_rules.whole_model, ()),)
+OF_RANKS = (
+    Rule(rank_rules.ranks, _SIZES),
     Rule(rank_rules.widths, (TENSOR,)),
-    Rule(rank_rules.batch, (TENSOR, PIPELINE, CONTEXT, CHUNKS, MICRO_BATCH)),
-    Rule(pipeline_rules.pipeline, (PIPELINE, CHUNKS, *COUNTED)),
-    Rule(expert_rules.experts, (TENSOR, EXPERT, EXPERT_TENSOR)),
-    Rule(recompute_rules.recompute, _RECOMPUTE),
-    Rule(recompute_rules.overlap, (EXPERT, PIPELINE, CHUNKS, *_RECOMPUTE)),
-    Rule(rank_rules.copies, (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR)),
     Rule(rank_rules.context, (TENSOR, CONTEXT)),
 )
+OF_EXPERTS = (Rule(expert_rules.experts, (TENSOR, EXPERT, EXPERT_TENSOR)),)
+OF_COPIES = (Rule(rank_rules.copies, _SIZES),)
+OF_STAGES = (Rule(pipeline_rules.pipeline, (PIPELINE, CHUNKS, *COUNTED)),)
+OF_BATCH = (Rule(rank_rules.batch, (TENSOR, PIPELINE, CONTEXT, CHUNKS, MICRO_BATCH)),)
+OF_RECOMPUTE = (
+    Rule(recompute_rules.recompute, RECOMPUTE),
+    Rule(recompute_rules.overlap, (EXPERT, PIPELINE, CHUNKS, *RECOMPUTE)),
+)
+RULES = (*(*OF_MODEL, *OF_RANKS, *OF_BATCH, *OF_STAGES, *OF_EXPERTS, *OF_RECOMPUTE, *OF_COPIES),)
 """Of a job and of a plan."""
 
-OF_LAYERS = Rule(
-    expert_rules.over_ranks, (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR, *_RECOMPUTE)
-)
+OF_LAYERS = (Rule(expert_rules.over_ranks, (*_SIZES, *RECOMPUTE)),)
 """What of a job the configuration says."""
 
 
@@ -78,7 +81,7 @@ def problems(args: Namespace, world_size: int, per_node: int) -> list[Problem]:
         return basic
     return [
         *layout_problems(args, world_size),
-        *problems_of(OF_LAYERS.check, args, world_size),
+        *(found for rule in OF_LAYERS for found in problems_of(rule.check, args, world_size)),
         *problems_of(over_nodes, args, world_size, per_node),
     ]
 

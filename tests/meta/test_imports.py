@@ -186,7 +186,7 @@ RULES = {
         for module in ("command", "eval_command")
     },
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
-    "planner": Rule(inside={"planner", "model"}),
+    "planner": Rule(inside={"planner", "model", "checks"}),
     # Said of released models before anything of Megatron's is imported.
     "presets": Rule(inside={"presets", "checks", "model.families.moe_plus_plus"}),
     "presets/measured": Rule(
