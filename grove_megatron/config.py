@@ -23,6 +23,7 @@ from .checks.ranks import (
 )
 from .checks.rules import Check
 from .functional.groups import scale_bound
+from .model.settings import MATRIX_OPTIMIZERS as MATRIX_OPTIMIZERS
 from .model.settings import expert_tensor_parallel_size as expert_tensor_parallel_size
 from .model.settings import has_adjugates as has_adjugates
 from .model.settings import has_grove_layers as has_grove_layers
@@ -163,9 +164,6 @@ OF_GROUPS = frozenset(
 
 IMPORTED = "grove_imported"
 """In the arguments of a checkpoint that `grove import` made, plain models included."""
-
-MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
-"""Optimizers that treat a two-dimensional parameter as a matrix, and so need one per expert."""
 
 
 @cache

@@ -4,6 +4,9 @@ from typing import Any
 
 from .architecture import layers_with_experts
 
+MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
+"""Optimizers that treat a two-dimensional parameter as a matrix, and so need one per expert."""
+
 
 def has_adjugates(config: Any) -> bool:
     """Does this configuration (or argument namespace) ask for groups, with an adjugate each?"""
@@ -31,3 +34,13 @@ def moe_pattern(settings: Any) -> tuple[bool, ...]:
         settings: a configuration or an argument namespace of a model with experts.
     """
     return layers_with_experts(settings.moe_layer_freq, settings.num_layers)
+
+
+def choose_kernel(args: Any) -> None:
+    """Expert modules of a command line that leaves them open, as the optimizer needs them.
+
+    Args:
+        args: an argument namespace, with a Grove layer.
+    """
+    if args.grove_kernel == "auto" and args.optimizer in MATRIX_OPTIMIZERS:
+        args.grove_kernel = "megatron"

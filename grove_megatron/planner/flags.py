@@ -51,6 +51,7 @@ TYPES: dict[str, Callable[[str], Any]] = {
     "no_rope_freq_type": _pattern,
     "tuple_type": _whole_numbers,
     "_parse_cuda_graph_modules_arg": str,
+    "comma_separated_list": str,
 }
 """By the names of their functions in Megatron's parser."""
 
@@ -62,20 +63,44 @@ def table() -> dict[str, Any]:
     return found
 
 
+def torchrun(words: Sequence[str]) -> Namespace:
+    """What the launcher makes of its command line.
+
+    Raises:
+        Refusal: what it would not take.
+    """
+
+    def stop(message: str) -> NoReturn:
+        raise Refusal([Problem.of_text(f"torchrun: {message}; see torchrun --help")])
+
+    made = _made("torchrun")
+    made.error = stop  # type: ignore[method-assign, assignment]
+    return made.parse_args([*words])
+
+
 def parser() -> ArgumentParser:
     """Takes what Megatron's takes, with the Grove flags, and makes the same namespace of it.
 
     A member of an enumeration is its name.
     """
-    made = ArgumentParser(allow_abbrev=False, add_help=False)
-    for row in table()["flags"]:
+    made = _made("flags")
+    read_presets(made)
+    return made
+
+
+def _made(of: str) -> ArgumentParser:
+    # Of the launcher beginnings of names will do.
+    made = ArgumentParser(allow_abbrev=of == "torchrun", add_help=False)
+    for row in table()[of]:
         given = dict(row)
         flags, kind = given.pop("flags"), given.pop("action")
         given["action"] = BooleanOptionalAction if kind == "optional" else kind
         if "type" in given:
             given["type"] = TYPES[given["type"]]
+        if not flags:
+            # What has no flag is named by its place.
+            flags = [given.pop("dest")]
         made.add_argument(*flags, **given)
-    read_presets(made)
     return made
 
 

@@ -21,6 +21,9 @@ _ACTIONS = {
     "_StoreAction": "store",
     "_StoreTrueAction": "store_true",
     "_StoreFalseAction": "store_false",
+    # torchrun's, whose defaults the environment may change.
+    "env": "store",
+    "check_env": "store_true",
 }
 
 
@@ -31,12 +34,21 @@ def parser() -> ArgumentParser:
     return add_grove_arguments(add_megatron_arguments(ArgumentParser(allow_abbrev=False)))
 
 
+def torchrun() -> ArgumentParser:
+    """The launcher's."""
+    from torch.distributed.run import get_args_parser
+
+    made: ArgumentParser = get_args_parser()
+    return made
+
+
 def text() -> str:
     """The table as it is now, a flag or a part a line."""
     flags = [_flag(action) for action in parser()._actions if action.dest != "help"]
     rows: dict[str, list[Any]] = {
         "megatron-core": [installed_version("megatron-core")],
         "flags": flags,
+        "torchrun": [_flag(action) for action in torchrun()._actions if action.dest != "help"],
         "parts": [*_parts()],
         "defaults": [grove_defaults()],
     }
@@ -62,7 +74,7 @@ def _flag(action: Action) -> dict[str, Any]:
         row |= {"nargs": action.nargs, "type": _type(action), "const": action.const}
         row["choices"] = action.choices and [*map(_plain, action.choices)]
     row["default"] = _plain(action.default)
-    if action.required:
+    if action.required and action.option_strings:
         row["required"] = True
     return {name: value for name, value in row.items() if value is not None}
 
