@@ -107,6 +107,14 @@ def test_a_row_is_whole(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_a_name_says_what_its_row_says(name):
+    row = ROWS[name]
+    assert f"-{row['gpus']}x{row['machine']}" in name
+    length = re.search(r"-(\d+)k\b", name)
+    assert length is None or int(length[1]) * 1024 == row["seq_length"]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_a_job_of_megatron_that_fills_its_gpus(name):
     row = ROWS[name]
     sizes = sizes_of(parsed(row))
