@@ -34,6 +34,7 @@ setup(
         "grove_megatron": [
             *("py.typed", "**/README.md", "benchmarks/results/*.csv"),
             *("messages/*.json", "messages/*.toml", "benchmarks/kit/run.sh"),
+            *("planner/machine_files/*.toml", "planner/public/*.toml"),
         ]
     },
     classifiers=[

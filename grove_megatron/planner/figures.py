@@ -36,13 +36,15 @@ TIME = {
     "pointwise": "#0b7a6c",
     "router": "#3fbfae",
     "loss": "#a5e3d8",
+    "starts": "#d6e4d2",
     "recompute": draw.GREEN,
     "dispatch": "#c92a2a",
     "tensor": draw.ORANGE,
     "context": "#f6b26b",
     "pipeline": "#f7d94c",
     "gradients": "#f08c8c",
-    "bubble": "#b5b5b5",
+    "host": "#8c8c8c",
+    "bubble": "#b9b9b9",
     "optimizer": "#7048a8",
     "other": "#444444",
 }
@@ -50,7 +52,13 @@ MEMORY = {
     "weights": draw.BLUE,
     "gradients": draw.ORANGE,
     "optimizer": draw.GREEN,
-    "activations": "#7048a8",
+    "activations": "#5a4fcf",
+    "activations: attention": "#4b2a7b",
+    "activations: experts": "#7048a8",
+    "activations: dispatcher": "#a17fd0",
+    "activations: router": "#cdb8ea",
+    "activations: output": "#d6409f",
+    "activations: other": "#f0a8d0",
 }
 
 
@@ -111,9 +119,8 @@ def memory(comparison: Comparison) -> Drawn:
         * bool(too_large(comparison)),
     )
     read = (
-        "A bar that ends left of the red line fits. The black mark adds what should be left for "
-        "the allocator and for workspaces: where it is right of the line, and the bar is not, a "
-        "job may run out of memory."
+        "A layout fits where its black mark is left of the red line: it is the bar and "
+        f"{MARGIN:.0%} more, for the allocator and for workspaces."
     )
     if others := too_large(comparison):
         read += (
@@ -182,6 +189,6 @@ def _legend(axes: Axes, colours: Mapping[str, str], *more: Line2D | Patch) -> No
         axes.figure.legend(
             handles=[*handles, *more],
             loc="outside upper center",
-            ncols=7,
+            ncols=6,
             handlelength=1.2,
         )

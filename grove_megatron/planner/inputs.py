@@ -25,6 +25,7 @@ class Layout:
         row_per_expert: does a token go to a rank once for each of its experts there, as Megatron's
             all-to-all sends it?
         hierarchical: does it go to a node once, and is sent on from there?
+        fused: by one kernel of DeepEP or HybridEP (``--moe-token-dispatcher-type flex``)?
     """
 
     tensor: int = 1
@@ -44,6 +45,7 @@ class Layout:
     all_gather: bool = False
     row_per_expert: bool = False
     hierarchical: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         dense = self.tensor * self.pipeline * self.context
@@ -114,6 +116,10 @@ class Training:
             parameters gathered beside the forward pass?
         overlapped_tensor: is the exchange of tensor parallelism hidden behind the products?
         overlapped_pipeline: is the exchange between pipeline stages hidden, with virtual stages?
+        graphed: what CUDA graphs cover of a layer: ``attn``, ``mlp``, ``moe``, ``moe_router``,
+            ``moe_preprocess``.
+        context_by_heads: does context parallelism divide attention by heads (``--cp-comm-type
+            a2a``), and not by tokens?
         fp8: are products of linear layers in 8 bits?
         imbalance: rows of the rank that gets most over the mean, in a layer.
         train_only: names of weights, as :func:`.subsets.selected` has them, beside which all
@@ -139,6 +145,8 @@ class Training:
     overlapped_parameters: bool = False
     overlapped_tensor: bool = False
     overlapped_pipeline: bool = False
+    graphed: frozenset[str] = frozenset()
+    context_by_heads: bool = False
     fp8: bool = False
     imbalance: float = 1.0
     train_only: tuple[str, ...] = ()

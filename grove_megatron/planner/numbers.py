@@ -17,11 +17,12 @@ def numbers(comparison: Comparison) -> Iterable[str]:
     listed = every[:_LISTED]
     more = len(every) - len(listed)
     rest = f"<p>{more:,} more layouts are not listed.</p>" if more else ""
-    times = [place.plan.step for place in listed]
+    timed = [place for place in listed if place.plan.step]
+    times = [place.plan.step for place in timed]
     memories = [memory_parts(place.plan.memory) for place in listed]
     for name, title, text in (
         ("all", "all layouts", ranked(listed)),
-        ("time", "seconds of an iteration", _parts(listed, times, 1.0)),
+        ("time", "seconds of an iteration", _parts(timed, times, 1.0)),
         ("memory", "GiB on a rank of the stage that needs most", _parts(listed, memories, GIB)),
     ):
         yield section(f"Numbers: {title}", text + rest, f"numbers-{name}", "tables")
@@ -41,12 +42,10 @@ def ranked(listed: Sequence[Place]) -> str:
     rows = []
     for place in listed:
         plan = place.plan
-        figures = [
-            f"{plan.tokens_per_second / plan.sizes.layout.world:,.0f}",
-            f"{plan.mfu:.1%}",
-            shown(sum(plan.step.values())),
-            f"{plan.memory.total / GIB:,.2f}",
-        ]
+        speed = plan.tokens_per_second / plan.sizes.layout.world
+        timed = [f"{speed:,.0f}", f"{plan.mfu:.1%}", shown(sum(plan.step.values()))]
+        memory = f"{plan.memory.total / GIB:,.2f}"
+        figures = [*(timed if plan.step else [""] * len(timed)), memory]
         cost = "" if plan.cost is None else f"{plan.cost:,.0f}"
         rows.append(
             [
@@ -62,6 +61,8 @@ def ranked(listed: Sequence[Place]) -> str:
 
 
 def _parts(listed: Sequence[Place], parts: Sequence[Mapping[str, float]], scale: float) -> str:
+    if not listed:
+        return "<p>None was timed.</p>"
     names = names_of(parts)
     rows = [
         [

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..report import draw
 from ..report.files import write_files
-from ..report.html import cell, document, origin, section, shown, table
+from ..report.html import cell, document, origin, section, table
 from ..report.page import picture
 from ..report.shown import Drawn
-from .cluster import GIB, Cluster
+from .assumed import Assumed, of_cluster
+from .cluster import GIB
 from .figures import memory, time
 from .numbers import numbers, ranked
 from .planned import Comparison, places
@@ -92,38 +93,13 @@ def _figure(drawn: Drawn) -> str:
 
 def _assumed(comparison: Comparison) -> str:
     training = comparison.first.sizes.training
-    most = f"the busiest rank gets {training.imbalance:g} times the mean"
-    assumed = [*of_cluster(comparison.cluster), ("routing", most, ""), *comparison.assumed]
+    most = f"the busiest rank gets {training.imbalance:g} times the mean of the rows"
+    routing = Assumed(name="routing", value=most)
     rows = [
-        [cell(name, "name"), cell(value, "name"), cell(source)] for name, value, source in assumed
+        [cell(one.name, "name", code=True), cell(one.value), cell(one.source)]
+        for one in (*of_cluster(comparison.cluster), routing, *comparison.assumed)
     ]
-    return table(["number", "value", "source"], rows)
-
-
-def of_cluster(cluster: Cluster) -> list[tuple[str, str, str]]:
-    """Its numbers: name, value with unit, and source."""
-    machine = cluster.machine
-    forward, backward = machine.attention
-    known = {
-        "gpus": f"{cluster.nodes:,} nodes of {cluster.per_node} {machine.name}",
-        "memory_gib": f"{shown(cluster.memory / GIB)} GiB",
-        "peak_tflops": ", ".join(
-            f"{kind} {shown(flops / 1e12)}" for kind, flops in machine.peak.items()
-        ),
-        "achieved_tflops": f"{shown(machine.achieved / 1e12)} in large bf16 products",
-        "grouped_tflops": f"{shown(machine.grouped / 1e12)} in large grouped ones",
-        "attention_tflops": f"{shown(forward / 1e12)} forward, {shown(backward / 1e12)} backward",
-        "memory_bandwidth_tbs": f"{shown(machine.bandwidth / 1e12)} TB/s",
-        "scale_up_gpus": f"{cluster.domain} GPUs reach each other by the fast link",
-        "scale_up_gbs": f"{shown(machine.near.rate / 1e9)} GB/s a GPU, one way",
-        "scale_out_gbs": f"{shown(machine.far.rate / 1e9)} GB/s a GPU, one way",
-        "slack": f"{cluster.slack:.4g} times the sum of the parts of a step",
-    }
-    if cluster.price is not None:
-        known["price"] = f"{cluster.price:g} a GPU and hour"
-    # What has no number of its own has a source all the same.
-    names = dict.fromkeys([*known, *machine.sources])
-    return [(name, known.get(name, ""), machine.sources.get(name, "")) for name in names]
+    return table(["number", "in the plan", "source"], rows)
 
 
 def _refused(comparison: Comparison) -> Iterable[str]:

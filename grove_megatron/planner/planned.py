@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..model.architecture import Model
+from .assumed import Assumed
 from .cluster import Cluster
 from .inputs import Sizes
 from .memory import Memory
@@ -19,12 +20,12 @@ class Planned(Protocol):
     Attributes:
         sizes: of the job.
         memory: bytes on a rank of the stage that needs most.
-        step: seconds of an iteration, by part.
+        step: seconds of an iteration, by part; empty where it was not timed.
         tokens_per_second: of all GPUs.
         mfu: share of the peak of all GPUs, 0 to 1.
         cost: USD for a trillion tokens; None without a price.
         bottleneck: in words.
-        fits: into the memory of a GPU.
+        fits: into the memory of a GPU, with the margin.
         flags: of Megatron's command line, for this layout.
     """
 
@@ -56,14 +57,14 @@ class Comparison:
         title: model and cluster in a few words.
         plans: the best first, those that do not fit last.
         cluster: that they are planned for.
-        assumed: other numbers that the user did not give: name, value with unit, source.
+        assumed: what the plan goes by beside the cluster.
         refused: layouts that cannot be, counted by reason.
     """
 
     title: str
     plans: Sequence[Planned]
     cluster: Cluster
-    assumed: Sequence[tuple[str, str, str]] = ()
+    assumed: Sequence[Assumed] = ()
     refused: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,6 +127,8 @@ def layout_label(sizes: Sizes) -> str:
     words += [f"DP{layout.data}", f"mb{training.micro_batch}"]
     if layout.hierarchical:
         words.append("hierarchical")
+    elif layout.fused and layout.expert > 1:
+        words.append("fused dispatch")
     elif layout.row_per_expert and layout.expert > 1:
         words.append("stock dispatch")
     elif layout.all_gather and layout.expert > 1:
@@ -137,11 +140,14 @@ def layout_label(sizes: Sizes) -> str:
 
 def memory_parts(memory: Memory) -> dict[str, float]:
     """Bytes by part; their sum is ``memory.total``."""
+    # Of activations by part, where it is known.
+    activations: Mapping[str, float] = getattr(memory, "activation_parts", {})
+    named = {f"activations: {part}": size for part, size in activations.items()}
     return {
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimizer": memory.optimizer,
-        "activations": memory.activations,
+        **(named or {"activations": memory.activations}),
     }
 
 

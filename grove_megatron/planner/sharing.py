@@ -41,7 +41,8 @@ class Dispatch:
 def dispatches(sizes: Sizes, cluster: Cluster) -> list[Dispatch]:
     """Every way at every size by which whole experts, and groups, can be divided.
 
-    Nothing else of ``sizes`` changes but expert tensor parallelism, of which there is none. A way
+    Nothing else of ``sizes`` changes but expert tensor parallelism and kernels of DeepEP, of which
+    there are none. A way
     by nodes is left out where there is one node, or ranks do not fill the last one.
     """
     model, most = sizes.model, sizes.layout.world // sizes.layout.pipeline
@@ -64,6 +65,7 @@ def _dispatch(sizes: Sizes, cluster: Cluster, ranks: int, way: str) -> Dispatch:
         all_gather=False,
         row_per_expert=way == "stock",
         hierarchical=way == "hierarchical",
+        fused=False,
     )
     rows = remote_rows(model, changed, min(ranks, cluster.domain))
     one = Work(replace(sizes, layout=changed), cluster).dispatch()

@@ -23,6 +23,8 @@ PARTS = {
     "pointwise": "norms, positions, activations, residuals",
     "router": "router, and rows put in order",
     "loss": "loss",
+    "starts": "starts of kernels",
+    "host": "GPUs that wait for the host",
     "dispatch": "exchange of rows between expert-parallel ranks",
     "tensor": "exchange of tensor parallelism",
     "context": "exchange of context parallelism",
@@ -75,7 +77,7 @@ def step(sizes: Sizes, cluster: Cluster) -> Step:
     both = added(passes[slowest].forward, passes[slowest].backward)
     seconds = {part: value * training.microbatches for part, value in both.items()}
     if training.overlapped_experts:
-        _hide(seconds)
+        _hide(seconds, cluster.machine.occupied)
     # The first microbatch comes to the slowest stage, and the last leaves it, by way of the others.
     seconds["bubble"] = (sum(totals) - totals[slowest]) / layout.virtual
     seconds["pipeline"] = _between_stages(work)
@@ -88,29 +90,38 @@ def step(sizes: Sizes, cluster: Cluster) -> Step:
 def _stages(work: Work) -> list[Pass]:
     """A microbatch on every stage."""
     model = work.model
-    kinds = {kind: work.layer(kind) for kind in {*model.moe_layers, model.mtp_is_moe}}
+    kinds = {
+        (kind, again): work.layer(kind, again=again)
+        for kind in {*model.moe_layers, model.mtp_is_moe}
+        for again in (True, False)
+    }
     output = work.output()
     return [_stage(work, stage, kinds, output) for stage in stages(model, work.layout)]
 
 
-def _stage(work: Work, stage: Stage, kinds: dict[bool, Pass], output: Pass) -> Pass:
-    model = work.model
-    moe = sum(model.moe_layers[layer] for layer in stage.layers)
+def _stage(work: Work, stage: Stage, kinds: dict[tuple[bool, bool], Pass], output: Pass) -> Pass:
+    model, limit = work.model, work.training.recompute_layers
+    counts: dict[tuple[bool, bool], int] = {}
+    for chunk in stage.chunks:
+        for place, layer in enumerate(chunk):
+            kind = (model.moe_layers[layer], limit is None or place < limit)
+            counts[kind] = counts.get(kind, 0) + 1
     whole = nothing()
-    for kind, count in ((True, moe), (False, len(stage.layers) - moe)):
-        if count:
-            whole += kinds[kind].times(count)
+    for kind, count in counts.items():
+        whole += kinds[kind].times(count)
     if stage.mtp:
-        whole += (kinds[model.mtp_is_moe] + output).times(model.mtp_depths)
+        # Not among the first so many layers of a chunk.
+        mtp = kinds[model.mtp_is_moe, limit is None]
+        whole += (mtp + work.mtp_projection() + output).times(model.mtp_depths)
     return whole + output if stage.output else whole
 
 
-def _hide(seconds: Seconds) -> None:
-    """The exchange of rows goes beside what another microbatch computes."""
-    hides = sum(
-        seconds.get(part, 0.0) for part in ("products", "attention", "experts", "adjugates")
-    )
-    seconds["dispatch"] = max(0.0, seconds.get("dispatch", 0.0) - hides)
+def _hide(seconds: Seconds, occupied: float) -> None:
+    """The exchange of rows goes beside what another microbatch computes, and takes a part of the
+    processors from it."""
+    exchange = seconds.get("dispatch", 0.0)
+    hides = sum(value for part, value in seconds.items() if part != "dispatch")
+    seconds["dispatch"] = exchange * occupied + max(0.0, exchange - hides)
 
 
 def _between_stages(work: Work) -> float:

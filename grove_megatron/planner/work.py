@@ -14,15 +14,24 @@ from .cluster import Cluster
 from .inputs import Layout, Sizes, Training
 from .products import Attention, Product, attention_seconds, passes
 from .traffic import groups_per_token, remote_rows
-from .transfers import Group, all_reduce, all_to_all, collective
+from .transfers import Group, all_reduce, all_to_all, collective, fused, two_hops
 
 Seconds = dict[str, float]
 """By part, see :data:`.step.PARTS`."""
 
 # Bytes of an fp32 number; of a number of the router's it is read or written about so often.
 _FP32, _ROUTER_TIMES = 4, 10
-# Kernels of a layer that each take the start of one: attention with norms, a dense FFN, experts.
-_KERNELS, _FFN_KERNELS, _MOE_KERNELS = 10, 3, 40
+# Kernels forward and backward, by what CUDA graphs may cover of them: attention with norms and
+# residuals, a dense FFN, the router with its losses, what is counted before rows are sent, and the
+# rest of a layer with experts; counted in profiles of Megatron's layer with its fusions on.
+_KERNELS = {
+    "attn": (20, 30),
+    "mlp": (5, 10),
+    "moe_router": (25, 35),
+    "moe_preprocess": (20, 5),
+    "moe": (25, 60),
+}
+_OF_KIND = {True: ("attn", "moe_router", "moe_preprocess", "moe"), False: ("attn", "mlp")}
 
 
 @dataclass(frozen=True)
@@ -94,11 +103,18 @@ class Work:
 
     # What a layer is made of.
 
-    def layer(self, is_moe: bool) -> Pass:
-        """A decoder layer, with what recomputation runs again in its backward pass."""
+    def layer(self, is_moe: bool, *, again: bool = True) -> Pass:
+        """A decoder layer, with what recomputation runs again in its backward pass.
+
+        Args:
+            again: is it among those that are computed again whole, if any are?
+        """
         attention, ffn = self.attention(), self.moe() if is_moe else self.dense_ffn()
-        whole = attention + ffn + self._between()
-        return Pass(whole.forward, added(whole.backward, self._again(whole, ffn, is_moe)))
+        whole = attention + ffn + self._between() + self._starts(is_moe)
+        whole = self._waiting(whole, is_moe)
+        return Pass(
+            whole.forward, added(whole.backward, self._again(whole, ffn, is_moe) if again else {})
+        )
 
     def attention(self) -> Pass:
         """Projections, positions, norms of queries and keys, and the core."""
@@ -110,12 +126,14 @@ class Work:
         # Read and written for rotary positions, and for their norms; so often by the backward pass.
         times = 2 * (not model.learned_positions) + 2 * model.qk_layernorm
         moved = self.tokens * (query + key) / tensor * self.element
-        around = self._memory("pointwise", times * moved, times * 1.5 * moved, _KERNELS)
+        around = self._memory("pointwise", times * moved, times * 1.5 * moved)
+        length, context = self.training.sequence_length, self.layout.context
+        by_heads = self.training.context_by_heads
         core = Attention(
             sequences=self.training.micro_batch,
-            queries=self.training.sequence_length / self.layout.context,
-            keys=self.training.sequence_length,
-            heads=model.num_attention_heads / tensor,
+            queries=length / (1 if by_heads else context),
+            keys=length,
+            heads=model.num_attention_heads / tensor / (context if by_heads else 1),
             width=2 * model.head_dim,
         )
         return products + around + self._core(core) + self._tensor_exchange() + self._context()
@@ -135,7 +153,7 @@ class Work:
         second = self._linear("products", width // tensor, hidden)
         moved = self.tokens * width / tensor * self.element
         read = 1 + self.model.gated
-        around = self._memory("pointwise", (read + 1) * moved, (2 * read + 1) * moved, _FFN_KERNELS)
+        around = self._memory("pointwise", (read + 1) * moved, (2 * read + 1) * moved)
         return first + second + around
 
     def moe(self) -> Pass:
@@ -150,7 +168,7 @@ class Work:
         rows = self.own_tokens * columns * _FP32 * _ROUTER_TIMES
         # Tokens in their own dtype and in fp32.
         read = self.own_tokens * model.hidden_size * (self.element + 2 * _FP32)
-        return self._memory("router", rows + read, 2 * (rows + read), _MOE_KERNELS)
+        return self._memory("router", rows + read, 2 * (rows + read))
 
     def _experts(self) -> Pass:
         model = self.model
@@ -172,7 +190,7 @@ class Work:
         second = self._linear(part, inner, hidden, rows, own)
         moved = own * rows * inner * self.element
         read = 1 + model.gated
-        return first + second + self._memory(part, (read + 1) * moved, (2 * read + 1) * moved, 1)
+        return first + second + self._memory(part, (read + 1) * moved, (2 * read + 1) * moved)
 
     def _moved_rows(self) -> Pass:
         """Rows put in order for their ranks and for the experts, and back."""
@@ -181,7 +199,7 @@ class Work:
         pairs = ffn_per_token(model) * self.layout.expert_tensor * self.training.imbalance
         # Read for the way out, written; read on arrival and written for every pair; and back.
         copies = 2 * ((1 + sent) + (sent + pairs))
-        return self._memory("router", copies * self.hidden, copies * self.hidden, 0)
+        return self._memory("router", copies * self.hidden, copies * self.hidden)
 
     def dispatch(self) -> Pass:
         """The exchange of rows between expert-parallel ranks: two ways, forward and backward."""
@@ -191,7 +209,8 @@ class Work:
         if layout.expert > 1:
             group = Group(size=layout.expert, stride=layout.expert_tensor)
             rows = remote_rows(model, layout, group.inside(self.cluster))
-            seconds = all_to_all(self.cluster, rows.near * row, rows.far * row, group)
+            how = fused if layout.fused else two_hops if layout.hierarchical else all_to_all
+            seconds = how(self.cluster, rows.near * row, rows.far * row, group)
             seconds *= self.training.imbalance
         if layout.expert_tensor > 1:
             # Every rank of them gets the rows of all, and gives back a sum.
@@ -203,14 +222,41 @@ class Work:
 
     def _between(self) -> Pass:
         """Both norms and both residual additions."""
-        return self._memory("pointwise", 10 * self.hidden, 14 * self.hidden, 4)
+        return self._memory("pointwise", 10 * self.hidden, 14 * self.hidden)
 
     def output(self) -> Pass:
         """The last norm, the logits and the loss of one prediction."""
         vocabulary = self.model.vocab_size // self.layout.tensor
         logits = self.tokens * vocabulary
-        loss = self._memory("loss", 10 * logits, 10 * logits, 5)
+        loss = self._memory("loss", 10 * logits, 10 * logits)
         return self._linear("products", self.model.hidden_size, vocabulary) + loss
+
+    def _starts(self, is_moe: bool) -> Pass:
+        """From the end of a kernel to the next one's start."""
+        machine, graphed = self.cluster.machine, self.training.graphed
+        ways = []
+        for way in (0, 1):
+            gaps = (
+                _KERNELS[name][way] * (machine.graphed if name in graphed else machine.launch)
+                for name in _OF_KIND[is_moe]
+            )
+            ways.append({"starts": sum(gaps)})
+        return Pass(*ways)
+
+    def _waiting(self, whole: Pass, is_moe: bool) -> Pass:
+        """Where the host takes longer to start the kernels of a layer than they take."""
+        names = [name for name in _OF_KIND[is_moe] if name not in self.training.graphed]
+        ways = []
+        for way, seconds in enumerate((whole.forward, whole.backward)):
+            host = self.cluster.machine.host * sum(_KERNELS[name][way] for name in names)
+            ways.append({"host": max(0.0, host - sum(seconds.values()))})
+        return whole + Pass(*ways)
+
+    def mtp_projection(self) -> Pass:
+        """Of an MTP layer's two inputs, side by side, after a norm each."""
+        hidden, tensor = self.model.hidden_size, self.layout.tensor
+        norms = self._memory("pointwise", 4 * self.hidden, 6 * self.hidden)
+        return self._linear("products", 2 * hidden, hidden // tensor) + norms
 
     # Exchanges of tensor and context parallelism.
 
@@ -279,13 +325,14 @@ class Work:
         )
         precision = "fp8" if self.training.fp8 else "bf16"
         forward, backward = passes(self.cluster.machine, product, precision)
-        return Pass({part: forward}, {part: backward})
+        whole = Pass({part: forward}, {part: backward})
+        if not self.training.fp8:
+            return whole
+        # Inputs and their gradients are made smaller, once as they are and once transposed.
+        moved = (self.element + 2) * product.rows * groups
+        return whole + self._memory(part, moved * inner, moved * outer)
 
-    def _memory(self, part: str, forward: float, backward: float, kernels: int) -> Pass:
+    def _memory(self, part: str, forward: float, backward: float) -> Pass:
         """What is bound by its bytes."""
-        machine = self.cluster.machine
-        start = kernels * machine.launch
-        return Pass(
-            {part: forward / machine.bandwidth + start},
-            {part: backward / machine.bandwidth + start},
-        )
+        rate = self.cluster.machine.bandwidth
+        return Pass({part: forward / rate}, {part: backward / rate})

@@ -168,6 +168,7 @@ def _layout(args: Namespace, world_size: int | None) -> Layout:
         # DeepEP and HybridEP send a token to a node once, and there to a rank.
         row_per_expert=not has_grove_layers(args) and not is_flex,
         hierarchical=is_flex or bool(getattr(args, "grove_hierarchical_dispatch", False)),
+        fused=is_flex,
     )
 
 
@@ -224,9 +225,22 @@ def _training(args: Namespace, layout: Layout) -> Training:
         overlapped_parameters=args.overlap_param_gather,
         overlapped_tensor=args.tp_comm_overlap,
         overlapped_pipeline=layout.virtual > 1 and args.overlap_p2p_comm,
+        graphed=_graphed(args),
+        context_by_heads="a2a" in (args.cp_comm_type or ()),
         fp8=bool(args.fp8),
         train_only=tuple(getattr(args, "grove_train_only", None) or ()),
     )
+
+
+def _graphed(args: Namespace) -> frozenset[str]:
+    """What CUDA graphs cover of a layer; nothing named is all of it."""
+    if args.cuda_graph_impl == "none":
+        return frozenset()
+    older = getattr(args, "cuda_graph_scope_deprecated", None)
+    names = args.cuda_graph_modules or older or ["attn", "mlp", "moe", "moe_router"]
+    found = frozenset(getattr(name, "name", name) for name in names)
+    # The second is a part of the first.
+    return found | {"moe_router", "moe_preprocess"} if "moe" in found else found
 
 
 def _in_one_pass(args: Namespace) -> bool:

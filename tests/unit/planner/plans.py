@@ -6,27 +6,20 @@ from functools import cache
 from typing import Any
 
 from grove_megatron.model.architecture import Model
-from grove_megatron.planner.cluster import GIB, Cluster, Link, Machine
+from grove_megatron.planner.cluster import GIB, Cluster, Link
 from grove_megatron.planner.inputs import Layout, Sizes, Training
+from grove_megatron.planner.machines import machine
 from grove_megatron.planner.memory import Memory, largest, stage_memory
 from grove_megatron.planner.planned import Comparison
 from grove_megatron.planner.step import step, tokens_per_second, utilisation
 
+H100 = machine("h100")
 # Without latency, so that seconds are bytes over rates.
-MACHINE = Machine(
-    name="made-up",
-    memory=80 * GIB,
-    peak={"bf16": 1e15},
-    achieved=7e14,
-    grouped=6e14,
-    attention=(5e14, 4e14),
-    bandwidth=3e12,
-    launch=4e-6,
-    domain=8,
-    per_node=8,
+MACHINE = replace(
+    H100,
     near=Link(rate=4e11, latency=0.0),
     far=Link(rate=5e10, latency=0.0),
-    sources={"scale_out_gbs": "a data sheet", "something_else": "<b>another</b>"},
+    sources=H100.sources | {"something_else": "<b>another</b>"},
 )
 CLUSTER = Cluster(machine=MACHINE, nodes=8, per_node=8, memory=80 * GIB, price=2.0)
 
@@ -60,7 +53,7 @@ def plan(model: Model, *, memory_gib: float = 80, cost: float | None = None, **l
         tokens_per_second=tokens_per_second(sizes, took.total),
         mfu=utilisation(sizes, CLUSTER, took.total),
         bottleneck=took.bottleneck,
-        fits=memory.total <= memory_gib * GIB,
+        fits=memory.with_margin <= memory_gib * GIB,
         flags=["--expert-model-parallel-size", str(made.expert)],
         cost=cost,
     )

@@ -12,10 +12,13 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 
+from grove_megatron.planner.assumed import Assumed
 from grove_megatron.planner.cluster import GIB
 from grove_megatron.planner.figures import MEMORY, TIME, memory, time, time_unit
+from grove_megatron.planner.memory import Memory
+from grove_megatron.planner.numbers import numbers
 from grove_megatron.planner.page import page, write_page
-from grove_megatron.planner.planned import layout_label
+from grove_megatron.planner.planned import layout_label, memory_parts
 from grove_megatron.planner.sharing_figures import dedup, grouping
 from grove_megatron.planner.step import PARTS
 from grove_megatron.report import draw
@@ -23,7 +26,7 @@ from grove_megatron.report.refused import page_problems
 from tests.integration.installed_wheel import without
 
 from .models import GROVE_33B, QWEN3_30B
-from .plans import Plan, comparison, plan, plans
+from .plans import H100, Plan, comparison, plan, plans
 
 DENSE = replace(QWEN3_30B, moe_layers=(False,) * 48, num_experts=0, topk=0, ffn_hidden_size=6144)
 IMAGES = ["time", "memory", "dedup", "grouping"]
@@ -73,6 +76,21 @@ def number(text: str) -> float:
     return float(text.replace(",", "").rstrip("%"))
 
 
+def sizes_of(memory: Memory) -> dict[str, float]:
+    return {
+        name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations")
+    }
+
+
+def whole(parts: dict[str, float]) -> dict[str, float]:
+    """With activations as one part, where they are several."""
+    found: dict[str, float] = {}
+    for name, size in parts.items():
+        first = name.split(":")[0]
+        found[first] = found.get(first, 0.0) + size
+    return found
+
+
 def assert_numbers(parsed: Parsed, found: list[Plan]) -> None:
     """Of every plan in the tables."""
     _, *rows = parsed.tables["numbers-all"]
@@ -89,9 +107,9 @@ def assert_numbers(parsed: Parsed, found: list[Plan]) -> None:
         (_, *names, together), *rows = parsed.tables[f"numbers-{name}"]
         assert together == "together"
         for row, one in zip(rows, found, strict=False):
-            parts = one.step if name == "time" else vars(one.memory)
-            shown = dict(zip(names, map(number, row[1:-1]), strict=True))
-            expected = {part: parts.get(part, 0.0) / scale for part in names}
+            parts = one.step if name == "time" else sizes_of(one.memory)
+            shown = whole(dict(zip(names, map(number, row[1:-1]), strict=True)))
+            expected = {part: parts.get(part, 0.0) / scale for part in shown}
             assert shown == pytest.approx(expected, rel=1e-3)
             assert sum(expected.values()) == pytest.approx(number(row[-1]), rel=1e-3)
 
@@ -101,7 +119,12 @@ def test_a_page_of_many_layouts_needs_nothing_else_and_has_all_numbers(tmp_path:
     found.sort(key=lambda one: (not one.fits, -one.tokens_per_second))
     assert len(found) == 225
     reasons = {"experts (128) <= few": 3, "ranks": 1204}
-    made = comparison(found, title="<a> & b", refused=reasons, assumed=[("x", "<1>", "'me'")])
+    made = comparison(
+        found,
+        title="<a> & b",
+        refused=reasons,
+        assumed=[Assumed(name="x", value="<1>", source="'me'")],
+    )
     file = write_page(made, tmp_path / "new" / "plan.html")
     assert [*file.parent.iterdir()] == [file]
     html = file.read_text()
@@ -123,7 +146,10 @@ def test_a_page_of_many_layouts_needs_nothing_else_and_has_all_numbers(tmp_path:
     assert parsed.texts["flags"].strip().endswith(" ".join(found[0].flags))
     assert parsed.tables["refused"][1:] == [["1,204", "ranks"], ["3", "experts (128) <= few"]]
     assumed = {name: more for name, *more in parsed.tables["assumed"]}
-    assert assumed["scale_out_gbs"] == ["50 GB/s a GPU, one way", "a data sheet"]
+    assert assumed["scale_out_gb_s"] == ["50 GB/s one way", H100.sources["scale_out_gb_s"]]
+    assert assumed["scale_up_gb_s"] == ["400 GB/s one way", H100.sources["scale_up_gb_s"]]
+    assert assumed["bf16_tflops"] == ["989", H100.sources["bf16_tflops"]]
+    assert set(H100.sources) < set(assumed)
     assert assumed["something_else"] == ["", "<b>another</b>"]
     assert assumed["x"] == ["<1>", "'me'"]
     # Sizes from 1 up to what the pipeline of the best leaves.
@@ -183,8 +209,8 @@ def test_bars_are_the_parts_and_what_does_not_fit_is_hatched() -> None:
     nearest = sorted(too_large, key=lambda one: one.memory.total)[:6]
     assert [found[place] for place in places] == found[:16] + nearest
     for row, place in enumerate(places):
-        assert widths(shown, MEMORY, row) == pytest.approx(
-            {name: size / GIB for name, size in vars(found[place].memory).items()}
+        assert whole(widths(shown, MEMORY, row)) == pytest.approx(
+            {name: size / GIB for name, size in sizes_of(found[place].memory).items()}
         )
     hatched = {round(bar.get_y() + 0.36) for bar in axes.patches if bar.get_hatch()}
     assert hatched == set(range(16, 22))
@@ -233,7 +259,7 @@ def ticks(axis) -> list:
 
 def test_every_part_of_a_step_and_of_memory_has_a_colour_of_its_own() -> None:
     assert set(TIME) == set(PARTS)
-    assert set(MEMORY) == set(vars(plan(DENSE).memory))
+    assert set(memory_parts(plan(GROVE_33B).memory)) <= set(MEMORY)
     for colours in (TIME, MEMORY):
         assert len(set(colours.values())) == len(colours)
 
@@ -289,3 +315,30 @@ assert not {{"numpy", "typer", "torch"}} & set(sys.modules)
         "matplotlib (not installed) draws the page of a plan; pip install 'grove-megatron[report]'",
         "--page (plan.pdf) does not end in (.html); name the page",
     ]
+
+
+def test_the_label_of_a_layout_is_short_and_has_what_matters() -> None:
+    sizes = plan(GROVE_33B, pipeline=4, virtual=3, expert=8).sizes
+    assert layout_label(sizes) == "PP4 VPP3 EP8 DP16 mb1"
+
+    def label(**changed: bool) -> str:
+        return layout_label(replace(sizes, layout=replace(sizes.layout, **changed)))
+
+    assert label(hierarchical=True).endswith("mb1 hierarchical")
+    assert label(row_per_expert=True).endswith("mb1 stock dispatch")
+    assert label(fused=True).endswith("mb1 fused dispatch")
+    assert label(all_gather=True).endswith("mb1 all-gather")
+    assert label(all_gather=True, expert=1).endswith("mb1")
+    again = replace(sizes.training, recompute=frozenset({"moe_act", "core_attn"}))
+    assert layout_label(replace(sizes, training=again)).endswith("recompute core_attn+moe_act")
+
+
+def test_what_was_not_timed_has_no_seconds() -> None:
+    found = plans(GROVE_33B, memory_gib=40)
+    untimed = replace(found[-1], step={}, tokens_per_second=0.0, mfu=0.0, bottleneck="", fits=False)
+    parsed = Parsed("".join(numbers(comparison([found[0], untimed], 40))))
+    assert parsed.tables["numbers-all"][2][2:5] == ["", "", ""]
+    assert len(parsed.tables["numbers-time"]) == 2
+    assert len(parsed.tables["numbers-memory"]) == 3
+    alone = Parsed("".join(numbers(comparison([untimed], 40))))
+    assert "None was timed" in alone.texts["numbers-time"]

@@ -80,6 +80,8 @@ def test_sizes_divide_experts_and_groups_and_are_no_more_than_there_are_ranks() 
     assert sizes_of(QWEN3_30B, pipeline=4) == [1, 2, 4, 8, 16]
     sixty = replace(QWEN3_30B, num_experts=60, topk=4)
     assert sizes_of(sixty) == [1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
+    eight_groups = replace(GROVE_33B, num_groups=8)
+    assert sizes_of(eight_groups) == [1, 2, 4, 8]
     # 24 fills three nodes, 12 one and a half.
     forty_eight = replace(QWEN3_30B, num_experts=48)
     found = dispatches(plan(forty_eight).sizes, CLUSTER)
