@@ -14,7 +14,6 @@ from .checks.problem import Problem
 from .checks.rules import Check
 from .config import (
     IMPORTED,
-    MATRIX_OPTIMIZERS,
     NOT_OF_THE_WEIGHTS,
     GroveTransformerConfig,
     JobSettings,
@@ -24,6 +23,7 @@ from .config import (
     layer_defaults,
     unknown_settings,
 )
+from .model.settings import choose_kernel
 from .parts import registry
 from .presets.flags import read_presets
 from .presets.table import PRESETS
@@ -80,8 +80,7 @@ def select_layer(args: Namespace) -> None:
         return
     if args.spec is None:
         args.spec = list(LAYER_SPEC)
-    if args.grove_kernel == "auto" and args.optimizer in MATRIX_OPTIMIZERS:
-        args.grove_kernel = "megatron"
+    choose_kernel(args)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,20 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from .checks.problem import Problem, Refusal
+from .checks.ranks import (
+    adjugates_over_ranks,
+    divisors,
+    experts_over_ranks,
+    groups_over_ranks,
+    whole_norm_over_ranks,
+)
 from .checks.rules import Check
 from .functional.groups import scale_bound
-from .model.architecture import layers_with_experts
+from .model.settings import MATRIX_OPTIMIZERS as MATRIX_OPTIMIZERS
+from .model.settings import expert_tensor_parallel_size as expert_tensor_parallel_size
+from .model.settings import has_adjugates as has_adjugates
+from .model.settings import has_grove_layers as has_grove_layers
+from .model.settings import moe_pattern as moe_pattern
 from .parts import registry
 from .switches import refusals
 
@@ -154,9 +165,6 @@ OF_GROUPS = frozenset(
 IMPORTED = "grove_imported"
 """In the arguments of a checkpoint that `grove import` made, plain models included."""
 
-MATRIX_OPTIMIZERS = ("muon", "dist_muon", "adaptive_muon", "soap")
-"""Optimizers that treat a two-dimensional parameter as a matrix, and so need one per expert."""
-
 
 @cache
 def layer_defaults() -> dict[str, Any]:
@@ -184,34 +192,6 @@ def unknown_settings(saved: Any) -> dict[str, Any]:
         for name, value in vars(saved).items()
         if name.startswith("grove_") and name not in known and value not in (None, False)
     }
-
-
-def has_adjugates(config: Any) -> bool:
-    """Does this configuration (or argument namespace) ask for groups, with an adjugate each?"""
-    return bool(getattr(config, "grove_num_groups", None))
-
-
-def has_grove_layers(config: Any) -> bool:
-    """Does it ask for this package's MoE layer, with groups or for a plain MoE?"""
-    return has_adjugates(config) or bool(getattr(config, "grove_dispatch", False))
-
-
-def expert_tensor_parallel_size(settings: Any) -> int:
-    """Over how many ranks an expert is split: by Megatron's default as a dense layer is.
-
-    Args:
-        settings: a configuration, or an argument namespace before or after its validation.
-    """
-    return int(settings.expert_tensor_parallel_size or settings.tensor_model_parallel_size)
-
-
-def moe_pattern(settings: Any) -> tuple[bool, ...]:
-    """Of every decoder layer: has it experts? As Megatron reads ``--moe-layer-freq``.
-
-    Args:
-        settings: a configuration or an argument namespace of a model with experts.
-    """
-    return layers_with_experts(settings.moe_layer_freq, settings.num_layers)
 
 
 def is_checked(args: Any) -> bool:
@@ -254,7 +234,7 @@ def _without_groups(settings: Any, plain: bool) -> Iterator[Problem]:
 
 def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
     check = Check(settings, num_experts=num_experts)
-    groups, ranks = settings.grove_num_groups, settings.expert_model_parallel_size
+    groups = settings.grove_num_groups
     rules = {
         "{grove_num_groups} is set for a dense model, {num_experts}; set --num-experts, or remove "
         "the --grove-* flags": not num_experts,
@@ -262,12 +242,9 @@ def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]
     }
     yield from check.those(rules)
     if num_experts and groups > 0:
-        fix = f"use one of {_divisors(num_experts)}"
+        fix = f"use one of {divisors(num_experts)}"
         yield from check.divides("grove_num_groups", "num_experts", fix)
-    yield from check.at_least("expert_model_parallel_size", 1)
-    if ranks >= 1 and groups > 0:
-        fix = f"a group and its adjugate stay on one rank, so use one of {_divisors(groups)}"
-        yield from check.divides("expert_model_parallel_size", "grove_num_groups", fix)
+    yield from groups_over_ranks(settings)
     yield from _adjugate_problems(settings, num_experts)
     if num_experts:
         local = registry.local_experts(settings)
@@ -300,22 +277,11 @@ def _qk_norm_problems(settings: Any) -> Iterator[Problem]:
             "RMSNorm": norm != "RMSNorm",
         }
     )
-    # Megatron reads the number of groups of a command line only beside the switch.
-    grouped = getattr(settings, "group_query_attention", True)
-    groups = (grouped and settings.num_query_groups) or settings.num_attention_heads
-    tensor = settings.tensor_model_parallel_size
-    if groups % tensor:
-        # Some ranks would have the same head.
-        yield check.problem(
-            "{tensor_model_parallel_size} does not divide the heads of keys ({groups}), over which "
-            "{grove_whole_qk_norm} goes; use a size that does",
-            groups=groups,
-        )
+    yield from whole_norm_over_ranks(settings)
 
 
 def _adjugate_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
-    split = expert_tensor_parallel_size(settings)
-    check = Check(settings, expert_tensor_parallel_size=split)
+    check = Check(settings)
     width, scale = settings.grove_adjugate_ffn_hidden_size, settings.grove_adjugate_scale
     if width is None or width <= 0:
         yield check.problem(
@@ -323,9 +289,7 @@ def _adjugate_problems(settings: Any, num_experts: int | None) -> Iterator[Probl
             "width of an adjugate expert"
         )
     else:
-        both = ("grove_adjugate_ffn_hidden_size", "expert_tensor_parallel_size")
-        fix = "use a width or a size that fits"
-        yield from check.multiple(*both, fix, why=", which splits it")
+        yield from adjugates_over_ranks(settings, expert_tensor_parallel_size(settings))
     yield from check.finite("grove_adjugate_scale", "the paper's value is 0.05")
     groups = settings.grove_num_groups
     if num_experts and groups > 0 and not settings.grove_allow_scale_above_bound:
@@ -340,17 +304,13 @@ def _adjugate_problems(settings: Any, num_experts: int | None) -> Iterator[Probl
 
 def _plain_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
     """Of --grove-dispatch without groups."""
-    check = Check(settings, num_experts=num_experts)
-    ranks = settings.expert_model_parallel_size
     if not num_experts:
-        yield check.problem(
+        yield Check(settings, num_experts=num_experts).problem(
             "{grove_dispatch} is set for a dense model, {num_experts}; set --num-experts, or "
             "remove it"
         )
         return
-    if ranks < 1 or num_experts % ranks:
-        sentence = "{expert_model_parallel_size} does not divide {num_experts}; use one of {sizes}"
-        yield check.problem(sentence, sizes=_divisors(num_experts))
+    yield from experts_over_ranks(settings, num_experts)
     yield from _problems_of_layer(settings)
 
 
@@ -425,8 +385,3 @@ def _stall_problems(settings: Any) -> Iterator[Problem]:
         "end the job; give less"
     )
     yield from check.those({late: minutes >= settings.distributed_timeout_minutes})
-
-
-def _divisors(n: int) -> str:
-    # As large as any that is used; somebody may have given 10^18 experts.
-    return ", ".join(str(d) for d in range(1, min(n, 4096) + 1) if n % d == 0)

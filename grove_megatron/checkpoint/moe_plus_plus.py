@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..checks.flags import flag_of
-from ..config import layer_defaults
 from ..model.architecture import Architecture
 from ..model.families.moe_plus_plus import LOCAL, MOE_PLUS_PLUS, TOPK, settings_of
+from ..planner.parts import grove_defaults
 from .config_keys import Keys, brief
 from .layer_settings import with_settings
 
@@ -125,7 +125,7 @@ def problems(args: Namespace, architecture: Architecture) -> Iterator[str]:
     fix = f"as in every {MOE_PLUS_PLUS.class_name}; train with that"
     released: dict[str, Any] = {**LOCAL, "grove_gating_residual": True}
     for name, value in released.items():
-        given = settings.get(name, layer_defaults()[name])
+        given = settings.get(name, grove_defaults()[name])
         if given != value:
             yield f"{flag_of(name)} ({given}) is not {value}, {fix}"
     rest = {name: value for name, value in settings.items() if name not in LOCAL}
@@ -135,7 +135,7 @@ def problems(args: Namespace, architecture: Architecture) -> Iterator[str]:
             f"--grove-topk-scaled-input (True) is beside --grove-zero-expert-weight (own), and no "
             f"{MOE_PLUS_PLUS.class_name} has both; train with others, or without scaling"
         )
-    eps, usual = "grove_logit_norm_eps", layer_defaults()["grove_logit_norm_eps"]
+    eps, usual = "grove_logit_norm_eps", grove_defaults()["grove_logit_norm_eps"]
     if "grove_logit_norm" in rest and getattr(args, eps, usual) != usual:
         # The code has none, and that one changes nothing but what is flat.
         yield f"{flag_of(eps)} ({getattr(args, eps)}) is not {usual}, {fix}"

@@ -1,11 +1,13 @@
 """The ranks of an expert-parallel group by node, for dispatch in two hops."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import torch.distributed as dist
+
+from ..checks.ranks import spread_over_nodes as spread_over_nodes
 
 
 @dataclass(frozen=True)
@@ -33,27 +35,6 @@ def ranks_per_node(environment: Mapping[str, str] = os.environ) -> int | None:
     """What the launcher says (torchrun sets LOCAL_WORLD_SIZE); None if it says nothing."""
     value = environment.get("LOCAL_WORLD_SIZE", "")
     return int(value) if value.isdecimal() and int(value) > 0 else None
-
-
-def spread_over_nodes(ranks: Sequence[int], per_node: int) -> list[list[int]]:
-    """The ranks of an expert-parallel group, a list for every node.
-
-    Raises:
-        ValueError: a node holds more of them than another, or they are not in order of nodes, so
-            that a node's experts would not be one slice.
-    """
-    nodes: dict[int, list[int]] = {}
-    for rank in ranks:
-        nodes.setdefault(rank // per_node, []).append(rank)
-    by_node = list(nodes.values())
-    uneven = len({len(node) for node in by_node}) > 1
-    if uneven or [rank for node in by_node for rank in node] != list(ranks):
-        raise ValueError(
-            f"--grove-hierarchical-dispatch needs as many ranks of an expert-parallel group on "
-            f"every node; ranks {list(ranks)} with {per_node} a node are {by_node}; change "
-            "--expert-model-parallel-size, or leave the flag out"
-        )
-    return by_node
 
 
 @cache

@@ -16,6 +16,7 @@ from megatron.training.argument_utils import (
 from megatron.training.checkpointing import load_args_from_checkpoint
 
 from ..arguments import restore_grove_arguments, select_layer
+from ..checks.guarded import problems_of
 from ..checks.problem import Problem, Refusal, of_other_flags
 from ..checks.rules import Check
 from ..config import GroveTransformerConfig, grove_problems, is_checked
@@ -27,7 +28,6 @@ from .builder import GroveGPTModelConfig
 from .checkpoint_folder import checkpoint_folder_problem, nothing_to_load, read_at_start
 from .data_files import data_file_problems, prefixes
 from .disk import disk_problems
-from .guarded import problems_of
 from .late_rules import late_problems, needed
 from .machine import folder_problems
 from .of_ranks import problems_of_all

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from ..arguments import add_grove_arguments, yaml_problems
+from ..checks.guarded import lines_of, problems_of
 from ..checks.problem import Problem, Refusal
 from ..config import is_checked
 from ..planner.fit import fit
 from ..planner.report import plan, plan_lines
+from ..planner.sizes import padded_vocab_size
 from ..run import script_problems
 from ..unparsed import report_errors
 from .checks import (
@@ -29,12 +31,11 @@ from .checks import (
 )
 from .cpu_arguments import set_cpu_defaults
 from .elsewhere import everything_is_there
-from .guarded import lines_of, problems_of
 from .installed import look, uses
 from .one_job import lock_notices, lock_problems
 from .preflight import notices
 from .rules import smallest_world_size
-from .sizes import padded_vocab_size, sizes_of
+from .sizes import sizes_of
 from .token_ids import rows_problem
 from .vocabulary import Vocabulary, read_vocabulary
 

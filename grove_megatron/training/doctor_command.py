@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
@@ -109,24 +111,35 @@ class JobCommand:
     notice: str = ""
 
 
-def job_command(words: list[str]) -> JobCommand:
-    """A job from its flags alone, from ``-m MODULE`` or a script and flags, or from all of it."""
+def _torchs(words: list[str]) -> Namespace:
+    """torchrun has the same options but one."""
+    from torch.distributed.launch import parse_args
+
+    parsed: Namespace = parse_args(words)
+    return parsed
+
+
+def job_command(
+    words: list[str], launcher_of: Callable[[list[str]], Namespace] = _torchs
+) -> JobCommand:
+    """A job from its flags alone, from ``-m MODULE`` or a script and flags, or from all of it.
+
+    Args:
+        launcher_of: parses what stands behind torchrun.
+    """
     if words[:1] == ["-m"] and len(words) > 1:
         return _program(words[1], words[2:])
     if not words or words[0].startswith("-"):
         return JobCommand(words)
     launcher = next((i for i, word in enumerate(words) if _is_torchrun(word)), None)
     if launcher is not None:
-        # torchrun has the same options but one.
-        from torch.distributed.launch import parse_args
-
-        from .refuse import refuse
-
-        launch = parse_args(words[launcher + 1 :])
+        launch = launcher_of(words[launcher + 1 :])
         here = str(launch.nproc_per_node)
         per_node = int(here) if here.isdecimal() else None
         nodes = str(launch.nnodes).rpartition(":")[2]
         if not nodes.isdecimal():
+            from .refuse import refuse
+
             text = "is not a number or two, as 2 or 1:4; correct it"
             refuse([Problem("--nnodes", launch.nnodes, text)])
         return replace(

@@ -11,13 +11,12 @@ from typing import Any
 
 from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
+from ..checks.guarded import problems_of
 from ..checks.problem import Problem
 from ..checks.rules import Check
-from ..config import expert_tensor_parallel_size
+from ..planner.pipeline_rules import virtual_batch
+from ..planner.sizes import model_chunks
 from .data_files import validation_prefixes
-from .guarded import problems_of
-from .rules import virtual_batch
-from .sizes import model_chunks
 
 
 def late_problems(args: Namespace, world_size: int) -> list[Problem]:
@@ -27,7 +26,7 @@ def late_problems(args: Namespace, world_size: int) -> list[Problem]:
         args: parsed, not yet validated, without basic problems.
         world_size: processes of the job.
     """
-    run = (timeout_problems, _numbers, _groups, _steps, _optimizer, _data, _evaluation, _documents)
+    run = (timeout_problems, _numbers, _steps, _optimizer, _data, _evaluation, _documents)
     rest = (_files, _profile, _skipped)
     return [one for rule in (*run, *rest) for one in problems_of(rule, args, world_size)]
 
@@ -102,36 +101,6 @@ def _numbers(args: Namespace, _: int) -> Iterator[Problem]:
             yield check.problem(f"{{{name}}} is not below 1; give a fraction")
     for name in _AT_MOST_1:
         yield from check.at_most(name, 1, "give a fraction")
-
-
-def _groups(args: Namespace, world_size: int) -> Iterator[Problem]:
-    """What is asserted when process groups and buffers are made."""
-    check = Check(args)
-    stages, tensor = args.pipeline_model_parallel_size, args.tensor_model_parallel_size
-    expert_tensor = expert_tensor_parallel_size(args)
-    dense = world_size // (tensor * stages)
-    expert = world_size // (expert_tensor * args.expert_model_parallel_size * stages)
-    replicas = dense // args.context_parallel_size
-    copies, sharp = args.num_distributed_optimizer_instances, args.sharp_enabled_group
-    rules = {
-        "{use_tp_pp_dp_mapping} with {pipeline_model_parallel_size} wants as many copies of "
-        f"experts ({expert}) as of the rest ({replicas}); remove it": (
-            args.use_tp_pp_dp_mapping and stages > 1 and replicas != expert
-        ),
-        "{num_distributed_optimizer_instances} needs {use_distributed_optimizer}; add it, or "
-        "remove the instances": copies > 1 and not args.use_distributed_optimizer,
-        "{num_distributed_optimizer_instances} does not divide the copies of the model "
-        f"({dense}) and of experts ({expert}); use a number that does": (
-            copies > 1 and (dense % copies or expert % copies)
-        ),
-        "{sharp_enabled_group} needs {num_distributed_optimizer_instances} above 1; use dp": (
-            args.use_sharp and sharp == "dp_replica" and copies == 1
-        ),
-    }
-    yield from check.those(rules)
-    yield from check.needs("sharp_enabled_group", "use_sharp", "add it")
-    both = ("calculate_per_token_loss", "ddp_average_in_collective")
-    yield from check.excludes(*both, "remove one of them")
 
 
 def _steps(args: Namespace, world_size: int) -> Iterator[Problem]:

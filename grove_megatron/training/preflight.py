@@ -17,9 +17,11 @@ from ..arguments import (
     unknown_problems,
 )
 from ..checkpoint.layout import goes_on, is_same
+from ..checks.guarded import lines_of, problems_of
 from ..checks.problem import Problem, of_other_flags
+from ..checks.ranks import groups_over_nodes
 from ..checks.rules import Check
-from ..comm.node_groups import NO_NODES, ranks_per_node, spread_over_nodes
+from ..comm.node_groups import NO_NODES, ranks_per_node
 from ..config import (
     expert_tensor_parallel_size,
     grove_problems,
@@ -35,7 +37,6 @@ from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
 from .cpu_arguments import cpu_problems
 from .disk import disk_notice
-from .guarded import lines_of, problems_of
 from .idle_flags import idle_flags
 from .installed import look, optimizer_problems, package_problems, writer_problems
 from .machine import cache_notice
@@ -235,15 +236,8 @@ def _node_problems(args: Namespace) -> list[Problem]:
     per_node = ranks_per_node()
     if per_node is None:
         return [Problem.of_text(NO_NODES)]
-    experts = args.expert_model_parallel_size
-    tensor = expert_tensor_parallel_size(args)
-    for first in range(0, int(os.environ.get("WORLD_SIZE", "1")), experts * tensor):
-        for place in range(first, first + tensor):
-            try:
-                spread_over_nodes(range(place, place + experts * tensor, tensor), per_node)
-            except ValueError as error:
-                return [Problem.of_text(str(error))]
-    return []
+    experts, split = args.expert_model_parallel_size, expert_tensor_parallel_size(args)
+    return groups_over_nodes(experts, split, int(os.environ.get("WORLD_SIZE", "1")), per_node)
 
 
 def _spec_problems(args: Namespace) -> Iterator[Problem]:

@@ -21,11 +21,12 @@ from ..parts import registry
 from ..planner import traffic
 from ..planner.activations import adjugate_activations
 from ..planner.flops import adjugate_flops
+from ..planner.sizes import is_gated
 from ..runtime.fingerprints import megatron_patch
 from ..runtime.registry import PatchSet
 from . import evaluations
 from .megatrons_flags import megatrons_flags
-from .sizes import is_gated, sizes_of
+from .sizes import sizes_of
 
 _measured: float | None = None
 _measured_experts: float | None = None

@@ -7,7 +7,6 @@ of zeros and a loss without that token: the run goes on and learns something els
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..checks.flags import flag_of
 from ..checks.problem import Problem, shown
 from ..checks.rules import Check
+from .vocabulary import vocabulary_size as vocabulary_size
 
 _NO_ROW = ", so that tokens have no row in the embedding; raise it, or leave it out"
 _SOURCES = (
@@ -71,17 +71,6 @@ def rows_problem(args: Namespace, size: int) -> Problem | None:
     flag = "{padded_vocab_size}" if args.padded_vocab_size else "{vocab_size}"
     sentence = f"{flag} is below the vocabulary ({size}) of {{tokenizer}}{_NO_ROW}"
     return Check(args).problem(sentence, tokenizer=_tokenizer(args))
-
-
-@lru_cache(maxsize=2)
-def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the highest id of a Megatron tokenizer.
-
-    Those of Hugging Face may leave numbers out, so that their count is less.
-    """
-    inner: Any = getattr(getattr(tokenizer, "_tokenizer", None), "tokenizer", None)
-    named = inner.get_vocab() if hasattr(inner, "get_vocab") else {}
-    return max(int(tokenizer.vocab_size), max(named.values(), default=-1) + 1)
 
 
 def check_tokens(batch: Mapping[str, Tensor | None], vocabulary: int, args: Namespace) -> None:

@@ -9,9 +9,9 @@ import copy
 import json
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-
-from .token_ids import vocabulary_size
+from typing import Any
 
 _BY_FLAG = ("NullTokenizer", "NullMultimodalTokenizer")
 _TIKTOKEN_DEFAULT = 2**17
@@ -84,12 +84,13 @@ def _of_model(args: Namespace, kind: str) -> Vocabulary:
     place = _place(str(model))
     if place is None:
         return _given(args, f"--tokenizer-model ({model}), which is not on this machine")
-    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
-
     of_tokenizer = copy.copy(args)
     of_tokenizer.tokenizer_model = str(place)
     of_tokenizer.trust_remote_code = of_tokenizer.pad_vocab_size = False
     try:
+        # Not everywhere that a job is planned.
+        from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+
         built = build_tokenizer(of_tokenizer)
         return Vocabulary(int(built.vocab_size), str(model), ids=vocabulary_size(built))
     except Exception as error:
@@ -127,3 +128,14 @@ def _of_config(place: Path) -> Vocabulary | None:
 def _unread(flag: str, value: object, error: Exception) -> str:
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"{flag} ({value}), which cannot be read here: {said[:160]}"
+
+
+@lru_cache(maxsize=2)
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the highest id of a Megatron tokenizer.
+
+    Those of Hugging Face may leave numbers out, so that their count is less.
+    """
+    inner: Any = getattr(getattr(tokenizer, "_tokenizer", None), "tokenizer", None)
+    named = inner.get_vocab() if hasattr(inner, "get_vocab") else {}
+    return max(int(tokenizer.vocab_size), max(named.values(), default=-1) + 1)

@@ -9,6 +9,7 @@ from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping
 from torch import Tensor
 
 from ...checks.problem import Problem
+from ...checks.ranks import capacity_over_ranks
 from ...checks.rules import Check
 from ...functional.places import places
 from .. import registry
@@ -174,13 +175,6 @@ def rules(settings: Any) -> list[Problem]:
         "--moe-expert-capacity-factor": (
             settings.grove_expert_capacity is not None and registry.local_experts(settings) > 0
         ),
-        "{context_parallel_size} gives a rank two parts of a sequence, not in a line with "
-        "those of others, and {grove_capacity_scope} is by position; use --moe-token-drop-policy "
-        "probs": (
-            settings.grove_capacity_scope == "sequence"
-            and settings.context_parallel_size > 1
-            and settings.moe_token_drop_policy == "position"
-        ),
         "{sft} packs several conversations into a sequence, which {grove_capacity_scope} would let "
         "take places from one another; use rank": (
             settings.grove_capacity_scope == "sequence" and getattr(settings, "sft", False)
@@ -193,6 +187,7 @@ def rules(settings: Any) -> list[Problem]:
     return [
         *check.one_of("grove_capacity_scope", ("rank", "sequence"), "use rank"),
         *check.at_least("grove_expert_capacity", 1, "leave it out"),
+        *capacity_over_ranks(settings),
         *check.those(broken),
     ]
 

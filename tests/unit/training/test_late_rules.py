@@ -44,40 +44,6 @@ BROKEN: list[tuple[str, int, str, str]] = [
     ),
     ("--adam-beta2 1.5", 1, "--adam-beta2 (1.5) is not below 1", "fraction"),
     ("--attention-dropout 10", 1, "--attention-dropout (10.0) is above 1", "fraction"),
-    # Process groups
-    (
-        "--use-tp-pp-dp-mapping --pipeline-model-parallel-size 2 --expert-model-parallel-size 2",
-        4,
-        "--use-tp-pp-dp-mapping (True) with --pipeline-model-parallel-size (2) wants",
-        "remove it",
-    ),
-    (
-        "--num-distributed-optimizer-instances 2",
-        2,
-        "--num-distributed-optimizer-instances (2) needs --use-distributed-optimizer (False)",
-        "add it",
-    ),
-    (
-        "--num-distributed-optimizer-instances 2 --use-distributed-optimizer "
-        "--expert-model-parallel-size 2",
-        2,
-        "--num-distributed-optimizer-instances (2) does not divide the copies of the model (2) and "
-        "of experts (1)",
-        "use a number",
-    ),
-    ("--sharp-enabled-group dp", 1, "--sharp-enabled-group (dp) needs --use-sharp", "add it"),
-    (
-        "--use-sharp --sharp-enabled-group dp_replica",
-        1,
-        "--sharp-enabled-group (dp_replica) needs --num-distributed-optimizer-instances (1)",
-        "use dp",
-    ),
-    (
-        "--calculate-per-token-loss --ddp-average-in-collective",
-        1,
-        "--calculate-per-token-loss (True) excludes --ddp-average-in-collective (True)",
-        "remove one",
-    ),
     # Batches
     (
         "--train-samples 3 --global-batch-size 4",

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grove_megatron.arguments import add_grove_arguments
+from grove_megatron.checks.guarded import FAILED, lines_of, problems_of
 from grove_megatron.checks.problem import Problem
 from grove_megatron.runtime import cpu
 from grove_megatron.training.checks import as_launched
 from grove_megatron.training.cpu_arguments import set_cpu_defaults
 from grove_megatron.training.doctor import diagnose, examine
-from grove_megatron.training.guarded import FAILED, lines_of, problems_of
 
 from .test_rules import SOUND
 

@@ -8,12 +8,12 @@ from types import ModuleType
 
 import pytest
 
+from grove_megatron.checks.guarded import FAILED
 from grove_megatron.checks.problem import Problem
 from grove_megatron.runtime import cpu
 from grove_megatron.training import checks, late_rules, preflight, rules
 from grove_megatron.training.checks import command_line_problems, refusal
 from grove_megatron.training.doctor import _megatrons
-from grove_megatron.training.guarded import FAILED
 from grove_megatron.training.rules import megatron_notices, smallest_world_size
 
 from ..conftest import in_lines
@@ -304,6 +304,40 @@ BROKEN: list[tuple[str, int, str, str]] = [
         "change one",
     ),
     ("--delay-wgrad-compute", 1, "--delay-wgrad-compute (True) needs --overlap-moe", "remove"),
+    # Process groups
+    (
+        "--use-tp-pp-dp-mapping --pipeline-model-parallel-size 2 --expert-model-parallel-size 2",
+        4,
+        "--use-tp-pp-dp-mapping (True) with --pipeline-model-parallel-size (2) wants",
+        "remove it",
+    ),
+    (
+        "--num-distributed-optimizer-instances 2",
+        2,
+        "--num-distributed-optimizer-instances (2) needs --use-distributed-optimizer (False)",
+        "add it",
+    ),
+    (
+        "--num-distributed-optimizer-instances 2 --use-distributed-optimizer "
+        "--expert-model-parallel-size 2",
+        2,
+        "--num-distributed-optimizer-instances (2) does not divide the copies of the model (2) and "
+        "of experts (1)",
+        "use a number",
+    ),
+    ("--sharp-enabled-group dp", 1, "--sharp-enabled-group (dp) needs --use-sharp", "add it"),
+    (
+        "--use-sharp --sharp-enabled-group dp_replica",
+        1,
+        "--sharp-enabled-group (dp_replica) needs --num-distributed-optimizer-instances (1)",
+        "use dp",
+    ),
+    (
+        "--calculate-per-token-loss --ddp-average-in-collective",
+        1,
+        "--calculate-per-token-loss (True) excludes --ddp-average-in-collective (True)",
+        "remove one",
+    ),
     # The run
     ("--train-samples 100", 1, "--train-iters (10) excludes --train-samples (100)", "give one"),
     ("--min-lr 1", 1, "--min-lr (1.0) is above --lr (0.001)", "lower it"),
@@ -451,8 +485,8 @@ def test_virtual_stages_get_their_microbatches_in_every_batch(
     [
         (preflight, "_spec_problems"),
         (preflight, "_checkpoint_problems"),
-        (rules, "_widths"),
-        (late_rules, "_groups"),
+        (rules, "_run"),
+        (late_rules, "_steps"),
         (checks, "vocabulary_problems"),
         (checks, "saving_problems"),
     ],
@@ -465,10 +499,10 @@ def test_a_check_that_fails_is_one_line_beside_those_of_the_others(
         raise OSError("unreadable")
 
     monkeypatch.setattr(module, check, fails)
-    # Of the first, of rules.py and of late_rules.py.
-    wrong = parse("--grove-num-groups 3 --min-lr 2 --seed 0")
+    # Of the first, of the layout and of late_rules.py.
+    wrong = parse("--grove-num-groups 3 --fp16 --bf16 --seed 0")
     lines = [*map(str, command_line_problems(wrong, 1, "cuda"))]
-    for begin in ("what came", FAILED, "--grove-num-groups (3)", "--min-lr (2.0)", "--seed (0)"):
+    for begin in ("what came", FAILED, "--grove-num-groups (3)", "--fp16 (True)", "--seed (0)"):
         assert len([line for line in lines if line.startswith(begin)]) == 1, begin
 
 

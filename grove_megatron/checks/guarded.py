@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..checks.problem import Problem
+from .problem import Problem
 
 FAILED = "the command line cannot be checked"
 
