@@ -17,6 +17,7 @@ from ..checks.problem import Problem
 from ..checks.rules import Check
 from ..config import expert_tensor_parallel_size, moe_pattern
 from .guarded import problems_of
+from .latent_rules import latent_problems
 from .sizes import ffn_hidden_size, model_chunks, split_layers
 
 RECOMPUTE_MODULES = ("core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe")
@@ -49,7 +50,7 @@ def megatron_problems(args: Namespace, world_size: int) -> list[Problem]:
         args: parsed, not yet validated, without basic problems.
         world_size: processes of the job.
     """
-    sizes = (_sizes, _parallel, _widths, _batch, _pipeline, _experts)
+    sizes = (_sizes, _parallel, _widths, _latent, _batch, _pipeline, _experts)
     return [
         found
         for rule in (*sizes, _recompute, _overlap, _run)
@@ -205,11 +206,17 @@ def _widths(args: Namespace, _: int) -> Iterator[Problem]:
         "{hidden_size} with {mtp_num_layers}": args.mtp_num_layers and args.hidden_size,
         "{padded_vocab_size}": args.padded_vocab_size,
         # Keys and values; with fewer groups than ranks a rank holds a part of a head's.
-        "{kv_channels} x 2 x {num_query_groups}": tensor % groups == 0 and 2 * channels * groups,
+        "{kv_channels} x 2 x {num_query_groups}": (
+            not args.multi_latent_attention and tensor % groups == 0 and 2 * channels * groups
+        ),
     }
     splits = " is not a multiple of {tensor_model_parallel_size}, which splits it; change one of "
     rules = {f"{width}{splits}them": size and size % tensor for width, size in widths.items()}
     yield from check.those(rules)
+
+
+def _latent(args: Namespace, _: int) -> Iterator[Problem]:
+    return latent_problems(args)
 
 
 def _batch(args: Namespace, world_size: int) -> Iterator[Problem]:

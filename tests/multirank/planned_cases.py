@@ -55,7 +55,8 @@ def refused_when_built(folder: str, cases: dict[str, list[Any]]) -> None:
 
     result: dict[str, str | None] = dict.fromkeys(cases)
     # Ours come first.
-    with cpu(), patch.object(rules, "_widths", lambda *_: iter(())):
+    ours = dict.fromkeys(("_widths", "_latent"), lambda *_: iter(()))
+    with cpu(), patch.multiple(rules, **ours):
         for name, case in cases.items():
             try:
                 _case(*case)
@@ -177,17 +178,14 @@ class _OnMeta(TorchFunctionMode):
 
 def _models(args: Any) -> list[torch.nn.Module]:
     from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.training.argument_utils import (
-        core_transformer_config_from_args,
-        gpt_config_from_args,
-    )
+    from megatron.training.argument_utils import gpt_config_from_args
 
-    from grove_megatron.config import GroveTransformerConfig
     from grove_megatron.training.builder import GroveGPTModelBuilder, GroveGPTModelConfig
+    from grove_megatron.training.transformer_config import transformer_config
 
     config = gpt_config_from_args(
         args,
-        config=core_transformer_config_from_args(args, GroveTransformerConfig),
+        config=transformer_config(args),
         model_config_cls=GroveGPTModelConfig,
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
