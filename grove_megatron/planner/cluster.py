@@ -82,11 +82,12 @@ class Machine:
         name: of its file.
         memory: bytes.
         peak: FLOPs a second of dense products by precision, ``bf16`` and ``fp8``, as specified.
-        achieved: of large bf16 products, as measured.
+        faster: of fp8 products over bf16 ones, as measured.
+        achieved: of large bf16 products, as a job reaches them.
         grouped: of large grouped bf16 products.
         attention: of causal attention, counted as if nothing were masked: forward, backward.
         bandwidth: bytes a second that memory-bound kernels reach.
-        launch: seconds between a kernel and the next.
+        launch, graphed: seconds between a kernel and the next, and in a CUDA graph.
         host: seconds that the host takes to start a kernel, without CUDA graphs.
         occupied: share of the processors that an exchange of rows takes from what goes beside it.
         domain: GPUs that the fast link reaches.
@@ -99,11 +100,13 @@ class Machine:
     name: str
     memory: float
     peak: dict[str, float]
+    faster: float
     achieved: float
     grouped: float
     attention: tuple[float, float]
     bandwidth: float
     launch: float
+    graphed: float
     host: float
     occupied: float
     domain: int

@@ -25,6 +25,7 @@ class Layout:
         row_per_expert: does a token go to a rank once for each of its experts there, as Megatron's
             all-to-all sends it?
         hierarchical: does it go to a node once, and is sent on from there?
+        fused: by one kernel of DeepEP or HybridEP (``--moe-token-dispatcher-type flex``)?
     """
 
     tensor: int = 1
@@ -44,6 +45,7 @@ class Layout:
     all_gather: bool = False
     row_per_expert: bool = False
     hierarchical: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         dense = self.tensor * self.pipeline * self.context

@@ -2,18 +2,17 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..checks.problem import Problem
 from ..model.architecture import Model
 from .choices import Values
 from .cluster import Cluster
-from .flops import flops_per_token
 from .inputs import Sizes
 from .memory import Memory, largest, stage_memory
 from .search import Job, Search, words
 from .sizes import layout_of, model_of, refuse_unknown, training_of
-from .step import step
+from .step import step, tokens_per_second, utilisation
 from .validity import TENSOR
 
 # Where there are more choices of parallel sizes, the others are tried for the best of these alone,
@@ -132,7 +131,7 @@ class _Planner:
         self.job, self.cluster = job, cluster
         self.search = Search(job, cluster.gpus, cluster.per_node, cluster.domain)
         # By tensor parallelism, which the padding of the vocabulary depends on.
-        self._models: dict[int, tuple[Model, float]] = {}
+        self._models: dict[int, Model] = {}
 
     def best(self, outer: list[Values], count: int) -> list[Values]:
         """Those of parallel sizes that are fastest with one of the other choices."""
@@ -159,41 +158,29 @@ class _Planner:
     def _measured(self, values: Values) -> Planned:
         args = self.search.args
         layout = layout_of(args, self.cluster.gpus)
-        model, _ = self._model()
-        sizes = Sizes(model=model, layout=layout, training=training_of(args, layout))
+        sizes = Sizes(model=self._model(), layout=layout, training=training_of(args, layout))
         memories = stage_memory(sizes)
         stage = largest(memories)
         memory = memories[stage]
         fits = memory.with_margin <= self.cluster.memory
         return Planned(flags=words(values), sizes=sizes, stage=stage, memory=memory, fits=fits)
 
-    def _model(self) -> tuple[Model, float]:
+    def _model(self) -> Model:
         args = self.search.args
         tensor = getattr(args, TENSOR)
         if tensor not in self._models:
-            model = model_of(args, self.job.parts, self.job.tokens)
-            self._models[tensor] = model, flops_per_token(model, args.seq_length)
+            self._models[tensor] = model_of(args, self.job.parts, self.job.tokens)
         return self._models[tensor]
 
     def _timed(self, planned: Planned) -> Planned:
         sizes, cluster = planned.sizes, self.cluster
-        training = sizes.training
         taken = step(sizes, cluster)
-        samples = training.micro_batch * training.microbatches * sizes.layout.data
-        rate = samples * training.sequence_length / taken.total
-        _, flops = self._model()
-        peak = cluster.machine.peak["fp8" if training.fp8 else "bf16"]
-        price = cluster.price
-        cost = None if price is None else cluster.gpus * price / _HOUR * _TRILLION / rate
-        return Planned(
-            flags=planned.flags,
-            sizes=sizes,
-            stage=planned.stage,
-            memory=planned.memory,
-            fits=True,
+        rate, price = tokens_per_second(sizes, taken.total), cluster.price
+        return replace(
+            planned,
             step=taken.parts(),
             tokens_per_second=rate,
-            mfu=flops * rate / (cluster.gpus * peak),
+            mfu=utilisation(sizes, cluster, taken.total),
             bottleneck=taken.bottleneck,
-            cost=cost,
+            cost=None if price is None else cluster.gpus * price / _HOUR * _TRILLION / rate,
         )

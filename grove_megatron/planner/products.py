@@ -2,8 +2,8 @@
 
 What was measured of a shape is taken as measured. Between the measured shapes the rate is a mean of
 the nearest ones, by distance in the logarithms of their sizes. Where nothing was measured, a
-product takes what its FLOPs take at the rate of large products, or what its bytes take, whichever
-is longer (the roofline of Williams et al., CACM 2009).
+product takes what its FLOPs take at the rate of deep products (less where sums are short), or what
+its bytes take, whichever is longer (the roofline of Williams et al., CACM 2009).
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from .cluster import Machine, Timed
 _NEAREST = 3
 # Distance in powers of two, over the four sizes, beyond which a measurement says nothing.
 _FAR = 2.0
+# What else a tile takes, in terms of its sum.
+_BEGUN = 256
 # Forward, gradient of the input, gradient of the weight.
 PASSES = ("forward", "input", "weight")
 
@@ -58,15 +60,18 @@ def seconds(machine: Machine, product: Product, pass_: str, precision: str = "bf
 
     Args:
         pass_: of PASSES.
-        precision: ``bf16``, or ``fp8`` for a rate that is so much higher.
+        precision: ``bf16`` or ``fp8``.
     """
     if not product.flops:
         return 0.0
     by_bytes = product.bytes(pass_) / machine.bandwidth
     measured = _measured(machine, product, pass_)
     grouped = product.groups > 1
-    law = measured or (machine.grouped if grouped else machine.achieved)
-    law *= machine.peak[precision] / machine.peak["bf16"]
+    law = measured or (machine.grouped if grouped else machine.achieved) * depth(
+        _summed(product, pass_)
+    )
+    if precision == "fp8":
+        law *= machine.faster
     return max(product.flops / law, by_bytes)
 
 
@@ -74,6 +79,19 @@ def passes(machine: Machine, product: Product, precision: str = "bf16") -> tuple
     """Seconds forward and backward."""
     forward, *backward = (seconds(machine, product, name, precision) for name in PASSES)
     return forward, sum(backward)
+
+
+def depth(summed: float) -> float:
+    """Share of a product's time in which numbers are summed up, and tiles not begun and written.
+
+    Args:
+        summed: products of two numbers that an element is the sum of.
+    """
+    return 1 / (1 + _BEGUN / summed)
+
+
+def _summed(product: Product, pass_: str) -> float:
+    return {"forward": product.inner, "input": product.outer, "weight": product.rows}[pass_]
 
 
 def _measured(machine: Machine, product: Product, pass_: str) -> float | None:
@@ -132,7 +150,7 @@ def attention_seconds(machine: Machine, attention: Attention, *, backward: bool)
         if one.backward == backward:
             theirs = [log2(size) for size in (one.length, one.heads, one.width)]
             found.append((dist(ours, theirs), one.flops))
-    near = [pair for pair in sorted(found)[:_NEAREST] if pair[0] <= _FAR]
+    near = sorted(found)[:_NEAREST]
     if not near:
         return flops / machine.attention[backward]
     if near[0][0] < 1e-9:

@@ -193,6 +193,7 @@ def layout_of(args: Namespace, world_size: int | None = None) -> Layout:
         # DeepEP and HybridEP send a token to a node once, and there to a rank.
         row_per_expert=not has_grove_layers(args) and not is_flex,
         hierarchical=is_flex or bool(getattr(args, "grove_hierarchical_dispatch", False)),
+        fused=is_flex,
     )
 
 

@@ -90,20 +90,29 @@ def step(sizes: Sizes, cluster: Cluster) -> Step:
 def _stages(work: Work) -> list[Pass]:
     """A microbatch on every stage."""
     model = work.model
-    kinds = {kind: work.layer(kind) for kind in {*model.moe_layers, model.mtp_is_moe}}
+    kinds = {
+        (kind, again): work.layer(kind, again=again)
+        for kind in {*model.moe_layers, model.mtp_is_moe}
+        for again in (True, False)
+    }
     output = work.output()
     return [_stage(work, stage, kinds, output) for stage in stages(model, work.layout)]
 
 
-def _stage(work: Work, stage: Stage, kinds: dict[bool, Pass], output: Pass) -> Pass:
-    model = work.model
-    moe = sum(model.moe_layers[layer] for layer in stage.layers)
+def _stage(work: Work, stage: Stage, kinds: dict[tuple[bool, bool], Pass], output: Pass) -> Pass:
+    model, limit = work.model, work.training.recompute_layers
+    counts: dict[tuple[bool, bool], int] = {}
+    for chunk in stage.chunks:
+        for place, layer in enumerate(chunk):
+            kind = (model.moe_layers[layer], limit is None or place < limit)
+            counts[kind] = counts.get(kind, 0) + 1
     whole = nothing()
-    for kind, count in ((True, moe), (False, len(stage.layers) - moe)):
-        if count:
-            whole += kinds[kind].times(count)
+    for kind, count in counts.items():
+        whole += kinds[kind].times(count)
     if stage.mtp:
-        whole += (kinds[model.mtp_is_moe] + output).times(model.mtp_depths)
+        # Not among the first so many layers of a chunk.
+        mtp = kinds[model.mtp_is_moe, limit is None]
+        whole += (mtp + work.mtp_projection() + output).times(model.mtp_depths)
     return whole + output if stage.output else whole
 
 

@@ -61,11 +61,29 @@ def all_reduce(cluster: Cluster, size: float, group: Group) -> float:
 
 
 def all_to_all(cluster: Cluster, near: float, far: float, group: Group) -> float:
-    """A rank sends so many bytes to others of its domain, and so many out of it."""
+    """A rank sends so many bytes to others of its domain, and so many out of it, at once."""
+    inside, outside = _ways(cluster, near, far, group, "all_to_all")
+    return max(inside, outside)
+
+
+def two_hops(cluster: Cluster, near: float, far: float, group: Group) -> float:
+    """Out of the domain first, and from there to the ranks of the other, in two exchanges."""
+    return sum(_ways(cluster, near, far, group, "all_to_all"))
+
+
+def fused(cluster: Cluster, near: float, far: float, group: Group) -> float:
+    """The same in one kernel, which sends on while it receives (DeepEP, HybridEP)."""
+    return max(_ways(cluster, near, far, group, "fused"))
+
+
+def _ways(
+    cluster: Cluster, near: float, far: float, group: Group, name: str
+) -> tuple[float, float]:
     machine, inside = cluster.machine, group.inside(cluster)
-    both = [machine.near.seconds("all_to_all", near, inside) if near else 0.0]
-    both.append(machine.far.seconds("all_to_all", far, group.size) if far else 0.0)
-    return max(both)
+    return (
+        machine.near.seconds(name, near, inside) if near else 0.0,
+        machine.far.seconds(name, far, group.size) if far else 0.0,
+    )
 
 
 def point_to_point(cluster: Cluster, size: float, stride: int) -> float:

@@ -14,7 +14,7 @@ from .cluster import Cluster
 from .inputs import Layout, Sizes, Training
 from .products import Attention, Product, attention_seconds, passes
 from .traffic import groups_per_token, remote_rows
-from .transfers import Group, all_reduce, all_to_all, collective
+from .transfers import Group, all_reduce, all_to_all, collective, fused, two_hops
 
 Seconds = dict[str, float]
 """By part, see :data:`.step.PARTS`."""
@@ -103,12 +103,18 @@ class Work:
 
     # What a layer is made of.
 
-    def layer(self, is_moe: bool) -> Pass:
-        """A decoder layer, with what recomputation runs again in its backward pass."""
+    def layer(self, is_moe: bool, *, again: bool = True) -> Pass:
+        """A decoder layer, with what recomputation runs again in its backward pass.
+
+        Args:
+            again: is it among those that are computed again whole, if any are?
+        """
         attention, ffn = self.attention(), self.moe() if is_moe else self.dense_ffn()
         whole = attention + ffn + self._between() + self._starts(is_moe)
         whole = self._waiting(whole, is_moe)
-        return Pass(whole.forward, added(whole.backward, self._again(whole, ffn, is_moe)))
+        return Pass(
+            whole.forward, added(whole.backward, self._again(whole, ffn, is_moe) if again else {})
+        )
 
     def attention(self) -> Pass:
         """Projections, positions, norms of queries and keys, and the core."""
@@ -203,7 +209,8 @@ class Work:
         if layout.expert > 1:
             group = Group(size=layout.expert, stride=layout.expert_tensor)
             rows = remote_rows(model, layout, group.inside(self.cluster))
-            seconds = all_to_all(self.cluster, rows.near * row, rows.far * row, group)
+            how = fused if layout.fused else two_hops if layout.hierarchical else all_to_all
+            seconds = how(self.cluster, rows.near * row, rows.far * row, group)
             seconds *= self.training.imbalance
         if layout.expert_tensor > 1:
             # Every rank of them gets the rows of all, and gives back a sum.
@@ -226,9 +233,15 @@ class Work:
 
     def _starts(self, is_moe: bool) -> Pass:
         """From the end of a kernel to the next one's start."""
-        gap = self.cluster.machine.launch
-        counts = [sum(_KERNELS[name][way] for name in _OF_KIND[is_moe]) for way in (0, 1)]
-        return Pass({"starts": counts[0] * gap}, {"starts": counts[1] * gap})
+        machine, graphed = self.cluster.machine, self.training.graphed
+        ways = []
+        for way in (0, 1):
+            gaps = (
+                _KERNELS[name][way] * (machine.graphed if name in graphed else machine.launch)
+                for name in _OF_KIND[is_moe]
+            )
+            ways.append({"starts": sum(gaps)})
+        return Pass(*ways)
 
     def _waiting(self, whole: Pass, is_moe: bool) -> Pass:
         """Where the host takes longer to start the kernels of a layer than they take."""
@@ -238,6 +251,12 @@ class Work:
             host = self.cluster.machine.host * sum(_KERNELS[name][way] for name in names)
             ways.append({"host": max(0.0, host - sum(seconds.values()))})
         return whole + Pass(*ways)
+
+    def mtp_projection(self) -> Pass:
+        """Of an MTP layer's two inputs, side by side, after a norm each."""
+        hidden, tensor = self.model.hidden_size, self.layout.tensor
+        norms = self._memory("pointwise", 4 * self.hidden, 6 * self.hidden)
+        return self._linear("products", 2 * hidden, hidden // tensor) + norms
 
     # Exchanges of tensor and context parallelism.
 
@@ -306,7 +325,12 @@ class Work:
         )
         precision = "fp8" if self.training.fp8 else "bf16"
         forward, backward = passes(self.cluster.machine, product, precision)
-        return Pass({part: forward}, {part: backward})
+        whole = Pass({part: forward}, {part: backward})
+        if not self.training.fp8:
+            return whole
+        # Inputs and their gradients are made smaller, once as they are and once transposed.
+        moved = (self.element + 2) * product.rows * groups
+        return whole + self._memory(part, moved * inner, moved * outer)
 
     def _memory(self, part: str, forward: float, backward: float) -> Pass:
         """What is bound by its bytes."""

@@ -9,7 +9,8 @@ Numbers:
 
 - ``memory_gib``: of one GPU, as the vendor labels it.
 - ``bf16_tflops``, ``fp8_tflops``: dense peak. ``bf16_matmul_tflops``, ``fp8_matmul_tflops``: the
-  best matrix product that a search over shapes found, so more than a model reaches.
+  best matrix product that a search over shapes found, so more than a model reaches;
+  ``bf16_matmul_k``: how many products of two numbers an element of it sums up.
 - ``hbm_tb_s``: peak; ``hbm_share``: of it, for a copy, reads and writes counted.
 - ``gpus_per_node``: of one machine; ``scale_up_gpus``: that reach each other without the network.
 - ``scale_up_gb_s``: peak, one way, of one GPU to all others; ``scale_up_peer_gb_s`` to one, where
@@ -17,6 +18,8 @@ Numbers:
 - ``scale_out_gb_s``, ``scale_out_measured_gb_s``: of the network, one way, of one GPU.
 - ``latency_intra_us``, ``latency_inter_us``: of a wire. ``all_to_all_latency_us``: of that
   collective with nothing to send.
+
+- ``chip``: the file that has attention of the same chip.
 
 Tables:
 
