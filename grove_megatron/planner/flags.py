@@ -74,7 +74,7 @@ def torchrun(words: Sequence[str]) -> Namespace:
         raise Refusal([Problem.of_text(f"torchrun: {message}; see torchrun --help")])
 
     made = _made("torchrun")
-    made.error = stop  # type: ignore[method-assign, assignment]
+    made.error = stop  # type: ignore[method-assign]
     return made.parse_args([*words])
 
 
