@@ -80,6 +80,7 @@ _DRAWING = frozenset({"report", "benchmarks", "planner", "presets"})
 _SAYING = frozenset(
     {
         *("report/command", "report/files", "report/reading", "report/compared", "report/record"),
+        "report/refused",
         *("benchmarks/refusals", "benchmarks/commands", "planner/fit", "presets/flags"),
         *(
             "benchmarks/kit/import_rows",

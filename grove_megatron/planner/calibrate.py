@@ -70,6 +70,12 @@ def _read(path: Path) -> list[Row]:
     if missing := needed - set(rows[0] if rows else ()):
         text = f"lacks the columns {', '.join(sorted(missing))}; give a file of `grove bench`"
         raise Refusal([Problem("--calibrate", path, text)])
+    for row in rows:
+        try:
+            float(row["p50"])
+        except (TypeError, ValueError):
+            text = f"has a p50 ({row['p50']}) that is not a number; give a file of `grove bench`"
+            raise Refusal([Problem("--calibrate", path, text)]) from None
     if len(found := sorted({row["processor"] for row in rows})) > 1:
         text = f"has results of several machines ({', '.join(found)}); keep the rows of one"
         raise Refusal([Problem("--calibrate", path, text)])

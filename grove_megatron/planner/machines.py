@@ -71,6 +71,7 @@ NEEDED = (
 # Of the specified rate, what the best product of the others has.
 _BEST = 0.82
 _OF_CLUSTER = ("machine", "nodes", "price", "slack")
+_WHOLE = ("nodes", "gpus_per_node", "scale_up_gpus")
 _PASSES = {"forward": "forward", "dgrad": "input", "wgrad": "weight"}
 # The slowest wire, one way; what was received in a domain: both are of the link.
 _OF_LINK = {"network", "bottleneck", "received"}
@@ -160,6 +161,8 @@ def _positive(said: dict[str, Any]) -> Iterator[Problem]:
     for key in (*NUMBERS, "nodes", "price", "slack"):
         if key in said and not 0 < _value(said[key]) < float("inf"):
             yield Problem(key, _value(said[key]), "is not above 0; say what the cluster has")
+        elif key in said and key in _WHOLE and not _value(said[key]).is_integer():
+            yield Problem(key, _value(said[key]), "is not a whole number; say how many there are")
 
 
 def _is_number(value: Any) -> bool:
@@ -277,7 +280,7 @@ class _Read:
         for operation, found in self._collectives(inside):
             shares.setdefault(operation, found / rate)
         if exchange := self._exchange(inside):
-            shares["fused"] = exchange / rate
+            shares["fused"] = min(1.0, exchange / rate)
         return Link(rate=rate, latency=latency, shares=shares, fixed=fixed, hops=hops)
 
     def _collectives(self, inside: bool) -> Iterable[tuple[str, float]]:

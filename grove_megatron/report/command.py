@@ -1,6 +1,5 @@
 """``grove report``: draw the record of a job, or of several beside one another."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,14 +88,9 @@ def _draw(
 ) -> tuple[list[Path], list[str], dict[str, Any]]:
     """The files, what the records hold beside what was drawn, and all figures."""
     from .reading import read_all
+    from .refused import page_problems
 
-    problems = []
-    if importlib.util.find_spec("matplotlib") is None:
-        problems.append(
-            "matplotlib (not installed) draws the report; pip install 'grove-megatron[report]'"
-        )
-    if out is not None and out.suffix != ".html":
-        problems.append(f"--out ({out}) does not end in (.html); name the page")
+    problems = page_problems("--out", out, "the report")
     views, more = read_all(places, run)
     if problems + more:
         raise _Refused(problems + more)

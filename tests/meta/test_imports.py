@@ -187,6 +187,11 @@ RULES = {
     },
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model", "checks"}),
+    # Imported when a page is asked for.
+    **{
+        f"planner/{module}": Rule(inside={"planner", "model", "report"}, outside={"matplotlib"})
+        for module in ("figures", "numbers", "page", "sharing_figures")
+    },
     # Said of released models before anything of Megatron's is imported.
     "presets": Rule(inside={"presets", "checks", "model.families.moe_plus_plus"}),
     "presets/measured": Rule(

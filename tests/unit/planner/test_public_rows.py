@@ -107,6 +107,14 @@ def test_a_row_is_whole(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_a_name_says_what_its_row_says(name):
+    row = ROWS[name]
+    assert f"-{row['gpus']}x{row['machine']}" in name
+    length = re.search(r"-(\d+)k\b", name)
+    assert length is None or int(length[1]) * 1024 == row["seq_length"]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_a_job_of_megatron_that_fills_its_gpus(name):
     row = ROWS[name]
     sizes = sizes_of(parsed(row))
@@ -143,7 +151,7 @@ def test_every_number_of_a_machine_has_a_source(name):
     assert set(machine) >= SCALARS | {"name", "sources"}
     named = set()
     for key, entry in machine.items():
-        if key in ("name", "sources"):
+        if key in ("name", "chip", "sources"):
             continue
         assert (key in TABLES) == isinstance(entry, list)
         for one in entry if isinstance(entry, list) else [entry]:

@@ -1,0 +1,1 @@
+"""What others measured of training jobs, and what is planned of them."""
