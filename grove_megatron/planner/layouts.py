@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..checks.problem import Problem
 from ..model.architecture import Model
@@ -13,10 +14,10 @@ from .memory import Memory, largest, stage_memory
 from .search import Job, Search, words
 from .sizes import layout_of, model_of, refuse_unknown, training_of
 from .step import step, tokens_per_second, utilisation
-from .validity import TENSOR
+from .validity import CHUNKS, HIERARCHICAL, MICRO_BATCH, TENSOR
 
-# Where there are more choices of parallel sizes, the others are tried for the best of these alone,
-# each of which is timed with its first choice of chunks and micro-batch, and with its last.
+# Of more choices of parallel sizes than the first, each is timed in one way, and chunks,
+# micro-batches and dispatches are tried for so many of them, the fastest.
 _EACH, _BEST = 400, 120
 _HOUR, _TRILLION = 3600.0, 1e12
 
@@ -123,6 +124,11 @@ def first_that_fits(job: Job, cluster: Cluster) -> Planned | None:
     return None
 
 
+def _first_tried(values: Values) -> tuple[Any, ...]:
+    chunks = values.get(CHUNKS) or 1
+    return values[MICRO_BATCH], bool(values[HIERARCHICAL]), -int(str(chunks))
+
+
 class _Planner:
     """Sizes, memory and seconds of what the search finds."""
 
@@ -134,14 +140,12 @@ class _Planner:
         self._models: dict[int, Model] = {}
 
     def best(self, outer: list[Values], count: int) -> list[Values]:
-        """Those of parallel sizes that are fastest with one of the other choices."""
+        """Those of parallel sizes that are fastest with small micro-batches and many chunks."""
         timed = []
         for values in outer:
             layouts = [*self.search.inner(values)]
-            ends = [*layouts[:1], *layouts[1:][-1:]]
-            tried = [self.planned(layout) for layout in ends]
-            speeds = [one.tokens_per_second for one in tried if one is not None and one.fits]
-            timed.append((max(speeds, default=0.0), values))
+            tried = self.planned(min(layouts, key=_first_tried)) if layouts else None
+            timed.append((tried.tokens_per_second if tried is not None else 0.0, values))
         timed.sort(key=lambda pair: -pair[0])
         return [values for _, values in timed[:count]]
 
