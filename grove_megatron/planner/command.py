@@ -133,13 +133,17 @@ def _sized(
 
 
 def _write_page(path: Path, asked: Any, cluster: Any, plans: Any, as_json: bool) -> None:
-    from .page import write_page
     from .shown import comparison
 
     try:
+        from .page import write_page
+
         write_page(comparison(asked, cluster, plans), path)
+    except ImportError as error:
+        text = f"needs {error.name} for its pictures; pip install 'grove-megatron[report]'"
+        _refuse([Problem("--page", path, text)], as_json)
     except (OSError, ValueError) as error:
-        _refuse([Problem.of_text(str(error))], as_json)
+        _refuse([Problem("--page", path, f"cannot be written: {error}; name a file")], as_json)
 
 
 def _refuse(problems: list[Problem], as_json: bool) -> NoReturn:

@@ -11,16 +11,19 @@ from rich.table import Table
 
 from ..checks.problem import Problem
 from ..model.selection import ffn_per_token, ffn_range
+from .assumed import Assumed
 from .cluster import GIB, Cluster
 from .front import Asked
 from .layouts import Planned, Plans
 from .memory import MARGIN
+from .planned import Comparison
 from .remedies import Remedy
 from .report import plan
 from .traffic import distinct_range, groups_per_token
 
 _COLUMNS = 120
 _REASONS = 8
+_ON_PAGE = 100
 
 
 def show(
@@ -154,6 +157,19 @@ def _refused(plans: Plans, *, every: bool) -> Iterator[str]:
         yield from lines
     if len(reasons) > _REASONS:
         yield f"and for {len(reasons) - _REASONS} more reasons; --all lists them"
+
+
+def comparison(asked: Asked, cluster: Cluster, plans: Plans) -> Comparison:
+    """What a page is of: the layouts that fit, and the smallest that do not."""
+    model = (plans.ranked or plans.too_large)[0].sizes.model
+    named = asked.job.args.grove_preset or f"{model.num_layers} layers"
+    return Comparison(
+        title=f"{named} on {cluster.gpus:,} {cluster.machine.name} GPUs",
+        plans=[*plans.ranked[:_ON_PAGE], *plans.too_large[:_ON_PAGE]],
+        cluster=cluster,
+        assumed=[Assumed(name="job", value=" ".join(asked.assumed))] if asked.assumed else [],
+        refused={str(problem): count for count, problem in plans.reasons},
+    )
 
 
 def as_numbers(
