@@ -34,7 +34,7 @@ setup(
         "grove_megatron": [
             *("py.typed", "**/README.md", "benchmarks/results/*.csv"),
             *("messages/*.json", "messages/*.toml", "benchmarks/kit/run.sh"),
-            *("planner/machine_files/*.toml", "planner/public/*.toml"),
+            *("planner/machine_files/*.toml", "planner/public/*.toml", "planner/*.json"),
         ]
     },
     classifiers=[

@@ -24,21 +24,6 @@ class Counts:
     def total(self) -> int:
         return self.dense + self.experts + self.adjugates
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            dense=self.dense + other.dense,
-            experts=self.experts + other.experts,
-            adjugates=self.adjugates + other.adjugates,
-        )
-
-    def times(self, number: int) -> "Counts":
-        """Of so many of them."""
-        return Counts(
-            dense=self.dense * number,
-            experts=self.experts * number,
-            adjugates=self.adjugates * number,
-        )
-
     def active(
         self, experts_met: float, num_experts: int, groups_met: float, num_groups: int
     ) -> float:

@@ -2,22 +2,22 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..checks.problem import Problem
 from ..model.architecture import Model
 from .choices import Values
 from .cluster import Cluster
-from .flops import flops_per_token
 from .inputs import Sizes
 from .memory import Memory, largest, stage_memory
 from .search import Job, Search, words
 from .sizes import layout_of, model_of, refuse_unknown, training_of
-from .step import step
-from .validity import TENSOR
+from .step import step, tokens_per_second, utilisation
+from .validity import CHUNKS, HIERARCHICAL, MICRO_BATCH, TENSOR
 
-# Where there are more choices of parallel sizes, the others are tried for the best of these alone,
-# each of which is timed with its first choice of chunks and micro-batch, and with its last.
+# Of more choices of parallel sizes than the first, each is timed in one way, and chunks,
+# micro-batches and dispatches are tried for so many of them, the fastest.
 _EACH, _BEST = 400, 120
 _HOUR, _TRILLION = 3600.0, 1e12
 
@@ -124,6 +124,11 @@ def first_that_fits(job: Job, cluster: Cluster) -> Planned | None:
     return None
 
 
+def _first_tried(values: Values) -> tuple[Any, ...]:
+    chunks = values.get(CHUNKS) or 1
+    return values[MICRO_BATCH], bool(values[HIERARCHICAL]), -int(str(chunks))
+
+
 class _Planner:
     """Sizes, memory and seconds of what the search finds."""
 
@@ -132,17 +137,15 @@ class _Planner:
         self.job, self.cluster = job, cluster
         self.search = Search(job, cluster.gpus, cluster.per_node, cluster.domain)
         # By tensor parallelism, which the padding of the vocabulary depends on.
-        self._models: dict[int, tuple[Model, float]] = {}
+        self._models: dict[int, Model] = {}
 
     def best(self, outer: list[Values], count: int) -> list[Values]:
-        """Those of parallel sizes that are fastest with one of the other choices."""
+        """Those of parallel sizes that are fastest with small micro-batches and many chunks."""
         timed = []
         for values in outer:
             layouts = [*self.search.inner(values)]
-            ends = [*layouts[:1], *layouts[1:][-1:]]
-            tried = [self.planned(layout) for layout in ends]
-            speeds = [one.tokens_per_second for one in tried if one is not None and one.fits]
-            timed.append((max(speeds, default=0.0), values))
+            tried = self.planned(min(layouts, key=_first_tried)) if layouts else None
+            timed.append((tried.tokens_per_second if tried is not None else 0.0, values))
         timed.sort(key=lambda pair: -pair[0])
         return [values for _, values in timed[:count]]
 
@@ -159,41 +162,29 @@ class _Planner:
     def _measured(self, values: Values) -> Planned:
         args = self.search.args
         layout = layout_of(args, self.cluster.gpus)
-        model, _ = self._model()
-        sizes = Sizes(model=model, layout=layout, training=training_of(args, layout))
+        sizes = Sizes(model=self._model(), layout=layout, training=training_of(args, layout))
         memories = stage_memory(sizes)
         stage = largest(memories)
         memory = memories[stage]
         fits = memory.with_margin <= self.cluster.memory
         return Planned(flags=words(values), sizes=sizes, stage=stage, memory=memory, fits=fits)
 
-    def _model(self) -> tuple[Model, float]:
+    def _model(self) -> Model:
         args = self.search.args
         tensor = getattr(args, TENSOR)
         if tensor not in self._models:
-            model = model_of(args, self.job.parts, self.job.tokens)
-            self._models[tensor] = model, flops_per_token(model, args.seq_length)
+            self._models[tensor] = model_of(args, self.job.parts, self.job.tokens)
         return self._models[tensor]
 
     def _timed(self, planned: Planned) -> Planned:
         sizes, cluster = planned.sizes, self.cluster
-        training = sizes.training
         taken = step(sizes, cluster)
-        samples = training.micro_batch * training.microbatches * sizes.layout.data
-        rate = samples * training.sequence_length / taken.total
-        _, flops = self._model()
-        peak = cluster.machine.peak["fp8" if training.fp8 else "bf16"]
-        price = cluster.price
-        cost = None if price is None else cluster.gpus * price / _HOUR * _TRILLION / rate
-        return Planned(
-            flags=planned.flags,
-            sizes=sizes,
-            stage=planned.stage,
-            memory=planned.memory,
-            fits=True,
+        rate, price = tokens_per_second(sizes, taken.total), cluster.price
+        return replace(
+            planned,
             step=taken.parts(),
             tokens_per_second=rate,
-            mfu=flops * rate / (cluster.gpus * peak),
+            mfu=utilisation(sizes, cluster, taken.total),
             bottleneck=taken.bottleneck,
-            cost=cost,
+            cost=None if price is None else cluster.gpus * price / _HOUR * _TRILLION / rate,
         )

@@ -66,7 +66,7 @@ RULES = {
     ),
     # Writes the page, and the cards.
     "parts/__main__": Rule(inside={"parts", "cards"}),
-    "comm": Rule(inside={"comm"}, outside={"torch"}),
+    "comm": Rule(inside={"comm", "checks"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
     "config": Rule(inside=MODEL | {"switches"}, outside={"torch", "megatron.core"}),
     "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
@@ -103,10 +103,11 @@ RULES = {
         for module in ("hf_config", "megatron_args")
     },
     "checkpoint/family_rules": Rule(inside={"model"}),
-    "checkpoint/layer_settings": Rule(inside={"model", "config", "parts"}),
+    "checkpoint/layer_settings": Rule(inside={"model", "planner.parts"}),
     "checkpoint/moe_plus_plus": Rule(
         inside={
-            *("model", "checkpoint.config_keys", "checkpoint.layer_settings", "checks", "config")
+            *("model", "checkpoint.config_keys", "checkpoint.layer_settings", "checks"),
+            "planner.parts",
         }
     ),
     # Where the weights meet a Megatron model; names and transforms stay free of it.
@@ -186,7 +187,21 @@ RULES = {
         for module in ("command", "eval_command")
     },
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
-    "planner": Rule(inside={"planner", "model", "checks"}),
+    "planner": Rule(inside={"planner", "model", "checks", "presets.flags", "unparsed", "switches"}),
+    # Asks the readers of configurations and tokenizers, which are as free of torch.
+    "planner/front": Rule(
+        inside={"planner", "model", "checks", "presets.flags"},
+        in_functions={"grove_megatron.checkpoint", "grove_megatron.training.vocabulary"},
+    ),
+    "planner/command": Rule(
+        inside={"checks"},
+        outside={"typer"},
+        in_functions={"grove_megatron.planner", "grove_megatron.training.doctor_command"},
+    ),
+    "planner/shown": Rule(inside={"planner", "model", "checks"}, outside={"rich"}),
+    # Make the table of flags, of the parser itself.
+    "planner/known": Rule(inside=ANYTHING_INSIDE, in_functions=MEGATRON_AND_TORCH),
+    "planner/__main__": Rule(inside={"planner"}),
     # Imported when a page is asked for.
     **{
         f"planner/{module}": Rule(inside={"planner", "model", "report"}, outside={"matplotlib"})
@@ -208,10 +223,8 @@ RULES = {
     # In processes that wait for one another: little, and nothing that could wait itself.
     "failure": Rule(inside={"failure", "checkpoint.layout"}, in_functions={"torch"}),
     "training": AROUND_THE_MODEL,
-    # Asks what Hugging Face keeps on this machine.
-    "training/vocabulary": Rule(
-        inside=ANYTHING_INSIDE, outside=MEGATRON_AND_TORCH, in_functions={"huggingface_hub"}
-    ),
+    # Asks what Hugging Face keeps on this machine; also where there is no torch.
+    "training/vocabulary": Rule(in_functions={"huggingface_hub", "megatron.core"}),
     # Imported by the command line before anything is decided.
     "training/doctor_command": Rule(
         inside={"checks"}, outside={"typer"}, in_functions=ANYTHING_INSIDE | {"torch"}
