@@ -65,7 +65,7 @@ def fit(sizes: Sizes, gpu: float) -> Fit:
     memories = stage_memory(sizes)
     stage = largest(memories)
     memory = memories[stage]
-    part, size = max(asdict(memory).items(), key=lambda named: named[1])
+    XX
     return Fit(
         gpu=gpu,
         where=f"a rank of stage {stage}" if sizes.layout.pipeline > 1 else "a rank",

@@ -105,11 +105,20 @@ class Training:
         recompute_unit: with "full", layers that are computed again together.
         fused_activation: does an FFN's activation keep its input alone?
         fused_weight_gradients: are gradients of weights added up where they are computed?
-        dropout: is there any on hidden states?
+        fused_norms: does a norm keep its input alone, and not what it computes in fp32?
+        fused_dropout: does dropout keep a byte for a number, and not a factor?
+        local: are layers made of operators of torch (``--transformer-impl local``)?
+        dropout, attention_dropout: is there any on hidden states, on attention's scores?
         overlapped_experts: does a forward pass run beside a backward pass of another microbatch
             (``--overlap-moe-expert-parallel-comm``)?
         train_only: names of weights, as :func:`.subsets.selected` has them, beside which all
             are frozen; empty where none is.
+        imbalance: pairs of a row and an expert on this rank, over the mean of all ranks.
+        expert_imbalance: rows of the fullest expert of a rank, over the mean of its experts.
+        capacity_factor: experts take so many times the tokens they get on average
+            (``--moe-expert-capacity-factor``); None for all that come.
+        padded_to_capacity: are they given that many, whatever was selected
+            (``--moe-pad-expert-input-to-capacity``)?
     """
 
     sequence_length: int
@@ -125,9 +134,17 @@ class Training:
     recompute_unit: int = 1
     fused_activation: bool = True
     fused_weight_gradients: bool = True
+    fused_norms: bool = True
+    fused_dropout: bool = True
+    local: bool = False
     dropout: bool = False
+    attention_dropout: bool = False
     overlapped_experts: bool = False
     train_only: tuple[str, ...] = ()
+    imbalance: float = 1.0
+    expert_imbalance: float = 1.0
+    capacity_factor: float | None = None
+    padded_to_capacity: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
