@@ -7,7 +7,7 @@ but operation by operation, because that file knows neither experts nor query gr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby, zip_longest
+from itertools import compress, groupby, zip_longest
 from operator import mul
 from typing import NamedTuple
 
@@ -121,10 +121,12 @@ class _Job:
             )
             for index, layers in enumerate(stage.chunks)
         ]
-        held, extra = self.worst(chunks, moments(self.sizes, number))
+        alike = [next(i for i, one in enumerate(chunks) if one is chunk) for chunk in chunks]
+        held, extra = self.worst(chunks, moments(self.sizes, number, tuple(alike)))
         parts = dict.fromkeys(PARTS, 0.0)
-        for times, chunk in zip(held, chunks, strict=True):
-            add(parts, chunk.whole.kept_of, times)
+        for index in set(alike):
+            times = sum(compress(held, map(index.__eq__, alike)))
+            add(parts, chunks[index].whole.kept_of, times)
         add(parts, extra)
         if stage.embedding or stage.output:
             # The batches of an iteration are held to its end.
@@ -163,9 +165,7 @@ class _Job:
         change: dict[str, float] = {}
         add(change, {"output": -backward.after})
         found: Block | None = None
-        for index, (back, ahead) in enumerate(
-            zip_longest(reversed(backward.layers), forward.layers)
-        ):
+        for back, ahead in zip_longest(reversed(backward.layers), forward.layers):
             if back is None:
                 break
             experts, attention = dict(change), dict(change)
@@ -188,9 +188,7 @@ class _Job:
         if not layers:
             return ()
         first, end = layers[0], layers[-1] + 1
-        pairs = zip(
-            self.model.moe_layers[first:end], self.trained.layers[first:end], strict=True
-        )
+        pairs = zip(self.model.moe_layers[first:end], self.trained.layers[first:end], strict=True)
         return tuple(pairs)
 
     def layer(self, kind: Kind) -> _Layer:
@@ -207,9 +205,7 @@ class _Job:
             )
         return self.layers[kind]
 
-    def chunk(
-        self, kinds: tuple[Kind, ...], embedding: bool, mtp: bool, output: bool
-    ) -> _Chunk:
+    def chunk(self, kinds: tuple[Kind, ...], embedding: bool, mtp: bool, output: bool) -> _Chunk:
         """A model chunk with what it has beside layers."""
         key = (kinds, embedding, mtp, output)
         if key not in self.chunks:
@@ -235,9 +231,7 @@ class _Job:
         unit = self.training.recompute_unit
         starts = range(0, again, unit)
         units = [(self.unit(kinds[i : min(i + unit, again)]), 1) for i in starts]
-        whole = [
-            (self.layer(kind).whole, len(list(same))) for kind, same in groupby(kinds[again:])
-        ]
+        whole = [(self.layer(kind).whole, len(list(same))) for kind, same in groupby(kinds[again:])]
         return units + whole
 
     def unit(self, kinds: Sequence[Kind]) -> Block:
@@ -247,9 +241,7 @@ class _Job:
             hidden = self.rank.hidden
             inside = chain([(self.layer(kind).whole, 1) for kind in kinds])
             kept_of = {"other": hidden}
-            kept_of["dispatcher"] = sum(
-                records(self.rank) for is_moe, _ in kinds if is_moe
-            )
+            kept_of["dispatcher"] = sum(records(self.rank) for is_moe, _ in kinds if is_moe)
             # Its input is that of the first layer. The gradient of what it puts out is held
             # until the last of its layers has its own.
             extra_of = {"other": -hidden + (hidden if len(kinds) > 1 else 0.0)}

@@ -1,6 +1,7 @@
 """Which microbatches a pipeline stage holds activations of, when it makes a gradient."""
 
 from functools import cache
+from operator import le
 from typing import NamedTuple
 
 from .inputs import Sizes
@@ -37,15 +38,43 @@ def in_flight(sizes: Sizes, stage: int) -> float:
     return min((warm_up + 1) / layout.virtual, training.microbatches)
 
 
-def moments(sizes: Sizes, stage: int) -> tuple[Moment, ...]:
-    """Those that differ, of one iteration on a stage."""
+def moments(sizes: Sizes, stage: int, alike: tuple[int, ...]) -> tuple[Moment, ...]:
+    """Those of one iteration on a stage that may be the worst.
+
+    Args:
+        alike: a number for every chunk of the stage, the same for chunks with the same layers.
+    """
     layout, training = sizes.layout, sizes.training
     overlapped = training.overlapped_experts and training.microbatches > 1
     if layout.virtual == 1:
         held = min(layout.pipeline - stage, training.microbatches)
         return (Moment((held,), 0, 0 if overlapped else None),)
-    return _interleaved(
-        layout.pipeline, stage, layout.virtual, _group(sizes), training.microbatches, overlapped
+    return _worst(
+        alike,
+        layout.pipeline,
+        stage,
+        layout.virtual,
+        _group(sizes),
+        training.microbatches,
+        overlapped,
+    )
+
+
+@cache
+def _worst(alike: tuple[int, ...], *schedule: int) -> tuple[Moment, ...]:
+    """Those of :func:`_interleaved`, but for moments when fewer are held than at another."""
+    found: dict[tuple[int, int | None], dict[tuple[int, ...], Moment]] = {}
+    for moment in _interleaved(*schedule):
+        sums = [0] * (max(alike) + 1)
+        for number, held in zip(alike, moment.held, strict=True):
+            sums[number] += held
+        forward = None if moment.forward is None else alike[moment.forward]
+        found.setdefault((alike[moment.backward], forward), {})[tuple(sums)] = moment
+    return tuple(
+        moment
+        for of_chunks in found.values()
+        for sums, moment in of_chunks.items()
+        if not any(sums != other and all(map(le, sums, other)) for other in of_chunks)
     )
 
 
@@ -61,6 +90,7 @@ def _warm_up(pipeline: int, stage: int, virtual: int, group: int, overlapped: bo
 def _interleaved(
     pipeline: int, stage: int, virtual: int, group: int, microbatches: int, overlapped: bool
 ) -> tuple[Moment, ...]:
+    """All that differ."""
     # Chunks in the order of forward passes: groups of microbatches, through one chunk after the
     # other; backward passes take the chunks the other way round (schedules.py, get_schedule_table).
     order = [

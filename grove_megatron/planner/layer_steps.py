@@ -209,4 +209,3 @@ def dense(rank: RankSizes, trained: Set[str]) -> list[Step]:
         kept_input = 0.0 if again else rank.hidden
         steps = recomputed("other", steps, kept_input=kept_input, held=rank.hidden)
     return [norm(rank, next_keeps=keeps_input), *steps, residual(rank)]
-

@@ -19,6 +19,10 @@ MARGIN = 0.10
 and communication buffers. The CUDA context and imbalanced routing come on top of that."""
 
 
+STATE = ("weights", "gradients", "optimizer", "activations")
+"""What :attr:`Memory.total` is the sum of."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes on a rank.
@@ -46,12 +50,10 @@ class Memory:
 def stage_memory(sizes: Sizes) -> tuple[Memory, ...]:
     """On a rank of every pipeline stage."""
     precision, layout = sizes.training.precision, sizes.layout
-    stages = zip(
-        rank_parameters(sizes.model, layout),
-        rank_trained(sizes.model, layout, sizes.training.train_only),
-        stage_activation_parts(sizes),
-        strict=True,
-    )
+    counts = rank_parameters(sizes.model, layout)
+    chosen = sizes.training.train_only
+    trained_counts = rank_trained(sizes.model, layout, chosen) if chosen else counts
+    stages = zip(counts, trained_counts, stage_activation_parts(sizes), strict=True)
     return tuple(
         Memory(
             weights=count.total * precision.weight,

@@ -66,9 +66,7 @@ class RankSizes:
             self.rows = self.own_tokens * layout.expert_tensor
         else:
             self.rows = self.sent_rows * shared
-        self.largest = min(
-            self.pairs, self.pairs / self.local_experts * training.expert_imbalance
-        )
+        self.largest = min(self.pairs, self.pairs / self.local_experts * training.expert_imbalance)
 
 
 def _kept_share(tokens: float, per_token: float, sizes: Sizes) -> float:

@@ -25,7 +25,7 @@ ALL = frozenset((*_MODULES, "output_layer", "eh_proj"))
 
 
 class TrainedParts(NamedTuple):
-    """Names of :data:`ALL`: of every decoder layer, of the MTP layers; and is the output trained?"""
+    """Names of :data:`ALL`: of every decoder layer, of MTP layers. And is the output trained?"""
 
     layers: tuple[frozenset[str], ...]
     mtp: frozenset[str]
