@@ -5,7 +5,7 @@ but operation by operation, because that file knows neither experts nor query gr
 :mod:`.steps`. Routing is taken as uniform but for :attr:`.Training.imbalance`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress, groupby, zip_longest
 from operator import mul
@@ -17,7 +17,7 @@ from .layer_steps import attention, dense, norm, residual, weight_gradient, wide
 from .moe_steps import experts, moe, records
 from .pipeline import Stage, stages
 from .rank_sizes import RankSizes
-from .steps import PARTS, Block, Step, block, kept
+from .steps import PARTS, Block, Step, add, block, chain, kept
 from .trained_parts import ALL, trained_parts
 
 __all__ = [
@@ -131,10 +131,20 @@ class _Job:
         if stage.embedding or stage.output:
             # The batches of an iteration are held to its end.
             parts["other"] += self.rank.tokens * _INPUT_BYTES * self.training.microbatches
-        if self.sizes.layout.pipeline > 1:
-            # What is received from both neighbours.
-            parts["other"] += 2 * self.rank.hidden
+        parts["other"] += self.received(stage, held)
         return parts
+
+    def received(self, stage: Stage, held: tuple[int, ...]) -> float:
+        """Hidden states and gradients from the neighbours, beside those of microbatches held."""
+        layout, hidden = self.sizes.layout, self.rank.hidden
+        if layout.pipeline == 1:
+            return 0.0
+        if layout.virtual == 1:
+            return 2 * hidden
+        # The next of each, and the gradient that was sent last. A chunk has its last input, and
+        # the gradient of that, until it has another.
+        idle = sum(held[index] == 0 for index in range(stage.embedding, layout.virtual))
+        return (3 + 2 * idle) * hidden
 
     def worst(
         self, chunks: list[_Chunk], all_moments: Sequence[Moment]
@@ -288,28 +298,3 @@ class _Job:
             Step("output", logits * 4, logits * element if element < 4 else 0.0),
         ]
         return [(block(steps), 1 + self.model.mtp_depths)]
-
-
-def chain(runs: Sequence[tuple[Block, int]]) -> Block:
-    """Blocks that follow each other, each so many times."""
-    kept_of: dict[str, float] = {}
-    for one, times in runs:
-        add(kept_of, one.kept_of, times)
-    freed, most, where = 0.0, float("-inf"), len(runs)
-    for index in range(len(runs) - 1, -1, -1):
-        one, times = runs[index]
-        if one.extra - freed > most:
-            most, where = one.extra - freed, index
-        freed += one.kept * times
-    extra_of: dict[str, float] = {}
-    if where < len(runs):
-        add(extra_of, runs[where][0].extra_of)
-        for one, times in runs[where + 1 :]:
-            add(extra_of, one.kept_of, -times)
-    return Block(freed, kept_of, sum(extra_of.values()), extra_of)
-
-
-def add(into: dict[str, float], parts: Mapping[str, float], times: float = 1) -> None:
-    """Add bytes part by part."""
-    for part, size in parts.items():
-        into[part] = into.get(part, 0.0) + size * times

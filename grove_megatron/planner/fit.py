@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .inputs import Sizes
-from .memory import MARGIN, STATE, largest, stage_memory
+from .memory import MARGIN, largest, stage_memory
 
 _GIB = 2**30
 
@@ -65,7 +65,7 @@ def fit(sizes: Sizes, gpu: float) -> Fit:
     memories = stage_memory(sizes)
     stage = largest(memories)
     memory = memories[stage]
-    part, size = max(((name, getattr(memory, name)) for name in STATE), key=lambda named: named[1])
+    part, size = max(memory.state.items(), key=lambda named: named[1])
     return Fit(
         gpu=gpu,
         where=f"a rank of stage {stage}" if sizes.layout.pipeline > 1 else "a rank",

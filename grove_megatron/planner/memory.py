@@ -19,10 +19,6 @@ MARGIN = 0.10
 and communication buffers. The CUDA context and imbalanced routing come on top of that."""
 
 
-STATE = ("weights", "gradients", "optimizer", "activations")
-"""What :attr:`Memory.total` is the sum of."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes on a rank.
@@ -37,6 +33,16 @@ class Memory:
     optimizer: float
     activations: float
     activation_parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What :attr:`total` is the sum of, by name."""
+        return {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+        }
 
     @property
     def total(self) -> float:

@@ -29,7 +29,8 @@ def _of_stage(model: Model, tensor: int, expert: int, expert_tensor: int, stage:
     held_layers = [
         (chunk[0], model.moe_layers[chunk[0] : chunk[-1] + 1]) for chunk in stage.chunks if chunk
     ]
-    dense = experts = adjugates = 0
+    rest = _of_rest(model, *sizes, *_beside_layers(model, stage))
+    dense, experts, adjugates = rest.dense, rest.experts, rest.adjugates
     for is_moe in (True, False):
         times = sum(kinds.count(is_moe) for _, kinds in held_layers)
         if times:
@@ -37,12 +38,7 @@ def _of_stage(model: Model, tensor: int, expert: int, expert_tensor: int, stage:
             dense += times * counts.dense
             experts += times * counts.experts
             adjugates += times * counts.adjugates
-    rest = _of_rest(model, *sizes, *_beside_layers(model, stage))
-    return Counts(
-        dense=dense + rest.dense,
-        experts=experts + rest.experts,
-        adjugates=adjugates + rest.adjugates,
-    )
+    return Counts(dense=dense, experts=experts, adjugates=adjugates)
 
 
 @cache

@@ -5,7 +5,7 @@ made. So a list of operations, in the order of the forward pass, says all there 
 of the backward pass: what the operations before a moment keep, and gradients that are being made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 PARTS = ("attention", "experts", "dispatcher", "router", "output", "other")
@@ -20,11 +20,13 @@ class Step(NamedTuple):
         part: one of :data:`PARTS`.
         kept: bytes from the forward pass until its own gradient is made.
         live: bytes beside them while that is made: gradients, of weights too, and temporaries.
+        live_of: the same by part, where it is not all of ``part``.
     """
 
     part: str
     kept: float
     live: float
+    live_of: Mapping[str, float] | None = None
 
 
 class Block(NamedTuple):
@@ -60,15 +62,15 @@ def worst(steps: Sequence[Step]) -> tuple[float, int]:
 
 
 def block(steps: Sequence[Step]) -> Block:
-    """Of operations in the order of the forward pass."""
+    """Of operations in the order of the forward pass, one at least."""
     kept_of: dict[str, float] = {}
     for step in steps:
         kept_of[step.part] = kept_of.get(step.part, 0.0) + step.kept
     extra, where = worst(steps)
-    extra_of = {steps[where].part: steps[where].live} if steps else {}
+    extra_of = dict(steps[where].live_of or {steps[where].part: steps[where].live})
     for step in steps[where + 1 :]:
         extra_of[step.part] = extra_of.get(step.part, 0.0) - step.kept
-    return Block(sum(kept_of.values()), kept_of, extra if steps else 0.0, extra_of)
+    return Block(sum(kept_of.values()), kept_of, extra, extra_of)
 
 
 def recomputed(
@@ -85,10 +87,37 @@ def recomputed(
     Returns:
         Two steps: the one that keeps the input, and the one that computes again.
     """
-    again = kept(steps)
-    extra, where = worst(steps)
+    again = block(steps)
+    live_of = dict(again.kept_of)
+    add(live_of, again.extra_of)
+    add(live_of, {part: held})
     return [
         Step(part, kept_input, 0.0),
-        Step(steps[where].part, 0.0, held + again + extra),
+        Step(part, 0.0, held + again.kept + again.extra, live_of),
         *([Step("dispatcher", records, 0.0)] if records else []),
     ]
+
+
+def chain(runs: Sequence[tuple[Block, int]]) -> Block:
+    """Blocks that follow each other, each so many times."""
+    kept_of: dict[str, float] = {}
+    for one, times in runs:
+        add(kept_of, one.kept_of, times)
+    freed, most, where = 0.0, float("-inf"), len(runs)
+    for index in range(len(runs) - 1, -1, -1):
+        one, times = runs[index]
+        if one.extra - freed > most:
+            most, where = one.extra - freed, index
+        freed += one.kept * times
+    extra_of: dict[str, float] = {}
+    if runs:
+        add(extra_of, runs[where][0].extra_of)
+    for one, times in runs[where + 1 :]:
+        add(extra_of, one.kept_of, -times)
+    return Block(freed, kept_of, sum(extra_of.values()), extra_of)
+
+
+def add(into: dict[str, float], parts: Mapping[str, float], times: float = 1) -> None:
+    """Add bytes part by part."""
+    for part, size in parts.items():
+        into[part] = into.get(part, 0.0) + size * times

@@ -18,6 +18,19 @@ def train(folder: str, argv: list[str]) -> None:
     _measure(folder, argv, pretrain.main)
 
 
+def train_skewed(folder: str, argv: list[str]) -> None:
+    """The same where no token goes to the last three of eight experts."""
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    gating = TopKRouter.gating
+
+    def skewed(self: Any, hidden: Any) -> Any:
+        return gating(self, hidden).index_fill(-1, torch.tensor([5, 6, 7]), -1e4)
+
+    TopKRouter.gating = skewed
+    train(folder, argv)
+
+
 def run_script(folder: str, argv: list[str]) -> None:
     """``grove_megatron.run`` with ``argv``, the script first."""
     from grove_megatron import run
@@ -139,7 +152,8 @@ def _planned(args: Any, rows: list[list[int]]) -> dict[str, Any]:
     from grove_megatron.planner.parameters import rank_parameters
     from grove_megatron.training.sizes import sizes_of
 
-    sizes = _with_rows(sizes_of(args), rows)
+    balanced = sizes_of(args)
+    sizes = _with_rows(balanced, rows)
     stage = mpu.get_pipeline_model_parallel_rank()
     counts = rank_parameters(sizes.model, sizes.layout)[stage]
     # As many bytes as Megatron takes for a parameter.
@@ -147,8 +161,9 @@ def _planned(args: Any, rows: list[list[int]]) -> dict[str, Any]:
     tokens = args.train_iters * args.global_batch_size * args.seq_length
     memory = stage_memory(sizes)[stage]
     return {
-        "bytes": {kind: getattr(memory, kind) for kind in (*KINDS, "activations")},
+        "bytes": memory.state,
         "parts": memory.activation_parts,
+        "balanced": stage_memory(balanced)[stage].activations,
         "imbalance": sizes.training.imbalance,
         "parameters": counts.total,
         "flops": tokens * flops_per_token(sizes.model, args.seq_length),
