@@ -95,7 +95,7 @@ class _Chunk(NamedTuple):
 
     whole: Block
     layers: tuple[_Layer, ...]
-    after: float
+    after: Block
 
 
 class _Job:
@@ -173,7 +173,7 @@ class _Job:
             return None
         backward, forward = chunks[moment.backward], chunks[moment.forward]
         change: dict[str, float] = {}
-        add(change, {"output": -backward.after})
+        add(change, backward.after.kept_of, -1)
         found: Block | None = None
         for back, ahead in zip_longest(reversed(backward.layers), forward.layers):
             if back is None:
@@ -226,7 +226,7 @@ class _Job:
             self.chunks[key] = _Chunk(
                 chain(runs),
                 tuple(map(self.layer, kinds)) if overlapped else (),
-                sum(block.kept for block, _ in after),
+                chain(after),
             )
         return self.chunks[key]
 

@@ -146,6 +146,23 @@ class Training:
     capacity_factor: float | None = None
     padded_to_capacity: bool = False
 
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} ({value}) is not above 0; give a positive number"
+            for name, value in (
+                ("imbalance", self.imbalance),
+                ("capacity_factor", self.capacity_factor),
+            )
+            if value is not None and not 0 < value < float("inf")
+        ]
+        if not 1 <= self.expert_imbalance < float("inf"):
+            problems.append(
+                f"expert_imbalance ({self.expert_imbalance}) is below 1; the fullest of all "
+                "experts has the mean at least"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:

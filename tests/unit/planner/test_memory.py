@@ -1,9 +1,11 @@
 from dataclasses import replace
+from operator import mul
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 
 from grove_megatron.model.parameters import total_parameters
@@ -13,11 +15,13 @@ from grove_megatron.planner.activations import (
     layer_activations,
     stage_activations,
 )
+from grove_megatron.planner.in_flight import moments
 from grove_megatron.planner.inputs import Layout, Precision, Sizes
 from grove_megatron.planner.memory import largest, stage_memory
 from grove_megatron.planner.moe_steps import records
 from grove_megatron.planner.parameters import rank_parameters
 from grove_megatron.planner.rank_sizes import RankSizes
+from grove_megatron.planner.steps import PARTS
 
 from .models import GROVE_33B, QWEN3_30B, jobs, training
 
@@ -273,3 +277,71 @@ def test_the_first_stage_holds_most_activations():
 def test_a_plain_model_is_planned_too():
     (memory,) = stage_memory(job(model=QWEN3_30B))
     assert memory.weights == 2 * 30_532_122_624
+
+
+@given(sizes=jobs(), overlapped=st.booleans(), recompute=st.sampled_from(("", "moe", "full")))
+def test_activations_are_the_sum_of_their_parts(sizes, overlapped, recompute):
+    settings = replace(
+        sizes.training,
+        microbatches=5,
+        overlapped_experts=overlapped,
+        recompute=frozenset(recompute.split()),
+    )
+    for memory in stage_memory(replace(sizes, training=settings)):
+        assert tuple(memory.activation_parts) == PARTS
+        assert sum(memory.activation_parts.values()) == memory.activations
+        assert min(memory.activation_parts.values()) >= -1e-6
+
+
+def test_a_fuller_rank_has_more_rows_and_nothing_else():
+    layout = Layout(expert=8, world=8)
+
+    def parts(imbalance: float) -> dict[str, float]:
+        chosen = training(imbalance=imbalance, grouped_experts=True)
+        return stage_memory(job(model=SMALL, layout=layout, training=chosen))[0].activation_parts
+
+    even, full = parts(1.0), parts(2.0)
+    changed = {name for name in PARTS if even[name] != full[name]}
+    assert changed == {"experts", "dispatcher"}
+    assert full["experts"] > 1.6 * even["experts"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"imbalance": 0.0}, r"imbalance \(0.0\) is not above 0"),
+        ({"imbalance": float("nan")}, r"imbalance \(nan\) is not above 0"),
+        ({"expert_imbalance": 0.5}, r"expert_imbalance \(0.5\) is below 1"),
+        ({"capacity_factor": -1.0}, r"capacity_factor \(-1.0\) is not above 0"),
+    ],
+)
+def test_impossible_rows_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        training(**settings)
+
+
+@pytest.mark.parametrize("alike", [(0, 0, 0), (0, 1, 1), (0, 1, 2)])
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_no_moment_is_worse_than_those_that_are_looked_at(alike, overlapped):
+    """Of chunks that are alike as said, with any sizes."""
+    layout = Layout(pipeline=4, virtual=3, world=4)
+    chosen = training(microbatches=10, overlapped_experts=overlapped)
+    sizes = job(layout=layout, training=chosen)
+    weights = [(1.0, 1.0, 1.0), (1.0, 5.0, 5.0), (9.0, 2.0, 2.0), (1.0, 7.0, 3.0)]
+    for stage in range(4):
+        every = moments(sizes, stage, (0, 1, 2))
+        some = moments(sizes, stage, alike)
+        assert len(some) <= len(every)
+        for weight in weights:
+            if any(weight[i] != weight[alike.index(alike[i])] for i in range(3)):
+                continue
+            for backward in range(3):
+                assert _most(some, weight, alike, backward) == _most(every, weight, alike, backward)
+
+
+def _most(found, weight, alike, backward):
+    return max(
+        sum(map(mul, moment.held, weight))
+        for moment in found
+        if alike[moment.backward] == alike[backward]
+    )
