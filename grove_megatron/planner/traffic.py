@@ -5,6 +5,7 @@ met if one of them is selected; b such sets hold all experts.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, comb
 
 from ..model.architecture import Model
@@ -12,6 +13,7 @@ from ..model.selection import ffn_per_token, with_ffn
 from .inputs import Layout
 
 
+@cache
 def expected_distinct(experts: int, selected: int, sets: int) -> float:
     """Sets that k experts chosen uniformly without replacement meet: b (1 - C(n-m,k) / C(n,k)).
 
