@@ -12,6 +12,7 @@ from ..report.shown import Drawn
 from .assumed import Assumed, of_cluster
 from .cluster import GIB
 from .figures import memory, time
+from .memory import MARGIN
 from .numbers import numbers, ranked
 from .planned import Comparison, places
 from .sharing_figures import dedup, grouping
@@ -70,7 +71,7 @@ def _best(comparison: Comparison) -> str:
     words = (
         "<p>TP, PP, VPP, CP, EP, ETP: tensor, pipeline, virtual pipeline, context, expert and "
         "expert tensor parallel, where above 1; DP: data parallel; mb: samples of a micro-batch. "
-        "GiB: on a rank of the stage that needs most.</p>\n"
+        f"GiB: on a rank of the stage that needs most, with a margin of {MARGIN:.0%}.</p>\n"
     )
     text = words + ranked(every[:_AT_FIRST])
     if len(every) > _AT_FIRST:

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgba
 from grove_megatron.planner.assumed import Assumed
 from grove_megatron.planner.cluster import GIB
 from grove_megatron.planner.figures import MEMORY, TIME, memory, time, time_unit
+from grove_megatron.planner.layouts import Planned
 from grove_megatron.planner.memory import Memory
 from grove_megatron.planner.numbers import numbers
 from grove_megatron.planner.page import page, write_page
@@ -26,7 +27,7 @@ from grove_megatron.report.refused import page_problems
 from tests.integration.installed_wheel import without
 
 from .models import GROVE_33B, QWEN3_30B
-from .plans import H100, Plan, comparison, plan, plans
+from .plans import H100, comparison, plan, plans
 
 DENSE = replace(QWEN3_30B, moe_layers=(False,) * 48, num_experts=0, topk=0, ffn_hidden_size=6144)
 IMAGES = ["time", "memory", "dedup", "grouping"]
@@ -91,14 +92,14 @@ def whole(parts: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def assert_numbers(parsed: Parsed, found: list[Plan]) -> None:
+def assert_numbers(parsed: Parsed, found: list[Planned]) -> None:
     """Of every plan in the tables."""
     _, *rows = parsed.tables["numbers-all"]
     assert len(rows) == min(len(found), 200)
     for row, one in zip(rows, found, strict=False):
         assert row[1] == layout_label(one.sizes)
         speed = one.tokens_per_second / one.sizes.layout.world
-        expected = [speed, 100 * one.mfu, sum(one.step.values()), one.memory.total / GIB]
+        expected = [speed, 100 * one.mfu, sum(one.step.values()), one.memory.with_margin / GIB]
         # As many digits as are shown.
         assert [number(text) for text in row[2:6]] == pytest.approx(expected, rel=2e-3, abs=0.06)
         assert row[6] == ("yes" if one.fits else "no")
@@ -235,6 +236,11 @@ def test_words_are_inside_of_their_figure_and_beside_one_another(make) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         inside = figure.bbox.padded(1)
+        for key in figure.legends:
+            for word in key.get_texts():
+                box = word.get_window_extent()
+                assert inside.contains(box.x0, box.y0), word
+                assert inside.contains(box.x1, box.y1), word
         for axes in figure.axes:
             across, up = (ticks(axis) for axis in (axes.xaxis, axes.yaxis))
             others = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
@@ -342,3 +348,23 @@ def test_what_was_not_timed_has_no_seconds() -> None:
     assert len(parsed.tables["numbers-memory"]) == 3
     alone = Parsed("".join(numbers(comparison([untimed], 40))))
     assert "None was timed" in alone.texts["numbers-time"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parted(Memory):
+    activation_parts: dict[str, float] = field(default_factory=dict)
+
+
+def test_activations_are_shown_by_part_where_they_are_known() -> None:
+    one = plan(GROVE_33B, expert=8)
+    parts = {"attention": 2.0 * GIB, "experts": 3.0 * GIB, "router": 0.0}
+    memory_of = sizes_of(one.memory) | {"activations": 5.0 * GIB}
+    parted = replace(one, memory=Parted(**memory_of, activation_parts=parts))
+    assert sum(memory_parts(parted.memory).values()) == pytest.approx(parted.memory.total)
+    made = comparison([parted])
+    drawn = widths(memory(made).figure, MEMORY, 0)
+    assert drawn["activations: attention"] == pytest.approx(2)
+    assert drawn["activations: experts"] == pytest.approx(3)
+    assert set(drawn) & {"activations", "activations: router"} == set()
+    header, row = Parsed("".join(numbers(made))).tables["numbers-memory"]
+    assert dict(zip(header, row, strict=True))["activations: experts"] == "3"
