@@ -82,7 +82,8 @@ def _best(comparison: Comparison) -> str:
 def _as_flags(comparison: Comparison) -> Iterable[str]:
     first = comparison.first
     if first.fits and first.flags:
-        said = escape(" ".join(first.flags))
+        # No line breaks at the hyphens of a flag.
+        said = " ".join(f'<span class="whole">{escape(word)}</span>' for word in first.flags)
         yield section("The first one as flags", f"<p><code>{said}</code></p>", "flags")
 
 
