@@ -216,6 +216,9 @@ def test_bars_are_the_parts_and_what_does_not_fit_is_hatched() -> None:
     hatched = {round(bar.get_y() + 0.36) for bar in axes.patches if bar.get_hatch()}
     assert hatched == set(range(16, 22))
     assert any([*line.get_xdata()] == [40, 40] for line in axes.lines)
+    # The best is on top.
+    bottom, top = axes.get_ylim()
+    assert bottom > top
     (margins,) = (line for line in axes.lines if line.get_marker() == "|")
     assert [*margins.get_xdata()] == pytest.approx(
         [found[place].memory.with_margin / GIB for place in places]
