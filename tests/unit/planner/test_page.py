@@ -20,6 +20,7 @@ from grove_megatron.planner.memory import Memory
 from grove_megatron.planner.numbers import numbers
 from grove_megatron.planner.page import page, write_page
 from grove_megatron.planner.planned import layout_label, memory_parts
+from grove_megatron.planner.sharing import dispatches, groupings
 from grove_megatron.planner.sharing_figures import dedup, grouping
 from grove_megatron.planner.step import PARTS
 from grove_megatron.report import draw
@@ -371,3 +372,25 @@ def test_activations_are_shown_by_part_where_they_are_known() -> None:
     assert set(drawn) & {"activations", "activations: router"} == set()
     header, row = Parsed("".join(numbers(made))).tables["numbers-memory"]
     assert dict(zip(header, row, strict=True))["activations: experts"] == "3"
+
+
+def test_lines_are_the_numbers_of_the_tables() -> None:
+    made = comparison([plan(GROVE_33B, expert=16)])
+    sizes = made.first.sizes
+    found = dispatches(sizes, made.cluster)
+    sent, far, cost = dedup(made).figure.axes
+    scale, _ = time_unit(max(one.seconds for one in found))
+    for axes, of in ((sent, "rows"), (far, "far"), (cost, "seconds")):
+        lines = [[*line.get_ydata()] for line in axes.lines if len(line.get_ydata()) != 2]
+        ways = ("stock", "flat", "hierarchical")[: len(lines)]
+        by = scale if of == "seconds" else 1.0
+        assert len(ways) == (2 if of == "rows" else 3)
+        for way, line in zip(ways, lines, strict=True):
+            assert line == pytest.approx([getattr(o, of) / by for o in found if o.way == way])
+    found = groupings(GROVE_33B, sizes.training.sequence_length)
+    met, share = grouping(made).figure.axes
+    assert [*met.lines[0].get_ydata()] == [one.met for one in found]
+    assert [[*line.get_ydata()] for line in share.lines[:2]] == [
+        [one.share_per_expert for one in found],
+        [one.share for one in found],
+    ]
