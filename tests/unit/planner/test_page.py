@@ -158,6 +158,20 @@ def test_a_page_of_many_layouts_needs_nothing_else_and_has_all_numbers(tmp_path:
     pipeline = found[0].sizes.layout.pipeline
     sizes = [int(row[0]) for row in parsed.tables["numbers-dedup"][1:]]
     assert sizes == [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= 64 // pipeline]
+    sent = {(one.ranks, one.way): one for one in dispatches(found[0].sizes, made.cluster)}
+    for ranks, *row in parsed.tables["numbers-dedup"][1:]:
+        stock, flat, nodes = (
+            sent.get((int(ranks), way)) for way in ("stock", "flat", "hierarchical")
+        )
+        expected = [stock.rows, flat.rows, stock.far, flat.far, *([nodes.far] if nodes else [])]
+        expected += [1e3 * one.seconds for one in (stock, flat, nodes) if one]
+        assert [number(text) for text in row if text] == pytest.approx(expected, rel=1e-3)
+    for one, row in zip(
+        groupings(GROVE_33B, 4096), parsed.tables["numbers-grouping"][1:], strict=True
+    ):
+        expected = [one.groups, one.met, one.width]
+        expected += [100 * one.share, 100 * one.share_per_expert]
+        assert [number(text) for text in row] == pytest.approx(expected, rel=1e-3)
     # The paper's number.
     (own,) = (row for row in parsed.tables["numbers-grouping"] if row[0] == "64")
     assert own[1] == "7.78"
