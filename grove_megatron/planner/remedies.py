@@ -13,7 +13,7 @@ from .validity import CHUNKS, CONTEXT, EXPERT, EXPERT_TENSOR, PIPELINE, TENSOR
 
 _MOST = 3
 # Doubled so often, no more GPUs help.
-_DOUBLINGS = 12
+_DOUBLINGS = 7
 _LEAST_LENGTH = 256
 _PARALLEL = (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR, CHUNKS)
 _RECOMPUTE = ("recompute_granularity", "recompute_modules", "recompute_method")
