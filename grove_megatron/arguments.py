@@ -105,6 +105,11 @@ _FORGETTABLE = (
     _Forgettable("qk_layernorm", False, False),
     _Forgettable("rotary_base", 10000, True),
     _Forgettable("rotary_percent", 1.0, True),
+    # Of --multi-latent-attention.
+    _Forgettable("rope_type", None, False),
+    _Forgettable("rotary_scaling_factor", 1.0, False),
+    _Forgettable("mscale", 1.0, False),
+    _Forgettable("mscale_all_dim", 0.0, False),
     _Forgettable("moe_router_topk", 2, True),
     _Forgettable("moe_router_pre_softmax", False, True),
 )

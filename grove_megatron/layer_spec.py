@@ -1,10 +1,10 @@
 """The layer spec: what ``--spec grove_megatron.layer_spec grove_layer_spec`` names.
 
-It asks Megatron for its own spec and changes five things in it: the MoE layer; the layer around it
-where something travels beside the hidden states; the norm where Megatron's would refuse to be
-built; the norms of queries and keys where they are of all heads; and the checkpoint key of the norm
-before a layer with groups. Experts, attention and everything else stay what Megatron chose for the
-local or TransformerEngine implementation.
+It asks Megatron for its own spec and changes six things in it: the MoE layer; the layer around it
+where something travels beside the hidden states; the norm, and multi-latent attention, where
+Megatron's would refuse to be built; the norms of queries and keys where they are of all heads; and
+the checkpoint key of the norm before a layer with groups. Experts, attention and everything else
+stay what Megatron chose for the local or TransformerEngine implementation.
 """
 
 import copy
@@ -15,9 +15,11 @@ from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import (
@@ -30,6 +32,7 @@ from .layer_count import check_after_build
 from .moe.carried import CarryingLayer
 from .moe.experts import GroupedExperts
 from .moe.kernel_choice import takes_grouped_experts
+from .moe.latent_attention import LatentCoreAttention, LatentSelfAttention
 from .moe.layer import GroveMoELayer
 from .moe.norm import norm_swaps
 from .moe.qk_norm import key_norm, query_norm
@@ -85,6 +88,9 @@ def adapt_spec(spec: Any, config: TransformerConfig) -> Any:
             swaps[SequentialMLP] = GroupedExperts
     if config.transformer_impl == "local":
         swaps |= norm_swaps(config)
+        if config.multi_latent_attention:
+            swaps[DotProductAttention] = LatentCoreAttention
+            swaps[MLASelfAttention] = LatentSelfAttention
     adapts: list[tuple[type, Callable[[Any], None]]] = []
     if has_adjugates(config):
         # A plain MoE has Megatron's keys.

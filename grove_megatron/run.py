@@ -28,8 +28,9 @@ def main() -> None:
     with interruptible(), started(), watched(), writing_alone():
         from .training.entry import ENTRY
         from .training.reporting import REPORTING
+        from .training.transformer_config import LATENT
 
-        with ENTRY.applied(), REPORTING.applied():
+        with ENTRY.applied(), LATENT.applied(), REPORTING.applied():
             _announce_megatron(sys.argv[0])
             # The script's neighbours come first, as python does it; Megatron is imported already.
             sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))

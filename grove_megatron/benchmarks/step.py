@@ -24,7 +24,6 @@ from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.utils import get_model_config, unwrap_model
 from megatron.training.argument_utils import (
-    core_transformer_config_from_args,
     gpt_config_from_args,
     pretrain_cfg_container_from_args,
 )
@@ -34,7 +33,7 @@ from megatron.training.training import setup_model_and_optimizer, train_step
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..config import GroveTransformerConfig, grove_defaults
+from ..config import grove_defaults
 from ..layer_spec import grove_layer_spec, swap_classes
 from ..moe.experts import GroupedExperts
 from ..moe.layer import GroveMoELayer
@@ -43,6 +42,7 @@ from ..training import gpt
 from ..training.builder import GroveGPTModelConfig
 from ..training.launch import parse_arguments
 from ..training.sizes import sizes_of
+from ..training.transformer_config import transformer_config
 from . import ranks
 from .harness import Subject, cuda_clock, interleave, wall_clock
 from .metrics_cost import measure_metrics
@@ -173,7 +173,7 @@ def _trainee(
         args.grove_dispatch = variant == "grove-dispatch"
     if variant == "plain":
         args.spec = None
-    config = core_transformer_config_from_args(args, GroveTransformerConfig)
+    config = transformer_config(args)
     config.grove_kernel = GROVE_KERNEL[settings.kernels[0]]
     is_ours = variant in ("grove-dispatch", "grove")
     kind = GroveGPTModelConfig if is_ours else GPTModelConfig

@@ -12,6 +12,33 @@ GATE_UNITS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), as Megatron's flags.
+
+    Attributes:
+        q_lora_rank: width of the compressed queries, None where they are projected in one step.
+        kv_lora_rank: width of the compressed keys and values.
+        qk_head_dim: width of a head's query and key without its rotary positions.
+        qk_pos_emb_head_dim: width of the rotary positions; the heads share those of their keys.
+        v_head_dim: width of a head's value.
+        whole_compression: has every tensor-parallel rank the projections to these ranks whole, as
+            TransformerEngine's layers, or a part of their rows, as local ones?
+    """
+
+    q_lora_rank: int | None = None
+    kv_lora_rank: int
+    qk_head_dim: int
+    qk_pos_emb_head_dim: int
+    v_head_dim: int
+    whole_compression: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        """Of a query and a key, as attention takes them."""
+        return self.qk_head_dim + self.qk_pos_emb_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A GPT of Megatron's with routed experts in some layers, and groups of them or not.
 
@@ -19,7 +46,7 @@ class Model:
         num_layers: decoder layers, as many as ``moe_layers``.
         hidden_size: width of the residual stream.
         num_attention_heads, num_query_groups: query heads, and heads of keys and values.
-        head_dim: width of one head.
+        head_dim: width of one head; of its query and key where there is ``latent``.
         vocab_size: rows of the embedding, with padding or without; 0 where they are not known, and
             what they would take is left out.
         tied_embeddings: the output layer is the input embedding.
@@ -45,6 +72,8 @@ class Model:
         softmax_offset: has every head a learned one?
         linear_bias, qkv_bias: have the linear layers a bias, all or that of QKV?
         learned_positions: rows of a learned position embedding, 0 without.
+        latent: queries, keys and values are made of compressed ones, None where they are not.
+            ``qk_layernorm`` is then of these, and every head has a key and a value of its own.
     """
 
     num_layers: int = field(init=False)
@@ -79,8 +108,11 @@ class Model:
     linear_bias: bool = False
     qkv_bias: bool = False
     learned_positions: int = 0
+    latent: LatentAttention | None = None
 
     def __post_init__(self) -> None:
+        latent = self.latent
+        assert latent is None or self.head_dim == latent.head_dim, "head_dim is not the latent's"
         object.__setattr__(self, "num_layers", len(self.moe_layers))
 
     @property
@@ -112,7 +144,19 @@ class Model:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """The letters that :class:`.weights.Weight` uses for dimensions."""
-        return {
+        latent = {}
+        if self.latent is not None:
+            heads = self.num_attention_heads
+            latent = {
+                "X": self.latent.q_lora_rank or 0,
+                "L": self.latent.kv_lora_rank,
+                # What keys take from it beside: their positions.
+                "M": self.latent.qk_pos_emb_head_dim,
+                # Head by head its key without positions and its value.
+                "Z": heads * (self.latent.qk_head_dim + self.latent.v_head_dim),
+                "O": heads * self.latent.v_head_dim,
+            }
+        return latent | {
             "V": self.vocab_size,
             "P": self.learned_positions,
             "H": self.hidden_size,
@@ -169,6 +213,8 @@ class Architecture(Model):
     def described(self) -> dict[str, Any]:
         """Every fact of it once, by name."""
         derived = {"local_experts", "constant_experts", "part_weights", "whole_qk_norm", "settings"}
+        # None: no family has it.
+        derived.add("latent")
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
         return own | dict(self.settings)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
-from .architecture import Model
+from .architecture import LatentAttention, Model
 from .weights import DECODER_LAYER, MTP_LAYER, Place, Split, Weight
 
 EMBEDDING = Weight("embedding.word_embeddings.weight", ("VH",), Split.ROWS, place="embedding")
@@ -27,9 +27,7 @@ def weights(model: Model) -> list[Weight]:
     return [
         EMBEDDING,
         *([POSITIONS] if model.learned_positions else []),
-        # The local implementation keeps norms apart, TransformerEngine fuses this one.
-        *_norm(model, "layer", "self_attention.linear_qkv.layer_norm_", module="input_layernorm."),
-        *_attention(model),
+        *(_attention(model) if model.latent is None else _latent_attention(model, model.latent)),
         *(() if all(model.moe_layers) else _dense(model)),
         *(_moe(model) if any(model.moe_layers) else ()),
         *model.part_weights,
@@ -79,6 +77,8 @@ def _norm(
 
 def _attention(model: Model) -> Iterator[Weight]:
     name = "self_attention."
+    # The local implementation keeps norms apart, TransformerEngine fuses this one.
+    yield from _norm(model, "layer", f"{name}linear_qkv.layer_norm_", module="input_layernorm.")
     blocks = ("Q", "Q", "K", "K") if model.attention_output_gate else ("Q", "K", "K")
     whole = tuple(f"{block}H" for block in blocks)
     yield Weight(f"{name}linear_qkv.weight", whole, Split.QKV, place="layer")
@@ -88,10 +88,40 @@ def _attention(model: Model) -> Iterator[Weight]:
         sizes = ("Q", "K") if model.whole_qk_norm else ("D", "D")
         for what, size in zip("qk", sizes, strict=True):
             yield from _norm(model, "layer", f"{name}{what}_layernorm.", size)
+    yield from _core_and_output(model, "HQ")
+
+
+def _latent_attention(model: Model, latent: LatentAttention) -> Iterator[Weight]:
+    """As multi_latent_attention.py:465 @ 0.19.2 builds it; its projections have no biases."""
+    name = "self_attention."
+    yield from _norm(model, "layer", "input_layernorm.")
+    down = Split.WHOLE if latent.whole_compression else Split.ROWS
+    if latent.q_lora_rank is None:
+        yield Weight(f"{name}linear_q_proj.weight", ("QH",), Split.ROWS, place="layer")
+    else:
+        yield Weight(f"{name}linear_q_down_proj.weight", ("XH",), down, place="layer")
+        yield from _compressed(model, "q", "X", "QX")
+    yield Weight(f"{name}linear_kv_down_proj.weight", ("LH", "MH"), down, place="layer")
+    yield from _compressed(model, "kv", "L", "ZL")
+    yield from _core_and_output(model, "HO")
+
+
+def _compressed(model: Model, what: str, rank: str, up: str) -> Iterator[Weight]:
+    """A norm of what is compressed, which TransformerEngine fuses too, and what expands it."""
+    name = "self_attention."
+    if model.qk_layernorm:
+        apart = f"{name}{what}_layernorm."
+        fused = f"{name}linear_{what}_up_proj.layer_norm_"
+        yield from _norm(model, "layer", fused, rank, module=apart)
+    yield Weight(f"{name}linear_{what}_up_proj.weight", (up,), Split.ROWS, place="layer")
+
+
+def _core_and_output(model: Model, output: str) -> Iterator[Weight]:
+    name = "self_attention."
     if model.softmax_offset:
         offset = f"{name}core_attention.softmax_offset"
         yield Weight(offset, ("N",), Split.ROWS, place="layer")
-    yield Weight(f"{name}linear_proj.weight", ("HQ",), Split.COLUMNS, place="layer")
+    yield Weight(f"{name}linear_proj.weight", (output,), Split.COLUMNS, place="layer")
     if model.linear_bias:
         yield Weight(f"{name}linear_proj.bias", ("H",), place="layer")
 

@@ -7,7 +7,7 @@ uniform: with imbalance, the ranks that get more rows keep more.
 
 from dataclasses import dataclass, replace
 
-from ..model.architecture import Model
+from ..model.architecture import LatentAttention, Model
 from ..model.selection import ffn_per_token
 from .inputs import Layout, Sizes, Training
 from .pipeline import Stage, stages
@@ -171,7 +171,9 @@ class _Rank:
         """Kept of a layer: before and after both norms, masks, attention, FFN."""
         norms = 2 * (1 if self.recomputes("layernorm") else 2) * self.hidden
         masks = 2 * self.hidden / self.element if self.training.dropout else 0.0
-        return norms + masks + self.attention() + (self.moe() if is_moe else self.dense_ffn())
+        latent = self.model.latent
+        attention = self.attention() if latent is None else self.latent_attention(latent)
+        return norms + masks + attention + (self.moe() if is_moe else self.dense_ffn())
 
     def attention(self) -> float:
         model = self.model
@@ -188,6 +190,26 @@ class _Rank:
                 # Keys and values once for every query head.
                 width += 2 * model.query_size - model.key_size
         return self.tokens * (width + scores) / self.layout.tensor * self.element
+
+    def latent_attention(self, latent: LatentAttention) -> float:
+        model = self.model
+        values = model.num_attention_heads * latent.v_head_dim
+        # Queries and keys of all heads with their positions, values, and the heads' output.
+        width = values
+        if not self.recomputes("mla_up_proj"):
+            width += 2 * model.query_size + values
+        if not (self.training.fused_attention or self.recomputes("core_attn")):
+            width += self.training.sequence_length * model.num_attention_heads
+        # What is compressed, before its norm and after. A local layer cuts a rank's tokens out of
+        # all, which stay.
+        queries = latent.q_lora_rank or 0
+        before = (self.own_tokens if latent.whole_compression else self.tokens) * queries
+        before += self.own_tokens * latent.kv_lora_rank
+        after = self.own_tokens * (queries + latent.kv_lora_rank) if model.qk_layernorm else 0.0
+        # Positions of keys, which the heads share.
+        positions = self.tokens * latent.qk_pos_emb_head_dim
+        kept = before + after + positions + self.tokens * width / self.layout.tensor
+        return kept * self.element
 
     def dense_ffn(self) -> float:
         if self.recomputes("mlp"):

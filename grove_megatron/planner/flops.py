@@ -7,7 +7,7 @@ adjugates are added here, one product for each that a token meets. One differenc
 GEGLU has three matrices, of which Megatron counts two.
 """
 
-from ..model.architecture import Model
+from ..model.architecture import LatentAttention, Model
 from ..model.selection import ffn_per_token
 from .traffic import groups_per_token
 
@@ -52,8 +52,7 @@ def flops_per_token(
     moe = model.count_moe_layers(mtp=depths)
     matrices = 2 + model.gated
 
-    projections = model.query_size * (2 + model.attention_output_gate) + 2 * model.key_size
-    attention = hidden * projections + sequence_length * model.query_size
+    attention = _attention(model, sequence_length)
     dense_ffn = hidden * model.ffn_hidden_size * matrices
     routed = model.moe_ffn_hidden_size * experts
     moe_ffn = hidden * (routed + model.shared_expert_size) * matrices
@@ -70,3 +69,26 @@ def flops_per_token(
         groups=groups,
         layers=moe if model.num_groups else 0,
     )
+
+
+def _attention(model: Model, sequence_length: int) -> float:
+    """Products of a layer."""
+    if model.latent is not None:
+        return _latent_attention(model, model.latent, sequence_length)
+    projections = model.query_size * (2 + model.attention_output_gate) + 2 * model.key_size
+    return model.hidden_size * projections + sequence_length * model.query_size
+
+
+def _latent_attention(model: Model, latent: LatentAttention, sequence_length: int) -> float:
+    """The same with one product more for every compressed element, as Megatron has it, norms or
+    not (training.py:619 @ 0.19.2)."""
+    hidden, heads, compressed = model.hidden_size, model.num_attention_heads, latent.kv_lora_rank
+    queries = hidden * model.query_size
+    if latent.q_lora_rank is not None:
+        queries = latent.q_lora_rank * (hidden + model.query_size + 1)
+    values = heads * latent.v_head_dim
+    keys_and_values = compressed * (hidden + heads * latent.qk_head_dim + values + 1)
+    positions = hidden * latent.qk_pos_emb_head_dim
+    # Of the pairs of tokens a causal mask leaves one half.
+    core = sequence_length * (model.query_size + values) / 2
+    return queries + keys_and_values + positions + values * hidden + core

@@ -69,7 +69,9 @@ def widths(args: Namespace, _: int = 1) -> Iterator[Problem]:
         "{hidden_size} with {mtp_num_layers}": args.mtp_num_layers and args.hidden_size,
         "{padded_vocab_size}": args.padded_vocab_size,
         # Keys and values; with fewer groups than ranks a rank holds a part of a head's.
-        "{kv_channels} x 2 x {num_query_groups}": tensor % groups == 0 and 2 * channels * groups,
+        "{kv_channels} x 2 x {num_query_groups}": (
+            not args.multi_latent_attention and tensor % groups == 0 and 2 * channels * groups
+        ),
     }
     splits = " is not a multiple of {tensor_model_parallel_size}, which splits it; change one of "
     rules = {f"{width}{splits}them": size and size % tensor for width, size in widths.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks.flags import flag_of
-from ..model.architecture import Model
+from ..model.architecture import LatentAttention, Model
 from ..model.settings import (
     expert_tensor_parallel_size,
     has_adjugates,
@@ -24,7 +24,7 @@ _DTYPE_NAMES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
 # Setting, does the planner not know it?
 _UNKNOWN: dict[str, Any] = {
-    "multi_latent_attention": bool,
+    "mla_down_proj_fusion": bool,
     "hybrid_layer_pattern": lambda v: v is not None,
     "heterogeneous_layers_config_path": lambda v: v is not None,
     "heterogeneous_layers_config_encoded_json": lambda v: v is not None,
@@ -109,9 +109,11 @@ def model_of(args: Namespace, parts: RouterParts, tokens: int | None) -> Model:
     grove = has_adjugates(args)
     shared = (args.moe_shared_expert_intermediate_size or 0) if experts else 0
     width = ffn_hidden_size(args)
+    latent = _latent(args)
+    channels = args.kv_channels or args.hidden_size // args.num_attention_heads
     return Model(
         hidden_size=args.hidden_size,
-        head_dim=args.kv_channels or args.hidden_size // args.num_attention_heads,
+        head_dim=channels if latent is None else latent.head_dim,
         num_attention_heads=args.num_attention_heads,
         num_query_groups=args.num_query_groups
         if args.group_query_attention
@@ -145,6 +147,20 @@ def model_of(args: Namespace, parts: RouterParts, tokens: int | None) -> Model:
         if args.position_embedding_type == "learned_absolute"
         else 0,
         tied_embeddings=not args.untie_embeddings_and_output_weights,
+        latent=latent,
+    )
+
+
+def _latent(args: Namespace) -> LatentAttention | None:
+    if not args.multi_latent_attention:
+        return None
+    return LatentAttention(
+        q_lora_rank=args.q_lora_rank,
+        kv_lora_rank=args.kv_lora_rank,
+        qk_head_dim=args.qk_head_dim,
+        qk_pos_emb_head_dim=args.qk_pos_emb_head_dim,
+        v_head_dim=args.v_head_dim,
+        whole_compression=args.transformer_impl != "local",
     )
 
 

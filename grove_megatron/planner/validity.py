@@ -13,7 +13,7 @@ from ..checks.guarded import problems_of
 from ..checks.problem import Problem
 from ..checks.ranks import groups_over_nodes
 from ..model.settings import expert_tensor_parallel_size, has_grove_layers
-from . import basic_rules, expert_rules, pipeline_rules, rank_rules, recompute_rules
+from . import basic_rules, expert_rules, latent_rules, pipeline_rules, rank_rules, recompute_rules
 
 TENSOR, PIPELINE = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 CONTEXT = "context_parallel_size"
@@ -43,6 +43,7 @@ OF_MODEL = (Rule(basic_rules.whole_model, ()),)
 OF_RANKS = (
     Rule(rank_rules.ranks, _SIZES),
     Rule(rank_rules.widths, (TENSOR,)),
+    Rule(latent_rules.latent_problems, (TENSOR,)),
     Rule(rank_rules.context, (TENSOR, CONTEXT)),
 )
 OF_EXPERTS = (Rule(expert_rules.experts, (TENSOR, EXPERT, EXPERT_TENSOR)),)

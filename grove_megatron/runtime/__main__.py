@@ -13,10 +13,11 @@ def patch_sets() -> list[PatchSet]:
     from ..training.elsewhere import ELSEWHERE
     from ..training.entry import ENTRY
     from ..training.reporting import REPORTING
+    from ..training.transformer_config import LATENT
     from .cpu_runtime import CPU
     from .wheel import WHEEL
 
-    return [WHEEL, ENTRY, REPORTING, ELSEWHERE, CPU]
+    return [WHEEL, ENTRY, LATENT, REPORTING, ELSEWHERE, CPU]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,6 +27,9 @@ FINGERPRINTS: dict[str, str] = {
     "store-of-attempt": "source:eb2767aec5eacb8d",
     "token-ids": "source:1f53bc68dccca32d",
     "config-class": "class:megatron.core.transformer.transformer_config.TransformerConfig",
+    "config-class-of-latent-attention": (
+        "class:megatron.core.transformer.transformer_config.MLATransformerConfig"
+    ),
     "builder": "str:megatron.training.models.gpt.GPTModelBuilder",
     "flops": "source:f9ed9b380e17ebd3",
     "arguments": "source:1930963d3725fcf5",

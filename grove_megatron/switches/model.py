@@ -2,6 +2,11 @@
 
 from .rows import Area, Ignored, Refused, Works, idle_without
 
+# Of the smallest.
+LATENT = (
+    "--multi-latent-attention --kv-lora-rank 16 --qk-head-dim 8 --qk-pos-emb-head-dim 4 "
+    "--v-head-dim 8"
+)
 AREA = Area(
     "Model",
     (
@@ -71,10 +76,27 @@ AREA = Area(
             reason="would weigh a token before its adjugate sees it; remove it",
             of="groups",
         ),
+        Works(
+            name="latent-attention",
+            flags=f"{LATENT} --q-lora-rank 24 --qk-layernorm --rotary-scaling-factor 4 "
+            "--mscale 0.707 --mscale-all-dim 0.707",
+            compare="math",
+            note="with --transformer-impl local too, which Megatron's own layers cannot build; "
+            "`grove export` and the bridge refuse it",
+        ),
+        Works(
+            name="latent-attention-tensor-parallel",
+            flags="--tensor-model-parallel-size 2 --sequence-parallel",
+            layout=f"{LATENT} --rope-type rope",
+            compare="layout",
+            beside_megatron=False,
+        ),
         Refused(
-            setting="multi_latent_attention",
-            flags="--multi-latent-attention",
-            reason="makes Megatron drop the Grove settings; remove one of them",
+            setting="mla_down_proj_fusion",
+            flags="--mla-down-proj-fusion --multi-latent-attention --transformer-impl "
+            "transformer_engine",
+            reason="keeps weights that the planner does not know; remove it",
+            when=lambda v, settings: v and settings.transformer_impl != "local",
         ),
         Refused(
             setting="heterogeneous_layers_config_path",
@@ -147,7 +169,6 @@ AREA = Area(
             "--q-lora-rank --kv-lora-rank --qk-head-dim --qk-pos-emb-head-dim --v-head-dim "
             "--cache-mla-latents --rope-type",
         ),
-        Ignored("--mla-down-proj-fusion", "of --multi-latent-attention"),
         idle_without(
             "experimental_attention_variant",
             "--linear-attention-freq --dsa-indexer-n-heads --dsa-indexer-head-dim "

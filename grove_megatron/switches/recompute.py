@@ -1,5 +1,6 @@
 """Activations: recomputed, or kept elsewhere."""
 
+from .model import LATENT
 from .rows import Area, Ignored, Refused, Works, idle_without
 
 EP2 = "--expert-model-parallel-size 2"
@@ -26,6 +27,13 @@ AREA = Area(
             tests=("tests/multirank/test_grouped_mlp.py",),
         ),
         Works(name="recompute-core-attn", flags=f"{SELECTIVE} core_attn", layout=EP2),
+        Works(
+            name="recompute-mla-up-proj",
+            flags=f"{SELECTIVE} mla_up_proj",
+            layout=f"{EP2} --bf16 {LATENT}",
+            tolerance=2e-2,
+            needs="te",
+        ),
         Works(
             name="recompute-shared-experts",
             flags=f"{SELECTIVE} shared_experts",

@@ -269,10 +269,20 @@ AREA = Area(
         ),
         Idle(
             "--yarn-original-max-position-embeddings --yarn-beta-fast --yarn-beta-slow "
-            "--yarn-correction-range-round-to-int --no-yarn-correction-range-round-to-int "
-            "--rotary-scaling-factor --mscale --mscale-all-dim",
+            "--yarn-correction-range-round-to-int --no-yarn-correction-range-round-to-int",
             " without --position-embedding-type yarn",
             when=lambda s: s.position_embedding_type != "yarn",
+        ),
+        Idle(
+            "--rotary-scaling-factor --mscale --mscale-all-dim",
+            " without --position-embedding-type yarn, or --multi-latent-attention with "
+            "--rope-type yarn",
+            when=lambda s: (
+                not (
+                    s.position_embedding_type == "yarn"
+                    or (s.multi_latent_attention and s.rope_type != "rope")
+                )
+            ),
         ),
         idle_without(
             "use_mup",

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from megatron.training.argument_utils import (
-    core_transformer_config_from_args,
     gpt_config_from_args,
     pretrain_cfg_container_from_args,
 )
@@ -19,7 +18,7 @@ from ..arguments import restore_grove_arguments, select_layer
 from ..checks.guarded import problems_of
 from ..checks.problem import Problem, Refusal, of_other_flags
 from ..checks.rules import Check
-from ..config import GroveTransformerConfig, grove_problems, is_checked
+from ..config import grove_problems, is_checked
 from ..failure.job_store import have_met
 from ..presets.flags import preset_problems
 from ..runtime import cuda_is_here
@@ -39,6 +38,7 @@ from .sft_rules import conversation_file_problems, sft_problems
 from .subsets import subset_problems
 from .token_ids import vocabulary_problems
 from .tokenizer_files import tokenizer_file_problems
+from .transformer_config import transformer_config
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -238,7 +238,7 @@ def model_config(args: Namespace) -> GroveGPTModelConfig:
     """
     config: GroveGPTModelConfig = gpt_config_from_args(
         args,
-        config=core_transformer_config_from_args(args, GroveTransformerConfig),
+        config=transformer_config(args),
         model_config_cls=GroveGPTModelConfig,
     )
     return config

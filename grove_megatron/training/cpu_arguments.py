@@ -12,6 +12,7 @@ from megatron.core.transformer.enums import AttnBackend
 
 from ..checks.flags import flag_of
 from ..checks.problem import Problem
+from ..config import has_grove_layers
 
 CPU_DEFAULTS: dict[str, Any] = {
     "distributed_backend": "gloo",
@@ -113,6 +114,13 @@ def cpu_problems(args: Namespace) -> Iterator[Problem]:
         value = getattr(args, name, None)
         if value is not None and refused(value):
             yield Problem(flag_of(name), value, f"on the CPU runtime {why}")
+    if args.multi_latent_attention and not (has_grove_layers(args) or args.spec):
+        # Megatron's local layers have no core of it (grove_megatron/moe/latent_attention.py).
+        yield Problem(
+            "--multi-latent-attention",
+            True,
+            "on the CPU runtime needs the layers of this package; add --grove-dispatch",
+        )
     if getattr(args, "profile", False) and not args.use_pytorch_profiler:
         yield Problem(
             "--profile",

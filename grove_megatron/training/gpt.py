@@ -22,17 +22,16 @@ from megatron.core.utils import (
     get_batch_on_this_tp_rank,
 )
 from megatron.training import get_args, get_timers, get_tokenizer
-from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 from torch import Tensor
 
 from ..checks.problem import Problem
 from ..checks.rules import Check
-from ..config import GroveTransformerConfig
 from ..sft.attention import apart
 from ..sft.dataset import PackedConversations
 from .late_rules import needed
 from .token_ids import check_tokens, vocabulary_size
+from .transformer_config import transformer_config
 
 # A loss this many times the largest seen is a spike, as in Megatron's pretrain_gpt.py.
 _SPIKE = 10
@@ -152,7 +151,7 @@ def _sees_tokens(vp_stage: int | None) -> bool:
 
 
 def _has_mtp(vp_stage: int | None) -> bool:
-    config = _transformer_config()
+    config = transformer_config(get_args())
     return bool(
         mtp_on_this_rank(
             layout=config.pipeline_model_parallel_layout,
@@ -163,20 +162,13 @@ def _has_mtp(vp_stage: int | None) -> bool:
     )
 
 
-def _transformer_config() -> GroveTransformerConfig:
-    config: GroveTransformerConfig = core_transformer_config_from_args(
-        get_args(), GroveTransformerConfig
-    )
-    return config
-
-
 def embedding_ranks(pp_ranks: list[int]) -> list[int]:
     """Global ranks of a pipeline that hold word embeddings, the MTP stage included."""
     ranks = {pp_ranks[0]}
     if len(pp_ranks) > 1:
         if not get_args().untie_embeddings_and_output_weights:
             ranks.add(pp_ranks[-1])
-        ranks.update(get_mtp_ranks(pp_ranks, _transformer_config()))
+        ranks.update(get_mtp_ranks(pp_ranks, transformer_config(get_args())))
     return sorted(ranks)
 
 

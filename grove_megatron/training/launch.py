@@ -32,11 +32,12 @@ from .same_flags import refuse_differences
 from .sft_rules import sft_tokenizer_problems
 from .summary import print_summary
 from .token_ids import tokenizer_problem
+from .transformer_config import LATENT
 
 
 def pretrain() -> None:
     """Parse, check, build and train; what ``pretrain_gpt.py`` does in Megatron's repository."""
-    with REPORTING.applied():
+    with LATENT.applied(), REPORTING.applied():
         _pretrain()
 
 

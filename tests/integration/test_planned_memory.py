@@ -27,6 +27,10 @@ MODEL = [
 EP2 = "--expert-model-parallel-size 2"
 TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 PP2 = "--pipeline-model-parallel-size 2"
+LATENT = (
+    "--multi-latent-attention --kv-lora-rank 64 --qk-head-dim 16 --qk-pos-emb-head-dim 8 "
+    "--v-head-dim 20"
+)
 SHARDED = "--use-distributed-optimizer"
 LAYOUTS = {
     "EP2 bf16 sharded": (2, f"{EP2} --bf16 {SHARDED}"),
@@ -82,6 +86,11 @@ LAYOUTS = {
         "--moe-shared-expert-intermediate-size 80 --moe-layer-freq [0,1,1,1,1,1]",
     ),
     "MTP": (1, "--mtp-num-layers 1"),
+    "latent attention, TP2 EP2 ETP1 bf16 sharded": (
+        2,
+        f"{TP2} {EP2} --expert-tensor-parallel-size 1 --bf16 {SHARDED} {LATENT} --q-lora-rank 64 "
+        "--qk-layernorm",
+    ),
 }
 QUICK = ("EP2 bf16 sharded", "EP2 bf16 sharded, adjugates alone")
 SCRIPT = str(Path(__file__).with_name("stock_entry_script.py"))

@@ -61,10 +61,11 @@ def test_a_neutral_switch_changes_nothing(row: Works, runner: Runner) -> None:
 def test_at_scale_0_it_is_megatrons_layer(row: Works, runner: Runner) -> None:
     flags = [*THREE, *row.layout.split(), *row.flags.split()]
     grove = runner(row.ranks, [*PLAIN_MODEL, *SCALE_0, *flags])
-    # Without TransformerEngine Megatron has no norm for sequence parallelism, our spec has.
+    # Without TransformerEngine Megatron has no norm for sequence parallelism and no core of latent
+    # attention, our spec has.
     spec = "--spec grove_megatron.layer_spec grove_layer_spec".split()
-    norm = spec if "--sequence-parallel" in flags else []
-    stock = runner(row.ranks, [*PLAIN_MODEL, *norm, *without_grove(flags)])
+    needs_ours = {"--sequence-parallel", "--multi-latent-attention"} & {*flags}
+    stock = runner(row.ranks, [*PLAIN_MODEL, *(spec if needs_ours else []), *without_grove(flags)])
     assert_losses(grove, stock, max(1e-6, row.tolerance / 10))
     # Sums in another order, and three steps of Adam on them, which divides by a gradient's size.
     assert_gradients(grove, stock, row.ranks, row.tolerance, grown=10)

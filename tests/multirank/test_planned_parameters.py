@@ -12,6 +12,10 @@ EP2 = "--expert-model-parallel-size 2"
 TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 TP4 = "--tensor-model-parallel-size 4 --sequence-parallel"
 PP2 = "--pipeline-model-parallel-size 2"
+LATENT = (
+    "--multi-latent-attention --kv-lora-rank 10 --qk-head-dim 6 --qk-pos-emb-head-dim 4 "
+    "--v-head-dim 7"
+)
 # Of all parts that there are.
 WITH_WEIGHTS = " ".join(part.tried for part in registry.parts() if part.weights)
 TIED, BIASES, PLAIN = "tied", "biases", "plain"
@@ -19,6 +23,11 @@ TIED, BIASES, PLAIN = "tied", "biases", "plain"
 # Name -> ranks, flags. Embeddings are apart, linear layers without biases, experts in groups; but
 # for these words.
 LAYOUTS = {
+    "latent attention, TP2 PP2": (
+        4,
+        f"{TP2} {PP2} {LATENT} --q-lora-rank 12 --qk-layernorm --moe-layer-freq [0,1,1,1] "
+        "--ffn-hidden-size 40 --expert-tensor-parallel-size 1",
+    ),
     "EP2, query and key norms, query groups": (
         2,
         f"{EP2} --qk-layernorm --group-query-attention --num-query-groups 2 --kv-channels 12",
@@ -43,6 +52,17 @@ LAYOUTS = {
 }
 MORE = {
     "one rank": (1, ""),
+    "latent attention, queries projected, TP2": (2, f"{TP2} {LATENT}"),
+    "latent attention, no norms, PP2, tied": (2, f"{PP2} {LATENT} --q-lora-rank 12 {TIED}"),
+    "latent attention, LayerNorm, biases, MTP, TP2 EP2 ETP1": (
+        2,
+        f"{TP2} {EP2} --expert-tensor-parallel-size 1 {LATENT} --q-lora-rank 12 --qk-layernorm "
+        f"--normalization LayerNorm {BIASES} --mtp-num-layers 1 --softmax-type learnable",
+    ),
+    "latent attention, plain experts": (
+        2,
+        f"{EP2} {LATENT} --q-lora-rank 12 {PLAIN} --grove-dispatch",
+    ),
     "PP2, every other layer dense": (2, f"{PP2} --moe-layer-freq 2"),
     "a gated shared expert": (
         1,
@@ -170,6 +190,9 @@ WIDTHS = {
         f"{TP4} --group-query-attention --num-query-groups 1 --kv-channels 3",
         True,
     ),
+    "compressed queries": (2, f"{TP2} {LATENT} --q-lora-rank 13", True),
+    "compressed keys": (2, f"{TP2} {LATENT} --kv-lora-rank 11", True),
+    "one wide head, compressed": (2, f"{TP2} {LATENT} --kv-channels 3", False),
     "an even part": (
         4,
         f"{TP4} --group-query-attention --num-query-groups 1 --kv-channels 2",

@@ -36,6 +36,8 @@ TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 TP4 = "--tensor-model-parallel-size 4 --sequence-parallel"
 PP2 = "--pipeline-model-parallel-size 2"
 
+LATENT = "--multi-latent-attention"
+
 # Flags, processes, what the only line begins with, and a part of its fix.
 BROKEN: list[tuple[str, int, str, str]] = [
     # Sizes
@@ -231,6 +233,30 @@ BROKEN: list[tuple[str, int, str, str]] = [
         "--moe-ffn-hidden-size (33) is not a multiple of --expert-tensor-parallel-size (2)",
         "change one",
     ),
+    # Latent attention
+    (f"{LATENT} --group-query-attention", 1, "--multi-latent-attention (True) excludes", "one of"),
+    (f"{LATENT} --rotary-interleaved", 1, "--multi-latent-attention (True) excludes", "one of"),
+    (f"{LATENT} --attention-output-gate", 1, "--multi-latent-attention (True) excludes", "one of"),
+    (f"{LATENT} --q-lora-rank 0", 1, "--q-lora-rank (0) is below 1", "leave it out"),
+    (f"{LATENT} --kv-lora-rank 0", 1, "--kv-lora-rank (0) is below 1", "use 1"),
+    (f"{LATENT} --qk-head-dim 0", 1, "--qk-head-dim (0) is below 1", "use 1"),
+    (f"{LATENT} --v-head-dim 0", 1, "--v-head-dim (0) is below 1", "use 1"),
+    (f"{LATENT} --qk-pos-emb-head-dim 0", 1, "--qk-pos-emb-head-dim (0) is below 2", "use 2"),
+    (f"{LATENT} --qk-pos-emb-head-dim 3", 1, "--qk-pos-emb-head-dim (3) is not even", "even"),
+    (
+        f"{LATENT} --position-embedding-type yarn",
+        1,
+        "--position-embedding-type (yarn) gives positions",
+        "--rope-type yarn",
+    ),
+    (f"{LATENT} --cache-mla-latents", 1, "--cache-mla-latents (True) is of generation", "remove"),
+    (f"{TP2} {LATENT} --q-lora-rank 13", 2, "--q-lora-rank (13) is not a multiple of", "change"),
+    (
+        f"{TP2} {LATENT} --kv-lora-rank 13",
+        2,
+        "--kv-lora-rank (13) + --qk-pos-emb-head-dim (64) is not a multiple of",
+        "change one",
+    ),
     # Recompute
     ("--recompute-granularity full", 1, "--recompute-granularity (full) needs", "uniform"),
     (
@@ -409,6 +435,11 @@ RIGHT: list[tuple[str, int]] = [
     ("--moe-router-num-groups 4", 1),
     ("--moe-router-num-groups 4 --moe-router-group-topk 2", 1),
     ("--moe-shared-expert-gate", 1),
+    (LATENT, 1),
+    (f"{TP2} {LATENT} --q-lora-rank 12 --kv-lora-rank 6 --qk-layernorm", 2),
+    # Not what its heads are made of.
+    (f"{TP2} {LATENT} --kv-channels 1 --num-attention-heads 2", 2),
+    (f"{LATENT} --cache-mla-latents --skip-train", 1),
     (f"{TP2} --group-query-attention --num-query-groups 1", 2),
     (f"{TP2} --kv-channels 16 --num-attention-heads 6", 2),
     ("--moe-layer-freq [0,1,1,0]", 1),
