@@ -8,8 +8,12 @@ from collections import Counter
 from dataclasses import asdict
 
 import pytest
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_with_interleaving
+from torch.nn import Module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from grove_megatron.planner import validity
@@ -18,6 +22,7 @@ from grove_megatron.planner.front import asked
 from grove_megatron.planner.layouts import plan_layouts
 from grove_megatron.planner.machines import machine
 from grove_megatron.planner.report import plan
+from grove_megatron.planner.sizes import model_chunks
 from grove_megatron.runtime import cpu
 from grove_megatron.training.checks import as_launched
 from grove_megatron.training.doctor import Diagnosis, examine
@@ -34,8 +39,24 @@ def diagnosed(words: list[str], world: int) -> Diagnosis:
         return examine(args, world, "cuda", per_node=PER_NODE)
 
 
+class Accepted(Exception):
+    """The schedule has asked what it asks of microbatches, and begins."""
+
+
+class Chunk(Module):
+    """A model chunk that is asked for its kind when the schedule begins."""
+
+    def __init__(self, config: ModelParallelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def model_type(self) -> None:
+        raise Accepted
+
+
 def refused_at_start(args: Namespace, world: int) -> bool:
-    """Do the process groups of a job of so many ranks refuse? None of them sends anything."""
+    """Do the process groups of a job of so many ranks refuse, or its schedule? Nothing is sent."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
         parallel_state.initialize_model_parallel(
@@ -47,12 +68,37 @@ def refused_at_start(args: Namespace, world: int) -> bool:
             num_distributed_optimizer_instances=args.num_distributed_optimizer_instances,
             create_gloo_process_groups=False,
         )
-    except (AssertionError, RuntimeError):
+        if model_chunks(args) > 1:
+            schedule(args, world)
+    except Accepted:
+        return False
+    except (AssertionError, RuntimeError, ValueError):
         return True
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
     return False
+
+
+def schedule(args: Namespace, world: int) -> None:
+    """Begin the first iteration of virtual stages."""
+    stages, chunks = args.pipeline_model_parallel_size, model_chunks(args)
+    copies = world // (args.tensor_model_parallel_size * stages * args.context_parallel_size)
+    config = ModelParallelConfig(
+        pipeline_model_parallel_size=stages,
+        virtual_pipeline_model_parallel_size=chunks,
+        microbatch_group_size_per_vp_stage=args.microbatch_group_size_per_vp_stage,
+        pipeline_dtype=torch.float32,
+    )
+    with cpu():
+        forward_backward_pipelining_with_interleaving(
+            forward_step_func=None,
+            data_iterator=[None] * chunks,
+            model=[Chunk(config) for _ in range(chunks)],
+            num_microbatches=args.global_batch_size // (args.micro_batch_size * copies),
+            seq_length=args.seq_length,
+            micro_batch_size=args.micro_batch_size,
+        )
 
 
 def compare(seed: int, count: int) -> Counter[bool]:
