@@ -17,7 +17,7 @@ from .search import Job
 _LENGTH, _TOKENS = 4096, 2**22
 # A line that says none of these is a model, and not a job.
 _OF_A_JOB = frozenset(
-    "micro_batch_size global_batch_size seq_length encoder_seq_length train_iters train_samples "
+    "global_batch_size seq_length encoder_seq_length train_iters train_samples "
     "step_batch_size_schedule".split()
 )
 _PRECISIONS = ("bf16", "fp16", "fp8")
