@@ -97,6 +97,9 @@ def _latent_attention(model: Model, latent: LatentAttention) -> Iterator[Weight]
     yield from _norm(model, "layer", "input_layernorm.")
     down = Split.WHOLE if latent.whole_compression else Split.ROWS
     if latent.q_lora_rank is None:
+        if model.qk_layernorm:
+            # Which TransformerEngine fuses (mla_qk_norm_config.py:133 @ 0.19.2).
+            yield from _norm(model, "layer", f"{name}linear_q_proj.layer_norm_")
         yield Weight(f"{name}linear_q_proj.weight", ("QH",), Split.ROWS, place="layer")
     else:
         yield Weight(f"{name}linear_q_down_proj.weight", ("XH",), down, place="layer")

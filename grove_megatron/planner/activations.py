@@ -205,7 +205,9 @@ class _Rank:
         queries = latent.q_lora_rank or 0
         before = (self.own_tokens if latent.whole_compression else self.tokens) * queries
         before += self.own_tokens * latent.kv_lora_rank
-        after = self.own_tokens * (queries + latent.kv_lora_rank) if model.qk_layernorm else 0.0
+        # Queries that are not compressed have a norm before their projection.
+        normed = (latent.q_lora_rank or model.hidden_size) + latent.kv_lora_rank
+        after = self.own_tokens * normed if model.qk_layernorm else 0.0
         # Positions of keys, which the heads share.
         positions = self.tokens * latent.qk_pos_emb_head_dim
         kept = before + after + positions + self.tokens * width / self.layout.tensor

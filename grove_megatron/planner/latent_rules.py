@@ -29,6 +29,10 @@ def latent_problems(args: Namespace, _: int = 1) -> Iterator[Problem]:
         ),
         "{position_embedding_type} gives positions that {multi_latent_attention} does not take; "
         "use rope, and --rope-type yarn": args.position_embedding_type == "yarn",
+        "{qk_layernorm} without {q_lora_rank} is a norm before the projection of queries, which "
+        "{transformer_impl} has not; give a rank, or leave out the norms": (
+            args.transformer_impl == "local" and args.qk_layernorm and args.q_lora_rank is None
+        ),
         "{cache_mla_latents} is of generation alone; remove it to train": (
             args.cache_mla_latents and not args.skip_train
         ),

@@ -8,7 +8,7 @@ TransformerEngine and Megatron's fusions do. Routing is uniform but for ``Traini
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..model.architecture import Model
+from ..model.architecture import LatentAttention, Model
 from ..model.selection import ffn_per_token
 from .cluster import Cluster
 from .inputs import Layout, Sizes, Training
@@ -119,14 +119,7 @@ class Work:
     def attention(self) -> Pass:
         """Projections, positions, norms of queries and keys, and the core."""
         model, tensor = self.model, self.layout.tensor
-        key, query = model.key_size, model.query_size
-        width = query * (1 + model.attention_output_gate) + 2 * key
-        products = self._linear("products", model.hidden_size, width // tensor)
-        products += self._linear("products", query // tensor, model.hidden_size)
-        # Read and written for rotary positions, and for their norms; so often by the backward pass.
-        times = 2 * (not model.learned_positions) + 2 * model.qk_layernorm
-        moved = self.tokens * (query + key) / tensor * self.element
-        around = self._memory("pointwise", times * moved, times * 1.5 * moved)
+        values = model.head_dim if model.latent is None else model.latent.v_head_dim
         length, context = self.training.sequence_length, self.layout.context
         by_heads = self.training.context_by_heads
         core = Attention(
@@ -134,9 +127,43 @@ class Work:
             queries=length / (1 if by_heads else context),
             keys=length,
             heads=model.num_attention_heads / tensor / (context if by_heads else 1),
-            width=2 * model.head_dim,
+            width=model.head_dim + values,
         )
-        return products + around + self._core(core) + self._tensor_exchange() + self._context()
+        around = self._projections() if model.latent is None else self._latent(model.latent)
+        return around + self._core(core) + self._tensor_exchange() + self._context()
+
+    def _projections(self) -> Pass:
+        model, tensor = self.model, self.layout.tensor
+        key, query = model.key_size, model.query_size
+        width = query * (1 + model.attention_output_gate) + 2 * key
+        products = self._linear("products", model.hidden_size, width // tensor)
+        products += self._linear("products", query // tensor, model.hidden_size)
+        # Read and written for rotary positions, and for their norms; so often by the backward pass.
+        times = 2 * (not model.learned_positions) + 2 * model.qk_layernorm
+        moved = self.tokens * (query + key) / tensor * self.element
+        return products + self._memory("pointwise", times * moved, times * 1.5 * moved)
+
+    def _latent(self, latent: LatentAttention) -> Pass:
+        """Compressed, made heads of, and projected back: as multi_latent_attention.py @ 0.19.2."""
+        model, tensor = self.model, self.layout.tensor
+        heads, hidden = model.num_attention_heads // tensor, model.hidden_size
+        down, rows = 1 if latent.whole_compression else tensor, self.own_tokens
+        keys = latent.kv_lora_rank + latent.qk_pos_emb_head_dim
+        made = heads * (latent.qk_head_dim + latent.v_head_dim)
+        whole = self._linear("products", hidden, keys // down, rows)
+        whole += self._linear("products", latent.kv_lora_rank, made)
+        whole += self._linear("products", heads * latent.v_head_dim, hidden)
+        queries, compressed = heads * model.head_dim, latent.q_lora_rank
+        if compressed is None:
+            whole += self._linear("products", hidden, queries)
+        else:
+            whole += self._linear("products", hidden, compressed // down, rows)
+            whole += self._linear("products", compressed, queries)
+        # Positions of queries and keys, of which each is put together of two parts; norms of what
+        # is compressed.
+        moved = self.tokens * 2 * queries * 2 * self.element
+        norms = 2 * model.qk_layernorm * rows * ((compressed or 0) + keys) * self.element
+        return whole + self._memory("pointwise", 2 * moved + norms, 3 * moved + 2 * norms)
 
     def _core(self, core: Attention) -> Pass:
         machine = self.cluster.machine
@@ -297,6 +324,8 @@ class Work:
         if "full" in modules:
             return {"recompute": sum(whole.forward.values())}
         again = 0.0
+        if "mla_up_proj" in modules and self.model.latent is not None:
+            again += sum(self._latent(self.model.latent).forward.values())
         if "core_attn" in modules and not self.training.fused_attention:
             again += whole.forward["attention"]
         if "layernorm" in modules:

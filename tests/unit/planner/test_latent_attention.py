@@ -22,7 +22,8 @@ from .models import training
         # Published as 671B and 37B, 236B and 21B, 15.7B and, without embedding and output, 2.4B.
         (DEEPSEEK_V3, 671_026_404_352, 671.0, 37.55),
         (DEEPSEEK_V2, 235_741_434_880, 235.7, 21.38),
-        (DEEPSEEK_V2_LITE, 15_706_484_224, 15.7, 2.66),
+        # Megatron's norm before its projection of queries, 27 of 2048, is not in the released one.
+        (DEEPSEEK_V2_LITE, 15_706_484_224 + 55_296, 15.7, 2.66),
     ],
 )
 def test_the_released_models(model: Model, total: int, billions: float, active: float) -> None:
@@ -106,7 +107,7 @@ def test_what_is_recomputed_is_not_kept(
         # Before the norm and after; the heads share positions of 64.
         (DEEPSEEK_V3, True, 2 * (1536 + 512) + 64),
         (DEEPSEEK_V3, False, 1536 + 512 + 64),
-        (DEEPSEEK_V2_LITE, True, 2 * 512 + 64),
+        (DEEPSEEK_V2_LITE, True, 2048 + 2 * 512 + 64),
     ],
 )
 def test_what_attention_keeps(model: Model, norms: bool, width: int) -> None:

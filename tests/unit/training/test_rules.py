@@ -250,6 +250,7 @@ BROKEN: list[tuple[str, int, str, str]] = [
         "--rope-type yarn",
     ),
     (f"{LATENT} --cache-mla-latents", 1, "--cache-mla-latents (True) is of generation", "remove"),
+    (f"{LATENT} --qk-layernorm", 1, "--qk-layernorm (True) without --q-lora-rank (None)", "a rank"),
     (f"{TP2} {LATENT} --q-lora-rank 13", 2, "--q-lora-rank (13) is not a multiple of", "change"),
     (
         f"{TP2} {LATENT} --kv-lora-rank 13",
