@@ -29,6 +29,7 @@ from grove_megatron.training.doctor import Diagnosis, examine
 
 from ..conftest import parser
 from .drawn_layouts import PER_NODE, drawn
+from .test_layouts import MODEL
 
 
 def diagnosed(words: list[str], world: int) -> Diagnosis:
@@ -133,6 +134,23 @@ def test_drawn_layouts_are_refused_as_megatron_refuses_them() -> None:
 def test_more_of_them() -> None:
     verdicts = compare(seed=2, count=250)
     assert min(verdicts[True], verdicts[False]) >= 75
+
+
+@pytest.mark.long
+def test_the_fastest_layouts_have_no_problem_for_doctor() -> None:
+    """Pasted behind the flags of a job, which the model's were planned with."""
+    job = "--train-iters 10 --lr 1e-3 --mock-data --eval-interval 100"
+    here = Cluster(machine=machine("h100"), nodes=2, per_node=4, memory=2.0**36)
+    of_model = asked(MODEL.split())
+    plans = plan_layouts(of_model.job, here, every=True)
+    for one in plans.ranked[:: max(1, len(plans.ranked) // 20)]:
+        words = [*MODEL.split(), *job.split(), *of_model.assumed, *one.flags]
+        args = copy.deepcopy(parser().parse_args(words))
+        as_launched(args)
+        with contextlib.redirect_stdout(io.StringIO()), cpu():
+            found = examine(args, 8, "cuda", per_node=4)
+        assert [*map(str, found.problems)] == [], one.flags
+        assert found.numbers == plan(one.sizes)
 
 
 @pytest.mark.parametrize(
