@@ -42,6 +42,9 @@ def plan(
         Path | None,
         typer.Option(metavar="PATH", help="A Hugging Face folder or config.json: the model."),
     ] = None,
+    as_given: Annotated[
+        bool, typer.Option("--as-given", help="Search nothing: the command line as it stands.")
+    ] = False,
     top: Annotated[int, typer.Option(help="Layouts to list.")] = 10,
     every: Annotated[
         bool,
@@ -73,7 +76,7 @@ def plan(
         found = _sized(found, nodes, gpus_per_node, memory, price, launched)
         if top < 1:
             raise Refusal([Problem("--top", top, "is below 1; use 1 or more")])
-        of_words = asked(launched.flags, hf)
+        of_words = asked(launched.flags, hf, as_given=as_given)
         plans = plan_layouts(of_words.job, found, every=every)
     except Refusal as refused:
         _refuse(refused.problems, as_json)

@@ -17,7 +17,7 @@ from .search import Job
 _LENGTH, _TOKENS = 4096, 2**22
 # A line that says none of these is a model, and not a job.
 _OF_A_JOB = frozenset(
-    "micro_batch_size global_batch_size seq_length encoder_seq_length train_iters train_samples "
+    "global_batch_size seq_length encoder_seq_length train_iters train_samples "
     "step_batch_size_schedule".split()
 )
 _PRECISIONS = ("bf16", "fp16", "fp8")
@@ -40,12 +40,13 @@ class Asked:
     tokens_of: str
 
 
-def asked(words: Sequence[str], hf: Path | None = None) -> Asked:
+def asked(words: Sequence[str], hf: Path | None = None, *, as_given: bool = False) -> Asked:
     """The job of a command line.
 
     Args:
         words: flags of Megatron and of grove_megatron.
         hf: a folder with a ``config.json``, or the file, whose model the flags go on from.
+        as_given: leave nothing open; what the words do not say has Megatron's defaults.
 
     Raises:
         Refusal: what cannot be parsed or is not planned, all at once.
@@ -55,14 +56,16 @@ def asked(words: Sequence[str], hf: Path | None = None) -> Asked:
     if problems := [*_not_planned(args), *preset_problems(args)]:
         raise Refusal(problems)
     given = given_settings(flags)
-    assumed = _assumed(args) if given.isdisjoint(_OF_A_JOB) else {}
+    assumed = _assumed(args) if not as_given and given.isdisjoint(_OF_A_JOB) else {}
     vars(args).update(assumed)
     if has_grove_layers(args):
         choose_kernel(args)
     # As Megatron's validation does.
     args.num_layers = args.num_layers or args.encoder_num_layers
     args.seq_length = args.seq_length or args.encoder_seq_length
-    if "micro_batch_size" not in given:
+    if as_given:
+        given = frozenset(vars(args))
+    elif "micro_batch_size" not in given:
         # What the search begins with.
         args.micro_batch_size = 1
     tokens, tokens_of = _vocabulary(args)

@@ -76,7 +76,9 @@ def _flag(action: Action) -> dict[str, Any]:
     row["default"] = _plain(action.default)
     if action.required and action.option_strings:
         row["required"] = True
-    return {name: value for name, value in row.items() if value is not None}
+    # A switch without a default would be False.
+    switch = {"default": row.pop("default")} if kind != "store" else {}
+    return {name: value for name, value in row.items() if value is not None} | switch
 
 
 def _type(action: Action) -> str | None:

@@ -1,12 +1,15 @@
 """Every layout of a job on a cluster: refused with a reason, too large, or ranked by its speed."""
 
 import re
+from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from ..checks.problem import Problem
 from ..model.architecture import Model
+from . import choices
 from .choices import Values
 from .cluster import Cluster
 from .inputs import Sizes
@@ -114,13 +117,20 @@ def plan_layouts(job: Job, cluster: Cluster, *, every: bool = False) -> Plans:
 
 
 def first_that_fits(job: Job, cluster: Cluster) -> Planned | None:
-    """Any layout that does, not timed."""
-    planner = _Planner(job, cluster)
+    """Any layout that does, not timed: with the choices that need least memory, of those open."""
+    given, least = set(job.given), dict(vars(job.args))
+    if MICRO_BATCH not in given:
+        least[MICRO_BATCH] = 1
+    recomputed = choices.recomputations(job.args, job.given)[-1]
+    least |= recomputed
+    given |= {MICRO_BATCH, HIERARCHICAL, *recomputed}
+    smallest = replace(job, args=Namespace(**least), given=frozenset(given))
+    planner = _Planner(smallest, cluster)
     for values in planner.search.outer():
-        for layout in planner.search.inner(values):
+        for layout in islice(planner.search.inner(values), 1):
             planned = planner.planned(layout, timed=False)
             if planned is not None and planned.fits:
-                return planned
+                return replace(planned, flags=planned.flags + words(recomputed))
     return None
 
 

@@ -9,14 +9,16 @@ from ..model.settings import has_adjugates, has_grove_layers
 from .cluster import Cluster
 from .layouts import Planned, first_that_fits
 from .search import Job
-from .validity import CHUNKS, CONTEXT, EXPERT, EXPERT_TENSOR, PIPELINE, TENSOR
+from .validity import CHUNKS, CONTEXT, EXPERT, EXPERT_TENSOR, MICRO_BATCH, PIPELINE, TENSOR
 
 _MOST = 3
 # Doubled so often, no more GPUs help.
-_DOUBLINGS = 12
+_DOUBLINGS = 7
 _LEAST_LENGTH = 256
 _PARALLEL = (TENSOR, PIPELINE, CONTEXT, EXPERT, EXPERT_TENSOR, CHUNKS)
-_RECOMPUTE = ("recompute_granularity", "recompute_modules", "recompute_method")
+_RECOMPUTE = (
+    *("recompute_granularity", "recompute_modules", "recompute_method", "recompute_num_layers"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def remedies(job: Job, cluster: Cluster) -> list[Remedy]:
         if len(found) == _MOST:
             break
         planned = first_that_fits(changed, machines)
-        if planned is not None and change not in {one.change for one in found}:
+        flags = {one.planned.flags for one in found if one.change.startswith("leave out")}
+        if planned is not None and not (change.startswith("leave out") and planned.flags in flags):
             found.append(Remedy(change, planned))
     return found
 
@@ -60,6 +63,9 @@ def _changes(job: Job, cluster: Cluster) -> Iterator[tuple[str, Job, Cluster]]:
     if fixed:
         text = f"leave out {_flags(fixed)}: other parallel sizes"
         yield text, _without(job, fixed), cluster
+    fixed = _fixed(job)
+    text = f"leave out {_flags(fixed)}: everything about the layout is open"
+    yield text, _without(job, fixed), cluster
     if not (args.bf16 or args.fp16):
         yield "--bf16: weights and activations in 16 bits", _with(job, {"bf16": True}), cluster
     yield from _more(job, cluster)
@@ -75,14 +81,14 @@ def _changes(job: Job, cluster: Cluster) -> Iterator[tuple[str, Job, Cluster]]:
 
 def _more(job: Job, cluster: Cluster) -> Iterator[tuple[str, Job, Cluster]]:
     """The fewest of twice as many nodes, four times, and so on."""
-    open_sizes = _without(job, [name for name in _PARALLEL if name in job.given])
-    for asked in (job, open_sizes) if open_sizes.given != job.given else (job,):
+    fixed = _fixed(job)
+    for asked in (job, _without(job, fixed)) if fixed else (job,):
         for doubled in range(1, _DOUBLINGS + 1):
             nodes = cluster.nodes * 2**doubled
             larger = replace(cluster, nodes=nodes)
             if first_that_fits(asked, larger) is None:
                 continue
-            also = "" if asked is job else " and other parallel sizes"
+            also = "" if asked is job else f", and leave out {_flags(fixed)}"
             yield f"{larger.gpus:,} GPUs ({nodes:,} nodes){also}", asked, larger
             return
 
@@ -97,6 +103,11 @@ def _shorter(job: Job, cluster: Cluster) -> Iterator[tuple[str, Job, Cluster]]:
         length //= 2
 
 
+def _fixed(job: Job) -> list[str]:
+    """What of a layout the command line says."""
+    return [name for name in (*_PARALLEL, *_RECOMPUTE, MICRO_BATCH) if name in job.given]
+
+
 def _with(job: Job, settings: dict[str, Any]) -> Job:
     args = type(job.args)(**vars(job.args) | settings)
     return replace(job, args=args, given=job.given | settings.keys())
@@ -104,7 +115,7 @@ def _with(job: Job, settings: dict[str, Any]) -> Job:
 
 def _without(job: Job, names: list[str]) -> Job:
     # What the search sets it asks for anew; what it does not, goes back to what it is without.
-    unsaid: dict[str, Any] = {TENSOR: 1, PIPELINE: 1, CONTEXT: 1, EXPERT: 1}
+    unsaid: dict[str, Any] = {TENSOR: 1, PIPELINE: 1, CONTEXT: 1, EXPERT: 1, MICRO_BATCH: 1}
     settings = {name: unsaid.get(name) for name in names}
     args = type(job.args)(**vars(job.args) | settings)
     return replace(job, args=args, given=job.given - set(names))

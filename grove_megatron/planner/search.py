@@ -67,6 +67,7 @@ class Search:
         for dense in [*choices.dense(args, given, world, self._domain)]:
             if self.refuses(dense | least, validity.OF_RANKS, shown=dense):
                 continue
+            self.at(dense)
             for experts in [*choices.experts(args, given, world)]:
                 both = dense | experts
                 rules = (*validity.OF_RANKS, *validity.OF_EXPERTS)

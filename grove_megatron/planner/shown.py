@@ -63,14 +63,14 @@ def _width(stream: IO[str]) -> int | None:
 def _head(asked: Asked, cluster: Cluster, plans: Plans) -> Iterator[str]:
     per_gpu, name = cluster.memory / GIB, cluster.machine.name
     yield (
-        f"grove_megatron: {cluster.gpus:,} {name} GPUs ({cluster.nodes:,} nodes of "
-        f"{cluster.per_node}), {per_gpu:.4g} GiB each"
+        f"grove_megatron: {cluster.gpus:,} {name} GPUs, {cluster.per_node} in each of "
+        f"{cluster.nodes:,} node{'s' if cluster.nodes > 1 else ''}, {per_gpu:.4g} GiB each"
     )
     if asked.assumed:
         yield f"assumed of a model alone: {' '.join(asked.assumed)}"
     some = [*plans.ranked[:1], *plans.too_large[:1]]
     for planned in some[:1]:
-        yield from map(" ".join, [[line] for line in _of_tokens(planned)])
+        yield from _of_tokens(planned)
     yield (
         f"layouts: {len(plans.ranked):,} fit, {len(plans.too_large):,} are too large, "
         f"{len(plans.refused):,} choices are refused"

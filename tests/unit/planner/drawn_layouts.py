@@ -41,6 +41,13 @@ def _one(draw: random.Random) -> tuple[list[str], int]:
     microbatches = draw.choice([stages, 2 * stages, 4 * stages, *([1, 3, 5] if odd else [])])
     batch = micro * copies * microbatches + (draw.choice([0, 0, 1]) if odd else 0)
     layers = draw.choice([stages * 2, stages * 4, *([7, 10] if odd else [])])
+    words = BASE.split()
+    if draw.random() < 0.6:
+        words += GROVE.split()
+    elif draw.random() < 0.5:
+        words += ["--grove-dispatch"]
+    # Of Megatron's own layers widths are known when they are built.
+    widths = odd and len(words) > len(BASE.split())
     flags |= {
         "--tensor-model-parallel-size": tensor,
         "--pipeline-model-parallel-size": stages,
@@ -50,14 +57,9 @@ def _one(draw: random.Random) -> tuple[list[str], int]:
         "--micro-batch-size": micro,
         "--global-batch-size": batch,
         "--num-layers": layers,
-        "--moe-ffn-hidden-size": draw.choice([32, *([36, 30] if odd else [])]),
-        "--ffn-hidden-size": draw.choice([64, *([66] if odd else [])]),
+        "--moe-ffn-hidden-size": draw.choice([32, *([36, 30] if widths else [])]),
+        "--ffn-hidden-size": draw.choice([64, *([66] if widths else [])]),
     }
-    words = BASE.split()
-    if draw.random() < 0.6:
-        words += GROVE.split()
-    elif draw.random() < 0.5:
-        words += ["--grove-dispatch"]
     if tensor > 1 and not (odd and draw.random() < 0.3):
         words.append("--sequence-parallel")
     flags |= _of_stages(draw, odd, stages, layers)
