@@ -13,6 +13,7 @@ from .inference.command import generate
 from .inference.eval_command import evaluate
 from .messages.command import explain
 from .report.command import report
+from .simulate.command import simulate
 from .training.doctor_command import doctor
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command("eval", context_settings=_OPEN)(evaluate)
 app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("report")(report)
+app.command("simulate")(simulate)
 
 
 def _print_versions(asked: bool) -> None:
