@@ -19,7 +19,7 @@ def simulate(
         list[str],
         typer.Option(
             help="uniform, zipf:EXPONENT, correlated:SHARE[:GROUPS], planted:SHARE[:GROUPS], w0 to "
-            "w7, record:DIR, trace:FILE; repeatable."
+            "w7, workloads (all of them), record:DIR, trace:FILE; repeatable."
         ),
     ] = ["uniform"],  # noqa: B006
     experts: Annotated[Size, typer.Option(help="Routed experts of a layer.")] = None,

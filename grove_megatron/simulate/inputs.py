@@ -9,7 +9,7 @@ from ..checks.problem import Problem, Refusal
 from ..checks.rules import Check
 from ..placing.file import Assignment, problems, read
 from ..report.record import Interval
-from .parse import Named, parse
+from .parse import Named, every, parse
 from .recorded import Recorded
 from .routing import Routing
 from .sizes import Sizes
@@ -81,7 +81,7 @@ def prepare(options: Options) -> tuple[list[Asked], Assignment | None]:
     named: list[Named] = []
     sources: dict[str, Source] = {}
     assignment = None
-    for text in options.routing:
+    for text in every(options.routing):
         with _kept(found):
             named.append(parse(text))
             if named[-1].place is not None:

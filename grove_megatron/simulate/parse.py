@@ -1,6 +1,6 @@
 """A routing's name on the command line: what it is, and everything that is wrong with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from .routing import Drawn, correlated, planted, uniform, zipf
 from .sizes import Sizes
 from .workloads import WORKLOADS, workload
 
-RECORD, TRACE = "record", "trace"
+RECORD, TRACE, ALL = "record", "trace", "workloads"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Named:
         return make(sizes, seed, *self.numbers)
 
 
+def every(texts: Sequence[str]) -> list[str]:
+    """The texts of ``--routing``, with the names of all workloads for ``workloads``."""
+    return [name for text in texts for name in (WORKLOADS if text == ALL else [text])]
+
+
 def parse(text: str) -> Named:
     """Read ``--routing``.
 
@@ -52,7 +57,7 @@ def parse(text: str) -> Named:
             raise _refusal(text, f"names no file; give it as {kind}:PATH")
         return Named(text, kind, place=Path(rest[0]))
     if kind not in _DRAWN and kind not in WORKLOADS:
-        known = ", ".join((*_DRAWN, *WORKLOADS, f"{RECORD}:DIR", f"{TRACE}:FILE"))
+        known = ", ".join((*_DRAWN, *WORKLOADS, ALL, f"{RECORD}:DIR", f"{TRACE}:FILE"))
         raise _refusal(text, f"is not one of ({known}); choose one")
     _, least, most = _DRAWN.get(kind, (None, 0, 0))
     try:

@@ -29,8 +29,12 @@ _MAP = 2**24
 """Entries of a routing map at a time."""
 _MAPS = 2**27
 """Of those of a piece, a byte each."""
+_WORK = 2**22
+"""Ranks of a piece x ranks."""
 _PLANNED = 2**28
-"""Of those that plans are made from: the plans of more take more than ten seconds."""
+"""Entries that plans are made from: the plans of more take more than ten seconds."""
+_PER_RANK = 2**16
+"""What else the plans of a piece take for every rank, in entries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,7 @@ def replay(
     counted = _Counted(sizes)
     tokens = torch.zeros(sizes.ranks, dtype=torch.int64)
     piece: list[tuple[int, Tensor]] = []
+    entries = 0
     for rank in range(sizes.ranks):
         chosen_TK = routing.experts(layer, step, rank)
         tokens[rank] = len(chosen_TK)
@@ -88,9 +93,10 @@ def replay(
             chosen_TK = slot_of[chosen_TK]
         for some_TK in chosen_TK.split(max(1, _MAP // sizes.experts)):
             piece.append((rank, routing_map(some_TK, sizes.experts)))
-            if sum(map_TE.numel() for _, map_TE in piece) > _MAPS:
+            entries += len(some_TK) * sizes.experts
+            if entries > _MAPS or len(piece) * sizes.ranks >= _WORK:
                 counted.add(piece)
-                piece = []
+                piece, entries = [], 0
     if piece:
         counted.add(piece)
     return Replay(
@@ -147,7 +153,8 @@ class _Counted:
         if sizes.two_hops:
             self._add_two_hops(source_S1, first_SN, rows_SR, pairs_SR)
         if self.plans_left > 0:
-            self.plans_left -= sum(map_TE.numel() for map_TE in maps)
+            entries = sum(map_TE.numel() for map_TE in maps)
+            self.plans_left -= entries + _PER_RANK * sizes.ranks
             self.planned.update(ranks)
             rows_and_work = torch.cat([rows_SR.sum(0)[:, None], work], 1)
             self._plan_flat(maps, rows_and_work)

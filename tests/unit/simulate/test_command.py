@@ -87,6 +87,12 @@ def test_a_preset_says_the_sizes_and_several_routings_are_compared() -> None:
     assert found(*words)[0]["sizes"]["row_bytes"] == 4096
 
 
+def test_workloads_are_all_of_them() -> None:
+    assert [one["routing"] for one in found(*FLAGS, "--routing", "workloads")] == [
+        f"w{n}" for n in range(8)
+    ]
+
+
 def test_a_placement_is_counted_beside_the_order(tmp_path: Path) -> None:
     order = tuple(planted_order(SIZES, 0).tolist())
     write(tmp_path / "p.json", Assignment(32, 16, 8, {"3": order}))

@@ -99,9 +99,12 @@ def test_pieces_and_plans_of_a_part_change_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(replaying, "_MAP", 7 * 32)
     monkeypatch.setattr(replaying, "_MAPS", 2 * 7 * 32)
     monkeypatch.setattr(replaying, "_PLANNED", 300 * 32)
+    monkeypatch.setattr(replaying, "_PER_RANK", 1)
     parts = replay(routing, SIXTEEN, "1", 0)
     assert whole.planned == 16 > parts.planned > 4
     assert same(whole, parts)
+    monkeypatch.setattr(replaying, "_WORK", 3 * 16)
+    assert same(whole, replay(routing, SIXTEEN, "1", 0))
 
 
 def test_a_plan_that_sends_something_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +150,14 @@ def test_rows_of_top_8_of_128_are_those_of_the_planner(ranks: int, rows: float) 
     to_nodes = expected_distinct(128, 8, sizes.nodes)
     assert found.node_rows / tokens == pytest.approx(to_nodes, rel=0.01)
     assert int(found.adjugate_pairs.sum()) / tokens == pytest.approx(7.78, rel=0.01)
+
+
+@pytest.mark.long
+def test_thousands_of_ranks_are_counted() -> None:
+    sizes = Sizes(experts=4096, topk=8, ranks=4096, tokens=16, row_bytes=4096)
+    found = replay(uniform(sizes, 0), sizes, "1", 0)
+    # Plans of all would take a minute.
+    assert found.planned == 1024
+    tokens = 4096 * 16
+    assert int(found.flat.sent_rows.sum()) == 8 * tokens
+    assert found.node_rows / tokens == pytest.approx(expected_distinct(4096, 8, 512), rel=0.001)
