@@ -8,9 +8,8 @@ from pathlib import Path
 from ..checks.problem import Problem, Refusal
 from ..checks.rules import Check
 from ..placing.file import Assignment, problems, read
-from ..report.record import Interval
 from .parse import Named, every, parse
-from .recorded import Recorded
+from .recorded import Loads, Recorded
 from .routing import Routing
 from .sizes import Sizes
 from .sources import Source, agreed, of_file, of_preset
@@ -56,14 +55,14 @@ class Asked:
         sizes: of the layer; of a trace with its own tokens.
         routing: see there.
         steps: how many of its micro batches.
-        record: where the routing is that of one, its intervals as one.
+        record: where the routing is that of one, what it counted.
     """
 
     text: str
     sizes: Sizes
     routing: Routing
     steps: int
-    record: Interval | None = None
+    record: Loads | None = None
 
 
 def prepare(options: Options) -> tuple[list[Asked], Assignment | None]:

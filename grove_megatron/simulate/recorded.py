@@ -9,11 +9,11 @@ if experts were chosen apart. The rows that the record counted say how far that 
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,22 +26,41 @@ from .routing import Drawn
 from .sizes import Sizes
 
 
+@dataclass(frozen=True)
+class Loads:
+    """What a record counted.
+
+    Args:
+        whole: its intervals as one.
+        together: [L, U, U] tokens that chose of both units (groups, or experts where there are
+            none), on the diagonal of the one; None where it was not counted.
+    """
+
+    whole: Interval
+    together: Array | None = None
+
+    @property
+    def run(self) -> Run:
+        """What was counted."""
+        return self.whole.run
+
+
 class Recorded:
     """The routing of a record; see :class:`.routing.Routing`.
 
     Args:
         sizes: of the simulation, whose experts, groups and topk are the record's.
         seed: another one has other tokens.
-        whole: the record's intervals as one, see :func:`read_loads`.
+        loads: of the record.
         layers: which of its layers.
     """
 
     steps = 1
 
-    def __init__(self, sizes: Sizes, seed: int, whole: Interval, layers: tuple[str, ...]) -> None:
+    def __init__(self, sizes: Sizes, seed: int, loads: Loads, layers: tuple[str, ...]) -> None:
         self.layers = layers
         self._drawn = {
-            name: _of_layer(sizes, seed, whole, whole.run.layers.index(name)) for name in layers
+            name: _of_layer(sizes, seed, loads, loads.run.layers.index(name)) for name in layers
         }
 
     def experts(self, layer: str, step: int, rank: int) -> Tensor:
@@ -57,8 +76,8 @@ class Recorded:
         return other
 
 
-def read_loads(place: Path) -> Interval:
-    """All intervals of a record that are of the model and the ranks of the last one, as one.
+def read_loads(place: Path) -> Loads:
+    """All intervals of a record that are of the model and the ranks of the last one.
 
     Args:
         place: a folder of ``--save`` or ``--grove-metrics-dir``, or the record itself.
@@ -67,40 +86,38 @@ def read_loads(place: Path) -> Interval:
         ValueError: there is no record, or it cannot be read.
     """
     every = of_one_model(read_record(find_record(place)))
-    intervals = [i for i in every if _counts_alike(i.run, every[-1].run)]
-    whole = summed(intervals)
-    if (pairs := _coactivation(intervals)) is not None:
-        # Not every interval need have counted them.
-        object.__setattr__(whole, "coactivation", pairs)
-    return whole
+    intervals = [interval for interval in every if _counts_alike(interval, every[-1])]
+    pairs = [_together(interval) for interval in intervals]
+    counted = [of_one for of_one in pairs if of_one is not None]
+    return Loads(summed(intervals), np.sum(counted, axis=0) if counted else None)
 
 
-def counted_rows(whole: Interval, layers: Sequence[str]) -> float:
+def counted_rows(loads: Loads, layers: Sequence[str]) -> float:
     """Rows of a token that the job counted, its own rank's included, over layers."""
-    at = [whole.run.layers.index(name) for name in layers]
-    return float(whole.rows[at].sum() / whole.sent_tokens[at].sum())
+    at = [loads.run.layers.index(name) for name in layers]
+    return float(loads.whole.rows[at].sum() / loads.whole.sent_tokens[at].sum())
 
 
-def _counts_alike(run: Run, last: Run) -> bool:
+def _counts_alike(interval: Interval, last: Interval) -> bool:
     """Are their arrays of one shape, and do their rows mean the same?"""
-    return all(getattr(run, n) == getattr(last, n) for n in ("ranks", "dispatcher", "local"))
+    names = ("ranks", "dispatcher", "local")
+    same = all(getattr(interval.run, name) == getattr(last.run, name) for name in names)
+    return same and (_together(interval) is None) == (_together(last) is None)
 
 
-def _coactivation(intervals: Sequence[Interval]) -> Array | None:
-    """[L, U, U] of the intervals, where all of them have it."""
-    found: list[Any] = [getattr(interval, "coactivation", None) for interval in intervals]
-    return None if any(of_one is None for of_one in found) else sum(found)
+def _together(interval: Interval) -> Array | None:
+    """[L, U, U] co-activation counts of an interval that has them."""
+    return getattr(interval, "coactivation", None)
 
 
-def _of_layer(sizes: Sizes, seed: int, whole: Interval, layer: int) -> Drawn:
+def _of_layer(sizes: Sizes, seed: int, loads: Loads, layer: int) -> Drawn:
     # The counts know which pairs were of local experts.
     sizes = replace(sizes, local_experts=0)
-    tokens = _tokens(whole, layer)
-    loads_E = torch.from_numpy(whole.experts[layer]).double() / max(tokens, 1)
+    tokens = _tokens(loads.whole, layer)
+    loads_E = torch.from_numpy(loads.whole.experts[layer]).double() / max(tokens, 1)
     topk = max(1, ceil(float(loads_E.sum()) - 1e-9))
-    pairs = getattr(whole, "coactivation", None)
-    if pairs is not None:
-        together_UU = torch.from_numpy(pairs[layer]).double() / max(tokens, 1)
+    if loads.together is not None:
+        together_UU = torch.from_numpy(loads.together[layer]).double() / max(tokens, 1)
         return Drawn(sizes=sizes, seed=seed, draw=fitted(loads_E, together_UU, topk, seed))
     return Drawn(
         sizes=sizes,

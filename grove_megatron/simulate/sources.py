@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from ..checks.flags import flag_of
 from ..checks.problem import Problem, Refusal
 from ..presets.table import PRESETS
-from ..report.record import Interval
 from .parse import RECORD, TRACE, Named
-from .recorded import read_loads
+from .recorded import Loads, read_loads
 from .trace import Trace, open_trace
 
 
@@ -26,7 +25,7 @@ class Source:
     name: str
     sizes: Mapping[str, int]
     local_tau: float = 1.0
-    record: Interval | None = None
+    record: Loads | None = None
     trace: Trace | None = None
 
 
@@ -61,13 +60,13 @@ def of_file(named: Named) -> Source:
     assert named.place is not None
     said = f"--routing ({named.text})"
     if named.kind == RECORD:
-        whole = read_loads(named.place)
-        run = whole.run
+        loads = read_loads(named.place)
+        run = loads.run
         sizes = {name: getattr(run, name) for name in ("experts", "topk", "groups", "row_bytes")}
         # It need not say what balanced them.
         sizes["local_experts"] = sum(run.local.values())
         tau = run.settings.get("grove-local-tau", 1.0)
-        return Source(said, sizes, float(tau), record=whole)
+        return Source(said, sizes, float(tau), record=loads)
     assert named.kind == TRACE
     trace = open_trace(named.place)
     known = {"experts": trace.experts, "groups": trace.groups, "topk": trace.topk}

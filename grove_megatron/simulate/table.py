@@ -147,7 +147,7 @@ def _lines(found: Found) -> Iterator[str]:
 
 def _compared(of: Sequence[Found]) -> Table:
     rows, bytes_ = ("rows per token\nflat", "\nto nodes"), ("MiB to a rank\nflat max", "\nmax/mean")
-    table = _table("routing", *rows, *bytes_, "two hops max", "alltoall max", "pairs\nmax/mean")
+    table = _table("routing", *rows, *bytes_, "hierarchical max", "alltoall max", "pairs\nmax/mean")
     for found in of:
         one = found.whole
         table.add_row(

@@ -193,7 +193,7 @@ RULES = {
             *("simulate", "checks", "functional", "comm.node_groups", "model.selection"),
             *("placing.file", "planner.traffic", "presets.table", "printable", "report"),
         },
-        outside={"torch", "safetensors", "rich"},
+        outside={"torch", "numpy", "safetensors", "rich"},
     ),
     # Imported by the command line before anything is decided.
     "simulate/command": Rule(
