@@ -71,7 +71,7 @@ def place_of(module: str) -> str:
 _LEFT_OUT = (
     # Write pages and pictures.
     *("messages", "cards", "presets/cards", "presets/measured", "parts/page", "parts/__main__"),
-    *("reference", "presets/__main__", "switches/page", "switches/__main__"),
+    *("reference", "presets/__main__", "simulate/table", "switches/page", "switches/__main__"),
     # Leaves the package, and says what transformers says.
     "checkpoint/hf_code",
 )

@@ -127,7 +127,8 @@ def _sizes(options: Options, sources: list[Source], assignment: Assignment | Non
     missing = {"experts": "experts", "topk": "topk", "row_bytes": "hidden_size"}
     check = Check(options)
     fix = "give it, or --grove-preset"
-    _refuse([p for n, flag in missing.items() if n not in sizes for p in check.missing(flag, fix)])
+    lacks = [flag for name, flag in missing.items() if name not in sizes]
+    _refuse([problem for flag in lacks for problem in check.missing(flag, fix)])
     runs = [source.record.run for source in sources if source.record is not None]
     known = Sizes(
         **sizes,
@@ -137,8 +138,7 @@ def _sizes(options: Options, sources: list[Source], assignment: Assignment | Non
         local_tau=next((of.local_tau for of in sources if of.local_tau != 1.0), 1.0),
     )
     if assignment is not None:
-        about = {"experts": known.experts, "groups": known.groups, "ranks": known.ranks}
-        _refuse(problems(assignment, options.placement or "", **about))
+        _refuse(_of_placement(options, assignment, known))
     return known
 
 
@@ -149,34 +149,46 @@ def _asked(
     source: Source | None,
     assignment: Assignment | None,
 ) -> Asked:
-    check = Check(options)
     if source is None:
         drawn = named.draw(sizes, options.seed)
         # A placement is of layers, each of which meets tokens of its own.
-        layers = tuple(options.layers) or (tuple(assignment.layers) if assignment else ())
-        drawn = replace(drawn, layers=layers or drawn.layers)
+        placed = () if assignment is None else tuple(assignment.layers)
+        known = placed or tuple(options.layers) or drawn.layers
+        drawn = replace(drawn, layers=_chosen(options, known, f"--placement ({options.placement})"))
         return Asked(named.text, sizes, drawn, options.steps or drawn.steps)
+    found: list[Problem] = []
+    if assignment is not None:
+        found += _of_placement(options, assignment, sizes, source.layers)
+    layers: tuple[str, ...] = ()
+    with _kept(found):
+        layers = _chosen(options, source.layers, source.name)
     if source.record is not None:
-        layers = _chosen(options, source.record.run.layers, source)
+        _refuse(found)
         recorded = Recorded(sizes, options.seed, source.record, layers)
         return Asked(named.text, sizes, recorded, options.steps or 1, source.record)
     trace = source.trace
     assert trace is not None
-    found: list[Problem] = []
-    if options.tokens is not None:
-        sentence = "{tokens} excludes a trace, which has its own; leave it out"
-        found.append(check.problem(sentence))
-    if options.steps not in (None, 1):
-        sentence = "{steps} excludes a trace, which has its tokens once; leave it out"
-        found.append(check.problem(sentence))
-    _refuse(found)
+    once = {
+        "{tokens} excludes a trace, which has its own; leave it out": options.tokens is not None,
+        "{steps} excludes a trace, which has its tokens once; leave it out": options.steps
+        not in (None, 1),
+    }
+    _refuse([*found, *Check(options).those(once)])
     own = replace(sizes, tokens=max(1, trace.tokens // sizes.ranks))
-    return Asked(named.text, own, Replayed(own, trace, _chosen(options, trace.layers, source)), 1)
+    return Asked(named.text, own, Replayed(own, trace, layers), 1)
 
 
-def _chosen(options: Options, layers: Sequence[str], source: Source) -> tuple[str, ...]:
+def _of_placement(
+    options: Options, assignment: Assignment, sizes: Sizes, layers: Sequence[str] | None = None
+) -> list[Problem]:
+    """Why a placement is not one of these sizes and layers."""
+    about = {"experts": sizes.experts, "groups": sizes.groups, "ranks": sizes.ranks}
+    return problems(assignment, options.placement or "", **about, layers=layers)
+
+
+def _chosen(options: Options, layers: Sequence[str], of: str) -> tuple[str, ...]:
     """Those of ``--layers``, or all."""
     if unknown := [name for name in options.layers if name not in layers]:
-        text = f"are not layers of {source.name} ({', '.join(layers)}); choose of these"
+        text = f"are not layers of {of} ({', '.join(layers)}); choose of these"
         raise Refusal([Problem("--layers", " ".join(unknown), text)])
     return tuple(options.layers) or tuple(layers)

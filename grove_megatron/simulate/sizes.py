@@ -80,10 +80,9 @@ class Sizes:
 
 def _problems(sizes: Sizes) -> Iterator[Problem]:
     check = Check(sizes)
-    counts = ("experts", "topk", "ranks", "tokens", "row_bytes", "gpus_per_node")
+    counts = ("experts", "topk", "ranks", "tokens", "gpus_per_node")
     below = [*(p for name in counts for p in check.at_least(name, 1))]
     below += check.at_least("groups", 0)
-    below += check.at_least("local_experts", 0)
     yield from below
     if below:
         return

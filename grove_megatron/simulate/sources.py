@@ -28,6 +28,13 @@ class Source:
     record: Loads | None = None
     trace: Trace | None = None
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of those that were read; none of a preset."""
+        if self.record is not None:
+            return self.record.run.layers
+        return () if self.trace is None else self.trace.layers
+
 
 def of_preset(name: str, bytes_per_value: int) -> Source:
     """The sizes of a released model.

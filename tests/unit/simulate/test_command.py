@@ -201,12 +201,18 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
     ]
     alone = ["--routing", trace, "--hidden-size", "8", "--ranks", "2"]
     assert problems(*alone, "--tokens", "3", "--steps", "2", "--layers", "7") == [
+        f"--layers (7) are not layers of --routing ({trace}) (1); choose of these",
         "--tokens (3) excludes a trace, which has its own; leave it out",
         "--steps (2) excludes a trace, which has its tokens once; leave it out",
     ]
-    assert problems(*alone, "--layers", "7") == [
-        f"--layers (7) are not layers of --routing ({trace}) (1); choose of these"
-    ]
-    write(tmp_path / "p.json", Assignment(8, 0, 4, {}))
-    placed = problems(*alone, "--placement", str(tmp_path / "p.json"))
+    file = tmp_path / "p.json"
+    write(file, Assignment(8, 0, 4, {}))
+    placed = problems(*alone, "--placement", str(file))
     assert "is for expert-parallel ranks (4), the job has (2)" in placed[0]
+    write(file, Assignment(8, 0, 2, {"3": tuple(range(8))}))
+    (of_layers,) = problems(*alone, "--placement", str(file))
+    assert "has layers (3) that are no MoE layers of the model (1)" in of_layers
+    sizes = "--experts 8 --topk 2 --ranks 2 --hidden-size 8".split()
+    assert problems(*sizes, "--layers", "1", "--placement", str(file)) == [
+        f"--layers (1) are not layers of --placement ({file}) (3); choose of these"
+    ]
