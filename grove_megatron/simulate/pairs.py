@@ -49,8 +49,8 @@ def fitted(loads_E: Tensor, together_UU: Tensor, topk: int, seed: int) -> Draw:
         seen_E, seen_UU = shares(chosen_TK, loads_E.numel(), units)
         more_E = _log_ratio(loads_E, seen_E)
         more_UU = _log_ratio(together_UU, seen_UU)
-        # Fewer tokens of a unit at the same load: more of them choose it twice.
-        more_UU.diagonal().neg_()
+        # All factors to other units together say how often one is chosen twice.
+        more_UU.fill_diagonal_(0)
         fit = _Fit(fit.weights_E + _STEP * more_E, fit.factors_UU + _STEP * more_UU)
     return lambda step, rank, tokens, generator: _draw(fit, tokens, topk, mean, generator)
 

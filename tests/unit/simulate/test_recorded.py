@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from grove_megatron.report.record import Run, Writer
-from grove_megatron.simulate.pairs import shares
+from grove_megatron.simulate.pairs import fitted, shares
 from grove_megatron.simulate.recorded import Loads, Recorded, counted_rows, read_loads
 from grove_megatron.simulate.replay import replay, routing_map
-from grove_megatron.simulate.routing import Routing, planted, zipf
+from grove_megatron.simulate.routing import Routing, generator_of, planted, zipf
 from grove_megatron.simulate.sizes import Sizes
 from tests.unit.report.intervals import RUN, interval
 
@@ -74,6 +74,18 @@ def test_pairs_are_kept_where_they_were_counted() -> None:
     loads, pairs = shares(drawn(together), 32, 16)
     assert loads.tolist() == pytest.approx((alone.whole.experts[0] / 8192).tolist(), abs=0.03)
     assert np.abs(pairs.numpy() - counts / 8192).max() < 0.04
+
+
+def test_groups_that_tokens_choose_often_are_kept() -> None:
+    sizes = replace(SIZES, groups=8)
+    routing = planted(sizes, 0, 0.8, 1)
+    tokens = torch.cat([routing.experts("1", 0, rank) for rank in range(8)])
+    loads, pairs = shares(tokens, 32, 8)
+    again = fitted(loads, pairs, 4, 1)(0, 0, 8192, generator_of(1))
+    _, seen = shares(again, 32, 8)
+    # Groups of a token: fewer than it has experts.
+    assert pairs.trace() < 2
+    assert seen.trace() == pytest.approx(float(pairs.trace()), rel=0.02)
 
 
 def test_dropped_pairs_and_local_experts_leave_fewer_experts() -> None:
