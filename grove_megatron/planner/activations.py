@@ -11,9 +11,10 @@ from itertools import compress, groupby, zip_longest
 from operator import mul
 from typing import NamedTuple
 
+from . import end_steps as ends
 from .in_flight import Moment, in_flight, moments
 from .inputs import Sizes
-from .layer_steps import attention, dense, norm, residual, weight_gradient, wide_norm
+from .layer_steps import attention, dense
 from .moe_steps import experts, moe, records
 from .pipeline import Stage, stages
 from .rank_sizes import RankSizes
@@ -219,7 +220,7 @@ class _Job:
         """A model chunk with what it has beside layers."""
         key = (kinds, embedding, mtp, output)
         if key not in self.chunks:
-            before = [self.embedding()] if embedding else []
+            before = [(block(ends.embedding(self.rank)), 1)] if embedding else []
             after = [*(self.mtp() if mtp else ()), *(self.output() if output else ())]
             runs = [*before, *self.runs(kinds, self.training.recompute_layers), *after]
             overlapped = self.training.overlapped_experts
@@ -262,22 +263,10 @@ class _Job:
             )
         return self.units[key]
 
-    def embedding(self) -> tuple[Block, int]:
-        """Its gradient is a matrix, whatever tokens there were."""
-        model, rank = self.model, self.rank
-        numel = model.vocab_size / self.sizes.layout.tensor * model.hidden_size
-        mask = residual(rank).kept
-        return block([Step("other", mask, 2 * rank.hidden + numel * rank.element)]), 1
-
     def mtp(self) -> list[tuple[Block, int]]:
-        """Every depth: norms of the hidden states and of the next embedding, their projection."""
-        rank, trained = self.rank, self.trained.mtp
-        wide = wide_norm(rank, 2 * rank.own_tokens * self.model.hidden_size)
-        projected = 2 * rank.hidden if "eh_proj" in trained else 0.0
-        gradient = weight_gradient(rank, 2 * self.model.hidden_size**2 / self.sizes.layout.tensor)
-        beginning = block(
-            [Step("other", 2 * rank.hidden + wide + projected, 4 * rank.hidden + gradient)]
-        )
+        """Every depth of multi-token prediction."""
+        trained = self.trained.mtp
+        beginning = block(ends.mtp_beginning(self.rank, trained))
         # A number of layers is of the decoder's, and leaves these out; otherwise each is made
         # again by itself (multi_token_prediction.py:1415 @ 0.19.2).
         count = None if self.training.recompute_layers is None else 0
@@ -285,16 +274,6 @@ class _Job:
         return [(beginning, 1), *layer] * self.model.mtp_depths
 
     def output(self) -> list[tuple[Block, int]]:
-        """The last norm and the logits, of every prediction."""
-        rank, element = self.rank, self.rank.element
-        logits = rank.tokens * self.model.vocab_size / self.sizes.layout.tensor
-        matrix = self.model.vocab_size / self.sizes.layout.tensor * self.model.hidden_size
-        final = norm(rank, next_keeps=self.trained.output)._replace(part="output")
-        gradient = logits * element + rank.wide_hidden + weight_gradient(rank, matrix)
-        # The loss is made of logits in fp32, in place; in 16 bits these are a copy.
-        steps = [
-            final,
-            Step("output", 0.0, gradient),
-            Step("output", logits * 4, logits * element if element < 4 else 0.0),
-        ]
+        """Of every prediction."""
+        steps = ends.output(self.rank, self.trained.output)
         return [(block(steps), 1 + self.model.mtp_depths)]

@@ -106,7 +106,7 @@ def layout_label(sizes: Sizes) -> str:
 def memory_parts(memory: Memory) -> dict[str, float]:
     """Bytes by part; their sum is ``memory.total``."""
     # Of activations by part, where it is known.
-    activations: Mapping[str, float] = getattr(memory, "activation_parts", {})
+    activations: Mapping[str, float] = memory.activation_parts
     named = {f"activations: {part}": size for part, size in activations.items()}
     return {
         "weights": memory.weights,

@@ -1,7 +1,6 @@
 """Plans to be read: a table and what goes around it, and the same as numbers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from textwrap import wrap
 from typing import IO, Any
 
@@ -137,7 +136,7 @@ def _to_paste(asked: Asked, one: Planned) -> tuple[str, ...]:
 
 
 def _nothing_fits(smallest: Planned, cluster: Cluster) -> str:
-    parts = sorted(asdict(smallest.memory).items(), key=lambda named: -named[1])
+    parts = sorted(smallest.memory.state.items(), key=lambda named: -named[1])
     listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts)
     needed = smallest.memory.with_margin / GIB
     return (

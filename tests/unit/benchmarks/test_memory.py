@@ -69,3 +69,18 @@ def test_activations_that_autograd_saves_and_gradients_are_seen() -> None:
     with LiveBytes() as live:
         forward_and_backward()
     assert live.now == 1024, "only the gradient is left"
+
+
+def test_a_storage_that_is_emptied_counts_as_it_is_then():
+    with LiveBytes() as live:
+        x = torch.ones(100)
+        x.untyped_storage().resize_(0)
+        assert live.now == 0
+        y = torch.ones(50)
+        x.untyped_storage().resize_(80)
+        assert live.now == 280
+        del x, y
+    assert (live.now, live.peak) == (0, 400)
+    # Nothing is counted afterwards.
+    torch.ones(1).untyped_storage().resize_(0)
+    assert live.now == 0

@@ -62,6 +62,28 @@ def test_what_is_trained_is_read_from_its_flag():
     assert sizes_of(chosen).training.train_only == ("adjugates", "router")
 
 
+def test_what_a_layer_keeps_is_read_from_its_flags():
+    training = sizes_of(parsed()).training
+    assert (training.capacity_factor, training.padded_to_capacity) == (None, False)
+    given = sizes_of(
+        parsed(
+            "--moe-expert-capacity-factor 1.5 --moe-pad-expert-input-to-capacity "
+            "--attention-dropout 0 --hidden-dropout 0 --transformer-impl transformer_engine"
+        )
+    ).training
+    assert (given.capacity_factor, given.padded_to_capacity) == (1.5, True)
+    assert not (given.dropout or given.attention_dropout or given.local)
+    local = sizes_of(
+        parsed(
+            "--attention-dropout 0.1 --no-bias-dropout-fusion --transformer-impl local "
+            "--no-persist-layer-norm"
+        )
+    ).training
+    assert local.attention_dropout
+    assert local.local
+    assert not (local.fused_dropout or local.fused_norms)
+
+
 def test_the_schedule_is_read_from_its_flags():
     sizes = sizes_of(parsed())
     assert sizes.layout.chunk_microbatches is None
