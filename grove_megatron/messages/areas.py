@@ -49,7 +49,7 @@ _OF: dict[str, str] = {
     **dict.fromkeys(("checkpoint", "bridge", "model"), "weights"),
     **dict.fromkeys(("data", "inference", "sft"), "text"),
     **dict.fromkeys(("verify_layer", "checkpoint/verify", "checkpoint/golden"), "verify"),
-    **dict.fromkeys(("report", "benchmarks", "planner"), "report"),
+    **dict.fromkeys(("report", "benchmarks", "planner", "placing"), "report"),
     **dict.fromkeys(("__init__", "compat", "runtime", "training/installed"), "installation"),
     **dict.fromkeys(
         ("training/machine", "training/clone", "kernels/triton_support"), "installation"

@@ -187,6 +187,8 @@ RULES = {
     },
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model"}),
+    # Its file is read where there is neither torch nor Megatron.
+    "placing": Rule(inside={"placing", "checks"}),
     # Said of released models before anything of Megatron's is imported.
     "presets": Rule(inside={"presets", "checks", "model.families.moe_plus_plus"}),
     "presets/measured": Rule(
