@@ -12,6 +12,7 @@ from .data.command import data
 from .inference.command import generate
 from .inference.eval_command import evaluate
 from .messages.command import explain
+from .placing.command import place
 from .report.command import report
 from .training.doctor_command import doctor
 
@@ -31,6 +32,7 @@ app.command("generate", context_settings=_OPEN)(generate)
 app.command("eval", context_settings=_OPEN)(evaluate)
 app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
+app.command("place")(place)
 app.command("report")(report)
 
 
