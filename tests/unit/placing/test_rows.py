@@ -91,6 +91,14 @@ def test_rows_are_the_sum_of_their_sets(seed: int, is_known: bool, sets: int) ->
     assert 0 < found.low <= found.even <= found.high <= sets
 
 
+@pytest.mark.parametrize("strength", [3, 4, 6])
+def test_tokens_that_belong_to_a_set_are_told_by_the_higher(strength: int) -> None:
+    known = evidence(planted(8000, 64, 6, 1, strength, SCATTERED), 64, parts=1)
+    (sums,) = sums_of(known).parts
+    truth = rows(known.parts[0], SCATTERED, 8).even
+    assert rows(sums, SCATTERED, 8).high == pytest.approx(truth, rel=0.03)
+
+
 def test_all_tokens_alike_do_not_make_it_sure() -> None:
     alike = of_tokens(np.zeros((4, 1), int), 4, 0)
     assert rows(alike, in_slots(4, 2), 2).deviation >= 0.5

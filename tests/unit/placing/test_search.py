@@ -115,6 +115,14 @@ def test_every_partition_is_equal_and_within_the_limit(
     )
 
 
+def test_what_stays_above_the_limit_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grove_megatron.placing.search._RAISES", 0)
+    task = a_task(16, 4, 0, over=1.0)
+    found = search(task, in_slots(task), 8, 0)
+    assert found
+    assert all(task.allows(rank_U) for rank_U in found)
+
+
 @given(st.lists(st.integers(0, 1000), min_size=8, max_size=8), st.sampled_from([1, 2, 4, 8]))
 def test_the_greedy_balancer_gives_every_rank_as_many(load: list[int], ranks: int) -> None:
     rank_U = balanced(np.array(load, float), ranks)
