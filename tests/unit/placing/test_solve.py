@@ -83,8 +83,9 @@ def test_a_planted_saving_is_recovered(
 @pytest.mark.parametrize(
     ("sizes", "goal"),
     [
-        ((64, 32, 6), Goal(8)),
-        ((32, 0, 4), Goal(8, per_node=2)),
+        pytest.param((64, 32, 6), Goal(8), marks=pytest.mark.long),
+        pytest.param((32, 0, 4), Goal(8, per_node=2), marks=pytest.mark.long),
+        ((24, 0, 4), Goal(4, per_node=2)),
         ((16, 8, 4), Goal(4)),
         ((16, 0, 2), Goal(2)),
     ],
@@ -93,7 +94,7 @@ def test_nothing_is_claimed_of_uniform_routing(
     sizes: tuple[int, int, int], goal: Goal, is_trace: bool
 ) -> None:
     experts, groups, topk = sizes
-    for seed in range(8):
+    for seed in range(5):
         known = evidence(uniform(1500, experts, topk, seed), experts, groups)
         found = placed(known if is_trace else sums_of(known), goal)
         assert found.order is None
@@ -104,10 +105,10 @@ def test_what_chose_does_not_judge() -> None:
     """By the tokens that it was chosen by, an order of noise saves rows."""
     others, own = [], []
     for seed in range(8):
-        known = evidence(uniform(400, 32, 4, seed), 32, parts=2)
-        others.append(placed(known, Goal(8)).saved)
-        own.append(placed(replace(known, parts=[known.parts[0]] * 2), Goal(8)).saved)
-    assert min(own) > 0.1
+        known = evidence(uniform(400, 16, 4, seed), 16, parts=2)
+        others.append(placed(known, Goal(4)).saved)
+        own.append(placed(replace(known, parts=[known.parts[0]] * 2), Goal(4)).saved)
+    assert min(own) > 0.02
     assert abs(np.mean(others)) < 0.05
 
 
@@ -169,6 +170,7 @@ def test_a_saving_that_comes_and_goes_is_not_claimed() -> None:
     assert placed(Evidence("1", parts), Goal(4)).order is None
 
 
+@pytest.mark.long
 def test_tokens_that_are_alike_are_no_proof() -> None:
     """A hundred of each: what looks sure of single tokens differs from part to part."""
     for seed in range(12):
@@ -183,7 +185,7 @@ def test_a_layer_without_tokens_in_one_half_is_left() -> None:
 
 
 def test_one_seed_gives_one_placement() -> None:
-    known = evidence(leaning(3000, 64, 6, 0, 3.0), 64)
+    known = evidence(leaning(1000, 32, 6, 0, 3.0), 32)
     assert placed(known, Goal(8, seed=3)) == placed(known, Goal(8, seed=3))
 
 

@@ -48,7 +48,9 @@ def test_sets_lie_in_one_part_when_reordered() -> None:
 
 
 def test_the_strongest_pairs_are_those_furthest_above_expectation() -> None:
-    tokens = np.array([[0, 5]] * 60 + [[a, b] for a in range(8) for b in range(a)] * 4)
+    # All want 6 and 7, which is why they are met together.
+    wanted = [[a, b] for a in (6, 7) for b in range(6)] * 20
+    tokens = np.array([[0, 5]] * 60 + [[a, b] for a in range(8) for b in range(a)] * 4 + wanted)
     together = of_tokens(tokens, 8, 0).together
     (first, second, counted, expected), *_ = strongest_pairs(together, 3)
     assert (first, second, counted) == (0, 5, 64)
