@@ -13,6 +13,7 @@ from .inference.command import generate
 from .inference.eval_command import evaluate
 from .messages.command import explain
 from .planner.command import plan
+from .placing.command import place
 from .report.command import report
 from .simulate.command import simulate
 from .training.doctor_command import doctor
@@ -34,6 +35,7 @@ app.command("eval", context_settings=_OPEN)(evaluate)
 app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("plan", context_settings=_OPEN)(plan)
+app.command("place")(place)
 app.command("report")(report)
 app.command("simulate")(simulate)
 

@@ -116,6 +116,10 @@ class JobSettings:
     """Folder for the record of these metrics; by default grove_metrics in --save, none without
     --save."""
 
+    grove_metrics_coactivation: bool = False
+    """Also record which groups (experts, where there are none) tokens meet together: a matrix for
+    each layer, of which grove place makes a placement."""
+
     grove_failure_watch: Literal["on", "off"] = "on"
     """on: a rank that fails, is killed or vanishes ends the whole job within seconds, with one
     message. off: Megatron's own behaviour; the other ranks wait in a collective until it times
@@ -164,6 +168,9 @@ OF_GROUPS = frozenset(
 
 IMPORTED = "grove_imported"
 """In the arguments of a checkpoint that `grove import` made, plain models included."""
+
+MOST_COACTIVATED = 512
+"""Units whose pairs a job counts: 2 MiB for each layer in a report."""
 
 
 @cache
@@ -368,7 +375,25 @@ def _metrics_problems(settings: Any) -> Iterator[Problem]:
             "{grove_metrics_dir} gets nothing at {grove_metrics_interval}; remove one of them"
         )
         yield check.problem(sentence)
+    if settings.grove_metrics_coactivation:
+        yield from _coactivation_problems(settings)
     yield from _stall_problems(settings)
+
+
+def _coactivation_problems(settings: Any) -> Iterator[Problem]:
+    check = Check(settings)
+    if settings.grove_metrics_interval == 0:
+        sentence = "{grove_metrics_coactivation} is not counted at {grove_metrics_interval}; "
+        yield check.problem(sentence + "remove one of them")
+    unit = "grove_num_groups" if settings.grove_num_groups else "num_experts"
+    units = getattr(settings, unit, None)
+    if units is not None and units > MOST_COACTIVATED:
+        layers = settings.num_layers * units**2 * 8 // 2**20
+        yield check.problem(
+            f"{{grove_metrics_coactivation}} counts every pair of {{{unit}}}, {layers} MiB of each "
+            f"report in --num-layers ({settings.num_layers}) layers; it is for at most "
+            f"{MOST_COACTIVATED}, remove it"
+        )
 
 
 def _stall_problems(settings: Any) -> Iterator[Problem]:

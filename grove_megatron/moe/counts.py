@@ -3,8 +3,8 @@
 Counting waits for nothing and talks to no other rank: one sum per call, added to what was there.
 :meth:`LayerCounts.take` hands the sums over, in the order of :class:`Columns`, when somebody asks.
 
-Shape suffixes: T tokens, E experts, G groups, R expert-parallel ranks, N nodes; D = 1 + the most
-groups that a token can meet.
+Shape suffixes: T tokens, E experts, G groups, U units (groups, or experts where there are none),
+R expert-parallel ranks, N nodes; D = 1 + the most groups that a token can meet.
 """
 
 from dataclasses import dataclass
@@ -41,6 +41,8 @@ class Columns:
         sharing [D]   tokens by the number of groups they met, without padding
         rows [R]      rows sent to every expert-parallel rank, the own one and padding included
         bias [E + C]  the expert bias, summed over ``biased`` ranks
+        coactivation [U * U]  where it is asked for: tokens that met both units, on the diagonal
+                      those that met the one; without padding
     """
 
     experts: int
@@ -48,6 +50,12 @@ class Columns:
     degrees: int
     ranks: int
     local: int = 0
+    coactivation: bool = False
+
+    @property
+    def units(self) -> int:
+        """Groups, or experts where there are none."""
+        return self.groups or self.experts
 
     @property
     def widths(self) -> dict[str, int]:
@@ -59,6 +67,7 @@ class Columns:
             "sharing": self.degrees,
             "rows": self.ranks,
             "bias": self.experts + self.local,
+            **({"coactivation": self.units**2} if self.coactivation else {}),
         }
         return dict.fromkeys(SCALARS, 1) | arrays
 
@@ -67,9 +76,17 @@ class Columns:
         return sum(self.widths.values())
 
     @classmethod
-    def of(cls, experts: int, groups: int, topk: int, ranks: int, local: int = 0) -> "Columns":
+    def of(
+        cls,
+        experts: int,
+        groups: int,
+        topk: int,
+        ranks: int,
+        local: int = 0,
+        coactivation: bool = False,
+    ) -> "Columns":
         """``topk`` experts per token meet at most as many groups."""
-        return cls(experts, groups, 1 + min(topk, groups), ranks, local)
+        return cls(experts, groups, 1 + min(topk, groups), ranks, local, coactivation)
 
 
 class LayerCounts:
@@ -79,6 +96,7 @@ class LayerCounts:
         dispatcher: of the layer; says where its experts are and how rows go there.
         topk: the most experts of a token.
         local: local experts.
+        coactivation: also count which units tokens met together.
     """
 
     def __init__(
@@ -86,10 +104,16 @@ class LayerCounts:
         dispatcher: GroveTokenDispatcher | GroveAllGatherDispatcher,
         topk: int,
         local: int = 0,
+        coactivation: bool = False,
     ) -> None:
         placement = dispatcher.placement
         self.columns = Columns.of(
-            placement.num_experts, placement.num_groups, topk, placement.num_ranks, local
+            placement.num_experts,
+            placement.num_groups,
+            topk,
+            placement.num_ranks,
+            local,
+            coactivation,
         )
         # Megatron's all-gather brings every token to every rank, whatever was routed.
         self.everywhere = isinstance(dispatcher, GroveAllGatherDispatcher)
@@ -103,6 +127,8 @@ class LayerCounts:
         c = self.columns
         self._splits = [c.experts, c.local, c.groups, c.degrees, c.ranks, self.nodes]
         self._sums = torch.zeros(sum(self._splits), dtype=torch.int64, device=device)
+        units = c.units if coactivation else 0
+        self._together_UU = torch.zeros(units, units, dtype=torch.int64, device=device)
 
     def add(self, routing_map_TE: Tensor, padding_mask: Tensor | None) -> None:
         """Count a microbatch of training.
@@ -135,6 +161,8 @@ class LayerCounts:
             degree_T = in_group_TG.sum(1).masked_fill(padding_T1.squeeze(1), -1)
         sharing_TD = degree_T.unsqueeze(1) == self._degrees
         self._sums += torch.cat([chosen_TE, in_group_TG, sharing_TD, *sent], dim=1).sum(0)
+        if self.columns.coactivation:
+            self._together_UU += together(in_group_TG if groups else chosen_TE[:, :experts])
 
     def take(self, bias_E: Tensor | None) -> Tensor:
         """This rank's row of the table, [columns.total] fp64 on the device; starts again at 0.
@@ -158,10 +186,25 @@ class LayerCounts:
         arrays = (experts, local, groups, sharing, rows)
         parts = [scalars, left.reshape(1), nodes.sum().reshape(1), *arrays]
         bias = torch.cat([experts, local]).zero_() if bias_E is None else bias_E.detach()
-        row = torch.cat([*(part.double() for part in parts), bias.double()])
+        parts += [bias, self._together_UU.flatten()]
+        row = torch.cat([part.double() for part in parts])
         self._sums.zero_()
+        self._together_UU.zero_()
         self.sent_tokens = self.rerun_tokens = 0
         return row
+
+
+def together(met_TU: Tensor) -> Tensor:
+    """Tokens that met both of two units: [T, U] bool -> [U, U] int64.
+
+    One product in fp32, whose terms are 0 and 1: exact, in whatever order and format of fp32 it is
+    computed (TF32 has 0 and 1, too), as long as no sum reaches 2^24.
+    """
+    assert met_TU.shape[0] < 2**24, "tokens of one microbatch"
+    # Autocast would round the sums to bf16.
+    with torch.autocast(met_TU.device.type, enabled=False):
+        met = met_TU.float()
+        return (met.T @ met).long()
 
 
 def _place(

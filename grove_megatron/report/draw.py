@@ -265,14 +265,18 @@ def load_map(axes: Axes, x: Array, y: Array, counts_NM: Array, over: int) -> Any
     mean = counts.mean(over, keepdims=True)
     nothing = np.broadcast_to(mean == 0, counts.shape)
     relative = np.ma.masked_where(counts == 0, counts / np.where(mean == 0, 1, mean))
-    mesh = axes.pcolormesh(
-        x, y, relative, cmap=_LOAD, norm=LogNorm(vmin=LEAST_LOAD, vmax=MOST_LOAD), rasterized=True
-    )
+    mesh = ratio_map(axes, x, y, relative)
     without = np.ma.masked_where((counts > 0) | nothing, np.ones_like(counts))
     axes.pcolormesh(x, y, without, cmap=ListedColormap([NO_TOKEN]), rasterized=True)
+    return mesh
+
+
+def ratio_map(axes: Axes, x: Array, y: Array, ratio_NM: Any) -> Any:
+    """Ratios as a heat map, in the colours of :func:`load_map`; what is masked is not recorded."""
     axes.set_facecolor(NOT_RECORDED)
     axes.grid(False)
-    return mesh
+    norm = LogNorm(vmin=LEAST_LOAD, vmax=MOST_LOAD)
+    return axes.pcolormesh(x, y, ratio_NM, cmap=_LOAD, norm=norm, rasterized=True)
 
 
 LEAST_LOAD, MOST_LOAD = 0.25, 4.0
@@ -290,9 +294,7 @@ LOAD_READ = (
 
 def load_bar(fig: Figure, mesh: Any, **where: Any) -> None:
     """The colour bar of :func:`load_map`, and what its other colours are."""
-    bar = fig.colorbar(mesh, label="load / mean of the layer", extend="both", **where)
-    bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
-    bar.minorticks_off()
+    ratio_bar(fig, mesh, "load / mean of the layer", **where)
     others = {"above 4": ABOVE, "below 1/4": BELOW, "no token": NO_TOKEN}
     others["not recorded"] = NOT_RECORDED
     fig.legend(
@@ -302,3 +304,10 @@ def load_bar(fig: Figure, mesh: Any, **where: Any) -> None:
         handlelength=1,
         handleheight=1,
     )
+
+
+def ratio_bar(fig: Figure, mesh: Any, label: str, **where: Any) -> None:
+    """The colour bar of :func:`ratio_map`."""
+    bar = fig.colorbar(mesh, label=label, extend="both", **where)
+    bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
+    bar.minorticks_off()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from . import draw
+from .coactivation_figures import coactivation
 from .flow_figures import bias, ranks, sharing, traffic
 from .load_figures import balance, dead, load_now, load_over_time
 from .loss_figures import loss, speed
@@ -10,7 +11,7 @@ from .shown import Drawn, Shown
 from .view import View
 
 FIGURES: tuple[Callable[[Shown], Drawn], ...] = (
-    *(load_over_time, load_now, balance, dead, sharing, traffic, ranks, bias),
+    *(load_over_time, load_now, balance, dead, sharing, coactivation, traffic, ranks, bias),
 )
 
 

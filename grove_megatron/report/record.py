@@ -9,8 +9,8 @@ The history of a run is what was there when it began, up to the iteration it res
 own intervals: a run resumed from iteration 50 replaces what an abandoned one had of 51 and later.
 That also keeps two jobs apart which write to one file at the same time.
 
-Shape suffixes: L layers, E experts, G groups, R expert-parallel ranks, D = 1 + the most groups that
-a token can meet.
+Shape suffixes: L layers, E experts, G groups, U units (groups, or experts where there are none),
+R expert-parallel ranks, D = 1 + the most groups that a token can meet.
 """
 
 import errno
@@ -69,6 +69,11 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     local: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def units(self) -> int:
+        """U: what a placement moves as a whole."""
+        return self.groups or self.experts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -93,6 +98,8 @@ class Interval:
             summed over the groups of such ranks.
         bias: [L, E] fp32, the expert bias at the end; None where there is none.
         local: [L, C] pairs of local experts, as ``experts``; None where there are none.
+        coactivation: [L, U, U] tokens that met both units, after dropping, without padding; on the
+            diagonal those that met the one. None without ``--grove-metrics-coactivation``.
     """
 
     run: Run
@@ -110,6 +117,7 @@ class Interval:
     rows: Array
     bias: Array | None = None
     local: Array | None = None
+    coactivation: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +145,7 @@ ARRAYS = (
     *("sent_tokens", "rerun_tokens", "left_rows", "node_rows"),
     *("experts", "groups", "sharing", "rows"),
 )
-_WHERE_THERE_ARE_ANY = ("bias", "local")
+_WHERE_THERE_ARE_ANY = ("bias", "local", "coactivation")
 
 
 @dataclass(frozen=True)
@@ -431,6 +439,7 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
         "rows": (layers, run.ranks),
         "bias": (layers, run.experts),
         "local": (layers, sum(run.local.values())),
+        "coactivation": (layers, run.units, run.units),
     }
     try:
         _check(line, _OF_AN_INTERVAL)

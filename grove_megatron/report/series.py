@@ -56,8 +56,9 @@ def summed(members: Sequence[Interval]) -> Interval:
         / sum(m.iterations for m in members if name in m.losses)
         for name in names
     }
-    # Members are of one run: all have pairs of local experts, or none.
-    counted = [*ARRAYS, *(["local"] if members[0].local is not None else [])]
+    # Members are of one run: all have pairs of local experts, and co-activation, or none.
+    some = [name for name in ("local", "coactivation") if getattr(members[0], name) is not None]
+    counted = [*ARRAYS, *some]
     arrays: dict[str, Any] = {
         name: np.sum([getattr(m, name) for m in members], axis=0) for name in counted
     }

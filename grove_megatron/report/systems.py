@@ -12,7 +12,8 @@ from .view import View, described
 # What two seeds of a system may have otherwise: nothing of it trains another model.
 _OF_A_RUN = {
     *("seed", "wandb-exp-name", "save", "load", "world-size", "data-parallel-size"),
-    *("grove-metrics-dir", "grove-metrics-interval", "grove-print-arguments"),
+    *("grove-metrics-dir", "grove-metrics-interval", "grove-metrics-coactivation"),
+    "grove-print-arguments",
     "grove-failure-watch",
 }
 

@@ -82,11 +82,14 @@ class RoutingTracker(MoEMetricsTracker):
             most,
             config.expert_model_parallel_size,
             local,
+            args.grove_metrics_coactivation,
         )
         self._layers: dict[int, GroveMoELayer] = {}
         for layer in (m for model in models for m in model.modules()):
             if self.interval and isinstance(layer, GroveMoELayer):
-                layer.counts = LayerCounts(layer.token_dispatcher, most, local)
+                layer.counts = LayerCounts(
+                    layer.token_dispatcher, most, local, args.grove_metrics_coactivation
+                )
                 self._layers[self._slot(layer)] = layer
         self._losses, self._idle = IntervalLosses(), Idle()
         self._idle_experts = IdleExperts()
@@ -275,6 +278,9 @@ def _interval(
         for name, part in parts.items()
         if name not in ("holders", "biased", "bias")
     }
+    if columns.coactivation:
+        of_pairs = counted["coactivation"].reshape(-1, columns.units, columns.units)
+        counted["coactivation"] = of_pairs
     return Interval(
         run=run,
         iteration=iteration,

@@ -73,10 +73,31 @@ def _records(folder: Path, run: Run) -> None:
         recorded(folder / "ckpt" / name / "grove_metrics", a_run(name), number)
 
 
+def _sets(folder: Path, run: Run) -> None:
+    """A record whose tokens prefer a set of groups in one layer, and nothing in the other."""
+    from tests.unit.placing.routings import (
+        a_record,
+        a_run,
+        an_interval,
+        planted,
+        scattered,
+        uniform,
+    )
+
+    made = a_run(128, 64, 8, layers=2)
+    sets = scattered(128, 4, unit=2)
+    tokens = [
+        [planted(4000, 128, 8, n, 4.0, sets), uniform(4000, 128, 8, n + 100)] for n in range(6)
+    ]
+    intervals = [an_interval(made, chosen, 10 * (n + 1)) for n, chosen in enumerate(tokens)]
+    a_record(folder / "ckpt" / "sets" / "grove_metrics", made, intervals)
+
+
 _MAKERS: dict[str, Callable[[Path, Run], None]] = {
     "damaged": _damaged,
     "hf qwen": _qwen,
     "GroveMoE-mine": _exported,
     "MoE-Plus-Plus-7B": _pickles,
     "ckpt/run": _records,
+    "ckpt/sets": _sets,
 }

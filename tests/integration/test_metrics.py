@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ E, G, K = 8, 4, 2
 MTP_TWICE = ["--mtp-num-layers", "2", "--mtp-use-repeated-layer"]
 EP2 = ["--expert-model-parallel-size", "2"]
 SIX = ["--train-iters", "6", "--log-interval", "3"]
-EVERY_TWO = ["--grove-metrics-interval", "2"]
+EVERY_TWO = ["--grove-metrics-interval", "2", "--grove-metrics-coactivation"]
 
 Run = Callable[..., tuple[Record, list[dict[str, Any]], Job]]
 
@@ -83,6 +84,7 @@ def by_hand(
     found: dict[str, dict[str, Any]] = {
         layer: {"experts": [0] * E, "groups": [0] * G, "sharing": [0] * (K + 1)}
         | {"rows": [0] * num_ranks, "sent_tokens": 0, "left_rows": 0, "node_rows": 0}
+        | {"coactivation": [[0] * G for _ in range(G)]}
         for layer in interval.run.layers
     }
     steps = slice(interval.iteration - interval.iterations, interval.iteration)
@@ -103,6 +105,8 @@ def by_hand(
                     for name, members in (("experts", experts), ("groups", groups)):
                         for member in members:
                             counts[name][member] += 1
+                    for a, b in product(groups, groups):
+                        counts["coactivation"][a][b] += 1
                     for rank in sent_to:
                         counts["rows"][rank] += 1
     return found
@@ -258,7 +262,7 @@ def test_a_report_is_drawn_from_a_run(train: Run, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(job.folder / "metrics"), "--out", str(page)])
     assert result.exit_code == 0, result.output
     text = page.read_text()
-    assert Counter(text.split())["<img"] == len(list(page.parent.glob("*.png"))) == 8
+    assert Counter(text.split())["<img"] == len(list(page.parent.glob("*.png"))) == 9
     assert '<code>grove-num-groups</code></td><td class="value"><code>4</code></td>' in text
 
 

@@ -152,6 +152,9 @@ RULES = {
             "shown",
         )
     },
+    # Reordered as grove place would.
+    "report/coactivation": Rule(inside={"report", "placing"}, outside={"numpy"}),
+    "report/coactivation_figures": Rule(inside={"report"}, outside={"numpy", "matplotlib"}),
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
     # Text into tokens, by Megatron's tokenizers and its builder.
     "data": Rule(inside={"data"}, outside={"numpy", "tqdm"}, in_functions={"megatron.core"}),
@@ -219,8 +222,15 @@ RULES = {
     "simulate/command": Rule(
         inside={"checks", "printable"}, outside={"typer"}, in_functions={"grove_megatron"}
     ),
-    # Its file is read where there is neither torch nor Megatron.
-    "placing": Rule(inside={"placing", "checks"}),
+    # Its file is read where there is neither torch nor Megatron; placements are made there too.
+    "placing": Rule(inside={"placing", "checks"}, outside={"numpy"}),
+    "placing/file": Rule(inside={"placing", "checks"}),
+    "placing/records": Rule(inside={"placing", "checks", "report.record"}, outside={"numpy"}),
+    "placing/traces": Rule(inside={"placing", "checks"}, outside={"numpy", "safetensors"}),
+    "placing/table": Rule(inside={"placing", "printable"}, outside={"rich"}),
+    "placing/command": Rule(
+        outside={"typer"}, in_functions={"grove_megatron.placing", "grove_megatron.checks"}
+    ),
     # Said of released models before anything of Megatron's is imported.
     "presets": Rule(inside={"presets", "checks", "model.families.moe_plus_plus"}),
     "presets/measured": Rule(

@@ -13,7 +13,7 @@ TOKENS = 12
 HIDDEN = 16
 
 
-def _counting(**settings: Any) -> Any:
+def _counting(coactivation: bool = False, **settings: Any) -> Any:
     from grove_megatron.moe.counts import LayerCounts
 
     config = grove_config(
@@ -24,7 +24,9 @@ def _counting(**settings: Any) -> Any:
         **settings,
     )
     layer = moe_layer(config).train()
-    layer.counts = LayerCounts(layer.token_dispatcher, config.moe_router_topk)
+    layer.counts = LayerCounts(
+        layer.token_dispatcher, config.moe_router_topk, coactivation=coactivation
+    )
     return layer
 
 
@@ -48,7 +50,7 @@ def passes(folder: str) -> None:
     from megatron.core.tensor_parallel import checkpoint
 
     with megatron(expert_model_parallel_size=2):
-        layer = _counting()
+        layer = _counting(coactivation=True)
         x = _tokens()
         found: dict[str, Any] = {}
         layer(x)[0].sum().backward()
@@ -80,7 +82,7 @@ def collectives(folder: str) -> None:
     from grove_megatron.benchmarks.traffic import Collectives
 
     with megatron(expert_model_parallel_size=2):
-        layer = _counting()
+        layer = _counting(coactivation=True)
         x = _tokens()
         counts, found = layer.counts, []
         for layer.counts in (None, counts):

@@ -1,5 +1,6 @@
 """What one layer counts: which passes, which tokens, which rows."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ E, G, R, K = 8, 4, 2, 2
 def counted(routing: list[list[int]], rank: int) -> dict[str, list[float]]:
     """What the layer of ``rank`` should have counted of these tokens."""
     experts, groups, sharing, rows = [0.0] * E, [0.0] * G, [0.0] * (K + 1), [0.0] * R
+    together = [[0.0] * G for _ in range(G)]
     left = 0.0
     for chosen in routing:
         met, to = {e * G // E for e in chosen}, {e * R // E for e in chosen}
         sharing[len(met)] += 1
         left += len(to - {rank})
+        for a, b in product(met, met):
+            together[a][b] += 1
         for numbers, members in ((experts, chosen), (groups, met), (rows, to)):
             for member in members:
                 numbers[member] += 1
     found = {"experts": experts, "groups": groups, "sharing": sharing, "rows": rows}
     scalars = {"holders": 1, "biased": 0, "sent_tokens": len(routing), "rerun_tokens": 0}
     scalars |= {"left_rows": left, "node_rows": 0}
-    return {name: [float(n)] for name, n in scalars.items()} | found | {"bias": [0.0] * E}
+    found |= {"bias": [0.0] * E, "coactivation": [n for row in together for n in row]}
+    return {name: [float(n)] for name, n in scalars.items()} | found
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def test_padding_is_sent_and_is_no_load(found: list[dict[str, Any]]) -> None:
         everything = counted(result["routing"], rank)
         real = counted([t for i, t in enumerate(result["routing"]) if i % 3], rank)
         assert real["experts"] != everything["experts"]
-        load = {name: real[name] for name in ("experts", "groups", "sharing")}
+        load = {name: real[name] for name in ("experts", "groups", "sharing", "coactivation")}
         assert result["padded"] == everything | load
 
 
@@ -77,7 +82,9 @@ def test_nothing_is_counted_unasked_and_no_tokens_are_no_trouble(
     job = ranks.run(2, f"{CASES}:nothing", str(tmp_path), folder=tmp_path)
     for rank, result in enumerate(job.check().results()):
         assert result["counts"] is None
-        assert result["taken"] == counted([[], [], []], rank)
+        unasked = counted([[], [], []], rank)
+        del unasked["coactivation"]
+        assert result["taken"] == unasked
 
 
 @pytest.mark.parametrize(

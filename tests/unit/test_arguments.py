@@ -47,6 +47,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-hierarchical-dispatch": (False, None),
         "--grove-metrics-interval": (None, None),
         "--grove-metrics-dir": (None, None),
+        "--grove-metrics-coactivation": (False, None),
         "--grove-failure-watch": ("on", ("on", "off")),
         "--grove-stall-minutes": (None, None),
         "--grove-preset": (None, tuple(PRESETS)),

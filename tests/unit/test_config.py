@@ -131,6 +131,21 @@ REFUSED = [
         "--grove-metrics-dir (metrics) gets nothing at --grove-metrics-interval (0); remove one of",
     ),
     (
+        f"{GROVE} --grove-metrics-interval 0 --grove-metrics-coactivation",
+        "--grove-metrics-coactivation (True) is not counted at --grove-metrics-interval (0); "
+        "remove one of them",
+    ),
+    (
+        "--grove-dispatch --grove-metrics-coactivation --num-experts 520",
+        "--grove-metrics-coactivation (True) counts every pair of --num-experts (520), 4 MiB of "
+        "each report in --num-layers (2) layers; it is for at most 512, remove it",
+    ),
+    (
+        "--grove-metrics-coactivation",
+        "--grove-metrics-coactivation (True) is set without --grove-num-groups (None) or "
+        "--grove-dispatch (False); give one of them, or remove it",
+    ),
+    (
         "--grove-metrics-interval 10",
         "--grove-metrics-interval (10) is set without --grove-num-groups (None) or "
         "--grove-dispatch (False); give one of them, or remove it",
@@ -330,6 +345,7 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_hierarchical_dispatch": False,
         "grove_metrics_interval": None,
         "grove_metrics_dir": None,
+        "grove_metrics_coactivation": False,
         "grove_failure_watch": "on",
         "grove_stall_minutes": None,
         "grove_router_selector": "topk",

@@ -35,12 +35,15 @@ def interval(tokens: Sequence[list[list[int]]] = TOKENS, run: Run = RUN, **field
     groups = np.zeros((len(run.layers), run.groups), np.int64)
     sharing = np.zeros((len(run.layers), 1 + min(run.topk, run.groups)), np.int64)
     rows = np.zeros((len(run.layers), run.ranks), np.int64)
+    coactivation = np.zeros((len(run.layers), run.units, run.units), np.int64)
     for layer, of_layer in enumerate(tokens):
         for chosen in of_layer:
             met = {e * run.groups // run.experts for e in chosen} if run.groups else set()
             experts[layer, chosen] += 1
             groups[layer, list(met)] += 1
             sharing[layer, len(met)] += 1
+            units = list(met if run.groups else chosen)
+            coactivation[layer][np.ix_(units, units)] += 1
             rows[layer, list({e * run.ranks // run.experts for e in chosen})] += 1
     count = np.array([len(of_layer) for of_layer in tokens])
     return Interval(
@@ -58,6 +61,7 @@ def interval(tokens: Sequence[list[list[int]]] = TOKENS, run: Run = RUN, **field
             "groups": groups,
             "sharing": sharing,
             "rows": rows,
+            "coactivation": coactivation,
             **fields,
         }
     )

@@ -98,6 +98,22 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
     ] * 2
 
 
+def test_coactivation_is_where_it_was_counted(tmp_path: Path) -> None:
+    """Records of before, and of jobs that do not count it, have none."""
+    without = interval(coactivation=None)
+    record = read_record(written(tmp_path, interval(), without))
+    assert [i.coactivation is None for i in record.intervals] == [False, True]
+    assert same(record.intervals[0], interval())
+    assert "coactivation" not in (tmp_path / FILE).read_text().splitlines()[-1]
+    plain = replace(RUN, groups=0)
+    record = read_record(written(tmp_path / "plain", interval(run=plain), run=plain))
+    assert record.intervals[0].coactivation is not None
+    assert record.intervals[0].coactivation.shape == (2, 8, 8)
+    wrong = interval(coactivation=np.zeros((2, 8, 8), np.int64))
+    with pytest.raises(ValueError, match=r"has coactivation of shape \(2, 8, 8\), not \(2, 4, 4"):
+        read_record(written(tmp_path / "b", wrong))
+
+
 def test_a_loss_that_is_not_a_number_is_kept_as_one(tmp_path: Path) -> None:
     file = written(tmp_path, interval(losses={"lm loss": math.nan}))
     assert "NaN" not in file.read_text()

@@ -33,7 +33,7 @@ LARGE = replace(
 )
 SMALL = replace(RUN, settings={"data-path": "<a> & 'b'"})
 NAMES = ("loss", "load-over-time", "load-now", "balance", "dead")
-NAMES += ("sharing", "traffic", "ranks", "bias", "speed")
+NAMES += ("sharing", "coactivation", "traffic", "ranks", "bias", "speed")
 
 
 def by_name(intervals: Any) -> dict[str, Drawn]:

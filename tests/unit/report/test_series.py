@@ -23,7 +23,7 @@ def test_bins_are_sums_of_neighbours_of_one_run() -> None:
     second = [replace(i, run=again, iteration=i.iteration + 70) for i in first[:2]]
     bins = binned([*first, *second], most=3)
     assert [(b.iteration, b.iterations) for b in bins] == [(30, 30), (60, 30), (70, 10), (90, 20)]
-    for name in ARRAYS:
+    for name in (*ARRAYS, "coactivation"):
         parts = [getattr(i, name) for i in first[:3]]
         assert np.array_equal(getattr(bins[0], name), sum(parts))
     assert bins[0].losses["lm loss"] == pytest.approx(

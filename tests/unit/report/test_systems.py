@@ -22,6 +22,7 @@ def found(*jobs: tuple[str, Run]) -> list[tuple[str, list[str]]]:
         ({"wandb_exp_name": "x"}, True),
         ({"grove_metrics_dir": "/x"}, True),
         ({"grove_metrics_interval": 7}, True),
+        ({"grove_metrics_coactivation": True}, True),
         ({"grove_failure_watch": "off"}, True),
         ({"grove_print_arguments": "all"}, True),
         ({"world_size": 64}, True),

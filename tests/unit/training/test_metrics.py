@@ -108,6 +108,7 @@ def test_a_stage_without_layers_that_stands_for_a_job_has_nothing_to_report(
     args = Namespace(
         grove_metrics_interval=None,
         grove_metrics_dir=str(tmp_path),
+        grove_metrics_coactivation=True,
         log_interval=1,
         train_iters=2,
         exit_interval=None,

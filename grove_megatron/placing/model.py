@@ -1,0 +1,49 @@
+"""What a placement is asked for, and of what model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .counts import Evidence
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Of a record or trace.
+
+    Attributes:
+        ranks: expert-parallel.
+        since: the iteration after which intervals count.
+        run: of a record; None: the one that began last.
+        experts, groups: that the model has; None: as it says itself.
+        moved: is the order asked about another than that of the experts?
+    """
+
+    ranks: int
+    since: int = 0
+    run: str | None = None
+    experts: int | None = None
+    groups: int | None = None
+    moved: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Layers to place.
+
+    Attributes:
+        said: what was read.
+        layers: names.
+        experts, groups: of each.
+        evidence: of a layer, by name; read when it is asked for.
+    """
+
+    said: str
+    layers: tuple[str, ...]
+    experts: int
+    groups: int
+    evidence: Callable[[str], Evidence]
+
+    @property
+    def units(self) -> int:
+        """What moves as a whole: groups, or experts where there are none."""
+        return self.groups or self.experts
