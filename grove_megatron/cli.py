@@ -12,8 +12,8 @@ from .data.command import data
 from .inference.command import generate
 from .inference.eval_command import evaluate
 from .messages.command import explain
-from .planner.command import plan
 from .placing.command import place
+from .planner.command import plan
 from .report.command import report
 from .simulate.command import simulate
 from .training.doctor_command import doctor
