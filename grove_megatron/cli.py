@@ -14,6 +14,7 @@ from .inference.eval_command import evaluate
 from .messages.command import explain
 from .planner.command import plan
 from .report.command import report
+from .simulate.command import simulate
 from .training.doctor_command import doctor
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.command("data")(data)
 app.command("doctor", context_settings=_OPEN)(doctor)
 app.command("plan", context_settings=_OPEN)(plan)
 app.command("report")(report)
+app.command("simulate")(simulate)
 
 
 def _print_versions(asked: bool) -> None:

@@ -13,7 +13,8 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensor storages made while it is active, until they are freed.
 
     Sees what operators return, not what an operator allocates and frees inside itself; so it is a
-    lower bound, and the same one for every variant.
+    lower bound, and the same one for every variant. A storage that is made smaller while somebody
+    holds it, as Megatron does with an output that it will compute again, counts as it is then.
 
     Attributes:
         now: bytes alive.
@@ -24,7 +25,25 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.now = 0
         self.peak = 0
-        self._alive: set[int] = set()
+        self._alive: dict[int, int] = {}
+
+    def __enter__(self) -> "LiveBytes":
+        # Not an operator, so that no dispatch mode is told.
+        self._resize = resize = torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            resized = resize(storage, size)
+            if storage._cdata in self._alive:
+                self._counted(storage._cdata, storage.nbytes())
+            return resized
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign,assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*failure)
 
     def __torch_dispatch__(
         self,
@@ -43,15 +62,17 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _born(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self._alive.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, key, size)
+        key = storage._cdata
+        self._counted(key, storage.nbytes())
+        weakref.finalize(storage, self._freed, key)
 
-    def _freed(self, key: int, size: int) -> None:
-        self._alive.discard(key)
-        self.now -= size
+    def _counted(self, key: int, size: int) -> None:
+        self.now += size - self._alive.get(key, 0)
+        self._alive[key] = size
+        self.peak = max(self.peak, self.now)
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._alive.pop(key, 0)
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:

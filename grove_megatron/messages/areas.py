@@ -56,7 +56,7 @@ _OF: dict[str, str] = {
     **dict.fromkeys(("checkpoint", "bridge", "model"), "weights"),
     **dict.fromkeys(("data", "inference", "sft"), "text"),
     **dict.fromkeys(("verify_layer", "checkpoint/verify", "checkpoint/golden"), "verify"),
-    **dict.fromkeys(("report", "benchmarks", "planner"), "report"),
+    **dict.fromkeys(("report", "benchmarks", "planner", "placing", "simulate"), "report"),
     **dict.fromkeys(("__init__", "compat", "runtime", "training/installed"), "installation"),
     **dict.fromkeys(
         ("training/machine", "training/clone", "kernels/triton_support"), "installation"
@@ -78,7 +78,7 @@ def place_of(module: str) -> str:
 _LEFT_OUT = (
     # Write pages and pictures.
     *("messages", "cards", "presets/cards", "presets/measured", "parts/page", "parts/__main__"),
-    *("reference", "presets/__main__", "switches/page", "switches/__main__"),
+    *("reference", "presets/__main__", "simulate/table", "switches/page", "switches/__main__"),
     # Leaves the package, and says what transformers says.
     "checkpoint/hf_code",
 )

@@ -1,7 +1,9 @@
 """How many of a token's experts have an FFN, where it may select experts that have none."""
 
 from collections.abc import Mapping
+from functools import cache
 from math import comb
+from types import MappingProxyType
 
 from .architecture import Model
 
@@ -13,6 +15,7 @@ def with_ffn(model: Model) -> Mapping[int, float]:
     return chances(model.num_experts, model.local_experts, model.topk, model.local_tau)
 
 
+@cache
 def chances(experts: int, local: int, topk: int, tau: float) -> Mapping[int, float]:
     """The same of N ``experts`` with an FFN and C ``local`` ones without.
 
@@ -21,13 +24,13 @@ def chances(experts: int, local: int, topk: int, tau: float) -> Mapping[int, flo
     hypergeometric distribution with that mean.
     """
     if not local:
-        return {topk: 1.0}
+        return MappingProxyType({topk: 1.0})
     ways = {
         n: comb(experts, n) * comb(local, topk - n)
         for n in range(max(0, topk - local), min(topk, experts) + 1)
     }
     if tau == 1:
-        return _tilted(ways, 1.0)
+        return MappingProxyType(_tilted(ways, 1.0))
     share = tau * experts / (tau * experts + local)
     wanted = min(max(share * topk, min(ways)), max(ways))
     low, high = 1e-9, 1e9
@@ -37,7 +40,7 @@ def chances(experts: int, local: int, topk: int, tau: float) -> Mapping[int, flo
             low = odds
         else:
             high = odds
-    return _tilted(ways, (low * high) ** 0.5)
+    return MappingProxyType(_tilted(ways, (low * high) ** 0.5))
 
 
 def ffn_per_token(model: Model) -> float:

@@ -1,39 +1,61 @@
-"""Bytes of activations: what a rank keeps of a microbatch for its backward pass.
+"""Bytes of activations: what a rank has of its microbatches at the worst moment of a step.
 
 In the way of Megatron's theoretical_memory_usage.py (Korthikanti et al. 2205.05198, section 4),
-but tensor by tensor, because that file knows neither experts nor query groups. Routing is taken as
-uniform: with imbalance, the ranks that get more rows keep more.
+but operation by operation, because that file knows neither experts nor query groups: see
+:mod:`.steps`. Routing is taken as uniform but for :attr:`.Training.imbalance`.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress, groupby, zip_longest
+from operator import mul
+from typing import NamedTuple
 
-from ..model.architecture import LatentAttention, Model
-from ..model.selection import ffn_per_token
-from .inputs import Layout, Sizes, Training
+from .in_flight import Moment, in_flight, moments
+from .inputs import Sizes
+from .layer_steps import attention, dense, norm, residual, weight_gradient, wide_norm
+from .moe_steps import experts, moe, records
 from .pipeline import Stage, stages
-from .traffic import groups_per_token, rows_per_token
+from .rank_sizes import RankSizes
+from .steps import PARTS, Block, Step, add, block, chain, kept
+from .trained_parts import ALL, trained_parts
 
-# Positions and counts that the layer keeps: 3 int64 for every routed pair, 2 for an adjugate's.
-_PAIR_BYTES, _GROUP_PAIR_BYTES = 24, 16
-# Of the router, for every token and expert: fp32 logits and balancing scores, and two maps.
-_ROUTER_BYTES = 10
+__all__ = [
+    "adjugate_activations",
+    "in_flight",
+    "layer_activations",
+    "stage_activation_parts",
+    "stage_activations",
+]
+
+# Of a token of a microbatch: itself, its label and position as 64-bit integers, its weight in fp32.
+_INPUT_BYTES = 28
+
+Kind = tuple[bool, frozenset[str]]
+"""Has a layer experts, and which linear layers of it are trained?"""
 
 
 def stage_activations(sizes: Sizes) -> tuple[float, ...]:
-    """The most bytes of activations that a rank of every pipeline stage holds at one time.
+    """The most bytes of activations that a rank of every pipeline stage holds at one time."""
+    return tuple(sum(parts.values()) for parts in stage_activation_parts(sizes))
+
+
+def stage_activation_parts(sizes: Sizes) -> tuple[dict[str, float], ...]:
+    """The same by part, one of :data:`.steps.PARTS`, at that moment.
 
     What the layers keep of the microbatches in flight, the logits, and what one step of the
     backward pass needs beside them: gradients of the same tensors, and what it computes again.
     """
+    job = _Job(sizes)
     return tuple(
-        _stage_activations(sizes, number, stage)
-        for number, stage in enumerate(stages(sizes.model, sizes.layout))
+        job.stage(number, stage) for number, stage in enumerate(stages(sizes.model, sizes.layout))
     )
 
 
 def layer_activations(sizes: Sizes, *, is_moe: bool) -> float:
     """What one layer keeps of a microbatch."""
-    return _Rank(sizes).layer(is_moe)
+    rank = RankSizes(sizes)
+    return kept([*attention(rank, ALL), *(moe if is_moe else dense)(rank, ALL)])
 
 
 def adjugate_activations(sizes: Sizes, groups: float | None = None) -> float:
@@ -42,244 +64,237 @@ def adjugate_activations(sizes: Sizes, groups: float | None = None) -> float:
     Args:
         groups: distinct groups that an average token meets; None for the expectation.
     """
-    return _Rank(sizes).adjugates(groups_per_token(sizes.model) if groups is None else groups)
+    rank = RankSizes(sizes)
+    if groups is not None:
+        rank.group_pairs = rank.own_tokens * groups * sizes.layout.expert_tensor
+    alone = replace(sizes, model=replace(sizes.model, num_groups=0, adjugate_ffn_hidden_size=0))
+    return kept(experts(rank, ALL, 0.0)) - kept(experts(RankSizes(alone), ALL, 0.0))
 
 
-def in_flight(sizes: Sizes, stage: int) -> float:
-    """Microbatches whose activations a stage holds at once, of all its layers.
+class _Layer(NamedTuple):
+    """What is asked of a layer.
 
-    The pipeline fills before it drains: 1F1B, and interleaved 1F1B (Narayanan et al. 2104.04473)
-    with virtual stages, where a microbatch of one model chunk counts as a part. One more than the
-    warm-up of Megatron's get_pp_rank_microbatches (pipeline_parallel/schedules.py:902 @ 0.19.2):
-    a forward pass comes before the first backward pass.
-    """
-    layout, training = sizes.layout, sizes.training
-    if layout.virtual == 1:
-        return min(layout.pipeline - stage, training.microbatches)
-    group = layout.chunk_microbatches or layout.pipeline
-    warm_up = 2 * (layout.pipeline - stage - 1) + (layout.virtual - 1) * group
-    warm_up += training.overlapped_experts
-    return min((warm_up + 1) / layout.virtual, training.microbatches)
-
-
-def _stage_activations(sizes: Sizes, number: int, stage: Stage) -> float:
-    model = sizes.model
-    rank = _Rank(sizes)
-    chunks = [[model.moe_layers[layer] for layer in chunk] for chunk in stage.chunks]
-    mtp = [model.mtp_is_moe] * model.mtp_depths if stage.mtp else []
-    kept, again = _layers(sizes, chunks, mtp)
-    if stage.mtp:
-        # Two norms and their sum's projection, and the norm of the output.
-        kept += model.mtp_depths * 5 * rank.hidden
-    total = kept * in_flight(sizes, number)
-    steps = [rank.gradients(kind) for kind in {kind for run in (*chunks, mtp) for kind in run}]
-    if stage.output:
-        total += rank.output(1 + model.mtp_depths)
-        steps.append(rank.output_gradients())
-    return total + again + max(steps, default=0.0)
-
-
-def _layers(sizes: Sizes, chunks: list[list[bool]], mtp: list[bool]) -> tuple[float, float]:
-    """Bytes that a stage's layers keep of a microbatch, and the most it makes again at one time.
-
-    Args:
-        chunks: of every layer of its model chunks: has it experts?
-        mtp: the same of its MTP layers.
-    """
-    training = sizes.training
-    without_recompute = _Rank(replace(sizes, training=replace(training, recompute=frozenset())))
-    if "full" in training.recompute:
-        count = training.recompute_layers
-        runs = [(chunk, len(chunk) if count is None else count) for chunk in chunks]
-        # Every MTP layer is made again by itself, or none where there is a number of layers
-        # (multi_token_prediction.py:1415 @ 0.19.2).
-        runs += [([kind], 1 if count is None else 0) for kind in mtp]
-        recomputed = [_recomputed(without_recompute, *run) for run in runs]
-        return sum(kept for kept, _ in recomputed), max(again for _, again in recomputed)
-    kinds = [kind for run in (*chunks, mtp) for kind in run]
-    kept = [_Rank(sizes).layer(kind) for kind in kinds]
-    whole = [without_recompute.layer(kind) for kind in kinds]
-    again = [of_whole - of_kept for of_whole, of_kept in zip(whole, kept, strict=True)]
-    return sum(kept), max(again, default=0.0)
-
-
-def _recomputed(rank: "_Rank", kinds: list[bool], count: int) -> tuple[float, float]:
-    """The same of consecutive layers, of which the first ``count``, at most all, are made again.
-
-    Units of them keep their input alone (core/recompute.py:158 @ 0.19.2). What the layers after
-    them kept is free when the backward pass has come to the last of them.
-    """
-    unit = rank.training.recompute_unit
-    whole = [rank.layer(kind) for kind in kinds]
-    firsts = range(0, min(count, len(whole)), unit)
-    after = sum(whole[count:])
-    again = max((sum(whole[first : first + unit]) for first in firsts), default=0.0)
-    return len(firsts) * rank.hidden + after, max(0.0, again - after)
-
-
-@dataclass(frozen=True)
-class _Rank:
-    """Bytes of tensors on one rank, for one microbatch.
-
-    Let t be the tokens of a microbatch on a tensor-parallel group and p those of one of its ranks
-    between the linear layers. Every rank gets p * topk pairs of a row and an expert, times the
-    expert-tensor-parallel size, whose ranks share the rows.
+    Attributes:
+        whole: all of it.
+        first, rest: what comes before rows are sent to experts, and what comes then.
     """
 
-    sizes: Sizes
+    whole: Block
+    first: Block
+    rest: Block
 
-    @property
-    def model(self) -> Model:
-        return self.sizes.model
 
-    @property
-    def layout(self) -> Layout:
-        return self.sizes.layout
+class _Chunk(NamedTuple):
+    """Layers of a model chunk, and what goes before and after them.
 
-    @property
-    def training(self) -> Training:
-        return self.sizes.training
+    Attributes:
+        whole: all of it.
+        layers: of a chunk that runs beside another; empty where none does.
+        after: of what follows the layers.
+    """
 
-    @property
-    def element(self) -> int:
-        return self.training.precision.weight
+    whole: Block
+    layers: tuple[_Layer, ...]
+    after: Block
 
-    @property
-    def tokens(self) -> float:
-        """t."""
-        per_sample = self.training.sequence_length / self.layout.context
-        return self.training.micro_batch * per_sample
 
-    @property
-    def own_tokens(self) -> float:
-        """p."""
-        return self.tokens / (self.layout.tensor if self.layout.sequence_parallel else 1)
+class _Job:
+    """Blocks of one job, each made once."""
 
-    @property
-    def hidden(self) -> float:
-        """Of one [p, H] tensor."""
-        return self.own_tokens * self.model.hidden_size * self.element
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes, self.model, self.training = sizes, sizes.model, sizes.training
+        self.rank = RankSizes(sizes)
+        self.trained = trained_parts(sizes.model, sizes.training.train_only)
+        self.layers: dict[Kind, _Layer] = {}
+        self.units: dict[tuple[Kind, ...], Block] = {}
+        self.chunks: dict[tuple[object, ...], _Chunk] = {}
 
-    def pairs(self, per_token: float) -> float:
-        """How many this rank works on."""
-        return self.own_tokens * per_token * self.layout.expert_tensor
+    def stage(self, number: int, stage: Stage) -> dict[str, float]:
+        """Bytes by part at the worst moment."""
+        last = len(stage.chunks) - 1
+        chunks = [
+            self.chunk(
+                self.kinds(layers),
+                stage.embedding and index == 0,
+                stage.mtp and index == last,
+                stage.output and index == last,
+            )
+            for index, layers in enumerate(stage.chunks)
+        ]
+        alike = [next(i for i, one in enumerate(chunks) if one is chunk) for chunk in chunks]
+        held, extra = self.worst(chunks, moments(self.sizes, number, tuple(alike)))
+        parts = dict.fromkeys(PARTS, 0.0)
+        for index in set(alike):
+            times = sum(compress(held, map(index.__eq__, alike)))
+            add(parts, chunks[index].whole.kept_of, times)
+        add(parts, extra)
+        if stage.embedding or stage.output:
+            # The batches of an iteration are held to its end.
+            parts["other"] += self.rank.tokens * _INPUT_BYTES * self.training.microbatches
+        parts["other"] += self.received(stage, held)
+        return parts
 
-    def recomputes(self, module: str) -> bool:
-        return module in self.training.recompute
-
-    def layer(self, is_moe: bool) -> float:
-        """Kept of a layer: before and after both norms, masks, attention, FFN."""
-        norms = 2 * (1 if self.recomputes("layernorm") else 2) * self.hidden
-        masks = 2 * self.hidden / self.element if self.training.dropout else 0.0
-        latent = self.model.latent
-        attention = self.attention() if latent is None else self.latent_attention(latent)
-        return norms + masks + attention + (self.moe() if is_moe else self.dense_ffn())
-
-    def attention(self) -> float:
-        model = self.model
-        width = model.query_size * (1 + model.attention_output_gate) + 2 * model.key_size
-        # Query and key once more with their rotary positions, and once more for their norms.
-        times = (not model.learned_positions) + model.qk_layernorm
-        width += times * (model.query_size + model.key_size)
-        # The heads' output.
-        width += model.query_size
-        scores = 0.0
-        if not (self.training.fused_attention or self.recomputes("core_attn")):
-            scores = self.training.sequence_length * model.num_attention_heads
-            if model.num_query_groups < model.num_attention_heads:
-                # Keys and values once for every query head.
-                width += 2 * model.query_size - model.key_size
-        return self.tokens * (width + scores) / self.layout.tensor * self.element
-
-    def latent_attention(self, latent: LatentAttention) -> float:
-        model = self.model
-        values = model.num_attention_heads * latent.v_head_dim
-        # Queries and keys of all heads with their positions, values, and the heads' output.
-        width = values
-        if not self.recomputes("mla_up_proj"):
-            width += 2 * model.query_size + values
-        if not (self.training.fused_attention or self.recomputes("core_attn")):
-            width += self.training.sequence_length * model.num_attention_heads
-        # What is compressed, before its norm and after. A local layer cuts a rank's tokens out of
-        # all, which stay.
-        queries = latent.q_lora_rank or 0
-        before = (self.own_tokens if latent.whole_compression else self.tokens) * queries
-        before += self.own_tokens * latent.kv_lora_rank
-        # Queries that are not compressed have a norm before their projection.
-        normed = (latent.q_lora_rank or model.hidden_size) + latent.kv_lora_rank
-        after = self.own_tokens * normed if model.qk_layernorm else 0.0
-        # Positions of keys, which the heads share.
-        positions = self.tokens * latent.qk_pos_emb_head_dim
-        kept = before + after + positions + self.tokens * width / self.layout.tensor
-        return kept * self.element
-
-    def dense_ffn(self) -> float:
-        if self.recomputes("mlp"):
+    def received(self, stage: Stage, held: tuple[int, ...]) -> float:
+        """Hidden states and gradients from the neighbours, beside those of microbatches held."""
+        layout, hidden = self.sizes.layout, self.rank.hidden
+        if layout.pipeline == 1:
             return 0.0
-        return self.tokens * self._over_tensor(self.model.ffn_hidden_size) * self.element
+        if layout.virtual == 1:
+            return 2 * hidden
+        # The next of each, and the gradient that was sent last. A chunk has its last input, and
+        # the gradient of that, until it has another.
+        idle = sum(held[index] == 0 for index in range(stage.embedding, layout.virtual))
+        return (3 + 2 * idle) * hidden
 
-    def moe(self) -> float:
-        if self.recomputes("moe"):
-            return 0.0
-        model = self.model
-        width = self._kept_of_expert(model.moe_ffn_hidden_size)
-        if self.recomputes("moe_act"):
-            width -= model.moe_ffn_hidden_size / self.layout.expert_tensor
-        kept = self.own_tokens * (model.num_experts + model.local_experts) * _ROUTER_BYTES
-        row = self.element * (model.hidden_size + width) + _PAIR_BYTES
-        kept += self.pairs(ffn_per_token(model)) * row
-        kept += self.adjugates(groups_per_token(model))
-        if not self.recomputes("shared_experts"):
-            kept += self.tokens * self._over_tensor(model.shared_expert_size) * self.element
-        return kept
+    def worst(
+        self, chunks: list[_Chunk], all_moments: Sequence[Moment]
+    ) -> tuple[tuple[int, ...], dict[str, float]]:
+        """What is held at the worst moment, and what is beside it, by part."""
+        sizes = [chunk.whole.kept for chunk in chunks]
+        most, found = float("-inf"), None
+        for moment in all_moments:
+            total = sum(map(mul, moment.held, sizes))
+            beside = self.overlap(chunks, moment)
+            alone = chunks[moment.backward].whole
+            extra = alone.extra if beside is None else max(alone.extra, beside.extra)
+            if total + extra > most:
+                block = alone if beside is None or alone.extra >= beside.extra else beside
+                most, found = total + extra, (moment.held, block.extra_of)
+        assert found is not None, "a stage has a microbatch"
+        return found
 
-    def adjugates(self, groups: float) -> float:
-        """Of the rows that need one; rows of their own where experts are computed apart."""
-        own_rows = 0 if self.training.grouped_experts else self.model.hidden_size
-        width = own_rows + self._kept_of_expert(self.model.adjugate_ffn_hidden_size)
-        return self.pairs(groups) * (self.element * width + _GROUP_PAIR_BYTES)
+    def overlap(self, chunks: list[_Chunk], moment: Moment) -> Block | None:
+        """Beside the backward pass of a chunk, the forward pass of another, layer by layer.
 
-    def gradients(self, is_moe: bool) -> float:
-        """Of the tensors of an FFN, and of its weights where they are not added up in place."""
-        model = self.model
-        matrices = 2 + model.gated
-        if not is_moe:
-            width = matrices * model.ffn_hidden_size / self.layout.tensor
-            return self.tokens * width * self.element
-        width = matrices * model.moe_ffn_hidden_size / self.layout.expert_tensor
-        elements = self.pairs(ffn_per_token(model)) * (2 * model.hidden_size + width)
-        # Rows received and rows to send back, before they are copied for experts and after.
-        elements += self.pairs(rows_per_token(model, self.layout)) * 2 * model.hidden_size
-        if self.training.grouped_experts:
-            # The larger matrix of all experts of the rank, which are one parameter.
-            experts = model.num_experts / self.layout.expert
-            elements += experts * model.hidden_size * width * (1 + model.gated) / matrices
-        return self.element * elements + self.adjugates(groups_per_token(model))
+        While experts have their gradients made, the other layer has come to its dispatch; and is
+        done while attention has (model_chunk_schedule_plan.py:236 @ 0.19.2).
+        """
+        if moment.forward is None:
+            return None
+        backward, forward = chunks[moment.backward], chunks[moment.forward]
+        change: dict[str, float] = {}
+        add(change, backward.after.kept_of, -1)
+        found: Block | None = None
+        for back, ahead in zip_longest(reversed(backward.layers), forward.layers):
+            if back is None:
+                break
+            experts, attention = dict(change), dict(change)
+            add(experts, back.rest.extra_of)
+            add(attention, back.first.extra_of)
+            add(attention, back.rest.kept_of, -1)
+            if ahead is not None:
+                add(experts, ahead.first.kept_of)
+                add(attention, ahead.whole.kept_of)
+                add(change, ahead.whole.kept_of)
+            add(change, back.whole.kept_of, -1)
+            for parts in (experts, attention):
+                extra = sum(parts.values())
+                if found is None or extra > found.extra:
+                    found = Block(0.0, {}, extra, parts)
+        return found
 
-    def output(self, times: int) -> float:
-        """The final norm and the logits, in fp32 for the loss and as they were computed."""
-        logit = 4 + (2 if self.element == 2 else 0)
-        logits = self.tokens * self.model.vocab_size / self.layout.tensor * logit
-        return times * (2 * self.hidden + logits)
+    def kinds(self, layers: tuple[int, ...]) -> tuple[Kind, ...]:
+        """Of decoder layers."""
+        if not layers:
+            return ()
+        first, end = layers[0], layers[-1] + 1
+        pairs = zip(self.model.moe_layers[first:end], self.trained.layers[first:end], strict=True)
+        return tuple(pairs)
 
-    def output_gradients(self) -> float:
-        rows = self.tokens
-        if not self.training.fused_weight_gradients:
-            rows += self.model.hidden_size
-        return rows * self.model.vocab_size / self.layout.tensor * self.element
+    def layer(self, kind: Kind) -> _Layer:
+        """One of a kind."""
+        if kind not in self.layers:
+            is_moe, trained = kind
+            first = attention(self.rank, trained)
+            rest = (moe if is_moe else dense)(self.rank, trained)
+            # Router and dispatch belong to what comes before experts.
+            before = next((i for i, s in enumerate(rest) if s.part == "experts"), len(rest))
+            front, back = [*first, *rest[:before]], rest[before:]
+            self.layers[kind] = _Layer(
+                block([*first, *rest]), block(front), block(back or [Step("other", 0.0, 0.0)])
+            )
+        return self.layers[kind]
 
-    def _over_tensor(self, width: int) -> float:
-        """Elements that a dense FFN keeps of a row."""
-        kept = width * (2 + self.model.gated)
-        if not self.training.fused_activation:
-            # The two halves of a gated activation.
-            kept += 2 * width * self.model.gated
-        return kept / self.layout.tensor
+    def chunk(self, kinds: tuple[Kind, ...], embedding: bool, mtp: bool, output: bool) -> _Chunk:
+        """A model chunk with what it has beside layers."""
+        key = (kinds, embedding, mtp, output)
+        if key not in self.chunks:
+            before = [self.embedding()] if embedding else []
+            after = [*(self.mtp() if mtp else ()), *(self.output() if output else ())]
+            runs = [*before, *self.runs(kinds, self.training.recompute_layers), *after]
+            overlapped = self.training.overlapped_experts
+            self.chunks[key] = _Chunk(
+                chain(runs),
+                tuple(map(self.layer, kinds)) if overlapped else (),
+                chain(after),
+            )
+        return self.chunks[key]
 
-    def _kept_of_expert(self, width: int) -> float:
-        """Elements that an expert keeps of a row: its first product and the weighted activation."""
-        kept = width * (2 + self.model.gated)
-        if not (self.training.fused_activation or self.training.grouped_experts):
-            # The two halves, and what there was before it was weighted.
-            kept += width * (2 * self.model.gated + 1)
-        return kept / self.layout.expert_tensor
+    def runs(self, kinds: Sequence[Kind], count: int | None) -> list[tuple[Block, int]]:
+        """Consecutive layers, of which the first ``count``, at most all, are computed again.
+
+        Units of them keep their input alone (core/recompute.py:158 @ 0.19.2).
+        """
+        again = 0
+        if "full" in self.training.recompute:
+            again = len(kinds) if count is None else min(count, len(kinds))
+        unit = self.training.recompute_unit
+        starts = range(0, again, unit)
+        units = [(self.unit(kinds[i : min(i + unit, again)]), 1) for i in starts]
+        whole = [(self.layer(kind).whole, len(list(same))) for kind, same in groupby(kinds[again:])]
+        return units + whole
+
+    def unit(self, kinds: Sequence[Kind]) -> Block:
+        """Layers that are computed again together."""
+        key = tuple(kinds)
+        if key not in self.units:
+            hidden = self.rank.hidden
+            inside = chain([(self.layer(kind).whole, 1) for kind in kinds])
+            kept_of = {"other": hidden}
+            kept_of["dispatcher"] = sum(records(self.rank) for is_moe, _ in kinds if is_moe)
+            # Its input is that of the first layer. The gradient of what it puts out is held
+            # until the last of its layers has its own.
+            extra_of = {"other": -hidden + (hidden if len(kinds) > 1 else 0.0)}
+            add(extra_of, inside.kept_of)
+            add(extra_of, inside.extra_of)
+            self.units[key] = Block(
+                sum(kept_of.values()), kept_of, sum(extra_of.values()), extra_of
+            )
+        return self.units[key]
+
+    def embedding(self) -> tuple[Block, int]:
+        """Its gradient is a matrix, whatever tokens there were."""
+        model, rank = self.model, self.rank
+        numel = model.vocab_size / self.sizes.layout.tensor * model.hidden_size
+        mask = residual(rank).kept
+        return block([Step("other", mask, 2 * rank.hidden + numel * rank.element)]), 1
+
+    def mtp(self) -> list[tuple[Block, int]]:
+        """Every depth: norms of the hidden states and of the next embedding, their projection."""
+        rank, trained = self.rank, self.trained.mtp
+        wide = wide_norm(rank, 2 * rank.own_tokens * self.model.hidden_size)
+        projected = 2 * rank.hidden if "eh_proj" in trained else 0.0
+        gradient = weight_gradient(rank, 2 * self.model.hidden_size**2 / self.sizes.layout.tensor)
+        beginning = block(
+            [Step("other", 2 * rank.hidden + wide + projected, 4 * rank.hidden + gradient)]
+        )
+        # A number of layers is of the decoder's, and leaves these out; otherwise each is made
+        # again by itself (multi_token_prediction.py:1415 @ 0.19.2).
+        count = None if self.training.recompute_layers is None else 0
+        layer = self.runs([(self.model.mtp_is_moe, trained)], count)
+        return [(beginning, 1), *layer] * self.model.mtp_depths
+
+    def output(self) -> list[tuple[Block, int]]:
+        """The last norm and the logits, of every prediction."""
+        rank, element = self.rank, self.rank.element
+        logits = rank.tokens * self.model.vocab_size / self.sizes.layout.tensor
+        matrix = self.model.vocab_size / self.sizes.layout.tensor * self.model.hidden_size
+        final = norm(rank, next_keeps=self.trained.output)._replace(part="output")
+        gradient = logits * element + rank.wide_hidden + weight_gradient(rank, matrix)
+        # The loss is made of logits in fp32, in place; in 16 bits these are a copy.
+        steps = [
+            final,
+            Step("output", 0.0, gradient),
+            Step("output", logits * 4, logits * element if element < 4 else 0.0),
+        ]
+        return [(block(steps), 1 + self.model.mtp_depths)]

@@ -50,10 +50,11 @@ def of_cluster(cluster: Cluster) -> list[Assumed]:
 
 
 def _reached(link: Link) -> str:
-    shares = {"others": link.shares.get("default", 1.0)} | link.shares
-    shares.pop("default", None)
+    shares = {name: share for name, share in link.shares.items() if name != "default"}
+    others = link.rate * link.shares.get("default", 1.0)
     rates = [f"{name} {_short(link.rate * share / 1e9)}" for name, share in shares.items()]
-    return f"GB/s that collectives reach: {', '.join(rates)}"
+    last = f"{'others ' if rates else ''}{_short(others / 1e9)}"
+    return f"GB/s that collectives reach: {', '.join([*rates, last])}"
 
 
 def _short(number: float) -> str:

@@ -27,6 +27,8 @@ _UNITS = ((1.0, "seconds"), (1e-3, "milliseconds"), (1e-6, "microseconds"))
 # What does not fit is drawn up to here; its number says how much it is.
 _MOST_OF_LIMIT = 2.2
 _LIMIT = "#c92a2a"
+# Of a legend: what its width has room for, and what is around a word.
+_CHARACTERS, _AROUND_WORD = 120, 5
 # Blue and green compute, red to yellow is communication.
 TIME = {
     "products": "#123f73",
@@ -68,17 +70,18 @@ def time(comparison: Comparison) -> Drawn:
     if not shown:
         return Drawn("time", title, "No layout fits into the memory of a GPU.", None)
     steps = [place.plan.step for place in shown]
-    totals = [sum(step.values()) for step in steps]
+    totals = [place.plan.seconds for place in shown]
     scale, unit = time_unit(max(totals))
     fig = draw.figure(_AROUND + _BAR * len(shown))
     axes = fig.subplots()
     colours = _colours(names_of(steps), TIME)
     _bars(axes, shown, steps, colours, scale)
     axes.set_xlim(0, 1.02 * (max(totals) / scale or 1.0))
-    words = []
-    for place, total in zip(shown, totals, strict=True):
-        speed = place.plan.tokens_per_second / place.plan.sizes.layout.world
-        words.append(f"{total / scale:,.2f}; {speed:,.0f} tokens/s a GPU; MFU {place.plan.mfu:.1%}")
+    words = [
+        f"{place.plan.seconds / scale:,.2f}; {place.plan.per_gpu:,.0f} tokens/s a GPU; "
+        f"MFU {place.plan.mfu:.1%}"
+        for place in shown
+    ]
     _beside(axes, words)
     axes.set_xlabel(f"{unit} of an iteration")
     _legend(axes, colours)
@@ -96,7 +99,6 @@ def memory(comparison: Comparison) -> Drawn:
     shown = [*fitting(comparison), *too_large(comparison)]
     limit = comparison.cluster.memory / GIB
     parts = [memory_parts(place.plan.memory) for place in shown]
-    totals = [place.plan.memory.total / GIB for place in shown]
     fig = draw.figure(_AROUND + _BAR * len(shown))
     axes = fig.subplots()
     colours = _colours(names_of(parts), MEMORY)
@@ -104,7 +106,7 @@ def memory(comparison: Comparison) -> Drawn:
     margins = [place.plan.memory.with_margin / GIB for place in shown]
     end = max(1.1 * limit, min(1.02 * max(margins), _MOST_OF_LIMIT * limit))
     axes.plot(margins, range(len(shown)), "|", color="black", markersize=9)
-    _beside(axes, [f"{total:,.1f}" for total in totals])
+    _beside(axes, [f"{margin:,.1f}" for margin in margins])
     axes.axvline(limit, color=_LIMIT, linewidth=1.6)
     axes.set_xlim(0, end)
     axes.set_xlabel("GiB on a rank of the stage that needs most")
@@ -120,7 +122,7 @@ def memory(comparison: Comparison) -> Drawn:
     )
     read = (
         "A layout fits where its black mark is left of the red line: it is the bar and "
-        f"{MARGIN:.0%} more, for the allocator and for workspaces."
+        f"{MARGIN:.0%} more, for the allocator and for workspaces. On the right: both together."
     )
     if others := too_large(comparison):
         read += (
@@ -185,10 +187,15 @@ def _colours(names: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
 
 def _legend(axes: Axes, colours: Mapping[str, str], *more: Line2D | Patch) -> None:
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    if handles or more:
-        axes.figure.legend(
-            handles=[*handles, *more],
-            loc="outside upper center",
-            ncols=6,
-            handlelength=1.2,
-        )
+    words = [str(one.get_label()) for one in (*handles, *more)]
+    if not words:
+        return
+    # In one row if there is room, else in columns as wide as the longest needs.
+    one_row = sum(map(len, words)) + _AROUND_WORD * len(words) <= _CHARACTERS
+    columns = len(words) if one_row else _CHARACTERS // (max(map(len, words)) + _AROUND_WORD)
+    axes.figure.legend(
+        handles=[*handles, *more],
+        loc="outside upper center",
+        ncols=max(1, columns),
+        handlelength=1.2,
+    )

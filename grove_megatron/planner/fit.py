@@ -1,6 +1,6 @@
 """Does a job fit into the memory of its GPUs, and if not, what takes most?"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from .inputs import Sizes
 from .memory import MARGIN, largest, stage_memory
@@ -65,7 +65,7 @@ def fit(sizes: Sizes, gpu: float) -> Fit:
     memories = stage_memory(sizes)
     stage = largest(memories)
     memory = memories[stage]
-    part, size = max(asdict(memory).items(), key=lambda named: named[1])
+    part, size = max(memory.state.items(), key=lambda named: named[1])
     return Fit(
         gpu=gpu,
         where=f"a rank of stage {stage}" if sizes.layout.pipeline > 1 else "a rank",

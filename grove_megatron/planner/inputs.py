@@ -109,7 +109,10 @@ class Training:
         recompute_unit: with "full", layers that are computed again together.
         fused_activation: does an FFN's activation keep its input alone?
         fused_weight_gradients: are gradients of weights added up where they are computed?
-        dropout: is there any on hidden states?
+        fused_norms: does a norm keep its input alone, and not what it computes in fp32?
+        fused_dropout: does dropout keep a byte for a number, and not a factor?
+        local: are layers made of operators of torch (``--transformer-impl local``)?
+        dropout, attention_dropout: is there any on hidden states, on attention's scores?
         overlapped_experts: does a forward pass run beside a backward pass of another microbatch
             (``--overlap-moe-expert-parallel-comm``)?
         overlapped_gradients, overlapped_parameters: are gradients reduced beside the backward pass,
@@ -121,9 +124,14 @@ class Training:
         context_by_heads: does context parallelism divide attention by heads (``--cp-comm-type
             a2a``), and not by tokens?
         fp8: are products of linear layers in 8 bits?
-        imbalance: rows of the rank that gets most over the mean, in a layer.
         train_only: names of weights, as :func:`.subsets.selected` has them, beside which all
             are frozen; empty where none is.
+        imbalance: pairs of a row and an expert on this rank, over the mean of all ranks.
+        expert_imbalance: rows of the fullest expert of a rank, over the mean of its experts.
+        capacity_factor: experts take so many times the tokens they get on average
+            (``--moe-expert-capacity-factor``); None for all that come.
+        padded_to_capacity: are they given that many, whatever was selected
+            (``--moe-pad-expert-input-to-capacity``)?
     """
 
     sequence_length: int
@@ -139,7 +147,11 @@ class Training:
     recompute_unit: int = 1
     fused_activation: bool = True
     fused_weight_gradients: bool = True
+    fused_norms: bool = True
+    fused_dropout: bool = True
+    local: bool = False
     dropout: bool = False
+    attention_dropout: bool = False
     overlapped_experts: bool = False
     overlapped_gradients: bool = False
     overlapped_parameters: bool = False
@@ -148,8 +160,28 @@ class Training:
     graphed: frozenset[str] = frozenset()
     context_by_heads: bool = False
     fp8: bool = False
-    imbalance: float = 1.0
     train_only: tuple[str, ...] = ()
+    imbalance: float = 1.0
+    expert_imbalance: float = 1.0
+    capacity_factor: float | None = None
+    padded_to_capacity: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} ({value}) is not above 0; give a positive number"
+            for name, value in (
+                ("imbalance", self.imbalance),
+                ("capacity_factor", self.capacity_factor),
+            )
+            if value is not None and not 0 < value < float("inf")
+        ]
+        if not 1 <= self.expert_imbalance < float("inf"):
+            problems.append(
+                f"expert_imbalance ({self.expert_imbalance}) is below 1; the fullest of all "
+                "experts has the mean at least"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks.problem import Problem, Refusal
-from .cluster import GIB, Cluster, Link, Machine, Timed, TimedAttention, cluster_problems
+from .cluster import GIB, SLACK, Cluster, Link, Machine, Timed, TimedAttention, cluster_problems
 from .products import depth
 
 SUSTAINED = 0.84
@@ -128,7 +128,7 @@ def read_cluster(path: Path) -> Cluster:
             per_node=found.per_node,
             memory=found.memory,
             price=_value(said["price"]) if "price" in said else None,
-            slack=_value(said.get("slack", 1.0)),
+            slack=_value(said.get("slack", SLACK)),
         )
     )
 

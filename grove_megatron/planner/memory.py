@@ -7,10 +7,10 @@ Megatron gives gradients and an optimizer to what requires a gradient alone
 (distributed_data_parallel.py:115, optimizer/__init__.py:330 @ 0.19.2).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..model.parameters import Counts
-from .activations import stage_activations
+from .activations import stage_activation_parts
 from .inputs import Sizes
 from .parameters import rank_parameters, rank_trained
 
@@ -21,12 +21,28 @@ and communication buffers. The CUDA context and imbalanced routing come on top o
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on a rank."""
+    """Bytes on a rank.
+
+    Attributes:
+        activation_parts: whose the activations are, at the moment when they are most; their sum.
+            Names are those of :data:`.steps.PARTS`.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    activation_parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What :attr:`total` is the sum of, by name."""
+        return {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+        }
 
     @property
     def total(self) -> float:
@@ -40,20 +56,19 @@ class Memory:
 def stage_memory(sizes: Sizes) -> tuple[Memory, ...]:
     """On a rank of every pipeline stage."""
     precision, layout = sizes.training.precision, sizes.layout
-    stages = zip(
-        rank_parameters(sizes.model, layout),
-        rank_trained(sizes.model, layout, sizes.training.train_only),
-        stage_activations(sizes),
-        strict=True,
-    )
+    counts = rank_parameters(sizes.model, layout)
+    chosen = sizes.training.train_only
+    trained_counts = rank_trained(sizes.model, layout, chosen) if chosen else counts
+    stages = zip(counts, trained_counts, stage_activation_parts(sizes), strict=True)
     return tuple(
         Memory(
             weights=count.total * precision.weight,
             gradients=trained.total * precision.gradient,
             optimizer=_optimizer(sizes, trained),
-            activations=activations,
+            activations=sum(parts.values()),
+            activation_parts=parts,
         )
-        for count, trained, activations in stages
+        for count, trained, parts in stages
     )
 
 

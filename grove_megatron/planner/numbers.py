@@ -42,9 +42,8 @@ def ranked(listed: Sequence[Place]) -> str:
     rows = []
     for place in listed:
         plan = place.plan
-        speed = plan.tokens_per_second / plan.sizes.layout.world
-        timed = [f"{speed:,.0f}", f"{plan.mfu:.1%}", shown(sum(plan.step.values()))]
-        memory = f"{plan.memory.total / GIB:,.2f}"
+        timed = [f"{plan.per_gpu:,.0f}", f"{plan.mfu:.1%}", shown(plan.seconds)]
+        memory = f"{plan.memory.with_margin / GIB:,.2f}"
         figures = [*(timed if plan.step else [""] * len(timed)), memory]
         cost = "" if plan.cost is None else f"{plan.cost:,.0f}"
         rows.append(

@@ -12,6 +12,7 @@ from ..report.shown import Drawn
 from .assumed import Assumed, of_cluster
 from .cluster import GIB
 from .figures import memory, time
+from .memory import MARGIN
 from .numbers import numbers, ranked
 from .planned import Comparison, places
 from .sharing_figures import dedup, grouping
@@ -70,7 +71,7 @@ def _best(comparison: Comparison) -> str:
     words = (
         "<p>TP, PP, VPP, CP, EP, ETP: tensor, pipeline, virtual pipeline, context, expert and "
         "expert tensor parallel, where above 1; DP: data parallel; mb: samples of a micro-batch. "
-        "GiB: on a rank of the stage that needs most.</p>\n"
+        f"GiB: on a rank of the stage that needs most, with a margin of {MARGIN:.0%}.</p>\n"
     )
     text = words + ranked(every[:_AT_FIRST])
     if len(every) > _AT_FIRST:
@@ -81,7 +82,8 @@ def _best(comparison: Comparison) -> str:
 def _as_flags(comparison: Comparison) -> Iterable[str]:
     first = comparison.first
     if first.fits and first.flags:
-        said = escape(" ".join(first.flags))
+        # No line breaks at the hyphens of a flag.
+        said = " ".join(f'<span class="whole">{escape(word)}</span>' for word in first.flags)
         yield section("The first one as flags", f"<p><code>{said}</code></p>", "flags")
 
 

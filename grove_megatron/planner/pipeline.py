@@ -6,6 +6,7 @@ layout in letters, pipeline_parallel_layer_layout.py.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from ..model.architecture import Model
 from .inputs import Layout
@@ -38,9 +39,25 @@ def stages(model: Model, layout: Layout) -> tuple[Stage, ...]:
     Raises:
         ValueError: the layers do not divide as the layout says.
     """
+    # What divides layers; the many layouts that divide them alike are asked about often.
+    division = Layout(
+        pipeline=layout.pipeline,
+        world=layout.pipeline,
+        virtual=layout.virtual,
+        first_layers=layout.first_layers,
+        last_layers=layout.last_layers,
+        count_embedding=layout.count_embedding,
+        count_loss=layout.count_loss,
+        custom=layout.custom,
+    )
+    return _stages(model.num_layers, model.mtp_modules > 0, division)
+
+
+@cache
+def _stages(num_layers: int, has_mtp: bool, layout: Layout) -> tuple[Stage, ...]:
     if layout.custom is not None:
-        return _from_letters(layout.custom, model, layout)
-    per_chunk = [_chunk_layers(model.num_layers, layout, rank) for rank in range(layout.pipeline)]
+        return _from_letters(layout.custom, num_layers, layout)
+    per_chunk = [_chunk_layers(num_layers, layout, rank) for rank in range(layout.pipeline)]
     held: list[list[range]] = [[] for _ in per_chunk]
     layer = 0
     # Chunks are dealt round by round: every stage's first, then every stage's second.
@@ -48,10 +65,10 @@ def stages(model: Model, layout: Layout) -> tuple[Stage, ...]:
         for rank, layers in enumerate(per_chunk):
             held[rank].append(range(layer, layer + layers[chunk]))
             layer += layers[chunk]
-    if layer != model.num_layers:
+    if layer != num_layers:
         raise ValueError(
             f"layers of all pipeline stages ({layer}) differ from --num-layers "
-            f"({model.num_layers}); change the layers of the first or last stage"
+            f"({num_layers}); change the layers of the first or last stage"
         )
     last = layout.pipeline - 1
     return tuple(
@@ -59,7 +76,7 @@ def stages(model: Model, layout: Layout) -> tuple[Stage, ...]:
             chunks=tuple(map(tuple, chunks)),
             embedding=rank == 0,
             output=rank == last,
-            mtp=rank == last and model.mtp_modules > 0,
+            mtp=rank == last and has_mtp,
         )
         for rank, chunks in enumerate(held)
     )
@@ -98,13 +115,13 @@ def chunks_in_letters(letters: str) -> list[str]:
     return _unroll(letters).split("|")
 
 
-def _from_letters(letters: str, model: Model, layout: Layout) -> tuple[Stage, ...]:
+def _from_letters(letters: str, num_layers: int, layout: Layout) -> tuple[Stage, ...]:
     chunks = chunks_in_letters(letters)
     rounds = _share(len(chunks), layout.pipeline, "pipeline stages")
-    if (count := "".join(chunks).count("t")) != model.num_layers:
+    if (count := "".join(chunks).count("t")) != num_layers:
         raise ValueError(
             f"--pipeline-model-parallel-layout ({letters}) has {count} layers, which differ from "
-            f"--num-layers ({model.num_layers}); write as many t"
+            f"--num-layers ({num_layers}); write as many t"
         )
     held: list[list[range]] = [[] for _ in range(layout.pipeline)]
     kinds = [""] * layout.pipeline

@@ -2,51 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ..model.architecture import Model
 from .assumed import Assumed
 from .cluster import Cluster
 from .inputs import Sizes
+from .layouts import Planned
 from .memory import Memory
 
 _FIRST = 16
 _BESIDE = 6
-
-
-class Planned(Protocol):
-    """A layout, and what it costs.
-
-    Attributes:
-        sizes: of the job.
-        memory: bytes on a rank of the stage that needs most.
-        step: seconds of an iteration, by part; empty where it was not timed.
-        tokens_per_second: of all GPUs.
-        mfu: share of the peak of all GPUs, 0 to 1.
-        cost: USD for a trillion tokens; None without a price.
-        bottleneck: in words.
-        fits: into the memory of a GPU, with the margin.
-        flags: of Megatron's command line, for this layout.
-    """
-
-    @property
-    def sizes(self) -> Sizes: ...
-    @property
-    def memory(self) -> Memory: ...
-    @property
-    def step(self) -> Mapping[str, float]: ...
-    @property
-    def tokens_per_second(self) -> float: ...
-    @property
-    def mfu(self) -> float: ...
-    @property
-    def cost(self) -> float | None: ...
-    @property
-    def bottleneck(self) -> str: ...
-    @property
-    def fits(self) -> bool: ...
-    @property
-    def flags(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -261,7 +261,13 @@ def training_of(args: Namespace, layout: Layout) -> Training:
         recompute_unit=args.recompute_num_layers or 1 if args.recompute_method == "uniform" else 1,
         fused_activation=args.bias_swiglu_fusion,
         fused_weight_gradients=args.gradient_accumulation_fusion,
+        # TransformerEngine has no other; torch's RMSNorm is several operators on a CPU, where
+        # the next two flags have other defaults.
+        fused_norms=args.transformer_impl != "local" or not args.no_persist_layer_norm,
+        fused_dropout=args.bias_dropout_fusion,
+        local=args.transformer_impl == "local",
         dropout=args.hidden_dropout > 0,
+        attention_dropout=args.attention_dropout > 0,
         overlapped_experts=args.overlap_moe_expert_parallel_comm,
         overlapped_gradients=args.overlap_grad_reduce,
         overlapped_parameters=args.overlap_param_gather,
@@ -271,6 +277,8 @@ def training_of(args: Namespace, layout: Layout) -> Training:
         context_by_heads="a2a" in (args.cp_comm_type or ()),
         fp8=bool(args.fp8),
         train_only=tuple(getattr(args, "grove_train_only", None) or ()),
+        capacity_factor=args.moe_expert_capacity_factor,
+        padded_to_capacity=args.moe_pad_expert_input_to_capacity,
     )
 
 

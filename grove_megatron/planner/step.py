@@ -6,10 +6,12 @@ gradients are reduced, unless they hide behind a pass, and the optimizer works.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from ..model.architecture import Model
 from .cluster import Cluster
 from .flops import flops_per_token
-from .inputs import Sizes
+from .inputs import Layout, Sizes, Training
 from .parameters import rank_trained
 from .pipeline import Stage, stages
 from .transfers import Group, collective, point_to_point
@@ -89,14 +91,37 @@ def step(sizes: Sizes, cluster: Cluster) -> Step:
 
 def _stages(work: Work) -> list[Pass]:
     """A microbatch on every stage."""
-    model = work.model
+    layout, training = work.layout, work.training
+    # What the seconds of a layer do not depend on is left out.
+    alike = replace(
+        layout,
+        pipeline=1,
+        virtual=1,
+        chunk_microbatches=None,
+        first_layers=None,
+        last_layers=None,
+        count_embedding=False,
+        count_loss=False,
+        custom=None,
+        world=layout.tensor * layout.context * layout.expert * layout.expert_tensor,
+    )
+    alone = replace(training, microbatches=1, recompute_layers=None)
+    kinds, output = _layers(work.model, alike, alone, work.cluster)
+    return [_stage(work, stage, kinds, output) for stage in stages(work.model, layout)]
+
+
+@lru_cache(maxsize=1024)
+def _layers(
+    model: Model, layout: Layout, training: Training, cluster: Cluster
+) -> tuple[dict[tuple[bool, bool], Pass], Pass]:
+    """Of a kind each, computed again or not, and the logits."""
+    work = Work(Sizes(model=model, layout=layout, training=training), cluster)
     kinds = {
         (kind, again): work.layer(kind, again=again)
         for kind in {*model.moe_layers, model.mtp_is_moe}
         for again in (True, False)
     }
-    output = work.output()
-    return [_stage(work, stage, kinds, output) for stage in stages(model, work.layout)]
+    return kinds, work.output()
 
 
 def _stage(work: Work, stage: Stage, kinds: dict[tuple[bool, bool], Pass], output: Pass) -> Pass:

@@ -4,7 +4,9 @@ A token selects k of n experts. A set of n / b contiguous experts (a group, or a
 met if one of them is selected; b such sets hold all experts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, comb
 
 from ..model.architecture import Model
@@ -12,6 +14,7 @@ from ..model.selection import ffn_per_token, with_ffn
 from .inputs import Layout
 
 
+@cache
 def expected_distinct(experts: int, selected: int, sets: int) -> float:
     """Sets that k experts chosen uniformly without replacement meet: b (1 - C(n-m,k) / C(n,k)).
 
@@ -51,12 +54,27 @@ def rows_per_token(model: Model, layout: Layout) -> float:
     return _expected(model, layout.expert)
 
 
+def nodes_per_token(model: Model, nodes: int) -> float:
+    """Nodes that hold an expert of an average token, of so many; 0 without experts.
+
+    So many rows the first hop of ``--grove-hierarchical-dispatch`` sends, the own node's included.
+    """
+    return _expected(model, nodes) if model.num_experts else 0.0
+
+
+def expected_sets(experts: int, sets: int, selected: Mapping[int, float]) -> float:
+    """As :func:`expected_distinct`, of tokens that differ in how many experts they select.
+
+    Args:
+        experts, sets: n and b.
+        selected: the probability of every k.
+    """
+    return sum(chance * expected_distinct(experts, k, sets) for k, chance in selected.items())
+
+
 def _expected(model: Model, sets: int) -> float:
     """Sets that the experts with an FFN of a token meet."""
-    return sum(
-        chance * expected_distinct(model.num_experts, selected, sets)
-        for selected, chance in with_ffn(model).items()
-    )
+    return expected_sets(model.num_experts, sets, with_ffn(model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +111,6 @@ def remote_rows(model: Model, layout: Layout, inside: int) -> Rows:
         # Once to every node, and from there to the ranks that need it: as many rows as before in
         # all nodes, but those on the way through arrive at a rank that may need them itself.
         nodes = ranks // inside
-        far = _expected(model, nodes) * (nodes - 1) / nodes
+        far = nodes_per_token(model, nodes) * (nodes - 1) / nodes
         near = each * ranks * (inside - 1) / inside
     return Rows(own=each, near=near, far=far)

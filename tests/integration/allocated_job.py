@@ -18,6 +18,19 @@ def train(folder: str, argv: list[str]) -> None:
     _measure(folder, argv, pretrain.main)
 
 
+def train_skewed(folder: str, argv: list[str]) -> None:
+    """The same where no token goes to the last three of eight experts."""
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    gating = TopKRouter.gating
+
+    def skewed(self: Any, hidden: Any) -> Any:
+        return gating(self, hidden).index_fill(-1, torch.tensor([5, 6, 7]), -1e4)
+
+    TopKRouter.gating = skewed
+    train(folder, argv)
+
+
 def run_script(folder: str, argv: list[str]) -> None:
     """``grove_megatron.run`` with ``argv``, the script first."""
     from grove_megatron import run
@@ -31,6 +44,8 @@ def _measure(folder: str, argv: list[str], main: Callable[[], None]) -> None:
     from grove_megatron.benchmarks.memory import LiveBytes
 
     kept: dict[str, Any] = {}
+    rows: list[list[int]] = []
+    _watch_rows(rows)
     setup, choose = training.setup_model_and_optimizer, training.get_forward_backward_func
     megatrons_train = training.train
 
@@ -43,6 +58,7 @@ def _measure(folder: str, argv: list[str], main: Callable[[], None]) -> None:
         schedule = choose(*rest, **named)
 
         def measured(*args: Any, **named: Any) -> Any:
+            rows.clear()
             with LiveBytes() as live:
                 result = schedule(*args, **named)
             kept["activations"] = live.peak
@@ -62,8 +78,32 @@ def _measure(folder: str, argv: list[str], main: Callable[[], None]) -> None:
     allocated = _allocated(kept["models"], kept["optimizer"])
     allocated["activations"] = kept["activations"]
     write_result(
-        folder, {"allocated": allocated, "flops": kept["flops"], "planned": _planned(get_args())}
+        folder,
+        {"allocated": allocated, "flops": kept["flops"], "planned": _planned(get_args(), rows)},
     )
+
+
+def _watch_rows(rows: list[list[int]]) -> None:
+    """Note how many rows every expert of this rank gets, call by call, whoever dispatches them."""
+    from megatron.core.transformer.moe import token_dispatcher as megatrons
+
+    from grove_megatron.moe.allgather_dispatcher import GroveAllGatherDispatcher
+    from grove_megatron.moe.dispatcher import GroveTokenDispatcher
+
+    def watch(dispatcher: Any, stage: str, tokens_per_expert: Callable[[Any, Any], Any]) -> None:
+        original = getattr(dispatcher, stage)
+
+        def watched(self: Any, *rest: Any, **named: Any) -> Any:
+            result = original(self, *rest, **named)
+            rows.append([int(count) for count in tokens_per_expert(self, result)])
+            return result
+
+        setattr(dispatcher, stage, watched)
+
+    for ours in (GroveTokenDispatcher, GroveAllGatherDispatcher):
+        watch(ours, "arrive", lambda self, _: self.work.tokens_per_expert)
+    for theirs in (megatrons.MoEAlltoAllTokenDispatcher, megatrons.MoEAllGatherTokenDispatcher):
+        watch(theirs, "dispatch_postprocess", lambda _, result: result[1])
 
 
 def _allocated(models: list[Any], optimizer: Any) -> dict[str, int]:
@@ -86,8 +126,23 @@ def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-def _planned(args: Any) -> dict[str, Any]:
-    from dataclasses import asdict
+def _with_rows(sizes: Any, rows: list[list[int]]) -> Any:
+    """With the imbalance that there was, so that a comparison is about memory, not about luck."""
+    from dataclasses import replace
+
+    from grove_megatron.planner.rank_sizes import RankSizes
+
+    if not rows or not any(map(sum, rows)):
+        return sizes
+    pairs = sum(map(sum, rows)) / len(rows)
+    fullest = sum(max(of_call) for of_call in rows) / sum(map(sum, rows)) * len(rows[0])
+    training = replace(
+        sizes.training, imbalance=pairs / RankSizes(sizes).pairs, expert_imbalance=fullest
+    )
+    return replace(sizes, training=training)
+
+
+def _planned(args: Any, rows: list[list[int]]) -> dict[str, Any]:
 
     from megatron.core import mpu
     from megatron.training import theoretical_memory_usage as theory
@@ -97,14 +152,19 @@ def _planned(args: Any) -> dict[str, Any]:
     from grove_megatron.planner.parameters import rank_parameters
     from grove_megatron.training.sizes import sizes_of
 
-    sizes = sizes_of(args)
+    balanced = sizes_of(args)
+    sizes = _with_rows(balanced, rows)
     stage = mpu.get_pipeline_model_parallel_rank()
     counts = rank_parameters(sizes.model, sizes.layout)[stage]
     # As many bytes as Megatron takes for a parameter.
     each = 6 + 12 / sizes.layout.expert_copies if args.use_distributed_optimizer else 18
     tokens = args.train_iters * args.global_batch_size * args.seq_length
+    memory = stage_memory(sizes)[stage]
     return {
-        "bytes": asdict(stage_memory(sizes)[stage]),
+        "bytes": memory.state,
+        "parts": memory.activation_parts,
+        "balanced": stage_memory(balanced)[stage].activations,
+        "imbalance": sizes.training.imbalance,
         "parameters": counts.total,
         "flops": tokens * flops_per_token(sizes.model, args.seq_length),
         # Megatron's own, now that the run and its patches are over.

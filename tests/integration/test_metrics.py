@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from grove_megatron.planner.traffic import expected_distinct
 from grove_megatron.report.measures import active_parameters
 from grove_megatron.report.record import ARRAYS, Interval, Record, read_record
 from grove_megatron.report.series import summed
+from grove_megatron.simulate.inputs import Asked, Options, prepare
+from grove_megatron.simulate.replay import replay
+from grove_megatron.simulate.run import simulate
+from grove_megatron.simulate.trace import write_trace
 from tests.integration.flags import MODEL
 from tests.integration.test_training import FULL, MTP, PP2, SELECTIVE, TP2
 from tests.ranks import Job, Ranks
@@ -397,3 +402,65 @@ def test_the_last_iterations_of_a_run_by_samples_are_recorded(ranks: Ranks, tmp_
     record = read_record(tmp_path / "metrics" / "routing.jsonl")
     spans = [(i.iteration, i.iterations) for i in record.intervals]
     assert spans == [(1, 1), (3, 2), (5, 2)]
+
+
+def traced(results: list[dict[str, Any]], file: Path) -> Path:
+    """The routing of all steps of a job, as a trace: rank after rank, each with its steps."""
+    tokens: dict[str, list[list[int]]] = {}
+    for result in sorted(results, key=lambda result: result["ep_rank"]):
+        for step in result["steps"]:
+            for layer, chosen in step.items():
+                tokens.setdefault(layer, []).extend(chosen)
+    layers = {layer: torch.tensor(chosen) for layer, chosen in tokens.items()}
+    write_trace(file, layers, experts=E, groups=G)
+    return file
+
+
+def simulated(place: Path, kind: str, **options: Any) -> Asked:
+    (asked,), _ = prepare(Options(routing=[f"{kind}:{place}"], **options))
+    return asked
+
+
+def assert_simulated(record: Record, asked: Asked, *, two_hops: bool) -> None:
+    """The very rows that the job counted, of every layer."""
+    whole = summed(record.intervals)
+    for index, layer in enumerate(whole.run.layers):
+        found = replay(asked.routing, asked.sizes, layer, 0)
+        assert found.flat.received_rows.sum(1).tolist() == whole.rows[index].tolist()
+        assert found.pairs.sum() == whole.experts[index].sum()
+        assert found.adjugate_pairs.sum() == whole.groups[index].sum()
+        flow = found.two_hops if two_hops else found.flat
+        assert flow is not None
+        assert flow.sent_rows[:, 1:].sum() == whole.left_rows[index]
+        if two_hops:
+            assert found.node_rows == whole.node_rows[index]
+
+
+def assert_drawn(record: Record, asked: Asked) -> None:
+    """Of loads alone the rows are an estimate: what the job counted, but for its few tokens."""
+    counted = simulate(asked).counted
+    assert counted is not None
+    whole = summed(record.intervals)
+    tokens = whole.sent_tokens.sum()
+    mean = whole.rows.sum() / tokens
+    assert counted[0] == pytest.approx(mean)
+    # A token has one row or two.
+    noise = ((mean - 1) * (2 - mean) / tokens) ** 0.5
+    assert counted[1] == pytest.approx(mean, abs=4 * noise)
+
+
+def test_a_simulation_sends_what_the_job_sent(train: Run, tmp_path: Path) -> None:
+    record, results, job = train(2, EVALUATING)
+    trace = simulated(traced(results, tmp_path / "trace"), "trace", ranks=2, hidden_size=32)
+    assert_simulated(record, trace, two_hops=False)
+    assert_drawn(record, simulated(job.folder / "metrics", "record"))
+
+
+@pytest.mark.long
+def test_a_simulation_of_four_ranks_sends_what_the_job_sent(train: Run, tmp_path: Path) -> None:
+    flags, world_size, num_ranks, _ = LAYOUTS["hierarchical"]
+    record, results, job = train(world_size, [*flags, *EVERY_TWO], ranks_per_node=2)
+    sizes = {"ranks": num_ranks, "gpus_per_node": 2, "hidden_size": 32}
+    trace = simulated(traced(results, tmp_path / "trace"), "trace", **sizes)
+    assert_simulated(record, trace, two_hops=True)
+    assert_drawn(record, simulated(job.folder / "metrics", "record"))

@@ -207,6 +207,20 @@ RULES = {
         f"planner/{module}": Rule(inside={"planner", "model", "report"}, outside={"matplotlib"})
         for module in ("figures", "numbers", "page", "sharing_figures")
     },
+    # The dispatcher's plans without its ranks, and so without Megatron.
+    "simulate": Rule(
+        inside={
+            *("simulate", "checks", "functional", "comm.node_groups", "model.selection"),
+            *("placing.file", "planner.traffic", "presets.table", "printable", "report"),
+        },
+        outside={"torch", "numpy", "safetensors", "rich"},
+    ),
+    # Imported by the command line before anything is decided.
+    "simulate/command": Rule(
+        inside={"checks", "printable"}, outside={"typer"}, in_functions={"grove_megatron"}
+    ),
+    # Its file is read where there is neither torch nor Megatron.
+    "placing": Rule(inside={"placing", "checks"}),
     # Said of released models before anything of Megatron's is imported.
     "presets": Rule(inside={"presets", "checks", "model.families.moe_plus_plus"}),
     "presets/measured": Rule(
@@ -388,6 +402,9 @@ def test_there_are_modules_to_look_at():
         ("report", "from ..config import has_adjugates"),
         ("report/command", "from .figures import draw_all"),
         ("planner", "import torch"),
+        ("simulate", "import megatron.core"),
+        ("simulate", "from ..moe import crossing"),
+        ("simulate/command", "import torch"),
         ("model", "import torch"),
         ("model", "from ..config import has_adjugates"),
         ("checks", "import torch"),

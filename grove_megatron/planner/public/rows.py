@@ -8,11 +8,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from ..cluster import Cluster
+from ..cluster import GIB, Cluster
 from ..flags import parse
 from ..flops import flops_per_token
 from ..inputs import Sizes
 from ..machines import machine
+from ..memory import largest, stage_memory
 from ..parts import router_parts
 from ..sizes import sizes_of
 from ..step import Step, step, with_slack
@@ -74,6 +75,14 @@ class Public:
             return float(tokens / self.row["tokens_per_second_per_gpu"])
         flops = flops_per_token(self.sizes.model, training.sequence_length)
         return float(tokens * flops / (self.row["tflops_per_gpu"] * 1e12))
+
+    @property
+    def memory(self) -> tuple[float, float] | None:
+        """Of a rank, measured and planned without margin; bytes. None where nobody says it."""
+        if "memory_gib" not in self.row:
+            return None
+        memories = stage_memory(self.sizes)
+        return self.row["memory_gib"] * GIB, memories[largest(memories)].total
 
     def step(self, slack: float = 1.0) -> Step:
         """As planned."""

@@ -27,4 +27,4 @@ ROUND = Machine(
 
 def cluster(nodes: int = 1, per_node: int = 8, **machine: Any) -> Cluster:
     found = replace(ROUND, **machine)
-    return Cluster(machine=found, nodes=nodes, per_node=per_node, memory=found.memory)
+    return Cluster(machine=found, nodes=nodes, per_node=per_node, memory=found.memory, slack=1.0)

@@ -1,15 +1,16 @@
 """Layouts planned for a made-up cluster, as a page gets them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from grove_megatron.model.architecture import Model
 from grove_megatron.planner.cluster import GIB, Cluster, Link
 from grove_megatron.planner.inputs import Layout, Sizes, Training
+from grove_megatron.planner.layouts import Planned
 from grove_megatron.planner.machines import machine
-from grove_megatron.planner.memory import Memory, largest, stage_memory
+from grove_megatron.planner.memory import largest, stage_memory
 from grove_megatron.planner.planned import Comparison
 from grove_megatron.planner.step import step, tokens_per_second, utilisation
 
@@ -24,20 +25,9 @@ MACHINE = replace(
 CLUSTER = Cluster(machine=MACHINE, nodes=8, per_node=8, memory=80 * GIB, price=2.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    sizes: Sizes
-    memory: Memory
-    step: Mapping[str, float]
-    tokens_per_second: float
-    mfu: float
-    bottleneck: str
-    fits: bool
-    flags: Sequence[str]
-    cost: float | None = None
-
-
-def plan(model: Model, *, memory_gib: float = 80, cost: float | None = None, **layout: Any) -> Plan:
+def plan(
+    model: Model, *, memory_gib: float = 80, cost: float | None = None, **layout: Any
+) -> Planned:
     """Of 64 GPUs, 128 samples a step."""
     made = Layout(world=64, sequence_parallel=layout.get("tensor", 1) > 1, **layout)
     training = Training(
@@ -45,22 +35,24 @@ def plan(model: Model, *, memory_gib: float = 80, cost: float | None = None, **l
     )
     sizes = Sizes(model=model, layout=made, training=training)
     memories = stage_memory(sizes)
-    memory, took = memories[largest(memories)], step(sizes, CLUSTER)
-    return Plan(
+    stage = largest(memories)
+    memory, took = memories[stage], step(sizes, CLUSTER)
+    return Planned(
         sizes=sizes,
+        stage=stage,
         memory=memory,
         step=took.parts(),
         tokens_per_second=tokens_per_second(sizes, took.total),
         mfu=utilisation(sizes, CLUSTER, took.total),
         bottleneck=took.bottleneck,
         fits=memory.with_margin <= memory_gib * GIB,
-        flags=["--expert-model-parallel-size", str(made.expert)],
+        flags=("--expert-model-parallel-size", str(made.expert)),
         cost=cost,
     )
 
 
 @cache
-def plans(model: Model, memory_gib: float = 80) -> tuple[Plan, ...]:
+def plans(model: Model, memory_gib: float = 80) -> tuple[Planned, ...]:
     """Many layouts, the best first and those that do not fit last."""
     found = [
         plan(
@@ -78,6 +70,6 @@ def plans(model: Model, memory_gib: float = 80) -> tuple[Plan, ...]:
     return tuple(sorted(found, key=lambda one: (not one.fits, -one.tokens_per_second)))
 
 
-def comparison(found: Sequence[Plan], memory_gib: float = 80, **more: Any) -> Comparison:
+def comparison(found: Sequence[Planned], memory_gib: float = 80, **more: Any) -> Comparison:
     cluster = replace(CLUSTER, memory=memory_gib * GIB)
     return Comparison(**({"title": "it", "plans": found, "cluster": cluster} | more))

@@ -58,6 +58,6 @@ def test_the_largest_part_is_named_with_what_makes_it_smaller(layout, changes, p
     found = fit(sizes, 1)
     assert found.part == part
     most = max(stage_memory(sizes), key=lambda memory: memory.total)
-    assert found.part_size == max(vars(most).values()) / 2**30
+    assert found.part_size == max(most.state.values()) / 2**30
     assert found.less.startswith(less)
     assert (found.where == "a rank of stage 0") == ("pipeline" in layout)

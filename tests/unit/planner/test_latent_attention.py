@@ -79,9 +79,10 @@ TOKENS = 64 * 2
     [
         # bf16 of queries and keys of 192, values of 128, in 128 heads.
         (DEEPSEEK_V3, ("mla_up_proj",), TOKENS * 128 * (2 * 192 + 128)),
-        (DEEPSEEK_V3, ("core_attn",), TOKENS * 64 * 128),
+        # Its scores, and the mask.
+        (DEEPSEEK_V3, ("core_attn",), TOKENS * 64 * 128 + 64 * 64),
         (DEEPSEEK_V2_LITE, ("mla_up_proj",), TOKENS * 16 * (2 * 192 + 128)),
-        (DEEPSEEK_V3, ("mla_up_proj", "core_attn"), TOKENS * 128 * (2 * 192 + 128 + 64)),
+        (DEEPSEEK_V3, ("mla_up_proj", "core_attn"), TOKENS * 128 * (2 * 192 + 128 + 64) + 64 * 64),
     ],
 )
 def test_what_is_recomputed_is_not_kept(
@@ -113,9 +114,10 @@ def test_what_is_recomputed_is_not_kept(
 def test_what_attention_keeps(model: Model, norms: bool, width: int) -> None:
     model = replace(model, qk_layernorm=norms)
     sizes = Sizes(model=model, layout=Layout(), training=training())
-    # The two norms around it, and the dense FFN.
-    others = 4 * model.hidden_size + 3 * model.ffn_hidden_size
-    heads = model.num_attention_heads * (2 * 192 + 2 * 128)
+    # The two norms around it with what they divided by, and the dense FFN.
+    others = 4 * model.hidden_size + 2 + 3 * model.ffn_hidden_size
+    # Queries, keys, values, the output, and of every head a sum in fp32.
+    heads = model.num_attention_heads * (2 * 192 + 2 * 128 + 2)
     assert layer_activations(sizes, is_moe=False) == TOKENS * (others + heads + width)
 
 

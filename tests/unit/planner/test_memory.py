@@ -1,9 +1,11 @@
 from dataclasses import replace
+from operator import mul
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 
 from grove_megatron.model.parameters import total_parameters
@@ -13,9 +15,13 @@ from grove_megatron.planner.activations import (
     layer_activations,
     stage_activations,
 )
+from grove_megatron.planner.in_flight import moments
 from grove_megatron.planner.inputs import Layout, Precision, Sizes
 from grove_megatron.planner.memory import largest, stage_memory
+from grove_megatron.planner.moe_steps import records
 from grove_megatron.planner.parameters import rank_parameters
+from grove_megatron.planner.rank_sizes import RankSizes
+from grove_megatron.planner.steps import PARTS
 
 from .models import GROVE_33B, QWEN3_30B, jobs, training
 
@@ -77,8 +83,13 @@ def test_a_frozen_weight_is_2_bytes():
     (memory,) = stage_memory(job(training=training(train_only=("adjugates",))))
     assert memory.weights == 2 * 32_948_041_728
     assert (memory.gradients, memory.optimizer) == (4 * ADJUGATES, 12 * ADJUGATES)
-    # What is frozen is kept of a microbatch all the same, as far as this is known.
-    assert memory.activations == stage_memory(job())[0].activations
+    # A frozen matrix keeps no input: of QKV in every layer. Fused attention keeps its output.
+    heads = 64 * 2 * 2048 * 48
+    frozen, whole = (
+        stage_memory(job(model=SMALL, training=training(grouped_experts=True, train_only=only)))
+        for only in (("adjugates",), ())
+    )
+    assert whole[0].activations - frozen[0].activations == pytest.approx(heads, rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -126,18 +137,30 @@ def test_adjugates_only_add(sizes):
 
 
 def test_what_the_adjugates_keep_of_a_row():
-    tokens, groups, width, hidden = 64, 7.779527559055118, 128, 2048
-    # h and its activation, in 16 bits, and two positions; the row itself where it is a copy.
-    apart = tokens * groups * (2 * (3 * width + hidden) + 16)
-    assert adjugate_activations(job()) == pytest.approx(apart, rel=1e-12)
+    tokens, groups, width, experts = 64, 7.779527559055118, 128, 128
+    # h and its activation, in 16 bits, two positions and a weight; and what was selected.
     one_pass = job(training=training(grouped_experts=True))
-    assert adjugate_activations(one_pass) == pytest.approx(apart - tokens * groups * 2 * hidden)
-    assert adjugate_activations(job(), groups=4.0) == pytest.approx(apart * 4 / groups)
+    kept = tokens * (groups * (2 * 3 * width + 20) + experts)
+    assert adjugate_activations(one_pass) == pytest.approx(kept, rel=1e-12)
+    fewer = tokens * (4 * (2 * 3 * width + 20) + experts)
+    assert adjugate_activations(one_pass, groups=4.0) == pytest.approx(fewer, rel=1e-12)
+    # The row itself where it is a copy, with its positions; and those of what experts get.
+    copies = tokens * (groups * (2 * 2048 + 16) + 8 * 16 + 8)
+    assert adjugate_activations(job()) == pytest.approx(kept + copies, rel=1e-12)
+
+
+# Few tokens meet a whole vocabulary, whose gradient would be the most there is.
+SMALL = replace(GROVE_33B, vocab_size=64)
+ROW = 64 * 2048 * 2
+RECORDS = records(RankSizes(job()))
+WHOLE = layer_activations(job(), is_moe=True)
 
 
 def test_what_is_recomputed_is_not_kept():
     kept = {
-        modules: stage_activations(job(training=training(recompute=frozenset(modules.split()))))[0]
+        modules: stage_activations(
+            job(model=SMALL, training=training(recompute=frozenset(modules.split())))
+        )[0]
         for modules in ("", "layernorm", "moe_act", "moe", "full")
     }
     assert kept["full"] < kept["moe"] < kept["moe_act"] < kept[""]
@@ -146,18 +169,19 @@ def test_what_is_recomputed_is_not_kept():
 
 def test_full_recompute_keeps_one_row_a_token_and_layer():
     def of(layers: int) -> float:
-        model = replace(GROVE_33B, moe_layers=(True,) * layers)
+        model = replace(SMALL, moe_layers=(True,) * layers)
         again = training(recompute=frozenset(["full"]))
         return stage_activations(job(model=model, training=again))[0]
 
-    assert of(9) - of(8) == 64 * 2048 * 2
+    # And where the dispatcher sent it.
+    assert of(9) - of(8) == pytest.approx(ROW + RECORDS, rel=1e-9)
 
 
 def test_recompute_of_some_layers_keeps_the_others():
     some = training(recompute=frozenset(["full"]), recompute_layers=40)
     everything = training(recompute=frozenset(["full"]))
     none, part, full = (
-        stage_activations(job(training=t))[0] for t in (training(), some, everything)
+        stage_activations(job(model=SMALL, training=t))[0] for t in (training(), some, everything)
     )
     assert full < part < none
 
@@ -165,18 +189,18 @@ def test_recompute_of_some_layers_keeps_the_others():
 def interleaved(layers: int | None, *, mtp: int = 0, **settings: Any) -> float:
     """Of the last of two stages with two chunks of three layers each."""
     again = training(recompute=frozenset(["full"]), recompute_layers=layers, **settings)
-    model = replace(GROVE_33B, moe_layers=(True,) * 12, mtp_depths=mtp, mtp_modules=mtp)
+    model = replace(SMALL, moe_layers=(True,) * 12, mtp_depths=mtp, mtp_modules=mtp)
     layout = Layout(pipeline=2, virtual=2, world=2)
     return stage_activations(job(model=model, layout=layout, training=again))[-1]
 
 
 def test_so_many_layers_of_every_chunk_are_recomputed():
-    # There is one microbatch, and the last stage would hold 3 / 2.
-    row, whole = 64 * 2048 * 2, layer_activations(job(), is_moe=True)
-    everything = interleaved(None)
-    # The layer that is made again has room where those after it were.
-    assert interleaved(2) - everything == pytest.approx(2 * (whole - row) - whole, rel=1e-9)
-    assert interleaved(1) - interleaved(2) == pytest.approx(2 * (whole - row), rel=1e-9)
+    # One microbatch has passed both chunks.
+    everything, unit = interleaved(None), ROW + RECORDS
+    # The layer that is made again has room where those after it were; its input is kept.
+    expected = 2 * (WHOLE - unit) - (WHOLE - ROW)
+    assert interleaved(2) - everything == pytest.approx(expected, rel=1e-9)
+    assert interleaved(1) - interleaved(2) == pytest.approx(2 * (WHOLE - unit), rel=1e-9)
 
 
 @pytest.mark.parametrize("layers", [3, 4, 12])
@@ -185,19 +209,22 @@ def test_no_more_layers_are_recomputed_than_a_chunk_has(layers):
 
 
 def test_a_unit_of_recompute_ends_with_its_chunk():
-    row, whole = 64 * 2048 * 2, layer_activations(job(), is_moe=True)
     one, two, most = (interleaved(None, recompute_unit=unit) for unit in (1, 2, 12))
-    # 2 x 3 inputs, 2 x 2 of units of two layers and one, 2 x 1.
-    assert two - one == pytest.approx(whole - 2 * row, rel=1e-9)
-    assert most - one == pytest.approx(2 * whole - 4 * row, rel=1e-9)
+    # 2 x 3 inputs, 2 x 2 of units of two layers and one, 2 x 1. While the first of two layers has
+    # its gradients made, that of what both put out is there; the unit of one is done by then.
+    assert two - one == pytest.approx(WHOLE - 2 * ROW - RECORDS, rel=1e-9)
+    assert most - one == pytest.approx(2 * WHOLE - 3 * ROW, rel=1e-9)
 
 
 def test_mtp_layers_are_recomputed_one_by_one_or_with_a_number_of_layers_not_at_all():
-    row, whole = 64 * 2048 * 2, layer_activations(job(), is_moe=True)
-    # What an MTP layer keeps beside a layer, twice, does not depend on the recompute.
+    # What an MTP layer keeps beside a layer does not depend on the recompute. Made again, it is
+    # the whole layer that is there when its gradients are made; so is that which was kept.
     both = interleaved(None, mtp=1) - interleaved(None)
     none = interleaved(3, mtp=1) - interleaved(3)
-    assert none - both == pytest.approx(whole - row, rel=1e-9)
+    assert none - both == pytest.approx(-RECORDS, rel=1e-9)
+    two = interleaved(None, mtp=2) - interleaved(None, mtp=1)
+    kept = interleaved(3, mtp=2) - interleaved(3, mtp=1)
+    assert kept - two == pytest.approx(WHOLE - ROW - RECORDS, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -250,3 +277,71 @@ def test_the_first_stage_holds_most_activations():
 def test_a_plain_model_is_planned_too():
     (memory,) = stage_memory(job(model=QWEN3_30B))
     assert memory.weights == 2 * 30_532_122_624
+
+
+@given(sizes=jobs(), overlapped=st.booleans(), recompute=st.sampled_from(("", "moe", "full")))
+def test_activations_are_the_sum_of_their_parts(sizes, overlapped, recompute):
+    settings = replace(
+        sizes.training,
+        microbatches=5,
+        overlapped_experts=overlapped,
+        recompute=frozenset(recompute.split()),
+    )
+    for memory in stage_memory(replace(sizes, training=settings)):
+        assert tuple(memory.activation_parts) == PARTS
+        assert sum(memory.activation_parts.values()) == memory.activations
+        assert min(memory.activation_parts.values()) >= -1e-6
+
+
+def test_a_fuller_rank_has_more_rows_and_nothing_else():
+    layout = Layout(expert=8, world=8)
+
+    def parts(imbalance: float) -> dict[str, float]:
+        chosen = training(imbalance=imbalance, grouped_experts=True)
+        return stage_memory(job(model=SMALL, layout=layout, training=chosen))[0].activation_parts
+
+    even, full = parts(1.0), parts(2.0)
+    changed = {name for name in PARTS if even[name] != full[name]}
+    assert changed == {"experts", "dispatcher"}
+    assert full["experts"] > 1.6 * even["experts"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"imbalance": 0.0}, r"imbalance \(0.0\) is not above 0"),
+        ({"imbalance": float("nan")}, r"imbalance \(nan\) is not above 0"),
+        ({"expert_imbalance": 0.5}, r"expert_imbalance \(0.5\) is below 1"),
+        ({"capacity_factor": -1.0}, r"capacity_factor \(-1.0\) is not above 0"),
+    ],
+)
+def test_impossible_rows_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        training(**settings)
+
+
+@pytest.mark.parametrize("alike", [(0, 0, 0), (0, 1, 1), (0, 1, 2)])
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_no_moment_is_worse_than_those_that_are_looked_at(alike, overlapped):
+    """Of chunks that are alike as said, with any sizes."""
+    layout = Layout(pipeline=4, virtual=3, world=4)
+    chosen = training(microbatches=10, overlapped_experts=overlapped)
+    sizes = job(layout=layout, training=chosen)
+    weights = [(1.0, 1.0, 1.0), (1.0, 5.0, 5.0), (9.0, 2.0, 2.0), (1.0, 7.0, 3.0)]
+    for stage in range(4):
+        every = moments(sizes, stage, (0, 1, 2))
+        some = moments(sizes, stage, alike)
+        assert len(some) <= len(every)
+        for weight in weights:
+            if any(weight[i] != weight[alike.index(alike[i])] for i in range(3)):
+                continue
+            for backward in range(3):
+                assert _most(some, weight, alike, backward) == _most(every, weight, alike, backward)
+
+
+def _most(found, weight, alike, backward):
+    return max(
+        sum(map(mul, moment.held, weight))
+        for moment in found
+        if alike[moment.backward] == alike[backward]
+    )

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +15,12 @@ from matplotlib.colors import to_rgba
 from grove_megatron.planner.assumed import Assumed
 from grove_megatron.planner.cluster import GIB
 from grove_megatron.planner.figures import MEMORY, TIME, memory, time, time_unit
+from grove_megatron.planner.layouts import Planned
 from grove_megatron.planner.memory import Memory
 from grove_megatron.planner.numbers import numbers
 from grove_megatron.planner.page import page, write_page
 from grove_megatron.planner.planned import layout_label, memory_parts
+from grove_megatron.planner.sharing import dispatches, groupings
 from grove_megatron.planner.sharing_figures import dedup, grouping
 from grove_megatron.planner.step import PARTS
 from grove_megatron.report import draw
@@ -26,7 +28,7 @@ from grove_megatron.report.refused import page_problems
 from tests.integration.installed_wheel import without
 
 from .models import GROVE_33B, QWEN3_30B
-from .plans import H100, Plan, comparison, plan, plans
+from .plans import H100, comparison, plan, plans
 
 DENSE = replace(QWEN3_30B, moe_layers=(False,) * 48, num_experts=0, topk=0, ffn_hidden_size=6144)
 IMAGES = ["time", "memory", "dedup", "grouping"]
@@ -91,14 +93,14 @@ def whole(parts: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def assert_numbers(parsed: Parsed, found: list[Plan]) -> None:
+def assert_numbers(parsed: Parsed, found: list[Planned]) -> None:
     """Of every plan in the tables."""
     _, *rows = parsed.tables["numbers-all"]
     assert len(rows) == min(len(found), 200)
     for row, one in zip(rows, found, strict=False):
         assert row[1] == layout_label(one.sizes)
         speed = one.tokens_per_second / one.sizes.layout.world
-        expected = [speed, 100 * one.mfu, sum(one.step.values()), one.memory.total / GIB]
+        expected = [speed, 100 * one.mfu, sum(one.step.values()), one.memory.with_margin / GIB]
         # As many digits as are shown.
         assert [number(text) for text in row[2:6]] == pytest.approx(expected, rel=2e-3, abs=0.06)
         assert row[6] == ("yes" if one.fits else "no")
@@ -156,6 +158,20 @@ def test_a_page_of_many_layouts_needs_nothing_else_and_has_all_numbers(tmp_path:
     pipeline = found[0].sizes.layout.pipeline
     sizes = [int(row[0]) for row in parsed.tables["numbers-dedup"][1:]]
     assert sizes == [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= 64 // pipeline]
+    sent = {(one.ranks, one.way): one for one in dispatches(found[0].sizes, made.cluster)}
+    for ranks, *row in parsed.tables["numbers-dedup"][1:]:
+        stock, flat, nodes = (
+            sent.get((int(ranks), way)) for way in ("stock", "flat", "hierarchical")
+        )
+        expected = [stock.rows, flat.rows, stock.far, flat.far, *([nodes.far] if nodes else [])]
+        expected += [1e3 * one.seconds for one in (stock, flat, nodes) if one]
+        assert [number(text) for text in row if text] == pytest.approx(expected, rel=1e-3)
+    for one, row in zip(
+        groupings(GROVE_33B, 4096), parsed.tables["numbers-grouping"][1:], strict=True
+    ):
+        expected = [one.groups, one.met, one.width]
+        expected += [100 * one.share, 100 * one.share_per_expert]
+        assert [number(text) for text in row] == pytest.approx(expected, rel=1e-3)
     # The paper's number.
     (own,) = (row for row in parsed.tables["numbers-grouping"] if row[0] == "64")
     assert own[1] == "7.78"
@@ -215,6 +231,9 @@ def test_bars_are_the_parts_and_what_does_not_fit_is_hatched() -> None:
     hatched = {round(bar.get_y() + 0.36) for bar in axes.patches if bar.get_hatch()}
     assert hatched == set(range(16, 22))
     assert any([*line.get_xdata()] == [40, 40] for line in axes.lines)
+    # The best is on top.
+    bottom, top = axes.get_ylim()
+    assert bottom > top
     (margins,) = (line for line in axes.lines if line.get_marker() == "|")
     assert [*margins.get_xdata()] == pytest.approx(
         [found[place].memory.with_margin / GIB for place in places]
@@ -235,6 +254,11 @@ def test_words_are_inside_of_their_figure_and_beside_one_another(make) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         inside = figure.bbox.padded(1)
+        for key in figure.legends:
+            for word in key.get_texts():
+                box = word.get_window_extent()
+                assert inside.contains(box.x0, box.y0), word
+                assert inside.contains(box.x1, box.y1), word
         for axes in figure.axes:
             across, up = (ticks(axis) for axis in (axes.xaxis, axes.yaxis))
             others = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
@@ -342,3 +366,45 @@ def test_what_was_not_timed_has_no_seconds() -> None:
     assert len(parsed.tables["numbers-memory"]) == 3
     alone = Parsed("".join(numbers(comparison([untimed], 40))))
     assert "None was timed" in alone.texts["numbers-time"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parted(Memory):
+    activation_parts: dict[str, float] = field(default_factory=dict)
+
+
+def test_activations_are_shown_by_part_where_they_are_known() -> None:
+    one = plan(GROVE_33B, expert=8)
+    parts = {"attention": 2.0 * GIB, "experts": 3.0 * GIB, "router": 0.0}
+    memory_of = sizes_of(one.memory) | {"activations": 5.0 * GIB}
+    parted = replace(one, memory=Parted(**memory_of, activation_parts=parts))
+    assert sum(memory_parts(parted.memory).values()) == pytest.approx(parted.memory.total)
+    made = comparison([parted])
+    drawn = widths(memory(made).figure, MEMORY, 0)
+    assert drawn["activations: attention"] == pytest.approx(2)
+    assert drawn["activations: experts"] == pytest.approx(3)
+    assert set(drawn) & {"activations", "activations: router"} == set()
+    header, row = Parsed("".join(numbers(made))).tables["numbers-memory"]
+    assert dict(zip(header, row, strict=True))["activations: experts"] == "3"
+
+
+def test_lines_are_the_numbers_of_the_tables() -> None:
+    made = comparison([plan(GROVE_33B, expert=16)])
+    sizes = made.first.sizes
+    found = dispatches(sizes, made.cluster)
+    sent, far, cost = dedup(made).figure.axes
+    scale, _ = time_unit(max(one.seconds for one in found))
+    for axes, of in ((sent, "rows"), (far, "far"), (cost, "seconds")):
+        lines = [[*line.get_ydata()] for line in axes.lines if len(line.get_ydata()) != 2]
+        ways = ("stock", "flat", "hierarchical")[: len(lines)]
+        by = scale if of == "seconds" else 1.0
+        assert len(ways) == (2 if of == "rows" else 3)
+        for way, line in zip(ways, lines, strict=True):
+            assert line == pytest.approx([getattr(o, of) / by for o in found if o.way == way])
+    found = groupings(GROVE_33B, sizes.training.sequence_length)
+    met, share = grouping(made).figure.axes
+    assert [*met.lines[0].get_ydata()] == [one.met for one in found]
+    assert [[*line.get_ydata()] for line in share.lines[:2]] == [
+        [one.share_per_expert for one in found],
+        [one.share for one in found],
+    ]

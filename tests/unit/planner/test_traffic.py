@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,9 @@ from grove_megatron.planner.inputs import Layout
 from grove_megatron.planner.traffic import (
     distinct_range,
     expected_distinct,
+    expected_sets,
     groups_per_token,
+    nodes_per_token,
     rows_per_token,
 )
 
@@ -57,3 +60,15 @@ def test_rows_of_top_8_of_128(ranks, rows):
 def test_a_plain_model_has_no_groups_to_meet():
     assert groups_per_token(QWEN3_30B) == 0
     assert groups_per_token(GROVE_33B) == expected_distinct(128, 8, 64)
+
+
+def test_nodes_are_met_as_ranks_are():
+    assert nodes_per_token(GROVE_33B, 4) == expected_distinct(128, 8, 4)
+    assert nodes_per_token(GROVE_33B, 1) == 1
+    dense = replace(GROVE_33B, moe_layers=(False,) * 48, num_experts=0, num_groups=0)
+    assert nodes_per_token(dense, 4) == 0
+
+
+def test_tokens_with_other_numbers_of_experts_are_weighed():
+    # Half of them have one expert, half two of four in two sets: a third of the pairs share one.
+    assert expected_sets(4, 2, {0: 0.0, 1: 0.5, 2: 0.5}) == pytest.approx(0.5 + 0.5 * (2 - 1 / 3))

@@ -227,8 +227,9 @@ class TestMemory:
 
         with REPORTING.applied():
             patched = activations()
-        # Tokens x groups x (3 widths of 8 in fp32 and two positions) x layers, as one pass does.
-        kept = 8 * EXPECTED * (4 * 3 * 8 + 16) * args.num_layers
+        # Tokens x groups x (3 widths of 8 in fp32, two positions, a weight), as one pass does, and
+        # tokens x experts that were selected or not.
+        kept = (8 * EXPECTED * (4 * 3 * 8 + 20) + 8 * 8) * args.num_layers
         assert patched - activations() == pytest.approx(kept * factor, rel=1e-9)
 
 

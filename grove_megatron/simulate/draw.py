@@ -1,0 +1,115 @@
+"""Distinct experts for many tokens at once, drawn by weight, or so that loads are given.
+
+Shape suffixes: T tokens, K experts of a token, E experts.
+"""
+
+import torch
+from torch import Tensor
+
+NONE = -1
+"""Stands in a token's list where it has no more experts."""
+
+_PIECE = 2**22
+
+
+def choose(weights_E: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:
+    """[T, K] int64: one expert after the other by weight, each at most once for a token.
+
+    Draws with repetition and keeps the first K different ones, which is the same; the few tokens
+    that have too few among those go on in a race of exponential times.
+
+    Args:
+        weights_E: [E] fp64, not negative; at least K of them above 0.
+        tokens, topk: T, K.
+        generator: of the CPU.
+    """
+    cdf_E = weights_E.cumsum(0) / weights_E.sum()
+    draws = torch.rand(tokens, 2 * topk, dtype=torch.float64, generator=generator)
+    # Of 1 there is none: the last expert with a weight is the last that is found.
+    found = torch.searchsorted(cdf_E, draws, right=True).clamp_(max=weights_E.numel() - 1)
+    repeats = (found[:, :, None] == found[:, None, :]).tril(-1).any(-1)
+    place = (~repeats).cumsum(1) - 1
+    # Repetitions, and what comes after the K-th, fall into one more column.
+    place = place.masked_fill(repeats, topk).clamp_(max=topk)
+    chosen = found.new_full((tokens, topk + 1), NONE).scatter_(1, place, found)[:, :topk]
+    short = torch.nonzero(chosen[:, -1] == NONE)[:, 0]
+    for piece in short.split(max(1, _PIECE // weights_E.numel())):
+        chosen[piece] = _race(weights_E, chosen[piece], generator)
+    return chosen
+
+
+def _race(weights_E: Tensor, chosen_TK: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill the lists up: the next is the first of exponential times with the weights as rates."""
+    tokens, topk = chosen_TK.shape
+    times = torch.empty(tokens, weights_E.numel(), dtype=torch.float64)
+    times.exponential_(generator=generator).div_(weights_E)
+    # A row of its own for those that are not yet chosen.
+    taken = torch.zeros(tokens, weights_E.numel() + 1, dtype=torch.bool)
+    taken.scatter_(1, chosen_TK.where(chosen_TK != NONE, weights_E.numel()), True)
+    more = times.masked_fill_(taken[:, :-1], torch.inf).topk(topk, largest=False).indices
+    # The k-th place is filled by the (k - already chosen)-th of them.
+    have = (chosen_TK != NONE).sum(1, keepdim=True)
+    place = torch.arange(topk) - have
+    return chosen_TK.where(chosen_TK != NONE, more.gather(1, place.clamp(min=0)))
+
+
+def with_loads(loads_E: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:
+    """[T, K] int64: every expert for exactly its share of tokens, on average.
+
+    Systematic sampling with a new random order of the experts for every token: of equal loads it
+    makes a uniform choice. What is not integer in the sum is a number of experts that varies.
+
+    Args:
+        loads_E: [E] fp64 between 0 and 1: share of the tokens; at most K together.
+        tokens, topk: T, K.
+        generator: of the CPU.
+    """
+    pieces = [
+        _with_loads(loads_E, len(piece), topk, generator)
+        for piece in torch.arange(tokens).split(max(1, _PIECE // loads_E.numel()))
+    ]
+    return torch.cat(pieces)
+
+
+def _with_loads(loads_E: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:
+    order_TE = torch.rand(tokens, loads_E.numel(), generator=generator).argsort(1)
+    end_TE = loads_E[order_TE].cumsum(1)
+    end_TE += torch.rand(tokens, 1, dtype=torch.float64, generator=generator)
+    # Where a whole number is passed.
+    begin_TE = end_TE.roll(1, 1)
+    begin_TE[:, 0] = 0
+    passed_TE = end_TE.floor() > begin_TE.floor()
+    place = passed_TE.cumsum(1) - 1
+    place = place.masked_fill(~passed_TE, topk).clamp_(max=topk)
+    chosen = order_TE.new_full((tokens, topk + 1), NONE)
+    return chosen.scatter_(1, place, order_TE)[:, :topk]
+
+
+def from_homes(
+    home_TM: Tensor,
+    inside_T: Tensor,
+    experts: int,
+    topk: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """[T, K] int64: some experts of a token uniformly from its home, the others from elsewhere.
+
+    Args:
+        home_TM: [T, M] int64, the experts at home.
+        inside_T: [T] int64, how many are from there: up to K and M, and so many that there are
+            enough elsewhere.
+        experts, topk: E, K.
+        generator: of the CPU.
+    """
+    tokens, size = home_TM.shape
+    shuffled = torch.rand(tokens, size, generator=generator).argsort(1)
+    at_home = home_TM.gather(1, shuffled)
+    keys = torch.rand(tokens, experts, generator=generator).scatter_(1, home_TM, 2.0)
+    elsewhere = keys.topk(topk, largest=False).indices
+    # In no order: what is left out of a list for local experts is from here and from there.
+    place = torch.rand(tokens, topk, generator=generator).argsort(1)
+    return torch.where(
+        place < inside_T[:, None],
+        at_home.gather(1, place.clamp(max=size - 1)),
+        elsewhere.gather(1, (place - inside_T[:, None]).clamp(min=0)),
+    )
