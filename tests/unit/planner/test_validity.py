@@ -170,6 +170,19 @@ def test_the_fastest_layouts_have_no_problem_for_doctor() -> None:
             "--num-virtual-stages-per-pipeline-rank 2 --no-overlap-p2p-communication",
             "needs --pipeline-model-parallel-size (2) above 2",
         ),
+        (
+            "--pipeline-model-parallel-size 3 --decoder-first-pipeline-num-layers 1",
+            "leave 3 of --num-layers (4), which are not a multiple of the other stages (2)",
+        ),
+        (
+            "--num-attention-heads 7 --kv-channels 8 --tensor-model-parallel-size 2",
+            "does not divide --num-attention-heads (7)",
+        ),
+        (
+            "--tensor-model-parallel-size 2 --grove-num-groups 4 "
+            "--grove-adjugate-ffn-hidden-size 15",
+            "--grove-adjugate-ffn-hidden-size (15) is not a multiple of --expert-tensor",
+        ),
         ("--overlap-param-gather-with-optimizer-step", "needs virtual pipeline stages"),
         ("--tp-comm-overlap", "needs --sequence-parallel (False) with"),
         ("--hierarchical-context-parallel-sizes 2 2", "do not multiply to --context-parallel-size"),
