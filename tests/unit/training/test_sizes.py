@@ -72,7 +72,7 @@ def test_what_a_layer_keeps_is_read_from_its_flags():
         )
     ).training
     assert (given.capacity_factor, given.padded_to_capacity) == (1.5, True)
-    assert not (given.dropout or given.attention_dropout or given.local)
+    assert (given.dropout, given.attention_dropout, given.local) == (False, False, False)
     local = sizes_of(
         parsed(
             "--attention-dropout 0.1 --no-bias-dropout-fusion --transformer-impl local "
@@ -81,7 +81,7 @@ def test_what_a_layer_keeps_is_read_from_its_flags():
     ).training
     assert local.attention_dropout
     assert local.local
-    assert not (local.fused_dropout or local.fused_norms)
+    assert (local.fused_dropout, local.fused_norms) == (False, False)
 
 
 def test_the_schedule_is_read_from_its_flags():
