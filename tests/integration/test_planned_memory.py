@@ -135,10 +135,7 @@ LAYOUTS = {
     "dropout": (1, "--attention-dropout 0.1 --hidden-dropout 0.1"),
     "TP2 bf16, many tokens in the vocabulary": (2, f"{TP2} --bf16 --padded-vocab-size 4096"),
     "RMSNorm of queries and keys too, bf16": (1, "--normalization RMSNorm --qk-layernorm --bf16"),
-    "bf16, attention of two layers alone": (
-        1,
-        "--bf16 --grove-train-only layers\\.[05].*self_attention",
-    ),
+    "bf16, attention alone": (1, "--bf16 --grove-train-only attention"),
 }
 QUICK = ("EP2 bf16 sharded", "EP2 bf16 sharded, adjugates alone")
 # Megatron's own formula, and what is added to it, takes stages as alike.

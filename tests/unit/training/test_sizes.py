@@ -72,7 +72,7 @@ def test_what_a_layer_keeps_is_read_from_its_flags():
         )
     ).training
     assert (given.capacity_factor, given.padded_to_capacity) == (1.5, True)
-    assert not any((given.dropout, given.attention_dropout, given.local))
+    assert (given.dropout, given.attention_dropout, given.local) == (False, False, False)
     local = sizes_of(
         parsed(
             "--attention-dropout 0.1 --no-bias-dropout-fusion --transformer-impl local "
@@ -81,7 +81,7 @@ def test_what_a_layer_keeps_is_read_from_its_flags():
     ).training
     assert local.attention_dropout
     assert local.local
-    assert not any((local.fused_dropout, local.fused_norms))
+    assert (local.fused_dropout, local.fused_norms) == (False, False)
 
 
 def test_the_schedule_is_read_from_its_flags():
@@ -161,7 +161,7 @@ def test_dtypes_of_a_validated_namespace_are_read_as_well():
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("--mla-down-proj-fusion", r"--mla-down-proj-fusion \(True\)"),
+        ("--multi-latent-attention", r"--multi-latent-attention \(True\)"),
         ("--moe-latent-size 8", r"--moe-latent-size \(8\)"),
         ("--use-torch-fsdp2", r"--use-torch-fsdp2 \(True\)"),
         ("--hybrid-layer-pattern MEME", r"--hybrid-layer-pattern \(MEME\)"),
