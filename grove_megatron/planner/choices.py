@@ -8,7 +8,7 @@ What is on the command line stays as it is. Of the rest:
   the place of a layer; and every number of model chunks;
 - expert parallelism up to the experts; an expert whole, or split as a dense layer is;
 - micro-batches of 1, 2, 4 and 8;
-- a hierarchical dispatch where an expert-parallel group spans nodes;
+- all-to-all, and a hierarchical one too where an expert-parallel group spans nodes;
 - of recomputation the least that fits: none, of whole FFNs, of whole layers.
 """
 
@@ -17,7 +17,17 @@ from collections.abc import Iterator
 
 from ..model.settings import has_grove_layers
 from .sizes import split_layers
-from .validity import CHUNKS, CONTEXT, COUNTED, EXPERT, EXPERT_TENSOR, PIPELINE, TENSOR
+from .validity import (
+    CHUNKS,
+    CONTEXT,
+    COUNTED,
+    DISPATCHER,
+    EXPERT,
+    EXPERT_TENSOR,
+    HIERARCHICAL,
+    PIPELINE,
+    TENSOR,
+)
 
 Values = dict[str, object]
 """By setting."""
@@ -113,18 +123,23 @@ def micro_batches(args: Namespace, given: frozenset[str]) -> tuple[int, ...]:
     return (args.micro_batch_size,) if "micro_batch_size" in given else MICRO_BATCHES
 
 
-def dispatches(args: Namespace, given: frozenset[str], per_node: int) -> tuple[bool, ...]:
-    """Is the dispatch hierarchical?
+def dispatches(args: Namespace, given: frozenset[str], per_node: int) -> tuple[Values, ...]:
+    """All-to-all, flat and where it makes a difference hierarchical.
 
     Args:
         args: with the size of expert parallelism.
         per_node: ranks of a node.
     """
-    if not has_grove_layers(args) or "grove_hierarchical_dispatch" in given:
-        return (bool(getattr(args, "grove_hierarchical_dispatch", False)),)
+    kind: Values = {}
+    if args.num_experts and DISPATCHER not in given:
+        kind = {DISPATCHER: "alltoall"}
+    if not has_grove_layers(args) or HIERARCHICAL in given:
+        return (kind,)
     split = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
     spans = args.expert_model_parallel_size * split > per_node
-    return (False, True) if spans and split < per_node else (False,)
+    flat, hierarchical = {**kind, HIERARCHICAL: False}, {**kind, HIERARCHICAL: True}
+    gathers = kind.get(DISPATCHER, args.moe_token_dispatcher_type) == "allgather"
+    return (flat, hierarchical) if spans and split < per_node and not gathers else (flat,)
 
 
 def recomputations(args: Namespace, given: frozenset[str]) -> tuple[Values, ...]:

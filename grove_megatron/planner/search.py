@@ -86,8 +86,8 @@ class Search:
                 with_size: Values = so_far | {MICRO_BATCH: size}
                 if self.refuses(with_size, validity.OF_BATCH):
                     continue
-                for is_so in choices.dispatches(args, given, self._per_node):
-                    found = with_size | {HIERARCHICAL: is_so}
+                for dispatch in choices.dispatches(args, given, self._per_node):
+                    found = with_size | dispatch
                     if not self.refuses(found, self._of_nodes):
                         yield found
 

@@ -20,6 +20,7 @@ CONTEXT = "context_parallel_size"
 EXPERT, EXPERT_TENSOR = "expert_model_parallel_size", "expert_tensor_parallel_size"
 CHUNKS = "num_virtual_stages_per_pipeline_rank"
 MICRO_BATCH, HIERARCHICAL = "micro_batch_size", "grove_hierarchical_dispatch"
+DISPATCHER = "moe_token_dispatcher_type"
 COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 RECOMPUTE = ("recompute_granularity", "recompute_modules")
 
