@@ -14,6 +14,7 @@ from ..arguments import (
     contradictions,
     optimizer_format_notice,
     optimizer_layout_problems,
+    placement_problems,
     unknown_problems,
 )
 from ..checkpoint.layout import goes_on, is_same
@@ -200,6 +201,7 @@ def _content_problems(args: Namespace, load_args: list[str]) -> list[Problem]:
         if not args.use_checkpoint_args:
             # With it, the settings are those of the checkpoint already.
             problems += contradictions(args, saved)
+        problems += placement_problems(args, saved)
         if load_arg == "load":
             problems += optimizer_layout_problems(args, saved)
             problems += packing_problems(args, saved)
