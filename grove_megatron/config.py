@@ -430,7 +430,9 @@ def _placement_problems(settings: Any, num_experts: int) -> Iterator[Problem]:
     for name in ("fp8_param", "fp8_param_gather"):
         if getattr(settings, name, False):
             why = "which holds weights that cannot be moved as they are"
-            yield check.problem(f"{{grove_placement}} excludes {{{name}}}, {why}; remove one of them")
+            yield check.problem(
+                f"{{grove_placement}} excludes {{{name}}}, {why}; remove one of them"
+            )
     if getattr(settings, "non_persistent_ckpt_type", None) == "local":
         why = "whose files hold what every rank has and not which experts they are"
         sentence = f"{{grove_placement}} excludes {{non_persistent_ckpt_type}}, {why}; use global"

@@ -45,12 +45,16 @@ def described(args: Namespace) -> Described:
         for name, value in sorted(vars(args).items())
         if name not in OF_THE_RANK
     }
-    return flags | _files(args) | {
-        "version of Python": platform.python_version(),
-        "version of torch": str(installed_version("torch")),
-        "version of megatron-core": str(megatron_version()),
-        "version of grove-megatron": __version__,
-    }
+    return (
+        flags
+        | _files(args)
+        | {
+            "version of Python": platform.python_version(),
+            "version of torch": str(installed_version("torch")),
+            "version of megatron-core": str(megatron_version()),
+            "version of grove-megatron": __version__,
+        }
+    )
 
 
 def _files(args: Namespace) -> Described:

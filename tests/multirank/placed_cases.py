@@ -1,5 +1,6 @@
 """On the ranks: layers whose experts live where a placement says, beside those in their order."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def _variant(
     without = _layer(common, fp64, grouped)
     path = _file(folder, order, sizes, common)
     placed = _layer({**common, "grove_placement": path}, fp64, grouped)
+    # Before gradients take the places of weights.
+    saved = None if grouped else [_entries(layer) for layer in (placed, without)]
     ours, theirs = _run(placed, fp64), _run(without, fp64)
     traffic = [vars(layer.token_dispatcher.traffic) for layer in (placed, without)]
     return {
@@ -60,6 +63,8 @@ def _variant(
         "smallest": min(float(value.abs().max()) for value in theirs.values()),
         "moved": placed.columns is not None,
         "traffic": traffic,
+        "entries": saved and len(saved[0]),
+        "same_entries": saved and saved[0] == saved[1],
     }
 
 
@@ -74,6 +79,7 @@ def _file(folder: str, order: list[int], sizes: dict[str, int], settings: dict[s
 
 
 def _layer(settings: dict[str, Any], fp64: bool, grouped: bool) -> Any:
+    """A layer with the first weights of every other one here."""
     from megatron.core import tensor_parallel
 
     groups = {"grove_num_groups": 4, "grove_adjugate_ffn_hidden_size": 8}
@@ -84,11 +90,20 @@ def _layer(settings: dict[str, Any], fp64: bool, grouped: bool) -> Any:
     )
     tensor_parallel.model_parallel_cuda_manual_seed(7)
     torch.manual_seed(7)
-    layer: Any = moe_layer(config)
-    if grouped:
-        layer = type(layer)(config, type(layer.submodules)(experts=grouped_mlp(), router=type(layer.router)))
+    layer = _on_the_stand_in(config) if grouped else moe_layer(config)
     layer.set_layer_number(1)
     return layer.double() if fp64 else layer
+
+
+def _on_the_stand_in(config: Any) -> Any:
+    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+
+    from grove_megatron.layer_spec import adapt_spec
+
+    spec: Any = get_moe_module_spec(use_te=False, num_experts=config.num_moe_experts)
+    spec = adapt_spec(spec, config)
+    spec.keywords["submodules"].experts = grouped_mlp()
+    return spec(config=config)
 
 
 def _run(layer: Any, fp64: bool) -> dict[str, torch.Tensor]:
@@ -105,6 +120,34 @@ def _run(layer: Any, fp64: bool) -> dict[str, torch.Tensor]:
             found |= _by_number(layer, kind, module)
     assert all(value is not None for value in found.values())
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _entries(layer: Any) -> dict[str, str]:
+    """What all ranks would write into a checkpoint: key and place, and the bytes there.
+
+    Of the model, and of an optimizer that has twice the weights for a state of them.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, apply_factories
+    from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+
+    # As in a model of three layers that keeps them as slices of one tensor.
+    entries = layer.sharded_state_dict("mlp.", ((0, 1, 3),))
+    states = {
+        f"state.{name}": make_sharded_optimizer_tensor(entry, 2 * entry.data, "state")
+        for name, entry in entries.items()
+        if not isinstance(entry, ShardedObject)
+    }
+    entries = entries | states
+    apply_factories(entries)
+    mine = {}
+    for piece in nested_values(entries):
+        place = f"{piece.key} {[*piece.global_offset]} of {[*piece.global_shape]}"
+        data = getattr(piece.data, "tolist", lambda: "an object")()
+        mine[place] = hashlib.sha256(str(data).encode()).hexdigest()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {place: of for one in everyone for place, of in one.items()}
 
 
 def _by_number(layer: Any, kind: str, module: Any) -> dict[str, torch.Tensor]:
