@@ -49,6 +49,11 @@ class Assignment:
         slices = (sorted(units[i : i + size]) for i in range(0, self.units, size))
         return tuple(unit for one in slices for unit in one)
 
+    def expert_order(self, layer: str) -> tuple[int, ...]:
+        """The expert in every physical slot of a layer."""
+        size = self.experts // self.units
+        return tuple(unit * size + i for unit in self.order(layer) for i in range(size))
+
     @property
     def moved(self) -> dict[str, tuple[int, ...]]:
         """The orders of the layers of which a rank holds others than without a placement."""
