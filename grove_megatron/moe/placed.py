@@ -30,8 +30,14 @@ def placed(placement: Placement, path: str, layer: str) -> Placement:
         ValueError: the file is none, or not one for these sizes.
     """
     assignment = read(path)
-    sizes = {"experts": placement.num_experts, "groups": placement.num_groups}
-    if found := problems(assignment, path, **sizes, ranks=placement.num_ranks):
+    found = problems(
+        assignment,
+        path,
+        experts=placement.num_experts,
+        groups=placement.num_groups,
+        ranks=placement.num_ranks,
+    )
+    if found:
         raise Refusal(found)
     return replace(placement, order=assignment.moved.get(layer))
 
@@ -99,7 +105,8 @@ _LOCAL = re.compile(r"(?:^|\.)local_experts\.(\d+)\.|\.(?:weight|bias)(\d+)$")
 def _of_each(experts: ExpertsInterface) -> list[list[Tensor]]:
     """Of each of this rank's experts all that it has, whatever module holds them."""
     assert isinstance(experts, torch.nn.Module)
-    count = int(experts.num_local_experts)
+    count = experts.num_local_experts
+    assert isinstance(count, int)
     found: list[list[Tensor]] = [[] for _ in range(count)]
     for name, parameter in experts.named_parameters():
         if match := _LOCAL.search(name):

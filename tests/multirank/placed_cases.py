@@ -55,6 +55,7 @@ def _variant(
     placed = _layer({**common, "grove_placement": path}, fp64, grouped)
     # Before gradients take the places of weights.
     saved = None if grouped else [_entries(layer) for layer in (placed, without)]
+    named = [_names(layer) for layer in (placed, without)]
     ours, theirs = _run(placed, fp64), _run(without, fp64)
     traffic = [vars(layer.token_dispatcher.traffic) for layer in (placed, without)]
     return {
@@ -63,6 +64,7 @@ def _variant(
         "smallest": min(float(value.abs().max()) for value in theirs.values()),
         "moved": placed.columns is not None,
         "traffic": traffic,
+        "same_names_of_parameters": named[0] == named[1],
         "entries": saved and len(saved[0]),
         "same_entries": saved and saved[0] == saved[1],
     }
@@ -122,6 +124,28 @@ def _run(layer: Any, fp64: bool) -> dict[str, torch.Tensor]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _names(layer: Any) -> dict[str, str]:
+    """Every parameter of all ranks by its name in the model, and its bytes."""
+    from grove_megatron.checkpoint.local_names import local_parameters
+
+    model = torch.nn.ModuleDict({"mlp": layer})
+    mine = {
+        f"{one.global_name} {one.tensor_parallel}": _digest(one.tensor)
+        for one in local_parameters([model])
+    }
+    return _together(mine)
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(str(tensor.tolist()).encode()).hexdigest()
+
+
+def _together(mine: dict[str, str]) -> dict[str, str]:
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {name: of for one in everyone for name, of in one.items()}
+
+
 def _entries(layer: Any) -> dict[str, str]:
     """What all ranks would write into a checkpoint: key and place, and the bytes there.
 
@@ -143,11 +167,8 @@ def _entries(layer: Any) -> dict[str, str]:
     mine = {}
     for piece in nested_values(entries):
         place = f"{piece.key} {[*piece.global_offset]} of {[*piece.global_shape]}"
-        data = getattr(piece.data, "tolist", lambda: "an object")()
-        mine[place] = hashlib.sha256(str(data).encode()).hexdigest()
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return {place: of for one in everyone for place, of in one.items()}
+        mine[place] = "" if isinstance(piece, ShardedObject) else _digest(piece.data)
+    return _together(mine)
 
 
 def _by_number(layer: Any, kind: str, module: Any) -> dict[str, torch.Tensor]:

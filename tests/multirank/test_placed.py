@@ -55,6 +55,7 @@ def assert_same(found: list[Found], most: float, *, moved: bool = True) -> None:
     for result in found:
         for name, one in result.items():
             assert one["same_names"], name
+            assert one["same_names_of_parameters"], name
             assert one["smallest"] > 0, name
             assert len(one["differs"]) > 3, name
             assert max(one["differs"].values()) <= most, (name, one["differs"])
