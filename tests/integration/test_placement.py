@@ -240,3 +240,53 @@ def test_export_knows_nothing_of_a_placement(
     ranks.run(2, target, str(tmp_path / "job"), flags, folder=tmp_path / "job").check()
     done("export", "--load", saved, "--hf", out, "--hf-config", golden_folder)
     assert_same(tensors_of(out), tensors_of(golden_folder))
+
+
+PP2 = ["--pipeline-model-parallel-size", "2"]
+MIXED = (5, 0, 7, 2, 1, 4, 3, 6)
+BF16 = ["--bf16", "--overlap-moe-expert-parallel-comm"]
+OF_ROUTER = (
+    "--moe-router-num-groups 4 --moe-router-group-topk 2 "
+    "--grove-group-score max --grove-device-loss-coeff 0.1 --moe-router-enable-expert-bias"
+)
+BESIDE = (
+    "--grove-zero-experts 2 --moe-expert-capacity-factor 1.0 "
+    "--recompute-granularity selective --recompute-modules moe"
+)
+LATE = [*PP2, *EP2, "--mtp-num-layers", "1", "--moe-layer-freq", "[0,1]"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("world_size", "flags", "layers", "tolerance"),
+    [
+        # One MoE layer in the decoder, on the last stage, and one of MTP behind it.
+        pytest.param(4, LATE, ("2", "mtp 1"), TOLERANCE, id="pp2-mtp"),
+        pytest.param(2, [*EP2, *BF16], ("1", "2"), 2e-2, id="overlapped"),
+        pytest.param(2, [*EP2, *OF_ROUTER.split()], ("1", "2"), TOLERANCE, id="limited"),
+        pytest.param(2, [*EP2, *BESIDE.split()], ("1", "2"), TOLERANCE, id="zero-experts"),
+    ],
+)
+def test_it_trains_as_without_whatever_else_is_on(
+    world_size: int,
+    flags: list[str],
+    layers: tuple[str, ...],
+    tolerance: float,
+    ranks: Ranks,
+    tmp_path: Path,
+) -> None:
+    file = write_file(tmp_path / "a.json", 2, dict.fromkeys(layers, MIXED))
+    found = []
+    for name, more in (("without", []), ("placed", ["--grove-placement", file])):
+        argv = [*MODEL, *SIZE, "--train-iters", "3", *flags, *more]
+        folder = tmp_path / name
+        target = "tests.integration.recorded_run:train"
+        job = ranks.run(world_size, target, str(folder), argv, folder=folder).check()
+        found.append(job.results())
+    without, placed = ([*r[-1]["losses"][-1].values()] + r[-1]["grad_norms"] for r in found)
+    assert placed == pytest.approx(without, rel=tolerance)
+    assert len(placed) == 4
+    # Another rank has had something else to do.
+    sent = [[layer["distinct"] for r in results for layer in r["layers"]] for results in found]
+    assert sent[0] != sent[1]
+    assert len(sent[1]) == len(layers) * 2
