@@ -240,6 +240,13 @@ def test_export_knows_nothing_of_a_placement(
     ranks.run(2, target, str(tmp_path / "job"), flags, folder=tmp_path / "job").check()
     done("export", "--load", saved, "--hf", out, "--hf-config", golden_folder)
     assert_same(tensors_of(out), tensors_of(golden_folder))
+    # A command on one rank reads what was saved, and looks for no placement of two.
+    golden = ["--golden", str(golden_folder / "golden.safetensors"), "--json"]
+    target = "tests.integration.verify_job:grove"
+    words = ["verify", "--load", str(saved), *golden]
+    ranks.run(1, target, str(tmp_path / "verify"), words, folder=tmp_path / "verify").check()
+    report = json.loads((tmp_path / "verify" / "rank0.stdout").read_text().splitlines()[-1])
+    assert 0 < report["max_logit_error"] < 1e-5
 
 
 PP2 = ["--pipeline-model-parallel-size", "2"]

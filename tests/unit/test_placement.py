@@ -18,6 +18,7 @@ from grove_megatron.arguments import (
 from grove_megatron.cli import app
 from grove_megatron.config import PLACED, grove_problems, moe_layer_names
 from grove_megatron.placing.file import Assignment, write
+from grove_megatron.training.preflight import notices
 from grove_megatron.training.same_flags import described, differences, otherwise
 
 from .conftest import GROVE, MODEL
@@ -216,6 +217,24 @@ class TestCheckpoints:
         assert f", --grove-placement {file} and expert modules GroupedExperts" in str(said)
         plain = optimizer_format_notice(self.args(parse, "--save there"))
         assert "--grove-placement" not in str(plain)
+
+
+def test_a_limit_of_ranks_that_is_none_any_more_is_said(
+    parse: Parse, file: Path, tmp_path: Path
+) -> None:
+    limited = f"{GROVE} {EP2} --moe-router-num-groups 2 --moe-router-group-topk 1"
+
+    def said(path: Path, flags: str = limited) -> list[str]:
+        args = parse(f"{flags} --grove-metrics-dir there --grove-placement {path}")
+        return [line for line in notices(args) if "--grove-placement" in line]
+
+    (line,) = said(file)
+    assert line.startswith(
+        f"--grove-placement ({file}) has experts of one of --moe-router-num-groups (2) on up to 2 "
+        "ranks, not 1: --moe-router-group-topk (1) limits what a token selects as before"
+    )
+    assert said(placement(tmp_path / "b.json", layers={"1": (2, 3, 1, 0)})) == []
+    assert said(file, f"{GROVE} {EP2}") == []
 
 
 def test_nodes_may_have_the_file_elsewhere_and_not_another(
