@@ -29,6 +29,7 @@ ANYWHERE = ["--dist-ckpt-optim-fully-reshardable"]
 EP2 = ["--expert-model-parallel-size", "2"]
 EP4 = ["--expert-model-parallel-size", "4"]
 MEGATRONS = ["--grove-kernel", "megatron"]
+MIXED = (5, 0, 7, 2, 1, 4, 3, 6)
 SAVE = 3
 # Sums in fp32 that are taken in another order.
 TOLERANCE = 1e-5
@@ -220,6 +221,32 @@ def test_what_is_kept_in_the_order_of_memory_goes_on_with_the_same_file_alone(
     ) in job.log()
 
 
+@pytest.mark.long
+def test_weights_by_rank_go_on_with_the_same_file_alone(
+    train: Train, orders: Any, ranks: Ranks, tmp_path: Path
+) -> None:
+    """Megatron's oldest format: a file of every rank, with what the rank has."""
+    file = write_file(tmp_path / "a.json", 2, orders)
+    by_rank = ["--ckpt-format", "torch"]
+    saved = train(2, *EP2, *by_rank, "--no-save-optim", "--grove-placement", file)
+    target = "tests.integration.recorded_run:train"
+    flags = [*MODEL, *SIZE, *STEPS, *EP2, *by_rank, "--load", str(saved.saved), "--no-load-optim"]
+    flags += ["--ckpt-step", str(SAVE)]
+    job = ranks.run(
+        2, target, str(tmp_path), [*flags, "--grove-placement", file], folder=tmp_path
+    ).check()
+    # Of the weights that were saved; the optimizer begins anew.
+    assert job.results()[-1]["losses"][0]["lm loss"] == saved.losses[SAVE]
+    other = write_file(tmp_path / "b.json", 2, {"1": MIXED})
+    moved = [*flags, "--grove-placement", other]
+    job = ranks.run(2, target, str(tmp_path), moved, folder=tmp_path)
+    assert job.codes == [2, 2]
+    assert (
+        f"  1. --grove-placement ({other}) differs from --grove-placement of the checkpoint "
+        f"({file}), whose --ckpt-format (torch) does not say which experts a rank had"
+    ) in job.log()
+
+
 @pytest.mark.parametrize(
     "kernel", [pytest.param("grouped", marks=pytest.mark.long), pytest.param("megatron")]
 )
@@ -230,9 +257,7 @@ def test_export_knows_nothing_of_a_placement(
     megatron, saved, out = (tmp_path / name for name in ("megatron", "saved", "out"))
     done("import", "--hf", golden_folder, "--save", megatron)
     file = tmp_path / "placement.json"
-    write(
-        file, Assignment(16, 8, 2, {"1": (5, 0, 7, 2, 1, 4, 3, 6), "2": (4, 5, 6, 7, 0, 1, 2, 3)})
-    )
+    write(file, Assignment(16, 8, 2, {"1": MIXED, "2": (4, 5, 6, 7, 0, 1, 2, 3)}))
     flags = [*TRAIN, "--train-iters", "1", "--vocab-size", "127", *flags_of(megatron), *STILL]
     flags += [*EP2, "--grove-kernel", kernel, "--grove-placement", str(file)]
     flags += ["--load", str(megatron), "--save", str(saved), "--save-interval", "1"]
@@ -250,7 +275,6 @@ def test_export_knows_nothing_of_a_placement(
 
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
-MIXED = (5, 0, 7, 2, 1, 4, 3, 6)
 BF16 = ["--bf16", "--overlap-moe-expert-parallel-comm"]
 OF_ROUTER = (
     "--moe-router-num-groups 4 --moe-router-group-topk 2 "
