@@ -317,7 +317,10 @@ def test_it_trains_as_without_whatever_else_is_on(
     without, placed = ([*r[-1]["losses"][-1].values()] + r[-1]["grad_norms"] for r in found)
     assert placed == pytest.approx(without, rel=tolerance)
     assert len(placed) == 4
-    # Another rank has had something else to do.
-    sent = [[layer["distinct"] for r in results for layer in r["layers"]] for results in found]
-    assert sent[0] != sent[1]
-    assert len(sent[1]) == len(layers) * 2
+    # In every layer another rank has had something else to do.
+    for of_ranks in zip(*found, strict=True):
+        for before, now in zip(*(result["layers"] for result in of_ranks), strict=True):
+            assert before["name"] == now["name"]
+            sent = [(one["rows"], one["adjugate_pairs"]) for one in (before, now)]
+            assert sent[0] != sent[1], now["name"]
+    assert sum(len(result["layers"]) for result in found[1]) == len(layers) * 2
