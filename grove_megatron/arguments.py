@@ -1,6 +1,7 @@
 """``--grove-*`` flags, made from the fields of :class:`GroveTransformerConfig` and
 :class:`JobSettings`."""
 
+import contextlib
 import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import Field, dataclass, fields
@@ -15,6 +16,7 @@ from .checks.rules import Check
 from .config import (
     IMPORTED,
     NOT_OF_THE_WEIGHTS,
+    PLACED,
     GroveTransformerConfig,
     JobSettings,
     expert_tensor_parallel_size,
@@ -25,6 +27,7 @@ from .config import (
 )
 from .model.settings import choose_kernel
 from .parts import registry
+from .placing.file import read
 from .presets.flags import read_presets
 from .presets.table import PRESETS
 
@@ -81,6 +84,10 @@ def select_layer(args: Namespace) -> None:
     if args.spec is None:
         args.spec = list(LAYER_SPEC)
     choose_kernel(args)
+    if args.grove_placement is not None:
+        # A file that is none has been, or will be, refused.
+        with contextlib.suppress(ValueError):
+            setattr(args, PLACED, read(args.grove_placement).digest)
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,30 @@ def _differs(name: str, given: object, saved: object, fix: str) -> Problem:
     return Problem(flag, given, f"differs from {flag} of the checkpoint ({saved}){fix}")
 
 
+def placement_problems(args: Namespace, checkpoint_args: Namespace) -> list[Problem]:
+    """Checkpoints that have what every rank had, and not which experts they were."""
+    saved_format = getattr(checkpoint_args, "ckpt_format", "torch_dist")
+    if saved_format == "torch_dist":
+        return []
+    fix = (
+        f", whose --ckpt-format ({saved_format}) does not say which experts a rank had; use the "
+        "same file, or save once with it and --ckpt-format torch_dist"
+    )
+    return _other_placement(args, checkpoint_args, fix)
+
+
+def _other_placement(args: Namespace, checkpoint_args: Namespace, fix: str) -> list[Problem]:
+    here, there = getattr(args, PLACED, None), getattr(checkpoint_args, PLACED, None)
+    if here == there:
+        return []
+    given = getattr(args, "grove_placement", None)
+    saved = getattr(checkpoint_args, "grove_placement", None) if there else None
+    if given == saved:
+        # A file that says something else by now.
+        given, saved = f"{given}, of digest {here}", f"of digest {there}"
+    return [_differs("grove_placement", given, saved, fix)]
+
+
 def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> list[Problem]:
     """Distributed optimizer states that would be loaded into the wrong parameters.
 
@@ -207,6 +238,7 @@ def optimizer_layout_problems(args: Namespace, checkpoint_args: Namespace) -> li
         for name in here
         if here[name] != there[name]
     ]
+    problems += _other_placement(args, checkpoint_args, fits_no_other)
     modules, saved_modules = _expert_modules(args), _expert_modules(checkpoint_args)
     if modules != saved_modules:
         problems.append(
@@ -226,9 +258,10 @@ def optimizer_format_notice(args: Namespace) -> str | None:
     if args.dist_ckpt_optim_fully_reshardable:
         return None
     sizes = ", ".join(f"{flag_of(name)} {size}" for name, size in _parallel_sizes(args).items())
+    placed = f", --grove-placement {args.grove_placement}" if getattr(args, PLACED, None) else ""
     return (
         f"the optimizer state this run saves loads at any data-parallel size, but only with "
-        f"{sizes} and expert modules {_expert_modules(args)}; for any layout add "
+        f"{sizes}{placed} and expert modules {_expert_modules(args)}; for any layout add "
         "--dist-ckpt-optim-fully-reshardable"
     )
 

@@ -6,13 +6,14 @@ into argparse types.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, Literal
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
+from .checks.flags import flag_of
 from .checks.problem import Problem, Refusal
 from .checks.ranks import (
     adjugates_over_ranks,
@@ -29,6 +30,7 @@ from .model.settings import has_adjugates as has_adjugates
 from .model.settings import has_grove_layers as has_grove_layers
 from .model.settings import moe_pattern as moe_pattern
 from .parts import registry
+from .placing import file as placement_file
 from .switches import refusals
 
 
@@ -76,6 +78,11 @@ class GroveTransformerConfig(*registry.settings_classes(), TransformerConfig):  
     """Send a token to every node once and pass it on inside the node, instead of to every rank.
     For expert parallelism over several nodes; the launcher says how many ranks a node has
     (LOCAL_WORLD_SIZE)."""
+
+    grove_placement: str | None = None
+    """File of grove place that says which groups, with their experts and adjugates, live on which
+    expert-parallel rank. The model, its losses and its checkpoints are the same with any, and a run
+    may go on with another or with none. By default rank r has the r-th slice of the groups."""
 
     def __post_init__(self) -> None:
         scoring = registry.one(self, "scoring") if has_grove_layers(self) else None
@@ -151,6 +158,7 @@ NOT_OF_THE_WEIGHTS = (
     "grove_kernel",
     "grove_dispatch",
     "grove_hierarchical_dispatch",
+    "grove_placement",
     *sorted(registry.free()),
 )
 """Settings of a layer that may differ between the run that wrote a checkpoint and one that reads
@@ -171,6 +179,8 @@ IMPORTED = "grove_imported"
 
 MOST_COACTIVATED = 512
 """Units whose pairs a job counts: 2 MiB for each layer in a report."""
+PLACED = "grove_placement_digest"
+"""In the arguments of a run with a placement that moves something: what it says, as a digest."""
 
 
 @cache
@@ -193,7 +203,7 @@ def unknown_settings(saved: Any) -> dict[str, Any]:
     Args:
         saved: an argument namespace.
     """
-    known = grove_defaults().keys() | {IMPORTED}
+    known = grove_defaults().keys() | {IMPORTED, PLACED}
     return {
         name: value
         for name, value in vars(saved).items()
@@ -259,14 +269,15 @@ def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]
         is_so = not 1 <= settings.moe_router_topk <= num_experts + local
         sentence = f"{{moe_router_topk}} is not between 1 and {{num_experts}}{beside}; choose the "
         yield from check.those({f"{sentence}experts per token": is_so})
-        yield from _problems_of_layer(settings)
+        yield from _problems_of_layer(settings, num_experts)
 
 
-def _problems_of_layer(settings: Any) -> Iterator[Problem]:
+def _problems_of_layer(settings: Any, num_experts: int) -> Iterator[Problem]:
     """With groups or in a plain MoE."""
     yield from registry.problems(settings)
     yield from _qk_norm_problems(settings)
     yield from _kernel_problems(settings)
+    yield from _placement_problems(settings, num_experts)
     yield from _metrics_problems(settings)
     yield from refusals(settings)
 
@@ -318,7 +329,7 @@ def _plain_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]
         )
         return
     yield from experts_over_ranks(settings, num_experts)
-    yield from _problems_of_layer(settings)
+    yield from _problems_of_layer(settings, num_experts)
 
 
 def grouped_experts_why_not(config: TransformerConfig) -> str | None:
@@ -361,6 +372,54 @@ def _kernel_problems(settings: Any) -> Iterator[Problem]:
             "{grove_kernel} stacks the experts' matrices, which {optimizer} needs one by one; use "
             "--grove-kernel megatron"
         )
+
+
+def _placement_problems(settings: Any, num_experts: int) -> Iterator[Problem]:
+    path = settings.grove_placement
+    if path is None:
+        return
+    try:
+        found = placement_file.problems(
+            placement_file.read(path),
+            path,
+            experts=num_experts,
+            groups=settings.grove_num_groups or 0,
+            ranks=settings.expert_model_parallel_size,
+            layers=moe_layer_names(settings),
+        )
+    except Refusal as refusal:
+        found = refusal.problems
+    for one in found:
+        yield replace(one, flag=flag_of("grove_placement"))
+    check = Check(settings)
+    # Of a configuration, and of a command line.
+    for name in ("fp8_param", "fp8_param_gather"):
+        if getattr(settings, name, False):
+            why = "which holds weights that cannot be moved as they are"
+            yield check.problem(
+                f"{{grove_placement}} excludes {{{name}}}, {why}; remove one of them"
+            )
+    if getattr(settings, "non_persistent_ckpt_type", None) == "local":
+        why = "whose files hold what every rank has and not which experts they are"
+        sentence = f"{{grove_placement}} excludes {{non_persistent_ckpt_type}}, {why}; use global"
+        yield check.problem(sentence)
+
+
+def moe_layer_names(settings: Any) -> tuple[str, ...] | None:
+    """Of the layers with experts as records have them, ``3`` or ``mtp 1``; None: not known.
+
+    Args:
+        settings: a configuration or an argument namespace of a model with experts.
+    """
+    frequency = settings.moe_layer_freq
+    if isinstance(frequency, int) and frequency < 1:
+        return None
+    pattern = moe_pattern(settings)
+    depths = settings.mtp_num_layers or 0
+    modules = min(depths, 1) if settings.mtp_use_repeated_layer else depths
+    decoder = [str(layer) for layer, has_experts in enumerate(pattern, 1) if has_experts]
+    # An MTP layer is one like the last of the decoder.
+    return (*decoder, *(f"mtp {layer + 1}" for layer in range(modules if any(pattern[-1:]) else 0)))
 
 
 def _metrics_problems(settings: Any) -> Iterator[Problem]:

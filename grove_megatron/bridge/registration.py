@@ -92,6 +92,11 @@ class GroveMoeModelProvider(GPTModelProvider, GroveTransformerConfig):
         # It runs TransformerConfig.__post_init__ by name, past ours (transformer_config.py:182).
         super().finalize()
         GroveTransformerConfig.__post_init__(self)
+        if self.grove_placement is not None:
+            raise ValueError(
+                f"grove_placement ({self.grove_placement}) moves experts to ranks where "
+                "Megatron-Bridge does not look for them; remove it"
+            )
         if takes_grouped_experts(self):
             raise ValueError(
                 f"grove_kernel ({self.grove_kernel}) stacks the experts of transformer_impl "

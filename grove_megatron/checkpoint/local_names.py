@@ -73,16 +73,25 @@ def global_name(model: torch.nn.Module, name: str) -> str:
         name: in this model.
     """
     if match := _EXPERT.match(name):
-        experts = model.get_submodule(match["block"])
-        first = mpu.get_expert_model_parallel_rank() * experts.num_local_experts
         kind = "sequential" if match["sequential"] else "grouped"
         start, end = match.span(kind)
-        name = f"{name[:start]}{first + int(match[kind])}{name[end:]}"
+        name = f"{name[:start]}{_number(model, match['block'], int(match[kind]))}{name[end:]}"
     if match := _LAYER.search(name):
         layer = model.get_submodule(f"decoder.layers.{match[0]}")
         start, end = match.span()
         name = f"{name[:start]}{layer.layer_number - 1}{name[end:]}"
     return name
+
+
+def _number(model: torch.nn.Module, block: str, local: int) -> int:
+    """Of an expert in the whole model."""
+    layer, _, kind = block.rpartition(".")
+    # Megatron's own layer has experts in their order alone.
+    held = getattr(model.get_submodule(layer), "held", None)
+    if held is not None and (numbers := held(kind)) is not None:
+        return int(numbers[local])
+    experts = model.get_submodule(block)
+    return mpu.get_expert_model_parallel_rank() * int(experts.num_local_experts) + local
 
 
 def _tensor_parallel(name: str) -> TensorParallel:

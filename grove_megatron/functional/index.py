@@ -1,4 +1,4 @@
-"""Gather and scatter by distinct flat positions; each is the other's gradient.
+"""Gather and scatter by distinct positions; each is the other's gradient.
 
 Autograd's own ``x[index]`` has to assume that positions repeat: its gradient sorts or adds
 atomically. Ours never repeat, so both directions are plain copies, the same bits every time.
@@ -60,3 +60,26 @@ def scatter_distinct(
         values, index, shape, fill
     )
     return scattered
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TE: Tensor, order_E: Tensor, inverse_E: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_E)
+        return x_TE.index_select(1, order_E)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (inverse_E,) = ctx.saved_tensors
+        return grads[0].index_select(1, inverse_E), None, None
+
+
+def permute_columns(x_TE: Tensor, order_E: Tensor, inverse_E: Tensor) -> Tensor:
+    """``x[:, order]``, [T, E]; differentiable in x.
+
+    Args:
+        order_E: every column once, [E] int64.
+        inverse_E: where every column has gone, [E] int64.
+    """
+    permuted: Tensor = _Permute.apply(x_TE, order_E, inverse_E)  # type: ignore[no-untyped-call]
+    return permuted

@@ -124,6 +124,8 @@ class LayerCounts:
         self.rerun_tokens = 0
         device = torch.cuda.current_device()
         self._degrees = torch.arange(self.columns.degrees, device=device)
+        order = placement.order
+        self._order = None if order is None else torch.tensor(order, device=device)
         c = self.columns
         self._splits = [c.experts, c.local, c.groups, c.degrees, c.ranks, self.nodes]
         self._sums = torch.zeros(sum(self._splits), dtype=torch.int64, device=device)
@@ -150,7 +152,10 @@ class LayerCounts:
         chosen_TE, routing_map_TE = routing_map_TE, routing_map_TE[:, :experts]
         in_group_TG = group_map(routing_map_TE, groups)
         # Groups lie whole on a rank, and ranks on a node.
-        in_rank_TR = group_map(in_group_TG if groups else routing_map_TE, self.columns.ranks)
+        placed_TU = in_group_TG if groups else routing_map_TE
+        if self._order is not None:
+            placed_TU = placed_TU.index_select(1, self._order)
+        in_rank_TR = group_map(placed_TU, self.columns.ranks)
         sent = [in_rank_TR] if self.nodes == 0 else [in_rank_TR, group_map(in_rank_TR, self.nodes)]
         if padding_mask is None:
             degree_T = in_group_TG.sum(1)

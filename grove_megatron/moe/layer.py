@@ -6,6 +6,7 @@ Without groups it is a plain MoE with that dispatch.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import (
     ExpertsInterface,
@@ -25,6 +26,8 @@ from .compute import experts_alone, module_by_module, one_pass
 from .counts import LayerCounts
 from .dispatcher import GroveTokenDispatcher
 from .experts import GroupedExperts
+from .logical_names import SINGLETON, numbered
+from .placed import Columns, move, placed
 from .router import GroveRouter
 
 DISPATCHERS: dict[str, type[GroveTokenDispatcher] | type[GroveAllGatherDispatcher]] = {
@@ -84,6 +87,9 @@ class GroveMoELayer(MoELayer):
                 pg_collection,
                 name=f"{name}.adjugate_experts" if name is not None else None,
             )
+        # Where a placement has moved this layer's experts.
+        self.columns: Columns | None = None
+        self.orders: dict[str, tuple[int, ...]] = {}
         self.in_one_pass = isinstance(self.experts, GroupedExperts)
         self.counts: LayerCounts | None = None
         # From route to postprocess, which one pass calls one after the other.
@@ -93,6 +99,50 @@ class GroveMoELayer(MoELayer):
         self.carries = bool(self.router.needs)
         self.previous: Tensor | None = None
         self.handed: Tensor | None = None
+
+    def set_layer_number(self, layer_number: int) -> None:
+        """Megatron's, which tells a layer its number when it is made; then it can be placed."""
+        super().set_layer_number(layer_number)
+        path, dispatcher = self.config.grove_placement, self.token_dispatcher
+        if path is None or dispatcher.placement.order is not None:
+            return
+        name = f"mtp {layer_number}" if self.is_mtp_layer else f"{layer_number}"
+        dispatcher.placement = placement = placed(dispatcher.placement, path, name)
+        if placement.order is None:
+            return
+        experts = placement.expert_order
+        assert experts is not None
+        self.columns = Columns(experts, torch.cuda.current_device())
+        self.orders = {"experts": experts}
+        move(self.experts, placement, experts, self.ep_group)
+        if self.adjugate_experts is not None:
+            self.orders["adjugate_experts"] = placement.order
+            move(self.adjugate_experts, placement, placement.order, self.ep_group)
+
+    def held(self, kind: str) -> tuple[int, ...] | None:
+        """The numbers in the model of this rank's experts; None: they are the rank's slice.
+
+        Args:
+            kind: ``experts`` or ``adjugate_experts``.
+        """
+        order = self.orders.get(kind)
+        if order is None:
+            return None
+        return self.token_dispatcher.placement.held(order, self.ep_group.rank())
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """Megatron's; experts have their numbers in the model, whichever rank holds them."""
+        entries: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.orders and (metadata or {}).get(SINGLETON):
+            raise ValueError(
+                f"grove_placement ({self.config.grove_placement}) excludes {SINGLETON} "
+                f"({metadata[SINGLETON]}) of a checkpoint; save it without"
+            )
+        for kind, order in self.orders.items():
+            numbered(entries, f"{prefix}{kind}.", order, len(sharded_offsets))
+        return entries
 
     def forward(
         self,
@@ -132,8 +182,10 @@ class GroveMoELayer(MoELayer):
     def preprocess(
         self, hidden_states: Tensor, probs: Tensor, routing_map: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Megatron's, of what experts compute with."""
+        """Megatron's, of what experts compute with, to whoever holds them."""
         hidden_states, _ = take_apart(hidden_states, self.config.hidden_size)
+        if self.columns is not None:
+            probs, routing_map = self.columns.of_probs(probs), self.columns.of_map(routing_map)
         sent: tuple[Tensor, Tensor] = super().preprocess(
             self._for_experts(hidden_states), probs, routing_map
         )

@@ -26,7 +26,8 @@ class Assignment:
     Attributes:
         experts: routed experts of a layer.
         groups: of those experts, in order; 0: the units are single experts.
-        ranks: expert-parallel ranks; rank r holds the r-th equal slice of units.
+        ranks: expert-parallel ranks; rank r holds the r-th equal slice of units. The order inside
+            a slice says nothing: a rank keeps what it holds in ascending order.
         layers: by the name a record has for it (``3``, ``mtp 1``), the unit in every physical
             slot. A layer that is not named keeps the order.
     """
@@ -42,8 +43,11 @@ class Assignment:
         return self.groups or self.experts
 
     def order(self, layer: str) -> tuple[int, ...]:
-        """The unit in every physical slot of a layer."""
-        return self.layers.get(layer) or tuple(range(self.units))
+        """The unit in every physical slot of a layer, ascending on every rank."""
+        units = self.layers.get(layer) or tuple(range(self.units))
+        size = self.units // self.ranks
+        slices = (sorted(units[i : i + size]) for i in range(0, self.units, size))
+        return tuple(unit for one in slices for unit in one)
 
     def expert_order(self, layer: str) -> tuple[int, ...]:
         """The expert in every physical slot of a layer."""
@@ -51,10 +55,21 @@ class Assignment:
         return tuple(unit * size + i for unit in self.order(layer) for i in range(size))
 
     @property
-    def digest(self) -> str:
-        """Sixteen hexadecimal digits; files that say the same have the same."""
-        moved = {name: order for name, order in self.layers.items() if not _is_in_order(order)}
-        said = json.dumps([self.experts, self.groups, self.ranks, moved], sort_keys=True)
+    def moved(self) -> dict[str, tuple[int, ...]]:
+        """The orders of the layers of which a rank holds others than without a placement."""
+        in_order = tuple(range(self.units))
+        orders = {name: self.order(name) for name in self.layers}
+        return {name: order for name, order in orders.items() if order != in_order}
+
+    @property
+    def digest(self) -> str | None:
+        """Sixteen hexadecimal digits, the same where every rank holds the same.
+
+        None: what every rank holds without a placement.
+        """
+        if not self.moved:
+            return None
+        said = json.dumps([self.experts, self.groups, self.ranks, self.moved], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -217,10 +232,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refusal(path: str | os.PathLike[str], texts: list[str]) -> Refusal:
     return Refusal([Problem("placement", str(path), text) for text in texts])
-
-
-def _is_in_order(order: tuple[int, ...]) -> bool:
-    return order == tuple(range(len(order)))
 
 
 def _some(names: Collection[str]) -> str:

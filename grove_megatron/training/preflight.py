@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -14,6 +14,7 @@ from ..arguments import (
     contradictions,
     optimizer_format_notice,
     optimizer_layout_problems,
+    placement_problems,
     unknown_problems,
 )
 from ..checkpoint.layout import goes_on, is_same
@@ -32,6 +33,7 @@ from ..config import (
 from ..failure.job_store import have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
+from ..placing.file import read
 from ..presets.flags import preset_notices
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
@@ -98,6 +100,7 @@ def notices(args: Namespace) -> list[str]:
         sft_notice(args),
         trained_notice(args),
         _dispatcher_notice(args),
+        _placement_notice(args),
         _record_notice(args),
         _restart_notice(args),
         begins_at_random(args),
@@ -122,6 +125,30 @@ def _dispatcher_notice(args: Namespace) -> str | None:
         "--moe-token-dispatcher-type (allgather), Megatron's default, sends every token to all "
         f"--expert-model-parallel-size ({ranks}) ranks; use alltoall, which sends it once to every "
         "rank it needs"
+    )
+
+
+def _placement_notice(args: Namespace) -> str | None:
+    """A token is limited to blocks of experts, and a block is no longer on few ranks."""
+    blocks, path = args.moe_router_num_groups, args.grove_placement
+    if path is None or not (blocks and args.moe_router_group_topk):
+        return None
+    assignment = read(path)
+    size, held = assignment.experts // blocks, assignment.experts // assignment.ranks
+
+    def most_ranks(order: Sequence[int]) -> int:
+        rank_of = {expert: place // held for place, expert in enumerate(order)}
+        block = range(size)
+        return max(len({rank_of[b * size + e] for e in block}) for b in range(blocks))
+
+    before = most_ranks(range(assignment.experts))
+    now = max([before, *map(most_ranks, map(assignment.expert_order, assignment.moved))])
+    if now == before:
+        return None
+    return (
+        f"--grove-placement ({path}) has experts of one of --moe-router-num-groups ({blocks}) on "
+        f"up to {now} ranks, not {before}: --moe-router-group-topk ({args.moe_router_group_topk}) "
+        "limits what a token selects as before, and no longer the ranks it needs"
     )
 
 
@@ -201,6 +228,7 @@ def _content_problems(args: Namespace, load_args: list[str]) -> list[Problem]:
         if not args.use_checkpoint_args:
             # With it, the settings are those of the checkpoint already.
             problems += contradictions(args, saved)
+        problems += placement_problems(args, saved)
         if load_arg == "load":
             problems += optimizer_layout_problems(args, saved)
             problems += packing_problems(args, saved)

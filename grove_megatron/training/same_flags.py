@@ -20,13 +20,17 @@ from ..checks.problem import Problem
 from ..compat import installed_version, megatron_version
 from ..failure.job_store import has_store, job_store, key, world
 from ..failure.message import ranks_named
+from ..placing.file import read
 from .refuse import refuse
 
 OF_THE_RANK = frozenset({"rank", "local_rank"})
 """What is a rank's own by definition."""
 
 _PATHS = frozenset(
-    {"load", "save", "pretrained_checkpoint", "tokenizer_model", "tokenizer_metadata", "data_path"}
+    {
+        *("load", "save", "pretrained_checkpoint", "tokenizer_model", "tokenizer_metadata"),
+        *("data_path", "grove_placement"),
+    }
 )
 _PATH_ENDINGS = ("_path", "_dir", "_file", "_folder")
 
@@ -41,12 +45,29 @@ def described(args: Namespace) -> Described:
         for name, value in sorted(vars(args).items())
         if name not in OF_THE_RANK
     }
-    return flags | {
-        "version of Python": platform.python_version(),
-        "version of torch": str(installed_version("torch")),
-        "version of megatron-core": str(megatron_version()),
-        "version of grove-megatron": __version__,
-    }
+    return (
+        flags
+        | _files(args)
+        | {
+            "version of Python": platform.python_version(),
+            "version of torch": str(installed_version("torch")),
+            "version of megatron-core": str(megatron_version()),
+            "version of grove-megatron": __version__,
+        }
+    )
+
+
+def _files(args: Namespace) -> Described:
+    """What files say that have to say the same on every node, wherever they are."""
+    path = getattr(args, "grove_placement", None)
+    if path is None:
+        return {}
+    try:
+        said = str(read(path).digest)
+    except ValueError:
+        # Said by every rank that cannot read it.
+        said = "unreadable"
+    return {"contents of --grove-placement": said}
 
 
 def refuse_differences(args: Namespace) -> None:
@@ -135,7 +156,11 @@ def differences(
         if _is_path(name) and not {"None", "absent"} & set(ranks):
             warnings.append(f"{name} ({values}) differs between ranks")
         else:
-            fix = "install one" if name.startswith("version") else "give every node the same flags"
+            fix = "give every node the same flags"
+            if name.startswith("version"):
+                fix = "install one"
+            elif name.startswith("contents"):
+                fix = "give every node the same file"
             problems.append(Problem(name, values, f"differs between ranks; {fix}"))
     return problems, warnings
 

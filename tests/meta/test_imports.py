@@ -68,8 +68,11 @@ RULES = {
     "parts/__main__": Rule(inside={"parts", "cards"}),
     "comm": Rule(inside={"comm", "checks"}, outside={"torch"}),
     "compat": Rule(outside={"packaging", "transformer_engine"}),
-    "config": Rule(inside=MODEL | {"switches"}, outside={"torch", "megatron.core"}),
+    "config": Rule(inside=MODEL | {"switches", "placing.file"}, outside={"torch", "megatron.core"}),
     "moe": Rule(inside=MODEL, outside={"torch", "megatron.core"}),
+    "moe/placed": Rule(
+        inside={"checks", "comm", "functional", "placing.file"}, outside={"torch", "megatron.core"}
+    ),
     # Apex's RMSNorm, where it is asked for.
     "moe/norm": Rule(outside={"torch", "megatron.core"}, in_functions={"apex"}),
     "layer_spec": Rule(inside=MODEL | {"layer_count"}, outside={"torch", "megatron.core"}),

@@ -45,6 +45,7 @@ def test_the_flags_are_these_and_no_others(parser: argparse.ArgumentParser) -> N
         "--grove-router-scoring": ("grove", ("grove", "softmax")),
         "--grove-kernel": ("auto", ("auto", "megatron", "grouped", "triton")),
         "--grove-hierarchical-dispatch": (False, None),
+        "--grove-placement": (None, None),
         "--grove-metrics-interval": (None, None),
         "--grove-metrics-dir": (None, None),
         "--grove-metrics-coactivation": (False, None),

@@ -343,6 +343,7 @@ def test_the_flags_keep_their_names_and_defaults(parse):
         "grove_router_scoring": "grove",
         "grove_kernel": "auto",
         "grove_hierarchical_dispatch": False,
+        "grove_placement": None,
         "grove_metrics_interval": None,
         "grove_metrics_dir": None,
         "grove_metrics_coactivation": False,

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grove_megatron.functional.index import gather_distinct, scatter_distinct
+from grove_megatron.functional.index import gather_distinct, permute_columns, scatter_distinct
 
 
 @st.composite
@@ -70,3 +70,14 @@ def test_the_dtype_of_the_values_is_kept(dtype):
     x, index = torch.ones(2, 2, dtype=dtype), torch.tensor([3])
     assert gather_distinct(x, index).dtype == dtype
     assert scatter_distinct(x[0, :1], index, (2, 2)).dtype == dtype
+
+
+def test_columns_are_permuted_and_their_gradients_go_back():
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    order = torch.tensor([2, 0, 3, 1])
+    y = permute_columns(x, order, order.argsort())
+    assert torch.equal(y, x[:, order])
+    grad = torch.randn(5, 4, dtype=torch.float64)
+    (found,) = torch.autograd.grad(y, x, grad)
+    (expected,) = torch.autograd.grad(x[:, order], x, grad)
+    assert torch.equal(found, expected)

@@ -46,3 +46,19 @@ def test_a_placement_is_frozen():
     placement = Placement(num_experts=8, num_groups=4, num_ranks=2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         placement.num_ranks = 4
+
+
+def test_an_order_of_groups_is_one_of_their_experts():
+    placement = Placement(num_experts=8, num_groups=4, num_ranks=2, order=(1, 3, 0, 2))
+    assert placement.expert_order == (2, 3, 6, 7, 0, 1, 4, 5)
+    assert placement.held(placement.expert_order, 1) == (0, 1, 4, 5)
+    assert placement.held((1, 3, 0, 2), 0) == (1, 3)
+    plain = Placement(num_experts=4, num_groups=0, num_ranks=2, order=(1, 3, 0, 2))
+    assert plain.expert_order == (1, 3, 0, 2)
+    assert Placement(num_experts=4, num_groups=2, num_ranks=2).expert_order is None
+
+
+@pytest.mark.parametrize("order", [(3, 1, 0, 2), (0, 1, 2), (0, 1, 2, 2), (1, 2, 3, 4)])
+def test_an_order_has_every_group_once_and_slices_that_ascend(order):
+    with pytest.raises(AssertionError):
+        Placement(num_experts=8, num_groups=4, num_ranks=2, order=order)
