@@ -34,7 +34,11 @@ setup(
         "grove_megatron": [
             *("py.typed", "**/README.md", "benchmarks/results/*.csv"),
             *("messages/*.json", "messages/*.toml", "benchmarks/kit/run.sh"),
-            *("planner/machine_files/*.toml", "planner/public/*.toml", "planner/*.json"),
+            *(
+                "planner/speed/machine_files/*.toml",
+                "planner/speed/public/*.toml",
+                "planner/*.json",
+            ),
         ]
     },
     classifiers=[

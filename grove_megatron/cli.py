@@ -13,7 +13,7 @@ from .inference.command import generate
 from .inference.eval_command import evaluate
 from .messages.command import explain
 from .placing.command import place
-from .planner.command import plan
+from .planner.pages.command import plan
 from .report.command import report
 from .simulate.command import simulate
 from .training.doctor_command import doctor

@@ -25,13 +25,7 @@ _OF: dict[str, str] = {
     **dict.fromkeys(("arguments", "config", "unparsed", "checks", "presets", "run"), "start"),
     **dict.fromkeys(("layer_spec", "pretrain", "cli", "__main__", "training"), "start"),
     **dict.fromkeys(("parts", "moe"), "router"),
-    **{
-        f"planner/{name}": "start"
-        for name in (
-            *("basic_rules", "expert_rules", "pipeline_rules", "rank_rules", "recompute_rules"),
-            *("flags", "validity"),
-        )
-    },
+    **dict.fromkeys(("planner/rules", "planner/flags"), "start"),
     "switches": "switches",
     "training/cpu_arguments": "switches",
     "training/idle_flags": "switches",

@@ -11,15 +11,15 @@ from itertools import compress, groupby, zip_longest
 from operator import mul
 from typing import NamedTuple
 
-from . import end_steps as ends
-from .in_flight import Moment, in_flight, moments
 from .inputs import Sizes
-from .layer_steps import attention, dense
-from .moe_steps import experts, moe, records
+from .peak import end_steps as ends
+from .peak.in_flight import Moment, in_flight, moments
+from .peak.layer_steps import attention, dense
+from .peak.moe_steps import experts, moe, records
+from .peak.rank_sizes import RankSizes
+from .peak.steps import PARTS, Block, Step, add, block, chain, kept
+from .peak.trained_parts import ALL, trained_parts
 from .pipeline import Stage, stages
-from .rank_sizes import RankSizes
-from .steps import PARTS, Block, Step, add, block, chain, kept
-from .trained_parts import ALL, trained_parts
 
 __all__ = [
     "adjugate_activations",

@@ -14,7 +14,7 @@ from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatch
 from ..checks.guarded import problems_of
 from ..checks.problem import Problem
 from ..checks.rules import Check
-from ..planner.pipeline_rules import virtual_batch
+from ..planner.rules.pipeline_rules import virtual_batch
 from ..planner.sizes import model_chunks
 from .data_files import validation_prefixes
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from ..checks.guarded import problems_of
 from ..checks.problem import Problem
 from ..checks.rules import Check
-from ..planner.basic_rules import basic_problems as basic_problems
-from ..planner.basic_rules import smallest_world_size as smallest_world_size
-from ..planner.recompute_rules import is_selective
-from ..planner.validity import layout_problems
+from ..planner.rules.basic_rules import basic_problems as basic_problems
+from ..planner.rules.basic_rules import smallest_world_size as smallest_world_size
+from ..planner.rules.recompute_rules import is_selective
+from ..planner.rules.validity import layout_problems
 
 
 def megatron_problems(args: Namespace, world_size: int) -> list[Problem]:

@@ -130,7 +130,7 @@ def _with_rows(sizes: Any, rows: list[list[int]]) -> Any:
     """With the imbalance that there was, so that a comparison is about memory, not about luck."""
     from dataclasses import replace
 
-    from grove_megatron.planner.rank_sizes import RankSizes
+    from grove_megatron.planner.peak.rank_sizes import RankSizes
 
     if not rows or not any(map(sum, rows)):
         return sizes

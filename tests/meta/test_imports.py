@@ -195,22 +195,24 @@ RULES = {
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model", "checks", "presets.flags", "unparsed", "switches"}),
     # Asks the readers of configurations and tokenizers, which are as free of torch.
-    "planner/front": Rule(
+    "planner/pages/front": Rule(
         inside={"planner", "model", "checks", "presets.flags"},
         in_functions={"grove_megatron.checkpoint", "grove_megatron.training.vocabulary"},
     ),
-    "planner/command": Rule(
+    "planner/pages/command": Rule(
         inside={"checks"},
         outside={"typer"},
         in_functions={"grove_megatron.planner", "grove_megatron.training.doctor_command"},
     ),
-    "planner/shown": Rule(inside={"planner", "model", "checks"}, outside={"rich"}),
+    "planner/pages/shown": Rule(inside={"planner", "model", "checks"}, outside={"rich"}),
     # Make the table of flags, of the parser itself.
     "planner/known": Rule(inside=ANYTHING_INSIDE, in_functions=MEGATRON_AND_TORCH),
     "planner/__main__": Rule(inside={"planner"}),
     # Imported when a page is asked for.
     **{
-        f"planner/{module}": Rule(inside={"planner", "model", "report"}, outside={"matplotlib"})
+        f"planner/pages/{module}": Rule(
+            inside={"planner", "model", "report"}, outside={"matplotlib"}
+        )
         for module in ("figures", "numbers", "page", "sharing_figures")
     },
     # The dispatcher's plans without its ranks, and so without Megatron.

@@ -50,7 +50,7 @@ def refused_when_built(folder: str, cases: dict[str, list[Any]]) -> None:
     Args:
         cases: as above.
     """
-    from grove_megatron.planner import latent_rules, rank_rules, validity
+    from grove_megatron.planner.rules import latent_rules, rank_rules, validity
     from grove_megatron.runtime import cpu
 
     result: dict[str, str | None] = dict.fromkeys(cases)

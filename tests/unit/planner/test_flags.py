@@ -15,7 +15,7 @@ from grove_megatron.presets.table import PRESETS
 from grove_megatron.training.sizes import router_parts
 
 from ..conftest import parser
-from .drawn_layouts import drawn
+from .rules.drawn_layouts import drawn
 
 
 def plain(args: Any) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from grove_megatron.planner.activations import (
     layer_activations,
     stage_activations,
 )
-from grove_megatron.planner.in_flight import moments
 from grove_megatron.planner.inputs import Layout, Precision, Sizes
 from grove_megatron.planner.memory import largest, stage_memory
-from grove_megatron.planner.moe_steps import records
 from grove_megatron.planner.parameters import rank_parameters
-from grove_megatron.planner.rank_sizes import RankSizes
-from grove_megatron.planner.steps import PARTS
+from grove_megatron.planner.peak.in_flight import moments
+from grove_megatron.planner.peak.moe_steps import records
+from grove_megatron.planner.peak.rank_sizes import RankSizes
+from grove_megatron.planner.peak.steps import PARTS
 
 from .models import GROVE_33B, QWEN3_30B, jobs, training
 

@@ -1,0 +1,1 @@
+"""Which layouts are open, and the best of them."""

@@ -1,0 +1,1 @@
+"""``grove plan``: its command line, its table and its page."""

@@ -1,0 +1,186 @@
+"""The ``grove plan`` command."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ...checks.problem import Problem, Refusal
+
+
+def plan(
+    context: typer.Context,
+    machine: Annotated[
+        str, typer.Option(help="Kind of GPU and node: h100, h200, b200, gb200, mi300x and others.")
+    ] = "",
+    cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A cluster in TOML, in place of --machine."),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Nodes; by default those of torchrun or the file, or 1.")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="GPUs of a node; by default the machine's.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GIB", help="GiB of a GPU; by default the machine's."),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(help="Of a GPU and hour, in any currency: says what a trillion tokens cost."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Results of grove bench on this machine, to go by."),
+    ] = None,
+    measured_step: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="What a step of this command line really takes on these GPUs, to go by.",
+        ),
+    ] = None,
+    imbalance: Annotated[
+        float,
+        typer.Option(
+            help="Rows of the rank that gets most over the mean of a layer: grove report says it "
+            "of a job."
+        ),
+    ] = 1.0,
+    hf: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A Hugging Face folder or config.json: the model."),
+    ] = None,
+    as_given: Annotated[
+        bool, typer.Option("--as-given", help="Search nothing: the command line as it stands.")
+    ] = False,
+    top: Annotated[int, typer.Option(help="Layouts to list.")] = 10,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="List every layout, those that are refused with the reason."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures, HTML.")
+    ] = None,
+) -> None:
+    """Compare all layouts of a model on a cluster: memory, speed, cost; needs no torch, no GPU.
+
+    Takes a model (--grove-preset NAME, --hf PATH) or the flags of a job, or all of its command.
+    Sizes on the command line stay as they are, those left out are searched: grove plan --machine
+    h100 --nodes 16 --grove-preset grovemoe-33b. Exits 0 if a layout fits, 2 if none does.
+    """
+    from ...report.refused import page_problems
+    from ...training.doctor_command import job_command
+    from ..choice.layouts import plan_layouts
+    from ..choice.remedies import remedies
+    from ..flags import torchrun
+    from ..speed.calibrate import measured_step as go_by_step
+    from .front import asked
+    from .shown import as_numbers, show
+
+    try:
+        launched = job_command(context.args, torchrun)
+        found = _cluster(machine, cluster, calibrate)
+        found = _sized(found, nodes, gpus_per_node, memory, price, launched)
+        problems = [Problem.of_text(one) for one in _of_page(page, page_problems)]
+        if top < 1:
+            problems.append(Problem("--top", top, "is below 1; use 1 or more"))
+        if not 1 <= imbalance < float("inf"):
+            fix = "use 1 for balanced routing"
+            problems.append(Problem("--imbalance", f"{imbalance:g}", f"is below 1; {fix}"))
+        if problems:
+            raise Refusal(problems)
+        of_words = asked(launched.flags, hf, as_given=as_given)
+        of_words = replace(of_words, job=replace(of_words.job, imbalance=imbalance))
+        if measured_step is not None:
+            found = go_by_step(found, of_words.job.sizes(found.gpus), measured_step)
+        plans = plan_layouts(of_words.job, found, every=every)
+    except Refusal as refused:
+        _refuse(refused.problems, as_json)
+    except ValueError as error:
+        _refuse([Problem.of_text(str(error))], as_json)
+    changes = []
+    if not plans.ranked and plans.too_large:
+        changes = remedies(of_words.job, found)
+    stream = sys.stderr if as_json else sys.stdout
+    show(of_words, found, plans, changes, top=None if every else top, stream=stream)
+    if page is not None and (plans.ranked or plans.too_large):
+        _write_page(page, of_words, found, plans, as_json)
+    if as_json:
+        print(json.dumps(as_numbers(of_words, found, plans, changes, None if every else top)))
+    raise typer.Exit(0 if plans.ranked else 2)
+
+
+def _of_page(page: Path | None, problems: Callable[..., list[str]]) -> list[str]:
+    return [] if page is None else problems("--page", page, "the page of a plan")
+
+
+def _cluster(machine: str, path: Path | None, results: Path | None) -> Any:
+    from ..speed.calibrate import calibrated
+    from ..speed.cluster import Cluster
+    from ..speed.machines import machine as named
+    from ..speed.machines import read_cluster
+
+    if path is not None and machine:
+        text = "and --cluster both say what the GPUs are; give one of them"
+        raise Refusal([Problem("--machine", machine, text)])
+    if path is not None:
+        found = read_cluster(path)
+    else:
+        kind = named(machine or "h100")
+        found = Cluster(machine=kind, nodes=1, per_node=kind.per_node, memory=kind.memory)
+    return found if results is None else calibrated(found, results)
+
+
+def _sized(
+    cluster: Any,
+    nodes: int | None,
+    per_node: int | None,
+    memory: float | None,
+    price: float | None,
+    launched: Any,
+) -> Any:
+    """With what the options say of it, or what the job's command does."""
+    from ..speed.cluster import GIB
+    from ..speed.machines import checked
+
+    per_node = launched.per_node if per_node is None else per_node
+    if nodes is None and launched.processes and launched.per_node:
+        nodes = launched.processes // launched.per_node
+    changed = {
+        "nodes": nodes,
+        "per_node": per_node,
+        "memory": None if memory is None else memory * GIB,
+        "price": price,
+    }
+    return checked(replace(cluster, **{k: v for k, v in changed.items() if v is not None}))
+
+
+def _write_page(path: Path, asked: Any, cluster: Any, plans: Any, as_json: bool) -> None:
+    from .shown import comparison
+
+    try:
+        from .page import write_page
+
+        write_page(comparison(asked, cluster, plans), path)
+    except (OSError, ValueError) as error:
+        _refuse([Problem("--page", path, f"cannot be written: {error}; name a file")], as_json)
+
+
+def _refuse(problems: list[Problem], as_json: bool) -> NoReturn:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    print(f"grove_megatron: {count}, nothing was planned:", file=sys.stderr)
+    for number, problem in enumerate(problems, 1):
+        print(f"  {number}. {problem}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"problems": [*map(str, problems)], "layouts": []}))
+    raise typer.Exit(2)

@@ -1,0 +1,1 @@
+"""What the layers of a stage keep, and the worst moment of their backward pass."""

@@ -1,0 +1,1 @@
+"""Seconds of a step: machines, products, exchanges, and the whole."""

@@ -1,0 +1,237 @@
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+
+from grove_megatron.planner.flops import flops_per_token
+from grove_megatron.planner.inputs import Layout, Sizes, Training
+from grove_megatron.planner.memory import stage_memory
+from grove_megatron.planner.speed import products
+from grove_megatron.planner.speed.cluster import Cluster, Link
+from grove_megatron.planner.speed.step import (
+    PARTS,
+    step,
+    tokens_per_second,
+    utilisation,
+    with_slack,
+)
+from grove_megatron.planner.speed.step import _stages as stages_of
+from grove_megatron.planner.speed.work import Work
+
+from ..models import GROVE_33B, QWEN3_30B, jobs
+from .machines_here import ROUND, cluster
+
+FREE = Link(rate=inf, latency=0.0)
+RATE = 5e14
+
+
+@pytest.fixture
+def only_products(monkeypatch) -> Cluster:
+    """GPUs on which nothing but products takes time, all of them at one rate."""
+    monkeypatch.setattr(products, "_BEGUN", 0)
+    return cluster(
+        nodes=64,
+        achieved=RATE,
+        grouped=RATE,
+        attention=(2 * RATE, 2 * RATE),
+        bandwidth=inf,
+        near=FREE,
+        far=FREE,
+    )
+
+
+def sizes(layout: Layout | None = None, model=GROVE_33B, **training: object) -> Sizes:
+    given = {"sequence_length": 4096, "distributed_optimizer": True} | training
+    return Sizes(model=model, layout=layout or Layout(), training=Training(**given))
+
+
+@given(job=jobs())
+@settings(max_examples=60, deadline=None)
+def test_all_ranks_together_compute_the_models_flops(only_products_made, job):
+    work = Work(job, only_products_made)
+    by_part: dict[str, float] = {}
+    for stage in stages_of(work):
+        for way in (stage.forward, stage.backward):
+            for part, value in way.items():
+                by_part[part] = by_part.get(part, 0.0) + value
+    ranks = job.layout.world / job.layout.pipeline
+    tokens = job.layout.data * job.training.micro_batch * job.training.sequence_length
+    attention = by_part.pop("attention")
+    counted = sum(by_part.values()) * ranks * RATE
+    # Megatron counts the backward pass of attention as two forward ones; a fused one computes the
+    # scores once more: 7 products in place of 6.
+    of_pairs = attention * ranks * RATE * 6 / 7
+    # It also counts the norms of an MTP layer.
+    norms = 6 * 3 * job.model.hidden_size * job.model.mtp_depths
+    flops = (flops_per_token(job.model, job.training.sequence_length) - norms) * tokens
+    assert counted + of_pairs == pytest.approx(flops, rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def only_products_made():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(products, "_BEGUN", 0)
+    yield cluster(
+        nodes=64,
+        achieved=RATE,
+        grouped=RATE,
+        attention=(2 * RATE, 2 * RATE),
+        bandwidth=inf,
+        near=FREE,
+        far=FREE,
+    )
+    patch.undo()
+
+
+def test_a_pipeline_takes_its_microbatches_and_fills_once(only_products):
+    def seconds(virtual: int, microbatches: int) -> float:
+        layout = Layout(pipeline=4, virtual=virtual, world=4)
+        job = sizes(layout, replace(QWEN3_30B, vocab_size=0), microbatches=microbatches)
+        return step(job, only_products).total
+
+    one = seconds(1, 8) - seconds(1, 7)
+    assert seconds(1, 8) == pytest.approx(one * (8 + 3))
+    assert seconds(3, 8) == pytest.approx(one * (8 + 3 / 3))
+
+
+def test_the_stage_with_the_logits_is_the_slowest_and_others_fill_less(only_products):
+    layout = Layout(pipeline=4, world=4)
+    with_logits = step(sizes(layout, QWEN3_30B, microbatches=8), only_products)
+    without = step(sizes(layout, replace(QWEN3_30B, vocab_size=0), microbatches=8), only_products)
+    assert with_logits.total > without.total
+    assert with_logits.seconds["bubble"] == pytest.approx(without.seconds["bubble"])
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_full_recompute_takes_another_forward_pass_of_its_layers(only_products, full):
+    plain = sizes(model=replace(QWEN3_30B, vocab_size=0))
+    counted = replace(
+        plain.training,
+        recompute=frozenset({"full"}),
+        recompute_layers=None if full else 12,
+    )
+    before, after = (
+        step(plain, only_products),
+        step(replace(plain, training=counted), only_products),
+    )
+    forward = sum(stages_of(Work(plain, only_products))[0].forward.values())
+    assert after.total - before.total == pytest.approx(forward * (1 if full else 12 / 48))
+    assert after.seconds["recompute"] == pytest.approx(after.total - before.total)
+
+
+def test_selective_recompute_of_experts_takes_their_forward_pass():
+    plain = sizes()
+    again = replace(plain.training, recompute=frozenset({"moe"}))
+    added = step(replace(plain, training=again), cluster()).seconds["recompute"]
+    experts = sum(Work(plain, cluster()).moe().forward.values())
+    assert added == pytest.approx(48 * experts)
+
+
+def ep(expert: int, **layout: object) -> Layout:
+    return Layout(expert=expert, world=expert, **layout)
+
+
+def test_dispatch_takes_what_its_rows_take():
+    taken = step(sizes(ep(8)), cluster()).seconds["dispatch"]
+    # 5.34 rows a token, an eighth of which stays; there and back, forward and backward, 48 layers.
+    rows = 5.342 * 7 / 8 * 4096
+    assert taken == pytest.approx(4 * 48 * rows * 2048 * 2 / ROUND.near.rate, rel=1e-3)
+
+
+def test_over_nodes_hierarchical_sends_less_and_stock_more():
+    nodes = cluster(nodes=4)
+    flat, stock, hierarchical, kernel = (
+        step(sizes(ep(32, **how)), nodes).seconds["dispatch"]
+        for how in (
+            {},
+            {"row_per_expert": True},
+            {"hierarchical": True},
+            {"hierarchical": True, "fused": True},
+        )
+    )
+    assert kernel < hierarchical < flat < stock
+    # To other nodes: each of them once where hierarchical.
+    assert kernel == pytest.approx(
+        4 * 48 * 4096 * 4096 * 4 * (1 - 0.75**8) * 3 / 4 / ROUND.far.rate, rel=0.03
+    )
+
+
+def test_more_rows_on_one_rank_take_longer():
+    even = step(sizes(ep(8)), cluster())
+    uneven = step(sizes(ep(8), imbalance=1.5), cluster())
+    assert uneven.seconds["dispatch"] == pytest.approx(1.5 * even.seconds["dispatch"])
+    # Weights are read once, and more rows are summed up at a better rate.
+    assert 1.3 < uneven.seconds["experts"] / even.seconds["experts"] < 1.5
+    assert uneven.seconds["attention"] == even.seconds["attention"]
+
+
+def test_an_overlapped_exchange_costs_the_processors_it_takes():
+    plain = step(sizes(ep(8)), cluster())
+    beside = step(sizes(ep(8), overlapped_experts=True), cluster())
+    assert beside.seconds["dispatch"] == pytest.approx(plain.seconds["dispatch"] * ROUND.occupied)
+
+
+def test_graphs_shorten_the_gaps_and_free_the_host():
+    slow = cluster(launch=1e-5, graphed=1e-6, host=1e-3)
+    eager, covered = (
+        step(sizes(graphed=frozenset(names)), slow)
+        for names in ((), ("attn", "moe", "moe_router", "moe_preprocess"))
+    )
+    assert eager.seconds["host"] > 0
+    assert "host" not in covered.seconds
+    assert covered.seconds["starts"] == pytest.approx(eager.seconds["starts"] / 10)
+
+
+def test_gradients_hide_behind_the_backward_pass_where_they_may():
+    layout = Layout(world=8)
+    plain = step(sizes(layout), cluster())
+    hidden = step(
+        sizes(layout, overlapped_gradients=True, overlapped_parameters=True), cluster(near=FREE)
+    )
+    assert plain.seconds["gradients"] > 0
+    assert "gradients" not in hidden.seconds
+
+
+def test_the_optimizers_state_is_divided_by_the_distributed_optimizer():
+    whole, divided = (
+        step(sizes(Layout(world=8), distributed_optimizer=is_so), cluster()).seconds["optimizer"]
+        for is_so in (False, True)
+    )
+    parameters = 32_948_041_728
+    own = 2 * 12 + 8
+    assert whole == pytest.approx(parameters * (own + 8) / ROUND.bandwidth)
+    assert divided == pytest.approx(parameters * (own / 8 + 8) / ROUND.bandwidth)
+
+
+def test_tensor_parallelism_exchanges_hidden_states_around_every_block():
+    layout = Layout(tensor=8, world=8, sequence_parallel=True)
+    taken = step(sizes(layout, QWEN3_30B), cluster()).seconds["tensor"]
+    # Five collectives of a layer's attention; its experts are apart.
+    assert taken == pytest.approx(48 * 5 * 4096 * 2048 * 2 * 7 / 8 / ROUND.near.rate)
+
+
+def test_parts_are_those_that_have_words_and_add_up():
+    found = step(sizes(ep(8)), cluster(launch=1e-6))
+    assert set(found.parts()) <= set(PARTS)
+    assert sum(found.parts().values()) == pytest.approx(found.total)
+    assert found.bottleneck.startswith(PARTS[max(found.seconds, key=found.seconds.get)])
+
+
+def test_slack_is_a_part_of_its_own():
+    job = sizes(ep(8))
+    plain, slack = step(job, cluster()), step(job, with_slack(cluster(), 1.1))
+    assert slack.total == pytest.approx(1.1 * plain.total)
+    assert slack.seconds["other"] == pytest.approx(0.1 * plain.total)
+
+
+def test_rates_are_of_all_tokens_and_utilisation_of_the_models_flops():
+    job = sizes(Layout(world=4), micro_batch=2, microbatches=3)
+    assert tokens_per_second(job, 2.0) == 4 * 2 * 3 * 4096 / 2.0
+    flops = flops_per_token(GROVE_33B, 4096) * 2 * 3 * 4096 / 2.0
+    assert utilisation(job, cluster(), 2.0) == pytest.approx(flops / 1e15)
+
+
+def test_a_plan_of_memory_and_of_time_is_of_the_same_stages():
+    layout = Layout(pipeline=4, world=4)
+    assert len(stage_memory(sizes(layout))) == len(stages_of(Work(sizes(layout), cluster())))
