@@ -90,7 +90,7 @@ def _draw(
     from .reading import read_all
     from .refused import page_problems
 
-    problems = page_problems("--out", out, "the report")
+    problems = [*map(str, page_problems("--out", out, "the report"))]
     views, more = read_all(places, run)
     if problems + more:
         raise _Refused(problems + more)

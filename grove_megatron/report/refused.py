@@ -3,9 +3,11 @@
 import importlib.util
 from pathlib import Path
 
+from ..checks.problem import Problem
 
-def page_problems(flag: str, page: Path | None, what: str) -> list[str]:
-    """One line each; none where a page can be drawn.
+
+def page_problems(flag: str, page: Path | None, what: str) -> list[Problem]:
+    """None where a page can be drawn.
 
     Args:
         flag: that names the page.
@@ -14,9 +16,8 @@ def page_problems(flag: str, page: Path | None, what: str) -> list[str]:
     """
     problems = []
     if importlib.util.find_spec("matplotlib") is None:
-        problems.append(
-            f"matplotlib (not installed) draws {what}; pip install 'grove-megatron[report]'"
-        )
+        fix = "pip install 'grove-megatron[report]'"
+        problems.append(Problem("matplotlib", "not installed", f"draws {what}; {fix}"))
     if page is not None and page.suffix != ".html":
-        problems.append(f"{flag} ({page}) does not end in (.html); name the page")
+        problems.append(Problem(flag, page, "does not end in (.html); name the page"))
     return problems

@@ -192,6 +192,7 @@ RULES = {
         )
         for module in ("command", "eval_command")
     },
+    "report/refused": Rule(inside={"checks"}),
     "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
     "planner": Rule(inside={"planner", "model", "checks", "presets.flags", "unparsed", "switches"}),
     # Asks the readers of configurations and tokenizers, which are as free of torch.
@@ -202,7 +203,10 @@ RULES = {
     "planner/pages/command": Rule(
         inside={"checks"},
         outside={"typer"},
-        in_functions={"grove_megatron.planner", "grove_megatron.training.doctor_command"},
+        in_functions={
+            *("grove_megatron.planner", "grove_megatron.training.doctor_command"),
+            "grove_megatron.report.refused",
+        },
     ),
     "planner/pages/shown": Rule(inside={"planner", "model", "checks"}, outside={"rich"}),
     # Make the table of flags, of the parser itself.

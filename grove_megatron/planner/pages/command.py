@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -91,7 +90,7 @@ def plan(
         launched = job_command(context.args, torchrun)
         found = _cluster(machine, cluster, calibrate)
         found = _sized(found, nodes, gpus_per_node, memory, price, launched)
-        problems = [Problem.of_text(one) for one in _of_page(page, page_problems)]
+        problems = [] if page is None else page_problems("--page", page, "the page of a plan")
         if top < 1:
             problems.append(Problem("--top", top, "is below 1; use 1 or more"))
         if not 1 <= imbalance < float("inf"):
@@ -118,10 +117,6 @@ def plan(
     if as_json:
         print(json.dumps(as_numbers(of_words, found, plans, changes, None if every else top)))
     raise typer.Exit(0 if plans.ranked else 2)
-
-
-def _of_page(page: Path | None, problems: Callable[..., list[str]]) -> list[str]:
-    return [] if page is None else problems("--page", page, "the page of a plan")
 
 
 def _cluster(machine: str, path: Path | None, results: Path | None) -> Any:
