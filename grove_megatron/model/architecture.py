@@ -57,6 +57,9 @@ class Model:
         local_experts: what a token selects from besides, and which has no FFN; the constant ones
             among them are ``constant_experts``.
         local_tau: tokens of a routed expert for each of a local one, as training balances them.
+        blocks, blocks_chosen: equal, consecutive blocks of experts, of which a token chooses so
+            many before it selects experts among them (``--moe-router-num-groups``,
+            ``--moe-router-group-topk``); 0 where it selects among all.
         num_groups, adjugate_ffn_hidden_size: groups of experts, each with an adjugate, and its
             width; 0 without Grove.
         expert_bias: is there a selection bias per expert and layer with experts?
@@ -91,6 +94,8 @@ class Model:
     local_experts: int = 0
     constant_experts: int = 0
     local_tau: float = 1.0
+    blocks: int = 0
+    blocks_chosen: int = 0
     num_groups: int = 0
     adjugate_ffn_hidden_size: int = 0
     expert_bias: bool = False
@@ -213,8 +218,8 @@ class Architecture(Model):
     def described(self) -> dict[str, Any]:
         """Every fact of it once, by name."""
         derived = {"local_experts", "constant_experts", "part_weights", "whole_qk_norm", "settings"}
-        # None: no family has it.
-        derived.add("latent")
+        # No family has them.
+        derived |= {"latent", "blocks", "blocks_chosen"}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
         return own | dict(self.settings)
 

@@ -127,6 +127,8 @@ def model_of(args: Namespace, parts: RouterParts, tokens: int | None) -> Model:
         local_experts=parts.local_experts if experts and has_grove_layers(args) else 0,
         constant_experts=args.grove_constant_experts if experts and has_grove_layers(args) else 0,
         local_tau=args.grove_local_tau if getattr(args, "grove_heterogeneous_loss_coeff", 0) else 1,
+        blocks=args.moe_router_num_groups or 0 if args.moe_router_group_topk else 0,
+        blocks_chosen=(args.moe_router_group_topk or 0) if args.moe_router_num_groups else 0,
         num_groups=args.grove_num_groups if grove else 0,
         adjugate_ffn_hidden_size=args.grove_adjugate_ffn_hidden_size if grove else 0,
         expert_bias=bool(experts and args.moe_router_enable_expert_bias),

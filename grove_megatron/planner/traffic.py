@@ -74,7 +74,45 @@ def expected_sets(experts: int, sets: int, selected: Mapping[int, float]) -> flo
 
 def _expected(model: Model, sets: int) -> float:
     """Sets that the experts with an FFN of a token meet."""
-    return expected_sets(model.num_experts, sets, with_ffn(model))
+    selected = with_ffn(model)
+    if model.blocks and (model.blocks % sets == 0 or sets % model.blocks == 0):
+        return sum(chance * _limited(model, k, sets) for k, chance in selected.items())
+    # Where borders of blocks and sets cross, the limit is left out: more are counted than met.
+    return expected_sets(model.num_experts, sets, selected)
+
+
+@cache
+def _limited_sets(experts: int, selected: int, sets: int, blocks: int, chosen: int) -> float:
+    """Sets that k experts meet which are uniform in so many blocks, themselves chosen uniformly."""
+    each = experts // blocks
+    among = each * chosen
+    if sets % blocks == 0:
+        return expected_distinct(among, selected, sets // blocks * chosen)
+    # A set is so many whole blocks, of which a token chose any number.
+    size = blocks // sets
+    missed = 0.0
+    for here in range(max(0, chosen - blocks + size), min(size, chosen) + 1):
+        chance = comb(size, here) * comb(blocks - size, chosen - here) / comb(blocks, chosen)
+        missed += chance * comb(among - here * each, selected) / comb(among, selected)
+    return sets * (1 - missed)
+
+
+def _limited(model: Model, selected: int, sets: int) -> float:
+    return _limited_sets(model.num_experts, selected, sets, model.blocks, model.blocks_chosen)
+
+
+def busiest(model: Model, layout: Layout, imbalance: float) -> float:
+    """Pairs of a row and an expert that the busiest rank gets, over the mean.
+
+    Args:
+        imbalance: asked for; no rank can have more than all tokens with as many experts as it
+            holds, and one that holds all of them has the mean.
+    """
+    if layout.expert == 1 or not model.num_experts:
+        return 1.0
+    mean = ffn_per_token(model)
+    most = layout.expert * min(model.topk, model.num_experts // layout.expert) / mean
+    return min(imbalance, most)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ What is on the command line stays as it is. Of the rest:
 
 - tensor parallelism up to the GPUs that the fast link joins, with sequence parallelism;
 - context parallelism as long as a rank keeps a thousand tokens of a sequence;
-- pipeline stages up to the layers, where these do not divide also with embedding and loss each in
-  the place of a layer; and every number of model chunks;
+- pipeline stages up to the layers, where these do not divide with embedding and loss each in the
+  place of a layer, or else with a shorter last stage; and every number of model chunks;
 - expert parallelism up to the experts; an expert whole, or split as a dense layer is;
 - micro-batches of 1, 2, 4 and 8;
 - all-to-all, and a hierarchical one too where an expert-parallel group spans nodes;
@@ -35,9 +35,10 @@ Values = dict[str, object]
 LEAST_TOKENS = 1024
 """Of a sequence on a context-parallel rank."""
 MICRO_BATCHES = (1, 2, 4, 8)
+LAST = "decoder_last_pipeline_num_layers"
 _STAGES = (
     *("num_layers_per_virtual_pipeline_stage", CHUNKS, "pipeline_model_parallel_layout"),
-    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", *COUNTED),
+    *("decoder_first_pipeline_num_layers", LAST, *COUNTED),
 )
 _RECOMPUTE = (
     *("recompute_granularity", "recompute_activations", "recompute_modules", "recompute_method"),
@@ -90,11 +91,26 @@ def chunks(args: Namespace, given: frozenset[str]) -> Iterator[Values]:
     if layers % stages and (layers + len(COUNTED)) % stages == 0:
         layers, counted = layers + len(COUNTED), True
     split: Values = dict.fromkeys(COUNTED, counted)
-    if layers % stages or stages == 1:
+    if stages == 1:
         yield {**split, CHUNKS: None}
+        return
+    if layers % stages:
+        yield from _shorter_last(layers, stages, split)
         return
     for number in divisors(layers // stages, layers):
         yield {**split, CHUNKS: None if number == 1 else number}
+
+
+def _shorter_last(layers: int, stages: int, split: Values) -> Iterator[Values]:
+    """All stages alike but the last, which has the rest; even so where there is none."""
+    each = -(-layers // stages)
+    last = layers - each * (stages - 1)
+    if last < 1:
+        yield {**split, CHUNKS: None}
+        return
+    for number in divisors(each, each):
+        if last % number == 0:
+            yield {**split, LAST: last, CHUNKS: None if number == 1 else number}
 
 
 def experts(args: Namespace, given: frozenset[str], world: int) -> Iterator[Values]:

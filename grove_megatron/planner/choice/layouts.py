@@ -172,7 +172,8 @@ class _Planner:
     def _measured(self, values: Values) -> Planned:
         args = self.search.args
         layout = layout_of(args, self.cluster.gpus)
-        sizes = Sizes(model=self._model(), layout=layout, training=training_of(args, layout))
+        training = replace(training_of(args, layout), imbalance=self.job.imbalance)
+        sizes = Sizes(model=self._model(), layout=layout, training=training)
         memories = stage_memory(sizes)
         stage = largest(memories)
         memory = memories[stage]

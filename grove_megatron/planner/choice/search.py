@@ -32,7 +32,7 @@ class Job:
         given: names of the settings that it says, which stay as they are.
         parts: of its router.
         tokens: of its vocabulary, None where they are not known.
-        imbalance: rows of the rank that gets most over the mean, see :class:`.inputs.Training`.
+        imbalance: pairs of the rank that gets most over the mean, see :class:`.inputs.Training`.
     """
 
     args: Namespace

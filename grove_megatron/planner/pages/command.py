@@ -48,8 +48,8 @@ def plan(
     imbalance: Annotated[
         float,
         typer.Option(
-            help="Rows of the rank that gets most over the mean of a layer: grove report says it "
-            "of a job."
+            help="Pairs of a token and an expert of the rank that gets most, over the mean of all: "
+            "rank_pairs_imbalance of grove report."
         ),
     ] = 1.0,
     hf: Annotated[

@@ -1,10 +1,13 @@
 """Numbers of tokens, rows and pairs on a rank, and bytes of the tensors that repeat."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from math import ceil, erf, exp, pi, sqrt
 
+from ...model.architecture import Model
 from ...model.selection import ffn_per_token
-from ..inputs import Sizes
-from ..traffic import groups_per_token, rows_per_token
+from ..inputs import Layout, Sizes
+from ..traffic import busiest, groups_per_token, rows_per_token
 
 
 def expected_load(mean: float, variance: float, most: float) -> float:
@@ -49,24 +52,40 @@ class RankSizes:
         per_token = ffn_per_token(model)
         kept_share = _kept_share(self.own_tokens, per_token, sizes)
         self.sent_pairs = self.own_tokens * per_token * kept_share
-        distinct = self.own_tokens * rows_per_token(model, layout)
-        self.sent_rows = min(self.sent_pairs, distinct)
+        kept = min(1.0, kept_share)
+        self.sent_rows = self.own_tokens * _of_kept(rows_per_token, model, layout, kept)
         if layout.all_gather:
             self.sent_rows = self.own_tokens
         elif layout.row_per_expert:
             self.sent_rows = self.sent_pairs
-        shared = layout.expert_tensor * training.imbalance
+        shared = layout.expert_tensor * busiest(model, layout, training.imbalance)
         self.pairs = self.sent_pairs * shared
-        self.group_pairs = (
-            min(self.own_tokens * groups_per_token(model), self.sent_pairs) * kept_share * shared
-        )
+        groups = _of_kept(lambda m, _: groups_per_token(m), model, layout, kept)
+        self.group_pairs = self.own_tokens * groups * shared
+        # Every token of every rank, and no more.
+        most = self.own_tokens * layout.expert * layout.expert_tensor
         if layout.all_gather:
-            self.rows = self.own_tokens * layout.expert * layout.expert_tensor
+            self.rows = most
         elif layout.expert == 1 and not layout.row_per_expert:
             self.rows = self.own_tokens * layout.expert_tensor
         else:
-            self.rows = self.sent_rows * shared
+            rows = self.sent_rows * shared
+            self.rows = rows if layout.row_per_expert else min(rows, most)
         self.largest = min(self.pairs, self.pairs / self.local_experts * training.expert_imbalance)
+
+
+def _of_kept(
+    met: Callable[[Model, Layout], float], model: Model, layout: Layout, kept: float
+) -> float:
+    """Sets that a token meets with this share of its pairs; between two whole numbers of experts,
+    in proportion."""
+    if kept >= 1 or model.local_experts:
+        return met(model, layout) * (1.0 if kept >= 1 else kept)
+    few, rest = divmod(model.topk * kept, 1)
+    found = [
+        met(replace(model, topk=int(few) + more), layout) if few + more else 0.0 for more in (0, 1)
+    ]
+    return found[0] * (1 - rest) + found[1] * rest
 
 
 def _kept_share(tokens: float, per_token: float, sizes: Sizes) -> float:

@@ -11,7 +11,7 @@ from functools import cached_property
 from ...model.architecture import LatentAttention, Model
 from ...model.selection import ffn_per_token
 from ..inputs import Layout, Sizes, Training
-from ..traffic import groups_per_token, remote_rows
+from ..traffic import busiest, groups_per_token, remote_rows
 from .cluster import Cluster
 from .products import Attention, Product, attention_seconds, passes
 from .transfers import Group, all_reduce, all_to_all, collective, fused, two_hops
@@ -100,6 +100,11 @@ class Work:
     def hidden(self) -> float:
         """Bytes of one [p, H] tensor."""
         return self.own_tokens * self.model.hidden_size * self.element
+
+    @cached_property
+    def imbalance(self) -> float:
+        """Of the busiest rank."""
+        return busiest(self.model, self.layout, self.training.imbalance)
 
     # What a layer is made of.
 
@@ -211,7 +216,7 @@ class Work:
         """Both products and the activation of a rank's experts."""
         model, ways = self.model, self.layout.expert_tensor
         own = experts // self.layout.expert
-        rows = self.own_tokens * per_token * ways / own * self.training.imbalance
+        rows = self.own_tokens * per_token * ways / own * self.imbalance
         hidden, inner = model.hidden_size, width // ways
         first = self._linear(part, hidden, (1 + model.gated) * inner, rows, own)
         second = self._linear(part, inner, hidden, rows, own)
@@ -223,7 +228,7 @@ class Work:
         """Rows put in order for their ranks and for the experts, and back."""
         model = self.model
         sent = remote_rows(model, self.layout, 1).total
-        pairs = ffn_per_token(model) * self.layout.expert_tensor * self.training.imbalance
+        pairs = ffn_per_token(model) * self.layout.expert_tensor * self.imbalance
         # Read for the way out, written; read on arrival and written for every pair; and back.
         copies = 2 * ((1 + sent) + (sent + pairs))
         return self._memory("router", copies * self.hidden, copies * self.hidden)
@@ -238,7 +243,8 @@ class Work:
             rows = remote_rows(model, layout, group.inside(self.cluster))
             how = fused if layout.fused else two_hops if layout.hierarchical else all_to_all
             seconds = how(self.cluster, rows.near * row, rows.far * row, group)
-            seconds *= self.training.imbalance
+            # What comes to the busiest rank, which all tokens at most come to.
+            seconds *= min(self.imbalance, layout.expert / (rows.total or 1.0))
         if layout.expert_tensor > 1:
             # Every rank of them gets the rows of all, and gives back a sum.
             all_rows = remote_rows(model, layout, 1).total * row * layout.expert_tensor
