@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from grove_megatron.planner.speed.machines import read_cluster
 from tests.ranks import Ranks
 
 from .fences import Fence, documents, fences, read
@@ -68,9 +69,16 @@ def test_json_and_yaml_are_that() -> None:
         assert isinstance(yaml.safe_load(fence.text), dict)
 
 
+@pytest.mark.parametrize("fence", fences("toml"), ids=lambda one: one.name)
+def test_a_cluster_in_toml_is_one(fence: Fence, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text(fence.text, encoding="utf-8")
+    assert read_cluster(path).gpus > 1
+
+
 def test_every_block_is_of_a_language_that_is_checked() -> None:
     """A fence without a language, or of another, would be looked at by no test."""
-    known = {"sh", "bash", "shell", "console", "python", "py", "json", "yaml", "text"}
+    known = {"sh", "bash", "shell", "console", "python", "py", "json", "yaml", "toml", "text"}
     assert {fence.language for fence in fences()} <= known
     for document in documents():
         lines = [line for line in read(document).splitlines() if line.lstrip().startswith("```")]

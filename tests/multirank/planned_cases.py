@@ -179,17 +179,14 @@ class _OnMeta(TorchFunctionMode):
 
 def _models(args: Any) -> list[torch.nn.Module]:
     from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.training.argument_utils import (
-        core_transformer_config_from_args,
-        gpt_config_from_args,
-    )
+    from megatron.training.argument_utils import gpt_config_from_args
 
-    from grove_megatron.config import GroveTransformerConfig
     from grove_megatron.training.builder import GroveGPTModelBuilder, GroveGPTModelConfig
+    from grove_megatron.training.transformer_config import transformer_config
 
     config = gpt_config_from_args(
         args,
-        config=core_transformer_config_from_args(args, GroveTransformerConfig),
+        config=transformer_config(args),
         model_config_cls=GroveGPTModelConfig,
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()

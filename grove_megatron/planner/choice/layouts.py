@@ -136,7 +136,7 @@ def first_that_fits(job: Job, cluster: Cluster) -> Planned | None:
 
 def _first_tried(values: Values) -> tuple[Any, ...]:
     chunks = values.get(CHUNKS) or 1
-    return values[MICRO_BATCH], bool(values[HIERARCHICAL]), -int(str(chunks))
+    return values[MICRO_BATCH], bool(values.get(HIERARCHICAL)), -int(str(chunks))
 
 
 class _Planner:

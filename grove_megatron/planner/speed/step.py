@@ -173,9 +173,11 @@ def _gradients(work: Work, slowest: Pass, stage: int) -> float:
         gradient = parameters * training.precision.gradient
         weight = parameters * training.precision.weight
         reduce += collective(work.cluster, "reduce_scatter", gradient, group)
-        # Without the distributed optimizer gradients are gathered in place of weights.
-        gathered = weight if training.distributed_optimizer else gradient
-        gather += collective(work.cluster, "all_gather", gathered, group)
+        if training.distributed_optimizer:
+            gather += collective(work.cluster, "all_gather", weight, group)
+        else:
+            # Gradients are gathered in place of weights, and with their reduction.
+            reduce += collective(work.cluster, "all_gather", gradient, group)
     if training.overlapped_gradients:
         reduce = max(0.0, reduce - sum(slowest.backward.values()))
     if training.overlapped_parameters:

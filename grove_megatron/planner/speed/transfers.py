@@ -26,8 +26,12 @@ class Group:
     stride: int = 1
 
     def inside(self, cluster: Cluster) -> int:
-        """Ranks of it in one domain."""
+        """Ranks of it in one domain; nodes are taken so that a group which fits lies in one."""
         return max(1, min(self.size, cluster.domain // self.stride))
+
+    def on_node(self, cluster: Cluster) -> int:
+        """Ranks of it on one node."""
+        return max(1, min(self.size, cluster.per_node // self.stride))
 
 
 def _ring(cluster: Cluster, group: Group) -> tuple[Link, float]:
@@ -67,8 +71,13 @@ def all_to_all(cluster: Cluster, near: float, far: float, group: Group) -> float
 
 
 def two_hops(cluster: Cluster, near: float, far: float, group: Group) -> float:
-    """Out of the domain first, and from there to the ranks of the other, in two exchanges."""
-    return sum(_ways(cluster, near, far, group, "all_to_all"))
+    """Out of the node first, and from there to its ranks, in two exchanges."""
+    machine = cluster.machine
+    beyond = group.inside(cluster) < group.size
+    out = machine.far if beyond else machine.near
+    first = out.seconds("all_to_all", far, group.size) if far else 0.0
+    second = machine.near.seconds("all_to_all", near, group.on_node(cluster)) if near else 0.0
+    return first + second
 
 
 def fused(cluster: Cluster, near: float, far: float, group: Group) -> float:

@@ -103,8 +103,14 @@ class Work:
 
     @cached_property
     def imbalance(self) -> float:
-        """Of the busiest rank."""
-        return busiest(self.model, self.layout, self.training.imbalance)
+        """Pairs of the busiest rank over the mean of all, with capacity those of capacity."""
+        training = self.training
+        found = busiest(self.model, self.layout, training.imbalance)
+        factor = training.capacity_factor
+        if factor is None:
+            return found
+        # What is over an expert's capacity is dropped, and what is under it padded or not.
+        return factor if training.padded_to_capacity else min(found, factor)
 
     # What a layer is made of.
 
@@ -135,7 +141,20 @@ class Work:
             width=model.head_dim + values,
         )
         around = self._projections() if model.latent is None else self._latent(model.latent)
-        return around + self._core(core) + self._tensor_exchange() + self._context()
+        return (
+            around
+            + self._core(core)
+            + self._tensor_exchange(self._gathered())
+            + self._context(core)
+        )
+
+    def _gathered(self) -> int:
+        """Width of what attention gathers over tensor-parallel ranks before it."""
+        latent = self.model.latent
+        if latent is None or not latent.whole_compression:
+            return self.model.hidden_size
+        queries = self.model.hidden_size if latent.q_lora_rank is None else latent.q_lora_rank
+        return queries + latent.kv_lora_rank + latent.qk_pos_emb_head_dim
 
     def _projections(self) -> Pass:
         model, tensor = self.model, self.layout.tensor
@@ -154,21 +173,28 @@ class Work:
         heads, hidden = model.num_attention_heads // tensor, model.hidden_size
         down, rows = 1 if latent.whole_compression else tensor, self.own_tokens
         keys = latent.kv_lora_rank + latent.qk_pos_emb_head_dim
-        made = heads * (latent.qk_head_dim + latent.v_head_dim)
         whole = self._linear("products", hidden, keys // down, rows)
-        whole += self._linear("products", latent.kv_lora_rank, made)
         whole += self._linear("products", heads * latent.v_head_dim, hidden)
         queries, compressed = heads * model.head_dim, latent.q_lora_rank
         if compressed is None:
             whole += self._linear("products", hidden, queries)
         else:
             whole += self._linear("products", hidden, compressed // down, rows)
-            whole += self._linear("products", compressed, queries)
-        # Positions of queries and keys, of which each is put together of two parts; norms of what
-        # is compressed.
-        moved = self.tokens * 2 * queries * 2 * self.element
+        whole += self._up(latent)
         norms = 2 * model.qk_layernorm * rows * ((compressed or 0) + keys) * self.element
-        return whole + self._memory("pointwise", 2 * moved + norms, 3 * moved + 2 * norms)
+        return whole + self._memory("pointwise", norms, 2 * norms)
+
+    def _up(self, latent: LatentAttention) -> Pass:
+        """Made heads of, and put together with their positions."""
+        model, tensor = self.model, self.layout.tensor
+        heads = model.num_attention_heads // tensor
+        made = heads * (latent.qk_head_dim + latent.v_head_dim)
+        queries = heads * model.head_dim
+        whole = self._linear("products", latent.kv_lora_rank, made)
+        if latent.q_lora_rank is not None:
+            whole += self._linear("products", latent.q_lora_rank, queries)
+        moved = self.tokens * 2 * queries * 2 * self.element
+        return whole + self._memory("pointwise", 2 * moved, 3 * moved)
 
     def _core(self, core: Attention) -> Pass:
         machine = self.cluster.machine
@@ -240,8 +266,10 @@ class Work:
         seconds = 0.0
         if layout.expert > 1:
             group = Group(size=layout.expert, stride=layout.expert_tensor)
-            rows = remote_rows(model, layout, group.inside(self.cluster))
-            how = fused if layout.fused else two_hops if layout.hierarchical else all_to_all
+            by_node = layout.hierarchical and not layout.fused
+            inside = group.on_node(self.cluster) if by_node else group.inside(self.cluster)
+            rows = remote_rows(model, layout, inside)
+            how = fused if layout.fused else two_hops if by_node else all_to_all
             seconds = how(self.cluster, rows.near * row, rows.far * row, group)
             # What comes to the busiest rank, which all tokens at most come to.
             seconds *= min(self.imbalance, layout.expert / (rows.total or 1.0))
@@ -293,8 +321,12 @@ class Work:
 
     # Exchanges of tensor and context parallelism.
 
-    def _tensor_exchange(self) -> Pass:
-        """Around one block: gathered before it, scattered after; gathered once more backward."""
+    def _tensor_exchange(self, gathered: int | None = None) -> Pass:
+        """Around one block: gathered before it, scattered after; gathered once more backward.
+
+        Args:
+            gathered: width of what is gathered; None for hidden states.
+        """
         layout = self.layout
         if layout.tensor == 1 or self.training.overlapped_tensor:
             return nothing()
@@ -303,23 +335,43 @@ class Work:
             seconds = all_reduce(self.cluster, size, group)
             return Pass({"tensor": seconds}, {"tensor": seconds})
         size *= layout.tensor
-        gather = collective(self.cluster, "all_gather", size, group)
+        share = 1.0 if gathered is None else gathered / self.model.hidden_size
+        gather = collective(self.cluster, "all_gather", size * share, group)
         scatter = collective(self.cluster, "reduce_scatter", size, group)
+        back = collective(self.cluster, "reduce_scatter", size * share, group)
+        ahead = collective(self.cluster, "all_gather", size, group)
         return Pass(
             {"tensor": gather + scatter},
             # The input is gathered again for the gradient of the weight.
-            {"tensor": 2 * gather + scatter},
+            {"tensor": ahead + back + gather},
         )
 
-    def _context(self) -> Pass:
-        """Keys and values go round the ranks beside the attention of those that are there."""
+    def _context(self, core: Attention) -> Pass:
+        """Of context parallelism: a ring of keys and values, or heads in exchange for tokens."""
         layout, model = self.layout, self.model
         if layout.context == 1:
             return nothing()
-        size = 2 * model.key_size / layout.tensor * self.tokens * self.element * layout.context
+        values = model.key_size
+        if model.latent is not None:
+            values = model.num_attention_heads * model.latent.v_head_dim
+        both = (model.key_size + values) / layout.tensor * self.tokens * self.element
         group = Group(size=layout.context, stride=layout.tensor)
-        seconds = collective(self.cluster, "all_gather", size, group)
-        return Pass({"context": seconds}, {"context": 2 * seconds})
+        if self.training.context_by_heads:
+            # Queries, keys and values one way, what they give the other.
+            query = model.query_size / layout.tensor * self.tokens * self.element
+            size = 2 * query + both
+            inside = group.inside(self.cluster)
+            near = size * (inside - 1) / group.size
+            far = size * (group.size - inside) / group.size
+            seconds = all_to_all(self.cluster, near, far, group)
+            return Pass({"context": seconds}, {"context": seconds})
+        # Round the ranks beside the attention of those that are there.
+        ring = collective(self.cluster, "all_gather", both * layout.context, group)
+        machine = self.cluster.machine
+        hidden = [attention_seconds(machine, core, backward=way) for way in (False, True)]
+        return Pass(
+            {"context": max(0.0, ring - hidden[0])}, {"context": max(0.0, 2 * ring - hidden[1])}
+        )
 
     # What recomputation runs again.
 
@@ -331,7 +383,7 @@ class Work:
             return {"recompute": sum(whole.forward.values())}
         again = 0.0
         if "mla_up_proj" in modules and self.model.latent is not None:
-            again += sum(self._latent(self.model.latent).forward.values())
+            again += sum(self._up(self.model.latent).forward.values())
         if "core_attn" in modules and not self.training.fused_attention:
             again += whole.forward["attention"]
         if "layernorm" in modules:

@@ -66,8 +66,8 @@ def test_every_message_that_a_test_asks_for_is_found() -> None:
 # What ends of messages begin with that tell no one to do anything.
 NO_INSTRUCTIONS = set(
     """a all an did drops each every for if it kernels largest less more no nothing on one only
-    padding safetensors searched selective srun the their there they this to waiting weight while with
-    without writes""".split()
+    padding safetensors searched selective srun the their there they this to waiting weight while
+    with without writes""".split()
 )
 
 BAD = [
