@@ -100,3 +100,10 @@ def point_to_point(cluster: Cluster, size: float, stride: int) -> float:
     machine = cluster.machine
     link = machine.near if stride < cluster.domain else machine.far
     return link.seconds("point_to_point", size)
+
+
+def to_the_next(cluster: Cluster, size: float, group: Group) -> float:
+    """Every rank of a group sends bytes to the next of it."""
+    machine = cluster.machine
+    link = machine.near if group.inside(cluster) == group.size else machine.far
+    return link.seconds("point_to_point", size)

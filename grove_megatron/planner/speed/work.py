@@ -14,7 +14,15 @@ from ..inputs import Layout, Sizes, Training
 from ..traffic import busiest, groups_per_token, remote_rows
 from .cluster import Cluster
 from .products import Attention, Product, attention_seconds, passes
-from .transfers import Group, all_reduce, all_to_all, collective, fused, two_hops
+from .transfers import (
+    Group,
+    all_reduce,
+    all_to_all,
+    collective,
+    fused,
+    to_the_next,
+    two_hops,
+)
 
 Seconds = dict[str, float]
 """By part, see :data:`.step.PARTS`."""
@@ -365,8 +373,8 @@ class Work:
             far = size * (group.size - inside) / group.size
             seconds = all_to_all(self.cluster, near, far, group)
             return Pass({"context": seconds}, {"context": seconds})
-        # Round the ranks beside the attention of those that are there.
-        ring = collective(self.cluster, "all_gather", both * layout.context, group)
+        # Round the ranks beside the attention of those that are there, as fast as the slowest link.
+        ring = (layout.context - 1) * to_the_next(self.cluster, both, group)
         machine = self.cluster.machine
         hidden = [attention_seconds(machine, core, backward=way) for way in (False, True)]
         return Pass(

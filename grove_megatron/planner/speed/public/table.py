@@ -1,6 +1,6 @@
 """The page that says how far plans are from what others measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -17,13 +17,19 @@ measurement with its source, and of the machines' files. One row calibrates:
 `{calibrates}` takes {slack:.3f} times the sum of its parts, and so does every other
 step. No number is of one row.
 
-Four constants of the model are not measured but chosen, once for all machines, with the rows of
-H100 and H800 in view: what deep products reach of the best one (dense and grouped), what lies
-between two kernels, and what the host takes to start one (`SUSTAINED`, `GROUPED`, `GAP`, `HOST` in
-`grove_megatron/planner/speed/machines.py`). Rows of other machines are held out from that choice.
+What no file of a machine says is taken from constants, the same for all machines. Four were chosen
+with the rows of H100 and H800 in view: what deep products reach of the best one, dense and grouped,
+the gap between two kernels, and what the host takes to start one (`SUSTAINED`, `GROUPED`, `GAP`,
+`HOST` in `grove_megatron/planner/speed/machines.py`). The others are there too, chosen without:
+shares of the memory's bandwidth and of a link's, latencies, gaps in CUDA graphs, fp8 over bf16; in
+`grove_megatron/planner/speed/products.py` what a tile takes beside its sum, in
+`grove_megatron/planner/speed/work.py` kernels of a layer and how often a number of the router is
+read.
 
 {summary}
-A row that is not counted says why. Its error is shown nevertheless.
+Rows of one model on one machine that differ in microbatches alone are not independent: the twelve
+of B200 are four configurations. A row that is not counted says why; its error is shown all the
+same.
 
 """
 _NOT = """
@@ -58,23 +64,40 @@ def _summary(rows: Sequence[Public], factor: float) -> str:
     head = "| predicted | rows | median error | largest | above 10 % |\n"
     lines = [f"{head}{'| --- ' * 5}|\n"]
     counted = [row for row in rows if not row.not_comparable and row.name != CALIBRATES]
-    for name, of_kind in (
-        ("bf16, mixtures of experts", ("bf16", "moe")),
-        ("bf16, dense models", ("bf16", "dense")),
-        ("fp8, mixtures of experts", ("fp8", "moe")),
-    ):
-        found = [row for row in counted if (row.kind, row.row["kind"]) == of_kind]
-        errors = [abs(row.error(factor)) for row in found]
-        large = sum(error > _LARGE for error in errors)
-        lines.append(
-            f"| {name} | {len(errors)} | {median(errors):.1%} | {max(errors):.1%} | {large} |\n"
-        )
+    for name, is_one in _KINDS.items():
+        lines.append(_errors(name, [row.error(factor) for row in counted if is_one(row)]))
+    left = [row.error(factor) for row in rows if row.not_comparable]
+    lines.append(_errors("not counted, for the reasons below", left))
     memories = [row.memory for row in rows if row.memory is not None]
-    errors = [abs(planned / measured - 1) for measured, planned in memories]
-    large = sum(error > _LARGE for error in errors)
-    shown = f"{median(errors):.1%} | {max(errors):.1%} | {large}"
-    lines.append(f"| memory of a rank | {len(errors)} | {shown} |\n")
-    return "".join(lines)
+    errors = [planned / measured - 1 for measured, planned in memories]
+    return "".join([*lines, _errors("memory of a rank", errors)])
+
+
+_WITH_CONSTANTS = ("h100", "h800")
+_KINDS: dict[str, Callable[[Public], bool]] = {
+    "bf16, mixtures of experts: all": lambda row: _is(row, "bf16", "moe"),
+    "of these H100 and H800, which the constants were chosen with": lambda row: (
+        _is(row, "bf16", "moe") and row.row["machine"] in _WITH_CONSTANTS
+    ),
+    "of these B200, by shapes that the rows' authors measured on it": lambda row: (
+        _is(row, "bf16", "moe") and row.row["machine"] == "b200"
+    ),
+    "of these GB200, GB300, MI355X": lambda row: (
+        _is(row, "bf16", "moe") and row.row["machine"] not in (*_WITH_CONSTANTS, "b200")
+    ),
+    "bf16, dense models, all but one of B200": lambda row: _is(row, "bf16", "dense"),
+    "fp8, mixtures of experts": lambda row: _is(row, "fp8", "moe"),
+}
+
+
+def _is(row: Public, precision: str, kind: str) -> bool:
+    return (row.kind, row.row["kind"]) == (precision, kind)
+
+
+def _errors(name: str, errors: Sequence[float]) -> str:
+    found = [abs(error) for error in errors]
+    large = sum(error > _LARGE for error in found)
+    return f"| {name} | {len(found)} | {median(found):.1%} | {max(found):.1%} | {large} |\n"
 
 
 def _line(row: Public, factor: float) -> str:
