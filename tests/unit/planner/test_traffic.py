@@ -2,11 +2,12 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from grove_megatron.planner.inputs import Layout
 from grove_megatron.planner.traffic import (
+    busiest,
     distinct_range,
     expected_distinct,
     expected_sets,
@@ -72,3 +73,40 @@ def test_nodes_are_met_as_ranks_are():
 def test_tokens_with_other_numbers_of_experts_are_weighed():
     # Half of them have one expert, half two of four in two sets: a third of the pairs share one.
     assert expected_sets(4, 2, {0: 0.0, 1: 0.5, 2: 0.5}) == pytest.approx(0.5 + 0.5 * (2 - 1 / 3))
+
+
+@given(
+    sets=st.sampled_from((1, 2, 3, 4, 6, 12)),
+    blocks=st.sampled_from((2, 3, 4, 6)),
+    data=st.data(),
+)
+def test_limited_routing_meets_what_all_its_selections_meet(sets, blocks, data):
+    assume(blocks % sets == 0 or sets % blocks == 0)
+    each = 12 // blocks
+    chosen = data.draw(st.integers(1, blocks))
+    selected = data.draw(st.integers(1, min(4, each * chosen)))
+    model = replace(QWEN3_30B, num_experts=12, topk=selected, blocks=blocks, blocks_chosen=chosen)
+    counts = []
+    for some in itertools.combinations(range(blocks), chosen):
+        among = [expert for expert in range(12) if expert // each in some]
+        counts += [
+            len({expert // (12 // sets) for expert in choice})
+            for choice in itertools.combinations(among, selected)
+        ]
+    found = rows_per_token(model, Layout(expert=sets, world=sets))
+    assert found == pytest.approx(sum(counts) / len(counts), rel=1e-12)
+
+
+def test_deepseeks_limit_halves_the_ranks_of_a_token():
+    # 4 of 8 blocks of 32 experts, and 8 experts among them.
+    model = replace(QWEN3_30B, num_experts=256, topk=8, blocks=8, blocks_chosen=4)
+    assert rows_per_token(model, Layout(expert=8, world=8)) == pytest.approx(3.629, abs=5e-4)
+    assert rows_per_token(model, Layout(expert=16, world=16)) == pytest.approx(5.339, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "asked", "found"), [(1, 3.0, 1.0), (2, 1.3, 1.3), (2, 9.0, 2.0), (64, 99.0, 16.0)]
+)
+def test_no_rank_is_busier_than_all_tokens_make_it(ranks, asked, found):
+    # With 64 ranks a token has at most 2 of its 8 experts on one.
+    assert busiest(QWEN3_30B, Layout(expert=ranks, world=ranks), asked) == pytest.approx(found)

@@ -201,3 +201,44 @@ def test_dividing_the_optimizer_comes_first() -> None:
     ]
     first, *_ = remedies(whole, between[0])
     assert first.change.startswith("--use-distributed-optimizer")
+
+
+STOCK, GROUPED = MODEL.partition(" --grove")[0], "--num-query-groups 4 --group-query-attention"
+LATENT = (
+    "--multi-latent-attention --q-lora-rank 64 --kv-lora-rank 32 --qk-head-dim 16 "
+    "--qk-pos-emb-head-dim 8 --v-head-dim 16"
+)
+
+
+def test_layers_that_do_not_divide_leave_the_last_stage_fewer() -> None:
+    """As DeepSeek-V3's 61, which neither stages nor stages with two places more divide."""
+    words = JOB.replace("--num-layers 6", "--num-layers 13")
+    plans = plan_layouts(of(f"{words} --pipeline-model-parallel-size 4").job, cluster(8))
+    assert plans.ranked
+    assert {one.sizes.layout.last_layers for one in plans.ranked} == {1}
+    # 4, 4, 4 and 1: no chunk of the last stage can be a half.
+    assert {one.sizes.layout.virtual for one in plans.ranked} == {1}
+    words = JOB.replace("--num-layers 6", "--num-layers 14")
+    plans = plan_layouts(of(f"{words} --pipeline-model-parallel-size 4").job, cluster(8))
+    assert {one.sizes.layout.virtual for one in plans.ranked} == {1, 2, 4}
+
+
+@pytest.mark.parametrize("words", [STOCK, f"{STOCK.replace(GROUPED, '')} {LATENT}"])
+def test_many_layouts_of_any_model_are_timed_in_two_rounds(words: str, monkeypatch) -> None:
+    monkeypatch.setattr(layouts, "_EACH", 10)
+    monkeypatch.setattr(layouts, "_BEST", 5)
+    more = "--seq-length 2048 --global-batch-size 16 --bf16 --use-distributed-optimizer"
+    assert plan_layouts(of(f"{words} {more}").job, cluster(16, 8)).ranked
+
+
+def test_a_busier_rank_takes_longer_and_needs_more() -> None:
+    job = of(f"{JOB} --expert-model-parallel-size 4").job
+    even, uneven = (
+        plan_layouts(replace(job, imbalance=times), cluster(8)).ranked for times in (1.0, 1.5)
+    )
+    slower = {one.flags: one for one in uneven}
+    for one in even[:5]:
+        other = slower[one.flags]
+        # The host is what this model waits for, whatever its rows.
+        assert other.step["experts"] > one.step["experts"]
+        assert other.memory.total > one.memory.total
