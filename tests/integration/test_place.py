@@ -110,3 +110,34 @@ def test_rows_of_the_order_in_use_are_those_that_the_job_counted(
         judging = routed(results, layer, slice(1, None, 2))
         assert of_layer["counted"] == pytest.approx(rows(judging, tuple(range(G)), 2))
         assert of_layer["before"]["rows"][0] == pytest.approx(of_layer["counted"], rel=0.03)
+
+
+@pytest.mark.long
+def test_a_job_with_the_placement_sends_as_few_rows_as_were_told(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    """At 4 ranks: recorded, placed, run again, counted."""
+
+    def train(name: str, *more: str) -> Path:
+        folder = tmp_path / name
+        argv = [*MODEL, *SIZES, *COUNTED, "--expert-model-parallel-size", "4", *more]
+        argv += ["--train-iters", "8", "--global-batch-size", "16"]
+        argv += ["--grove-metrics-dir", str(folder / "metrics")]
+        target = "tests.integration.coactivated_job:train"
+        ranks.run(4, target, str(folder), argv, folder=folder).check()
+        return folder / "metrics"
+
+    def rows_of(record: Path, layer: int) -> float:
+        counted = read_record(record / "routing.jsonl").intervals
+        sent = sum(int(one.rows[layer].sum()) for one in counted)
+        return sent / sum(int(one.sent_tokens[layer]) for one in counted)
+
+    plain = train("plain")
+    found = placed(plain, 4, tmp_path / "p.json")
+    assert found["moved"] == ["1", "2"]
+    again = train("placed", "--grove-placement", str(tmp_path / "p.json"))
+    for index, of_layer in enumerate(found["layers"].values()):
+        now, new = rows_of(plain, index), rows_of(again, index)
+        _, low, high = of_layer["after"]["rows"]
+        assert low * 0.94 <= new <= high * 1.03
+        assert 1 - new / now >= 0.31
