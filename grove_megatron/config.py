@@ -13,11 +13,11 @@ from typing import Any, Literal
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
+from .checks.experts import adjugate_width_problems, group_problems, topk_problems
 from .checks.flags import flag_of
 from .checks.problem import Problem, Refusal
 from .checks.ranks import (
     adjugates_over_ranks,
-    divisors,
     experts_over_ranks,
     groups_over_ranks,
     whole_norm_over_ranks,
@@ -250,25 +250,11 @@ def _without_groups(settings: Any, plain: bool) -> Iterator[Problem]:
 
 
 def _group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
-    check = Check(settings, num_experts=num_experts)
-    groups = settings.grove_num_groups
-    rules = {
-        "{grove_num_groups} is set for a dense model, {num_experts}; set --num-experts, or remove "
-        "the --grove-* flags": not num_experts,
-        "{grove_num_groups} is negative; leave it out for a plain MoE": num_experts and groups < 0,
-    }
-    yield from check.those(rules)
-    if num_experts and groups > 0:
-        fix = f"use one of {divisors(num_experts)}"
-        yield from check.divides("grove_num_groups", "num_experts", fix)
+    yield from group_problems(settings, num_experts)
     yield from groups_over_ranks(settings)
     yield from _adjugate_problems(settings, num_experts)
     if num_experts:
-        local = registry.local_experts(settings)
-        beside = f" and {local} without an FFN" if local else ""
-        is_so = not 1 <= settings.moe_router_topk <= num_experts + local
-        sentence = f"{{moe_router_topk}} is not between 1 and {{num_experts}}{beside}; choose the "
-        yield from check.those({f"{sentence}experts per token": is_so})
+        yield from topk_problems(settings, num_experts, registry.local_experts(settings))
         yield from _problems_of_layer(settings, num_experts)
 
 
@@ -300,13 +286,9 @@ def _qk_norm_problems(settings: Any) -> Iterator[Problem]:
 
 def _adjugate_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:
     check = Check(settings)
-    width, scale = settings.grove_adjugate_ffn_hidden_size, settings.grove_adjugate_scale
-    if width is None or width <= 0:
-        yield check.problem(
-            "{grove_adjugate_ffn_hidden_size} is not positive beside {grove_num_groups}; give the "
-            "width of an adjugate expert"
-        )
-    else:
+    scale, narrow = settings.grove_adjugate_scale, [*adjugate_width_problems(settings)]
+    yield from narrow
+    if not narrow:
         yield from adjugates_over_ranks(settings, expert_tensor_parallel_size(settings))
     yield from check.finite("grove_adjugate_scale", "the paper's value is 0.05")
     groups = settings.grove_num_groups

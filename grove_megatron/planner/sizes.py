@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks.flags import flag_of
+from ..checks.problem import shown
 from ..model.architecture import LatentAttention, Model
 from ..model.settings import (
     expert_tensor_parallel_size,
@@ -32,6 +33,21 @@ _UNKNOWN: dict[str, Any] = {
     "moe_latent_size": lambda v: v is not None,
     "use_megatron_fsdp": bool,
     "use_torch_fsdp2": bool,
+    # What stays of the optimizer, of weights and of activations on the GPU.
+    "optimizer_cpu_offload": bool,
+    "fine_grained_activation_offloading": bool,
+    "offload_modules": bool,
+    "fp4": bool,
+    "fp8_param_gather": bool,
+}
+
+# Setting, does it change the seconds of a step, of which the planner knows no more?
+_UNTIMED: dict[str, Any] = {
+    "window_size": lambda v: v is not None,
+    "moe_shared_expert_overlap": bool,
+    "delay_wgrad_compute": bool,
+    "attention_backend": lambda v: getattr(v, "name", v) in ("unfused", "local"),
+    "transformer_impl": lambda v: v == "local",
 }
 
 
@@ -90,6 +106,20 @@ def refuse_unknown(args: Namespace) -> None:
             f"{', '.join(unknown)} is not known to the planner, whose numbers would be wrong; "
             "remove it to plan without"
         )
+
+
+def not_planned(args: Namespace) -> list[str]:
+    """Settings whose effect on time, but not on memory, is not planned; a line each."""
+    found = [
+        f"{flag_of(name)} ({shown(value)})"
+        for name, is_untimed in _UNTIMED.items()
+        if (value := getattr(args, name, None)) is not None and is_untimed(value)
+    ]
+    # Experts one after the other; of a Grove layer its own kernels group them.
+    own = has_grove_layers(args) and getattr(args, "grove_kernel", "") != "megatron"
+    if args.num_experts and not (args.moe_grouped_gemm or own):
+        found.append("--moe-grouped-gemm (False)")
+    return [f"not planned: {one}, which changes the time of a step" for one in found]
 
 
 def _weight_shards(args: Namespace) -> dict[str, int]:

@@ -64,10 +64,16 @@ def doctor(
         from ..runtime import cpu_is_active
         from .doctor import diagnose
 
+        notices = [job.notice] if job.notice else []
+        if not device:
+            device = "cpu" if cpu_is_active() else "cuda"
+            if gpu_memory is not None and device == "cpu":
+                device = "cuda"
+                notices.append("--gpu-memory is of a GPU, so this is for --device cuda")
         found = diagnose(
             job.flags,
             processes,
-            device or ("cpu" if cpu_is_active() else "cuda"),
+            device,
             per_node=job.per_node,
             own_script=job.own_script,
             gpu_memory=gpu_memory,
@@ -82,8 +88,7 @@ def doctor(
     print(f"grove_megatron: {heading}, {where}", file=stream)
     for number, line in enumerate(found.problems, 1):
         print(f"  {number}. {line}", file=stream)
-    if job.notice:
-        found = replace(found, notices=[job.notice, *found.notices])
+    found = replace(found, notices=[*notices, *found.notices])
     for line in [*found.plan, *(f"note: {notice}" for notice in found.notices)]:
         print(line, file=stream)
     if as_json:

@@ -2,12 +2,15 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ...checks.guarded import problems_of
 from ...checks.problem import Problem, Refusal
 
 
@@ -78,49 +81,108 @@ def plan(
     h100 --nodes 16 --grove-preset grovemoe-33b. Exits 0 if a layout fits, 2 if none does.
     """
     from ...report.refused import page_problems
-    from ...training.doctor_command import job_command
+    from ...training.doctor_command import JobCommand, job_command
     from ..choice.layouts import plan_layouts
     from ..choice.remedies import remedies
     from ..flags import torchrun
+    from ..sizes import not_planned
+    from ..speed.calibrate import calibrated, taken
     from ..speed.calibrate import measured_step as go_by_step
     from .front import asked
     from .shown import as_numbers, show
 
+    problems = [] if page is None else page_problems("--page", page, "the page of a plan")
+    if top < 1:
+        problems.append(Problem("--top", top, "is below 1; use 1 or more"))
+    if not 1 <= imbalance < float("inf"):
+        fix = "use 1 for balanced routing"
+        problems.append(Problem("--imbalance", f"{imbalance:g}", f"is below 1; {fix}"))
+    # All that is wrong is said at once, of options, of the cluster's file and of flags.
+    launched = _collected(problems, job_command, context.args, torchrun) or JobCommand([])
+    kind = _collected(problems, _cluster, machine, cluster)
+    found = _collected(
+        problems, _sized, kind or _any(), nodes, gpus_per_node, memory, price, launched
+    )
+    of_words = _collected(problems, partial(asked, as_given=as_given), launched.flags, hf)
+    if problems:
+        _refuse(problems, as_json)
+    of_words = replace(of_words, job=replace(of_words.job, imbalance=imbalance))
+    notes = not_planned(of_words.job.args)
     try:
-        launched = job_command(context.args, torchrun)
-        found = _cluster(machine, cluster, calibrate)
-        found = _sized(found, nodes, gpus_per_node, memory, price, launched)
-        problems = [] if page is None else page_problems("--page", page, "the page of a plan")
-        if top < 1:
-            problems.append(Problem("--top", top, "is below 1; use 1 or more"))
-        if not 1 <= imbalance < float("inf"):
-            fix = "use 1 for balanced routing"
-            problems.append(Problem("--imbalance", f"{imbalance:g}", f"is below 1; {fix}"))
-        if problems:
-            raise Refusal(problems)
-        of_words = asked(launched.flags, hf, as_given=as_given)
-        of_words = replace(of_words, job=replace(of_words.job, imbalance=imbalance))
+        _refuse_sizes(of_words.job, found, whole=as_given or measured_step is not None)
+        if calibrate is not None:
+            before, found = found, calibrated(found, calibrate, _dtype(of_words.job.args))
+            notes += taken(before, found)
         if measured_step is not None:
             found = go_by_step(found, of_words.job.sizes(found.gpus), measured_step)
         plans = plan_layouts(of_words.job, found, every=every)
-    except Refusal as refused:
-        _refuse(refused.problems, as_json)
     except ValueError as error:
-        _refuse([Problem.of_text(str(error))], as_json)
+        _refuse(problems_in(error), as_json)
     changes = []
     if not plans.ranked and plans.too_large:
         changes = remedies(of_words.job, found)
     stream = sys.stderr if as_json else sys.stdout
-    show(of_words, found, plans, changes, top=None if every else top, stream=stream)
+    if not (as_json and every):
+        show(of_words, found, plans, changes, top=None if every else top, stream=stream)
+    for note in notes:
+        print(f"note: {note}", file=stream)
     if page is not None and (plans.ranked or plans.too_large):
         _write_page(page, of_words, found, plans, as_json)
     if as_json:
-        print(json.dumps(as_numbers(of_words, found, plans, changes, None if every else top)))
+        numbers = as_numbers(of_words, found, plans, changes, None if every else top)
+        print(json.dumps(numbers | {"notes": notes}))
     raise typer.Exit(0 if plans.ranked else 2)
 
 
-def _cluster(machine: str, path: Path | None, results: Path | None) -> Any:
-    from ..speed.calibrate import calibrated
+def problems_in(error: ValueError) -> list[Problem]:
+    """What an exception says is wrong."""
+    return error.problems if isinstance(error, Refusal) else [Problem.of_text(str(error))]
+
+
+def _collected[T](problems: list[Problem], make: Callable[..., T], *given: Any) -> T | None:
+    """What is made, or None beside more problems."""
+    try:
+        return make(*given)
+    except ValueError as error:
+        problems += problems_in(error)
+        return None
+
+
+def _refuse_sizes(job: Any, cluster: Any, *, whole: bool) -> None:
+    """Sizes that no search can mend; of a command line as it stands, all rules.
+
+    Raises:
+        Refusal: all of them.
+    """
+    from ..rules.basic_rules import basic_problems
+    from ..rules.validity import problems
+    from ..sizes import refuse_unknown
+
+    if whole:
+        found = problems(job.args, cluster.gpus, cluster.per_node)
+    else:
+        found = problems_of(basic_problems, job.args)
+    found += _unless(refuse_unknown, job.args)
+    if found:
+        raise Refusal(found)
+
+
+def _unless(check: Callable[..., None], *given: Any) -> list[Problem]:
+    found: list[Problem] = []
+    _collected(found, check, *given)
+    return found
+
+
+def _dtype(args: Any) -> str:
+    return next((name for name in ("bf16", "fp16") if getattr(args, name)), "fp32")
+
+
+def _any() -> Any:
+    """A cluster to ask the options beside one that is refused."""
+    return _cluster("h100", None)
+
+
+def _cluster(machine: str, path: Path | None) -> Any:
     from ..speed.cluster import Cluster
     from ..speed.machines import machine as named
     from ..speed.machines import read_cluster
@@ -129,11 +191,9 @@ def _cluster(machine: str, path: Path | None, results: Path | None) -> Any:
         text = "and --cluster both say what the GPUs are; give one of them"
         raise Refusal([Problem("--machine", machine, text)])
     if path is not None:
-        found = read_cluster(path)
-    else:
-        kind = named(machine or "h100")
-        found = Cluster(machine=kind, nodes=1, per_node=kind.per_node, memory=kind.memory)
-    return found if results is None else calibrated(found, results)
+        return read_cluster(path)
+    kind = named(machine or "h100")
+    return Cluster(machine=kind, nodes=1, per_node=kind.per_node, memory=kind.memory)
 
 
 def _sized(

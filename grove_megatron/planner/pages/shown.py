@@ -102,6 +102,9 @@ def _table(ranked: Sequence[Planned], cluster: Cluster) -> Table:
     ]
     if cluster.price is None:
         shown.remove(_COST)
+    if not ranked[0].sizes.model.num_experts and "ETP" in shown:
+        # By default that of tensor parallelism, and of nothing here.
+        shown.remove("ETP")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", justify="right")
     for name in shown:

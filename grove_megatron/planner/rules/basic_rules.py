@@ -52,8 +52,15 @@ _POSITIVE = (
     "eval_global_batch_size make_vocab_size_divisible_by tensor_model_parallel_size "
     "pipeline_model_parallel_size context_parallel_size expert_model_parallel_size "
     "expert_tensor_parallel_size num_layers_per_virtual_pipeline_stage "
-    "num_virtual_stages_per_pipeline_rank microbatch_group_size_per_vp_stage"
+    "num_virtual_stages_per_pipeline_rank microbatch_group_size_per_vp_stage "
+    "vocab_size padded_vocab_size max_position_embeddings num_distributed_optimizer_instances"
 ).split()
+_WIDTHS = (
+    "q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim "
+    "grove_adjugate_ffn_hidden_size"
+).split()
+# Megatron takes 0 for none of them.
+_NOT_NEGATIVE = ("num_experts", "mtp_num_layers", "moe_shared_expert_intermediate_size")
 
 
 def _below_1(args: Namespace) -> Iterator[Problem]:
@@ -61,10 +68,14 @@ def _below_1(args: Namespace) -> Iterator[Problem]:
     for name in _POSITIVE:
         if isinstance(getattr(args, name, None), int):
             yield from check.at_least(name, 1)
+    for name in _NOT_NEGATIVE:
+        yield from check.at_least(name, 0, "leave it out for none")
 
 
 # More than any model or machine has; what is counted one by one would take days.
 _MOST = {
+    # Beyond it a product of two sizes and a few bytes is no number of a float any more.
+    **dict.fromkeys((*_POSITIVE, *_NOT_NEGATIVE, *_WIDTHS), 10**15),
     **dict.fromkeys(("num_layers", "encoder_num_layers", "mtp_num_layers"), 10**5),
     **dict.fromkeys(("num_experts", "moe_router_topk", "grove_num_groups"), 10**6),
     **dict.fromkeys((name for name in _POSITIVE if name.endswith("_parallel_size")), 10**6),

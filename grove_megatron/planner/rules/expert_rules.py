@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from ...checks.experts import adjugate_width_problems, group_problems, topk_problems
 from ...checks.problem import Problem
 from ...checks.ranks import (
     adjugates_over_ranks,
@@ -16,6 +17,8 @@ from ...checks.ranks import (
 from ...checks.rules import Check
 from ...model.settings import expert_tensor_parallel_size, has_adjugates, has_grove_layers
 from ...switches import refusals
+from ..flags import table
+from ..parts import router_parts
 from ..sizes import ffn_hidden_size
 
 
@@ -28,6 +31,8 @@ def experts(args: Namespace, _: int = 1) -> Iterator[Problem]:
                 "{expert_model_parallel_size} needs {num_experts}; set it, or remove the size"
             )
         return
+    if not has_grove_layers(args):
+        yield from topk_problems(args, args.num_experts)
     pattern, both = args.moe_layer_freq, ("moe_ffn_hidden_size", "expert_tensor_parallel_size")
     check = Check(
         args,
@@ -92,9 +97,14 @@ def over_ranks(args: Namespace, _: int = 1) -> Iterator[Problem]:
 
     Of a job the configuration says the same (:func:`..config.grove_problems`).
     """
+    if has_adjugates(args):
+        yield from group_problems(args, args.num_experts)
     if not args.num_experts:
         return
+    if has_grove_layers(args):
+        yield from _of_a_token(args)
     if has_adjugates(args):
+        yield from adjugate_width_problems(args)
         yield from groups_over_ranks(args)
         if args.grove_adjugate_ffn_hidden_size:
             yield from adjugates_over_ranks(args, expert_tensor_parallel_size(args))
@@ -106,3 +116,13 @@ def over_ranks(args: Namespace, _: int = 1) -> Iterator[Problem]:
     if args.grove_expert_capacity is not None or args.moe_expert_capacity_factor is not None:
         yield from capacity_over_ranks(args)
     yield from refusals(args)
+
+
+def _of_a_token(args: Namespace) -> Iterator[Problem]:
+    """Experts that a Grove router chooses, those without an FFN among them."""
+    check = Check(args)
+    for row in table()["parts"]:
+        if row.get("columns"):
+            yield from check.at_least(row["setting"], 0, "leave it out for none")
+            yield from check.at_most(row["setting"], 10**6, "correct it")
+    yield from topk_problems(args, args.num_experts, router_parts(args).local_experts)

@@ -7,6 +7,7 @@ memory takes). A measured step says how much longer a step is than the sum of it
 """
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +15,29 @@ from pathlib import Path
 from ...checks.problem import Problem, Refusal
 from ..inputs import Sizes
 from .cluster import Cluster, Link, Machine
-from .step import step, with_slack
+from .machines import names
+from .step import step, utilisation, with_slack
 
 Row = dict[str, str]
 
 
-def calibrated(cluster: Cluster, path: Path) -> Cluster:
+def calibrated(cluster: Cluster, path: Path, dtype: str = "bf16") -> Cluster:
     """The cluster with what a file of results says of its GPUs.
 
+    Args:
+        dtype: of the job, whose copies count: ``bf16``, ``fp16`` or ``fp32``.
+
     Raises:
-        Refusal: a file that has no such rows, or rows of several machines.
+        Refusal: a file that has no such rows, rows of several machines, or of another than this.
     """
     rows = _read(path)
     machine = cluster.machine
-    products = [row for row in rows if row["dtype"] == "bf16" or machine.name == "cpu"]
+    _refuse_others(rows, machine, path)
+    products = [row for row in rows if row["dtype"] == "bf16"]
     of_large = _rates(products, "tflops", {"kernels", "layer"}, over="matmul_share")
     grouped = _values(products, "tflops", {"kernels"}, {"experts_only", "owner_rows"})
-    copies = _values(rows, "gigabytes", {"kernels"})
+    copied = [row for row in rows if row["dtype"] == dtype]
+    copies = _values(copied, "gigabytes", {"kernels"})
     machine = replace(
         machine,
         achieved=max(of_large, default=machine.achieved / 1e12) * 1e12,
@@ -48,16 +55,65 @@ def calibrated(cluster: Cluster, path: Path) -> Cluster:
     return replace(cluster, machine=machine)
 
 
+def _refuse_others(rows: list[Row], machine: Machine, path: Path) -> None:
+    """Results of what is no GPU, or of a kind that another file is of."""
+    device, processor = rows[0]["device"], rows[0]["processor"]
+    fix = "measure on the machine that is planned for, or name this one"
+    if device != "cuda":
+        text = f"has results of a {device} ({processor}), not of {machine.name} GPUs; {fix}"
+        raise Refusal([Problem("--calibrate", path, text)])
+    # A cluster of a name of its own may be of any GPU.
+    is_known = machine.name in names()
+    if is_known and not re.search(rf"\b{machine.name}\b", processor, re.IGNORECASE):
+        text = f"has results of another GPU ({processor}) than {machine.name}; {fix}"
+        raise Refusal([Problem("--calibrate", path, text)])
+
+
+def taken(before: Cluster, after: Cluster) -> list[str]:
+    """What a calibration changed, to be read."""
+    old, new = before.machine, after.machine
+    rates = {
+        "products (TFLOP/s)": (old.achieved / 1e12, new.achieved / 1e12),
+        "grouped products (TFLOP/s)": (old.grouped / 1e12, new.grouped / 1e12),
+        "copies (GB/s)": (old.bandwidth / 1e9, new.bandwidth / 1e9),
+        "exchange of rows (share of the link)": tuple(
+            one.near.shares.get("all_to_all", one.near.shares.get("default", 1.0))
+            for one in (old, new)
+        ),
+    }
+    return [
+        f"--calibrate: {name} {now:.4g}, not {then:.4g}"
+        for name, (then, now) in rates.items()
+        if now != then
+    ]
+
+
+# Of the sum of its parts, what a step can take; beyond it is a step of another job.
+_SLACKS = (0.5, 3.0)
+
+
 def measured_step(cluster: Cluster, sizes: Sizes, seconds: float) -> Cluster:
     """The cluster on which a step of this job takes so long.
 
     Raises:
-        Refusal: a time that is none.
+        Refusal: a time that is none, or none of such a job on these GPUs.
     """
+    fix = "give the seconds of a step of the job of these flags"
     if not 0 < seconds < float("inf"):
-        fix = "give the seconds of a step of the job of these flags"
         raise Refusal([Problem("--measured-step", f"{seconds:g}", f"is not above 0; {fix}")])
-    return with_slack(cluster, seconds / step(sizes, with_slack(cluster, 1.0)).total)
+    planned = step(sizes, with_slack(cluster, 1.0)).total
+    slack, used = seconds / planned, utilisation(sizes, cluster, seconds)
+    least, most = _SLACKS
+    if used > 1:
+        text = f"is an MFU of {used:.0%}, above 100%, where {planned:.3g} s are planned; {fix}"
+    elif not least <= slack <= most:
+        text = (
+            f"is {slack:.2g} of the planned {planned:.3g} s, not between {least:g} and {most:g}; "
+            f"{fix}"
+        )
+    else:
+        return with_slack(cluster, slack)
+    raise Refusal([Problem("--measured-step", f"{seconds:g}", text)])
 
 
 def _read(path: Path) -> list[Row]:
@@ -66,7 +122,7 @@ def _read(path: Path) -> list[Row]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Refusal([Problem("--calibrate", path, f"cannot be read: {error}")]) from error
-    needed = {"benchmark", "variant", "quantity", "p50", "dtype", "processor", "hidden"}
+    needed = {"benchmark", "variant", "quantity", "p50", "dtype", "processor", "device", "hidden"}
     if missing := needed - set(rows[0] if rows else ()):
         text = f"lacks the columns {', '.join(sorted(missing))}; give a file of `grove bench`"
         raise Refusal([Problem("--calibrate", path, text)])

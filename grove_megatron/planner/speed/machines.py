@@ -14,8 +14,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from ...checks.problem import Problem, Refusal
+from ...checks.problem import Problem, Refusal, of_other_flags
 from .cluster import GIB, SLACK, Cluster, Link, Machine, Timed, TimedAttention, cluster_problems
+from .machine_tables import COLUMNS, table_problems
 from .products import depth
 
 SUSTAINED = 0.84
@@ -70,6 +71,14 @@ NEEDED = (
 """What it has to say."""
 # Of the specified rate, what the best product of the others has.
 _BEST = 0.82
+# What a rate that is reached cannot be above: another number, or all of something.
+_AT_MOST = {
+    "hbm_share": "",
+    "bf16_matmul_tflops": "bf16_tflops",
+    "fp8_matmul_tflops": "fp8_tflops",
+    "scale_up_measured_gb_s": "scale_up_gb_s",
+    "scale_out_measured_gb_s": "scale_out_gb_s",
+}
 _OF_CLUSTER = ("machine", "nodes", "price", "slack")
 _WHOLE = ("nodes", "gpus_per_node", "scale_up_gpus")
 _PASSES = {"forward": "forward", "dgrad": "input", "wgrad": "weight"}
@@ -113,12 +122,14 @@ def read_cluster(path: Path) -> Cluster:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Refusal([Problem("--cluster", path, f"cannot be read: {error}")]) from error
-    if problems := list(_of_keys(said)):
-        raise Refusal(problems)
+    if wrong := [*_of_keys(said), *table_problems(said)]:
+        raise Refusal([*wrong, *of_other_flags(_positive(said), wrong)])
     base = _file(said["machine"]) if "machine" in said else {"name": path.stem}
     own = {key: value for key, value in said.items() if key not in _OF_CLUSTER}
-    built = _Read(base | own)
+    built = _Read(_as_measured(base, own) | own)
     if problems := [*built.problems(path), *_positive(said)]:
+        raise Refusal(problems)
+    if problems := [*built.impossible()]:
         raise Refusal(problems)
     found = built.machine()
     return checked(
@@ -131,6 +142,15 @@ def read_cluster(path: Path) -> Cluster:
             slack=_value(said.get("slack", SLACK)),
         )
     )
+
+
+def _as_measured(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """With the same shares of rates that a file replaces, where it has no measured one itself."""
+    kept = dict(base)
+    for measured, rate in _AT_MOST.items():
+        if rate in own and measured in base and measured not in own:
+            kept[measured] = _value(base[measured]) * _value(own[rate]) / _value(base[rate])
+    return kept
 
 
 def checked(cluster: Cluster) -> Cluster:
@@ -146,19 +166,27 @@ def checked(cluster: Cluster) -> Cluster:
 
 def _of_keys(said: dict[str, Any]) -> Iterator[Problem]:
     known = {*NUMBERS, *_OF_CLUSTER, "name", "chip", "sources"}
-    tables = {"matmul", "attention", "collective", "collective_fit", "dispatch", "memory_bound"}
     for key, value in said.items():
-        if key not in known | tables:
+        if key not in known | COLUMNS.keys():
             yield Problem(key, value, f"is not known; a cluster has {', '.join(NUMBERS)}")
         elif key in (*NUMBERS, "nodes", "price", "slack") and not _is_number(value):
             yield Problem(key, value, "is not a number; write one, or { value, source }")
-    if "machine" in said and said["machine"] not in names():
-        text = f"is not one of {', '.join(names())}; use one of them, or leave it out"
-        yield Problem("machine", said["machine"], text)
+    for key in ("machine", "chip"):
+        if key in said and said[key] not in names():
+            text = f"is not one of {', '.join(names())}; use one of them, or leave it out"
+            yield Problem(key, said[key], text)
+    if "name" in said and not (isinstance(said["name"], str) and said["name"]):
+        yield Problem("name", said["name"], "is not a word; write one, or leave it out")
+    if "sources" in said and not isinstance(said["sources"], dict):
+        yield Problem(
+            "sources", said["sources"], "is not a table; write [sources], or leave it out"
+        )
 
 
 def _positive(said: dict[str, Any]) -> Iterator[Problem]:
     for key in (*NUMBERS, "nodes", "price", "slack"):
+        if key in said and not _is_number(said[key]):
+            continue
         if key in said and not 0 < _value(said[key]) < float("inf"):
             yield Problem(key, _value(said[key]), "is not above 0; say what the cluster has")
         elif key in said and key in _WHOLE and not _value(said[key]).is_integer():
@@ -188,6 +216,15 @@ class _Read:
             if name not in self.said:
                 text = f"lacks {name}; add it, or `machine = ` one of {', '.join(names())}"
                 yield Problem("--cluster", path, text)
+
+    def impossible(self) -> Iterator[Problem]:
+        """What was measured above what there is."""
+        for name, most in _AT_MOST.items():
+            value, limit = self.number(name), self.number(most) if most else 1.0
+            if value and limit and value > limit:
+                of = f"{most} ({limit:g})" if most else "1"
+                text = f"is above {of}, which nothing reaches; correct one of them"
+                yield Problem(name, f"{value:g}", text)
 
     @property
     def best(self) -> float:
@@ -278,7 +315,7 @@ class _Read:
             fixed[operation] = row["fixed_us"] * 1e-6
             hops[operation] = row["latency_us"] * 1e-6
         for operation, found in self._collectives(inside):
-            shares.setdefault(operation, found / rate)
+            shares.setdefault(operation, min(1.0, found / rate))
         if exchange := self._exchange(inside):
             shares["fused"] = min(1.0, exchange / rate)
         return Link(rate=rate, latency=latency, shares=shares, fixed=fixed, hops=hops)

@@ -138,3 +138,94 @@ def test_a_page_has_the_layouts(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "6 layers on 32 h100 GPUs" in text
     assert f"{found['layouts'][0]['tokens_per_second_gpu']:,.0f}" in text
+
+
+AS_IT_IS = f"--as-given --gpus-per-node 4 {JOB} --micro-batch-size 1"
+STOCK = AS_IT_IS[: AS_IT_IS.index("--grove")] + AS_IT_IS[AS_IT_IS.index("--seq-length") :]
+
+
+def test_options_file_and_flags_are_refused_at_once(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('machine = "h100"\nhbm_tb_s = -1\nbandwidth = 3\n', encoding="utf-8")
+    words = f"--cluster {mine} --nodes 0 --top 0 --imbalance 0.2 --nosuch 3"
+    result = plan(words)
+    assert result.exit_code == 2
+    for said in ("--top (0)", "--imbalance (0.2)", "bandwidth (3)", "hbm_tb_s (-1.0)", "nodes (0)"):
+        assert said in result.stderr, result.stderr
+    assert "--nosuch is no flag" in result.stderr
+    assert "6 problems" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--micro-batch-size 0", "--micro-batch-size (0) is below 1"),
+        ("--expert-model-parallel-size 0", "--expert-model-parallel-size (0) is below 1"),
+        ("--global-batch-size 255", "--global-batch-size (255) is not a multiple"),
+    ],
+)
+def test_a_measured_step_asks_the_rules_first(words: str, said: str) -> None:
+    result = plan(f"--measured-step 1 --gpus-per-node 4 {JOB} {words}")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "cannot be checked" not in result.stderr
+
+
+def test_all_rules_against_a_command_line_as_it_stands_are_said() -> None:
+    words = "--expert-model-parallel-size 3 --moe-router-topk 9"
+    found = numbers(f"{AS_IT_IS} {words}", code=2)["problems"]
+    assert [one for one in found if one.startswith("--expert-model-parallel-size (3)")]
+    assert [one for one in found if one.startswith("--moe-router-topk (9)")]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--optimizer-cpu-offload",
+        "--fine-grained-activation-offloading",
+        "--offload-modules attn_norm",
+        "--fp4-format e2m1",
+        "--fp8-param-gather",
+    ],
+)
+def test_what_changes_memory_and_is_not_known_is_refused(flag: str) -> None:
+    result = plan(f"{AS_IT_IS} {flag}")
+    assert result.exit_code == 2
+    assert f"{flag.split()[0]} (" in result.stderr
+    assert "is not known to the planner" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--window-size 128,0",
+        "--moe-shared-expert-overlap",
+        "--delay-wgrad-compute --overlap-moe-expert-parallel-comm --expert-model-parallel-size 2",
+        "--attention-backend unfused",
+        "--transformer-impl local",
+    ],
+)
+def test_what_changes_time_alone_is_noted(flag: str) -> None:
+    words = f"{AS_IT_IS} {flag}"
+    if "shared" in flag:
+        # Groups refuse it.
+        words = f"{STOCK} --moe-grouped-gemm --moe-shared-expert-intermediate-size 64 {flag}"
+    (note,) = numbers(words)["notes"]
+    assert note.startswith(f"not planned: {flag.split()[0]} (")
+    assert f"note: {note}" in plan(words).stdout
+    assert numbers(AS_IT_IS)["notes"] == []
+
+
+def test_experts_one_after_the_other_are_noted() -> None:
+    assert numbers(STOCK)["notes"] == [
+        "not planned: --moe-grouped-gemm (False), which changes the time of a step"
+    ]
+    assert numbers(f"{STOCK} --moe-grouped-gemm")["notes"] == []
+
+
+def test_all_as_json_has_no_table_and_a_dense_model_no_column_of_experts() -> None:
+    result = plan(f"--all --json --nodes 4 {SMALL} {FIXED}")
+    assert "tokens/s/GPU" not in result.output
+    dense = SMALL[: SMALL.index("--num-experts")] + "--vocab-size 1000 --swiglu "
+    dense += "--max-position-embeddings 4096 --tokenizer-type NullTokenizer"
+    assert "ETP" not in plan(f"--gpus-per-node 4 {dense}").stdout

@@ -101,6 +101,8 @@ def test_a_cluster_takes_from_a_machine_what_it_does_not_say(tmp_path):
     found = read_cluster(path)
     assert found.machine.far.rate == 12.5e9
     assert found.machine.near.rate == machine("h100").near.rate
+    # What was measured is a share of the rate.
+    assert found.machine.far.shares["default"] == machine("h100").far.shares["default"]
     assert (found.nodes, found.per_node) == (2, 8)
 
 
@@ -122,6 +124,22 @@ def test_numbers_that_lack_are_said_all_at_once(tmp_path):
         ('machine = "v100"', "machine (v100) is not one of"),
         ("gpus_per_node = 0.5", "gpus_per_node (0.5) is not a whole number"),
         ("price = -2", "price (-2.0) is not above 0"),
+        ("name = [1]", "name (1) is not a word"),
+        ("chip = [1]", "chip (1) is not one of"),
+        ('chip = "zz"', "chip (zz) is not one of"),
+        ("matmul = 5", "matmul (5) is not a table"),
+        ("[[matmul]]\npeak_tflops = 1", "[[matmul]] lacks precision"),
+        ("[[matmul]]\npeak_tflops = 1", "[[matmul]] lacks columns"),
+        (
+            '[[collective_fit]]\ncolumns = ["operation"]\nrows = []',
+            "[[collective_fit]] lacks the c",
+        ),
+        ('[[memory_bound]]\ncolumns = ["share"]\nrows = [[1, 2]]', "[[memory_bound]] row (1 2) is"),
+        ('[[memory_bound]]\ncolumns = ["share"]\nrows = [["x"]]', "[[memory_bound]] share (x) is"),
+        ("hbm_share = 7", "hbm_share (7) is above 1"),
+        ("bf16_matmul_tflops = 1e6", "bf16_matmul_tflops (1e+06) is above bf16_tflops"),
+        ("scale_up_measured_gb_s = 1e6", "scale_up_measured_gb_s (1e+06) is above scale_up_gb_s"),
+        ("scale_out_measured_gb_s = 51", "scale_out_measured_gb_s (51) is above scale_out_gb_s"),
     ],
 )
 def test_a_number_that_no_cluster_has_is_refused_by_name(tmp_path, line, said):
@@ -133,6 +151,8 @@ def test_a_number_that_no_cluster_has_is_refused_by_name(tmp_path, line, said):
 def test_two_such_numbers_are_said_at_once(tmp_path):
     text = WHOLE.replace("= 50", "= 0").replace("= 1000", "= -1000")
     assert len(refused(tmp_path, text)) == 2
+    # With what is no number at all, and what is not known.
+    assert len(refused(tmp_path, f"bandwidth = 3\nprice = []\n{text}")) == 4
 
 
 @pytest.mark.parametrize("text", ["nodes =", "\x00"])
