@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,30 @@ def test_a_trace_and_a_record_say_their_sizes(tmp_path: Path) -> None:
     assert of_record["counted"][0] == pytest.approx(11 / 8)
     said = run("--routing", f"record:{tmp_path / 'record'}", "--tokens", "64").stdout
     assert "the job counted 1.375 rows per token at its own ranks, this routing has" in said
+
+
+def test_counted_rows_are_compared_in_their_own_order_alone(tmp_path: Path) -> None:
+    said = {}
+    write(tmp_path / "p.json", Assignment(8, 4, 2, {"1": (2, 0, 1, 3), "mtp 1": (0, 1, 2, 3)}))
+    for name, settings in (("order", {}), ("placed", {"grove-placement": "job.json"})):
+        writer = Writer(tmp_path / name)
+        run_of = replace(RUN, settings=settings)
+        writer.run(run_of)
+        writer.interval(interval(run=run_of))
+        words = ["--routing", f"record:{tmp_path / name}", "--tokens", "64"]
+        words += ["--placement", str(tmp_path / "p.json")]
+        (one,) = found(*words)
+        # Of the placement of the file the job counted nothing.
+        assert one["placed"]["counted"] is None
+        said[name] = run(*words).stdout
+        assert (one["counted"] is None) == (name == "placed")
+    assert "the job counted 1.375 rows per token at its own ranks" in said["order"]
+    assert "not compared" not in said["order"]
+    assert "the job counted 1.375" not in said["placed"]
+    assert (
+        "the job counted its rows under --grove-placement (job.json); these are of groups in "
+        "order, and are not compared with them"
+    ) in said["placed"]
 
 
 def test_sizes_are_refused_together() -> None:
