@@ -182,6 +182,61 @@ def test_sizes_are_refused_together() -> None:
     ]
 
 
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    sizes = "--experts 32 --topk 4 --hidden-size 64".split()
+    words = "--ranks 3 --gpus-per-node 0 --routing zipf:-1 --routing correlated:3".split()
+    assert [line.split(";")[0] for line in problems(*sizes, *words)] == [
+        "--routing zipf exponent (-1) is not a number from 0 up",
+        "--routing share (3) is not between 0 and 1",
+        "--gpus-per-node (0) is below 1",
+        "--experts (32) is not a multiple of --ranks (3)",
+    ]
+    # What a file that cannot be read would have said is not asked for, the rest is.
+    words = "--routing trace:none --routing limited:2:3 --topk 0 --layers 7 --dtype int8".split()
+    assert [line.split(" (")[0] for line in problems(*words)] == [
+        *("--dtype", "trace", "--routing limited topk", "--topk")
+    ]
+    write_trace(tmp_path / "t", {"1": torch.tensor([[0, 1]] * 8)}, experts=8)
+    trace = ["--routing", f"trace:{tmp_path / 't'}", "--ranks", "3", "--tokens", "3"]
+    assert [
+        line.split(" (")[0] for line in problems(*trace, "--layers", "2", "--experts", "9")
+    ] == [*("--layers", "--tokens", "--experts", "--hidden-size")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "--tokens 99999999999",
+            "--tokens (99999999999) of a rank have with --topk (4) more than 134217728 choices, "
+            "which are held at once; use fewer tokens",
+        ),
+        ("--experts 99999999999", "--experts (99999999999) is above 65536; nothing larger is"),
+        ("--ranks 99999999999", "--ranks (99999999999) is above 16384; nothing larger is"),
+        ("--hidden-size 99999999999", "--hidden-size (99999999999) is above 1048576; nothing"),
+        ("--steps 99999999999", "--steps (99999999999) of --ranks (8) are more than 4194304"),
+    ],
+)
+def test_sizes_that_would_not_fit_are_refused_by_name(words: str, said: str) -> None:
+    assert any(line.startswith(said) for line in problems(*FLAGS, *words.split()))
+
+
+def test_layers_of_nothing_are_refused() -> None:
+    said = "--layers (1 7) needs --placement, or a record or trace as --routing; leave it out"
+    assert problems(*FLAGS, "--layers", "1", "--layers", "7") == [said]
+
+
+def test_a_part_of_a_workload_is_said_to_be_one() -> None:
+    said = (
+        "w7 begins again after 4 steps, of which --steps (3) is no multiple: these are not the "
+        "figures of the whole"
+    )
+    for steps in (3, 4, 8):
+        result = run(*FLAGS, "--routing", "w7", "--steps", str(steps))
+        assert (said in result.stdout) == (steps == 3), result.output
+    assert "begins again" not in run(*FLAGS, "--steps", "3").stdout
+
+
 def test_what_nothing_says_is_asked_for() -> None:
     assert [line.split(" (")[0] for line in problems("--topk", "2")] == [
         *("--experts", "--hidden-size")
@@ -215,7 +270,8 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
         f"--experts (32) differs from that of --routing ({record}) (8); leave it out",
         f"--topk (4) differs from that of --routing ({record}) (2); leave it out",
         f"--groups (16) differs from that of --routing ({record}) (4); leave it out",
-        f"--hidden-size bytes (128) differs from that of --routing ({record}) (64); leave it out",
+        f"--hidden-size bytes (128) of --dtype (bf16) differs from that of --routing ({record}) "
+        "(64); give its --dtype, or leave both out",
     ]
     write_trace(tmp_path / "t", {"1": torch.tensor([[0, 1]] * 8)}, experts=8)
     trace = f"trace:{tmp_path / 't'}"
