@@ -18,8 +18,9 @@ def simulate(
     routing: Annotated[
         list[str],
         typer.Option(
-            help="uniform, zipf:EXPONENT, correlated:SHARE[:GROUPS], planted:SHARE[:GROUPS], w0 to "
-            "w7, workloads (all of them), record:DIR, trace:FILE; repeatable."
+            help="uniform, zipf:EXPONENT, correlated:SHARE[:GROUPS], planted:SHARE[:GROUPS], "
+            "limited:GROUPS:TOPK, w0 to w7, workloads (all of them), record:DIR, trace:FILE; "
+            "repeatable."
         ),
     ] = ["uniform"],  # noqa: B006
     experts: Annotated[Size, typer.Option(help="Routed experts of a layer.")] = None,

@@ -3,13 +3,33 @@
 Shape suffixes: T tokens, K experts of a token, E experts.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 NONE = -1
 """Stands in a token's list where it has no more experts."""
 
+LEAST_WEIGHT = 2.0**-960
+"""Of an expert that can be chosen: an exponential time over a smaller one is no fp64 number."""
+
 _PIECE = 2**22
+
+
+def in_pieces(tokens: int, width: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """[T, K] of a number of tokens at a time, so that memory has a bound.
+
+    Args:
+        tokens: T.
+        width: entries that a token takes while it is drawn.
+        draw: [tokens, K] of so many tokens.
+    """
+    most = max(1, _PIECE // width)
+    counts = [most] * (tokens // most)
+    if tokens % most or not tokens:
+        counts.append(tokens % most)
+    return torch.cat([draw(count) for count in counts])
 
 
 def choose(weights_E: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:
@@ -19,10 +39,16 @@ def choose(weights_E: Tensor, tokens: int, topk: int, generator: torch.Generator
     that have too few among those go on in a race of exponential times.
 
     Args:
-        weights_E: [E] fp64, not negative; at least K of them above 0.
+        weights_E: [E] fp64, 0 or from LEAST_WEIGHT up; at least K of them above 0.
         tokens, topk: T, K.
         generator: of the CPU.
     """
+    # Every one of 2 K draws is held against every other.
+    width = 4 * topk * topk
+    return in_pieces(tokens, width, lambda some: _choose(weights_E, some, topk, generator))
+
+
+def _choose(weights_E: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:
     cdf_E = weights_E.cumsum(0) / weights_E.sum()
     draws = torch.rand(tokens, 2 * topk, dtype=torch.float64, generator=generator)
     # Of 1 there is none: the last expert with a weight is the last that is found.
@@ -64,11 +90,8 @@ def with_loads(loads_E: Tensor, tokens: int, topk: int, generator: torch.Generat
         tokens, topk: T, K.
         generator: of the CPU.
     """
-    pieces = [
-        _with_loads(loads_E, len(piece), topk, generator)
-        for piece in torch.arange(tokens).split(max(1, _PIECE // loads_E.numel()))
-    ]
-    return torch.cat(pieces)
+    width = loads_E.numel()
+    return in_pieces(tokens, width, lambda some: _with_loads(loads_E, some, topk, generator))
 
 
 def _with_loads(loads_E: Tensor, tokens: int, topk: int, generator: torch.Generator) -> Tensor:

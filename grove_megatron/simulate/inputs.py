@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from ..checks.problem import Problem, Refusal
 from ..checks.rules import Check
 from ..placing.file import Assignment, problems, read
-from .parse import Named, every, parse
+from .parse import RECORD, TRACE, Named, every, parse
 from .recorded import Loads, Recorded
 from .routing import Routing
-from .sizes import Sizes
+from .sizes import Sizes, limits, problems_of
 from .sources import Source, agreed, of_file, of_preset
 from .trace import Replayed
 
@@ -56,6 +57,7 @@ class Asked:
         routing: see there.
         steps: how many of its micro batches.
         record: where the routing is that of one, what it counted.
+        whole: micro batches after which the routing begins again.
     """
 
     text: str
@@ -63,6 +65,7 @@ class Asked:
     routing: Routing
     steps: int
     record: Loads | None = None
+    whole: int = 1
 
 
 def prepare(options: Options) -> tuple[list[Asked], Assignment | None]:
@@ -80,25 +83,44 @@ def prepare(options: Options) -> tuple[list[Asked], Assignment | None]:
     named: list[Named] = []
     sources: dict[str, Source] = {}
     assignment = None
-    for text in every(options.routing):
+    texts = every(options.routing)
+    for text in texts:
         with _kept(found):
             named.append(parse(text))
             if named[-1].place is not None:
                 sources[text] = of_file(named[-1])
+    files = {text for text in texts if text.partition(":")[0] in (RECORD, TRACE)}
+    # Of a file that cannot be read nobody knows what it would have said.
+    all_read = files <= {*sources}
     if options.grove_preset is not None:
         with _kept(found):
             bytes_per_value = BYTES.get(options.dtype, 1)
             sources["--grove-preset"] = of_preset(options.grove_preset, bytes_per_value)
+        all_read = all_read and "--grove-preset" in sources
     if options.placement is not None:
         with _kept(found):
             assignment = read(options.placement)
-    _refuse(found)
-    sizes = _sizes(options, list(sources.values()), assignment)
-    asked = []
+    if options.layers and not files and options.placement is None:
+        text = "needs --placement, or a record or trace as --routing; leave it out"
+        found.append(Problem("--layers", " ".join(options.layers), text))
     for name in named:
-        with _kept(found):
-            asked.append(_asked(name, options, sizes, sources.get(name.text), assignment))
-    _refuse(found)
+        if source := sources.get(name.text):
+            found += _of_source(options, source)
+        elif assignment is not None and assignment.layers:
+            with _kept(found):
+                _chosen(options, tuple(assignment.layers), f"--placement ({options.placement})")
+    sizes = _sizes(options, [*sources.values()], all_read, found)
+    asked: list[Asked] = []
+    if sizes is not None:
+        if assignment is not None:
+            of_files = [source.layers for source in sources.values() if source.layers]
+            for layers in of_files or [None]:
+                found += _of_placement(options, assignment, sizes, layers)
+        for name in named:
+            with _kept(found):
+                asked.append(_asked(name, options, sizes, sources.get(name.text), assignment))
+    if found:
+        raise Refusal(dict.fromkeys(found))
     return asked, assignment
 
 
@@ -113,33 +135,59 @@ def _kept(found: list[Problem]) -> Iterator[None]:
         found.append(Problem.of_text(str(error)))
 
 
-def _refuse(found: list[Problem]) -> None:
-    if found:
-        raise Refusal(dict.fromkeys(found))
+def _sizes(
+    options: Options, sources: list[Source], all_read: bool, found: list[Problem]
+) -> Sizes | None:
+    """The sizes that everybody agrees on, or what is wrong with them.
 
+    Args:
+        options, sources: who says them.
+        all_read: is there no other source, which could not be read?
+        found: problems go there.
 
-def _sizes(options: Options, sources: list[Source], assignment: Assignment | None) -> Sizes:
-    """The sizes that everybody agrees on."""
+    Returns:
+        None where they are not known, or wrong.
+    """
+    before = len(found)
     hidden = options.hidden_size
+    sound = options.dtype in BYTES and (hidden is None or hidden > 0)
     given = {name: getattr(options, name) for name in ("experts", "topk", "groups")}
-    given["row_bytes"] = None if hidden is None else hidden * BYTES[options.dtype]
-    sizes = agreed(given, sources)
+    given["row_bytes"] = hidden * BYTES[options.dtype] if sound and hidden is not None else None
+    sizes, differing = agreed(given, sources, options.dtype)
+    found += differing
     missing = {"experts": "experts", "topk": "topk", "row_bytes": "hidden_size"}
-    check = Check(options)
-    fix = "give it, or --grove-preset"
-    lacks = [flag for name, flag in missing.items() if name not in sizes]
-    _refuse([problem for flag in lacks for problem in check.missing(flag, fix)])
+    if all_read:
+        check, fix = Check(options), "give it, or --grove-preset"
+        lacks = [flag for name, flag in missing.items() if name not in sizes]
+        found += [problem for flag in lacks for problem in check.missing(flag, fix)]
     runs = [source.record.run for source in sources if source.record is not None]
-    known = Sizes(
-        **sizes,
-        ranks=options.ranks if options.ranks is not None else runs[0].ranks if runs else RANKS,
-        gpus_per_node=options.gpus_per_node,
-        tokens=TOKENS if options.tokens is None else options.tokens,
-        local_tau=next((of.local_tau for of in sources if of.local_tau != 1.0), 1.0),
-    )
-    if assignment is not None:
-        _refuse(_of_placement(options, assignment, known))
-    return known
+    # What is not said, as far as that is all.
+    default = {"groups": 0, "ranks": runs[0].ranks if runs else RANKS, "local_experts": 0}
+    asked = {"ranks": options.ranks} if options.ranks is not None else {}
+    known = dict.fromkeys(missing) | (default if all_read else dict.fromkeys(default))
+    known |= sizes | asked | {"gpus_per_node": options.gpus_per_node}
+    known["tokens"] = TOKENS if options.tokens is None else options.tokens
+    about = SimpleNamespace(**known, hidden_size=hidden, steps=options.steps)
+    found += [*problems_of(about), *limits(about)]
+    if len(found) > before or None in known.values():
+        return None
+    local_tau = next((of.local_tau for of in sources if of.local_tau != 1.0), 1.0)
+    return Sizes(**known, local_tau=local_tau)
+
+
+def _of_source(options: Options, source: Source) -> list[Problem]:
+    """What of the options is not for that record or trace, whatever the sizes."""
+    found: list[Problem] = []
+    with _kept(found):
+        _chosen(options, source.layers, source.name)
+    if source.trace is None:
+        return found
+    once = {
+        "{tokens} excludes a trace, which has its own; leave it out": options.tokens is not None,
+        "{steps} excludes a trace, which has its tokens once; leave it out": options.steps
+        not in (None, 1),
+    }
+    return [*found, *Check(options).those(once)]
 
 
 def _asked(
@@ -153,27 +201,15 @@ def _asked(
         drawn = named.draw(sizes, options.seed)
         # A placement is of layers, each of which meets tokens of its own.
         placed = () if assignment is None else tuple(assignment.layers)
-        known = placed or tuple(options.layers) or drawn.layers
-        drawn = replace(drawn, layers=_chosen(options, known, f"--placement ({options.placement})"))
-        return Asked(named.text, sizes, drawn, options.steps or drawn.steps)
-    found: list[Problem] = []
-    if assignment is not None:
-        found += _of_placement(options, assignment, sizes, source.layers)
-    layers: tuple[str, ...] = ()
-    with _kept(found):
-        layers = _chosen(options, source.layers, source.name)
+        layers = tuple(options.layers) or placed or drawn.layers
+        steps = options.steps or drawn.steps
+        return Asked(named.text, sizes, replace(drawn, layers=layers), steps, whole=drawn.steps)
+    layers = _chosen(options, source.layers, source.name)
     if source.record is not None:
-        _refuse(found)
         recorded = Recorded(sizes, options.seed, source.record, layers)
         return Asked(named.text, sizes, recorded, options.steps or 1, source.record)
     trace = source.trace
     assert trace is not None
-    once = {
-        "{tokens} excludes a trace, which has its own; leave it out": options.tokens is not None,
-        "{steps} excludes a trace, which has its tokens once; leave it out": options.steps
-        not in (None, 1),
-    }
-    _refuse([*found, *Check(options).those(once)])
     own = replace(sizes, tokens=max(1, trace.tokens // sizes.ranks))
     return Asked(named.text, own, Replayed(own, trace, layers), 1)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .draw import NONE
+from .draw import NONE, in_pieces
 from .routing import Draw, generator_of
 
 _ROUNDS = 24
@@ -52,7 +52,10 @@ def fitted(loads_E: Tensor, together_UU: Tensor, topk: int, seed: int) -> Draw:
         # All factors to other units together say how often one is chosen twice.
         more_UU.fill_diagonal_(0)
         fit = _Fit(fit.weights_E + _STEP * more_E, fit.factors_UU + _STEP * more_UU)
-    return lambda step, rank, tokens, generator: _draw(fit, tokens, topk, mean, generator)
+    width = loads_E.numel()
+    return lambda step, rank, tokens, generator: in_pieces(
+        tokens, width, lambda some: _draw(fit, some, topk, mean, generator)
+    )
 
 
 def shares(chosen_TK: Tensor, experts: int, units: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checks.problem import Problem, Refusal
-from .routing import Drawn, correlated, planted, uniform, zipf
+from .limited import limit_problems, limited
+from .routing import (
+    Drawn,
+    correlated,
+    exponent_problems,
+    planted,
+    share_problems,
+    uniform,
+    zipf,
+)
 from .sizes import Sizes
 from .workloads import WORKLOADS, workload
 
@@ -32,12 +41,11 @@ class Named:
         """The routing, where it is drawn from sizes alone.
 
         Raises:
-            Refusal: its numbers are none of such a routing.
+            Refusal: its numbers are none of such a routing of these sizes.
         """
         if self.kind in WORKLOADS:
             return workload(self.kind, sizes, seed)
-        make, _, _ = _DRAWN[self.kind]
-        return make(sizes, seed, *self.numbers)
+        return _DRAWN[self.kind].make(sizes, seed, *self.numbers)
 
 
 def every(texts: Sequence[str]) -> list[str]:
@@ -49,7 +57,7 @@ def parse(text: str) -> Named:
     """Read ``--routing``.
 
     Raises:
-        Refusal: no such routing, or not as many numbers as it takes.
+        Refusal: no such routing, or not as many numbers as it takes, or none of any layer's.
     """
     kind, *rest = text.split(":", 1 if text.startswith((f"{RECORD}:", f"{TRACE}:")) else -1)
     if kind in (RECORD, TRACE):
@@ -59,13 +67,15 @@ def parse(text: str) -> Named:
     if kind not in _DRAWN and kind not in WORKLOADS:
         known = ", ".join((*_DRAWN, *WORKLOADS, ALL, f"{RECORD}:DIR", f"{TRACE}:FILE"))
         raise _refusal(text, f"is not one of ({known}); choose one")
-    _, least, most = _DRAWN.get(kind, (None, 0, 0))
+    of = _DRAWN.get(kind, _Kind(uniform, kind))
     try:
         numbers = tuple(map(float, rest))
     except ValueError:
-        numbers = (0.0,) * (most + 1)
-    if not least <= len(numbers) <= most:
-        raise _refusal(text, f"is not as ({_SPELLED.get(kind, kind)}); give its numbers so")
+        numbers = (0.0,) * (of.most + 1)
+    if not of.least <= len(numbers) <= of.most:
+        raise _refusal(text, f"is not as ({of.spelled}); give its numbers so")
+    if problems := of.problems(*numbers):
+        raise Refusal(problems)
     return Named(text, kind, numbers)
 
 
@@ -77,23 +87,43 @@ def _slices(
     make: Callable[[Sizes, int, float, int | None], Drawn],
 ) -> Callable[..., Drawn]:
     def of(sizes: Sizes, seed: int, share: float, units: float | None = None) -> Drawn:
-        if units is not None and not units.is_integer():
-            text = "is no whole number; use slices that divide the groups"
-            raise Refusal([Problem("--routing units", f"{units:g}", text)])
         return make(sizes, seed, share, None if units is None else int(units))
 
     return of
 
 
-# What makes it, and the fewest and most numbers behind its name.
-_DRAWN: dict[str, tuple[Callable[..., Drawn], int, int]] = {
-    "uniform": (uniform, 0, 0),
-    "zipf": (zipf, 1, 1),
-    "correlated": (_slices(correlated), 1, 2),
-    "planted": (_slices(planted), 1, 2),
-}
-_SPELLED = {
-    "zipf": "zipf:EXPONENT",
-    "correlated": "correlated:SHARE or correlated:SHARE:GROUPS",
-    "planted": "planted:SHARE or planted:SHARE:GROUPS",
+def _slice_problems(share: float, units: float | None = None) -> list[Problem]:
+    problems = share_problems(share)
+    if units is not None and not units.is_integer():
+        text = "is no whole number; use slices that divide the groups"
+        problems.append(Problem("--routing units", f"{units:g}", text))
+    return problems
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A routing that is drawn.
+
+    Args:
+        make: of sizes, a seed and its numbers.
+        spelled: how its name and numbers are given.
+        least, most: numbers.
+        problems: of the numbers, whatever the sizes are.
+    """
+
+    make: Callable[..., Drawn]
+    spelled: str
+    least: int = 0
+    most: int = 0
+    problems: Callable[..., list[Problem]] = list
+
+
+_DRAWN = {
+    "uniform": _Kind(uniform, "uniform"),
+    "zipf": _Kind(zipf, "zipf:EXPONENT", 1, 1, exponent_problems),
+    **{
+        name: _Kind(_slices(make), f"{name}:SHARE or {name}:SHARE:GROUPS", 1, 2, _slice_problems)
+        for name, make in {"correlated": correlated, "planted": planted}.items()
+    },
+    "limited": _Kind(limited, "limited:GROUPS:TOPK", 2, 2, limit_problems),
 }

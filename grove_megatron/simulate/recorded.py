@@ -44,6 +44,11 @@ class Loads:
         """What was counted."""
         return self.whole.run
 
+    @property
+    def placement(self) -> str | None:
+        """The file by which the job placed its groups, so that its rows are not of their order."""
+        return _placement(self.run)
+
 
 class Recorded:
     """The routing of a record; see :class:`.routing.Routing`.
@@ -99,10 +104,16 @@ def counted_rows(loads: Loads, layers: Sequence[str]) -> float:
 
 
 def _counts_alike(interval: Interval, last: Interval) -> bool:
-    """Are their arrays of one shape, and do their rows mean the same?"""
+    """Are their arrays of one shape, and do their rows mean the same, in one order of groups?"""
     names = ("ranks", "dispatcher", "local")
     same = all(getattr(interval.run, name) == getattr(last.run, name) for name in names)
+    same = same and _placement(interval.run) == _placement(last.run)
     return same and (_together(interval) is None) == (_together(last) is None)
+
+
+def _placement(run: Run) -> str | None:
+    path = run.settings.get("grove-placement")
+    return None if path is None else str(path)
 
 
 def _together(interval: Interval) -> Array | None:

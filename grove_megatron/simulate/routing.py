@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks.problem import Problem, Refusal
-from .draw import NONE, choose, from_homes
+from .draw import LEAST_WEIGHT, NONE, choose, from_homes, in_pieces
 from .sizes import Sizes
 
 Draw = Callable[[int, int, int, torch.Generator], Tensor]
@@ -88,13 +88,28 @@ def zipf(sizes: Sizes, seed: int, exponent: float) -> Drawn:
     """The n-th most popular expert has the weight 1 / n^exponent; which one it is, the seed says.
 
     Raises:
-        Refusal: a negative exponent.
+        Refusal: no such exponent, or one that leaves a token too few experts with a weight.
     """
-    if not 0 <= exponent < torch.inf:
-        text = "is not a number from 0 up; 0 is uniform, 1 is usual"
-        raise Refusal([Problem("--routing zipf exponent", f"{exponent:g}", text)])
+    if problems := exponent_problems(exponent):
+        raise Refusal(problems)
     rank_E = 1.0 + torch.randperm(sizes.experts, generator=generator_of(seed, "popularity"))
-    return Drawn(sizes=sizes, seed=seed, draw=by_weight(sizes, rank_E.double() ** -exponent))
+    weights_E = rank_E.double() ** -exponent
+    weights_E = weights_E.masked_fill(weights_E < LEAST_WEIGHT, 0.0)
+    if (left := int((weights_E > 0).sum())) < sizes.topk:
+        text = (
+            f"leaves fewer experts ({left}) a weight that fp64 can tell from 0 than --topk "
+            f"({sizes.topk}); use a smaller one, 1 is usual"
+        )
+        raise Refusal([Problem("--routing zipf exponent", f"{exponent:g}", text)])
+    return Drawn(sizes=sizes, seed=seed, draw=by_weight(sizes, weights_E))
+
+
+def exponent_problems(exponent: float) -> list[Problem]:
+    """What no layer could make of it."""
+    if 0 <= exponent < torch.inf:
+        return []
+    text = "is not a number from 0 up; 0 is uniform, 1 is usual"
+    return [Problem("--routing zipf exponent", f"{exponent:g}", text)]
 
 
 def by_weight(sizes: Sizes, weights_E: Tensor) -> Draw:
@@ -139,22 +154,33 @@ def _from_slices(sizes: Sizes, seed: int, share: float, home: int, order: Tensor
     size = sizes.experts // sizes.units
     members = (order[:, None] * size + torch.arange(size)).reshape(-1, home * size)
 
-    def draw(step: int, rank: int, tokens: int, generator: torch.Generator) -> Tensor:
+    def some(tokens: int, generator: torch.Generator) -> Tensor:
         home_T = torch.randint(len(members), (tokens,), generator=generator)
         picks = torch.rand(tokens, sizes.topk, generator=generator) < share
         most, elsewhere = members.shape[1], sizes.experts - members.shape[1]
         inside_T = picks.sum(1).clamp(max=most, min=sizes.topk - elsewhere)
         return from_homes(members[home_T], inside_T, sizes.experts, sizes.topk, generator)
 
-    return Drawn(sizes=sizes, seed=seed, draw=draw)
+    return Drawn(
+        sizes=sizes,
+        seed=seed,
+        draw=lambda step, rank, tokens, generator: in_pieces(
+            tokens, 2 * sizes.experts, lambda piece: some(piece, generator)
+        ),
+    )
+
+
+def share_problems(share: float) -> list[Problem]:
+    """What no layer could make of it."""
+    if 0 <= share <= 1:
+        return []
+    text = "is not between 0 and 1; use the share of a token's experts that are at its home"
+    return [Problem("--routing share", f"{share:g}", text)]
 
 
 def _home(sizes: Sizes, share: float, units: int | None) -> int:
     """Units of a home: by default the fewest that hold a token's experts and divide the units."""
-    problems = []
-    if not 0 <= share <= 1:
-        text = "is not between 0 and 1; use the share of a token's experts that are at its home"
-        problems.append(Problem("--routing share", f"{share:g}", text))
+    problems = share_problems(share)
     of = "--groups" if sizes.groups else "--experts"
     if units is not None and (units < 1 or sizes.units % units):
         text = f"does not divide {of} ({sizes.units}); use slices that do"

@@ -23,7 +23,8 @@ class Found:
         layers: by layer.
         whole: all of them together.
         counted: of a record, the rows per token that the job counted, and those of this routing at
-            the job's ranks; None where there is no record, or it counted another dispatch.
+            the job's ranks; None where there is no record, or it counted another dispatch or
+            another order of the groups, or this is the routing as a placement has it.
     """
 
     asked: Asked
@@ -53,19 +54,21 @@ def simulate(asked: Asked, assignment: Assignment | None = None) -> Found:
         every[layer] = [replay(asked.routing, asked.sizes, layer, n, order) for n in steps]
     layers = {name: summarize(of, asked.sizes) for name, of in every.items()}
     whole = summarize([one for of in every.values() for one in of], asked.sizes)
-    return Found(asked, layers, whole, _counted(asked))
+    counted = _counted(asked) if assignment is None else None
+    return Found(asked, layers, whole, counted)
 
 
 def _counted(asked: Asked) -> tuple[float, float] | None:
     routing = asked.routing
-    if asked.record is None or asked.record.run.dispatcher == "allgather":
+    record = asked.record
+    if record is None or record.run.dispatcher == "allgather" or record.placement is not None:
         return None
     assert isinstance(routing, Recorded)
-    ranks = asked.record.run.ranks
+    ranks = record.run.ranks
     tokens_of_rank = max(1, _CHECKED // ranks)
     sizes = replace(asked.sizes, ranks=ranks, gpus_per_node=ranks, tokens=tokens_of_rank)
     rows = tokens = 0
     for layer in routing.layers:
         one = replay(routing.of_tokens(tokens_of_rank), sizes, layer, 0)
         rows, tokens = rows + int(one.flat.sent_rows.sum()), tokens + int(one.tokens.sum())
-    return counted_rows(asked.record, routing.layers), rows / tokens
+    return counted_rows(record, routing.layers), rows / tokens

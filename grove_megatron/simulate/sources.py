@@ -1,6 +1,6 @@
 """Those who know the sizes of a layer: a preset, a record, a trace; and where they disagree."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checks.flags import flag_of
@@ -80,35 +80,43 @@ def of_file(named: Named) -> Source:
     return Source(said, {n: size for n, size in known.items() if size is not None}, trace=trace)
 
 
-def agreed(given: Mapping[str, int | None], sources: Sequence[Source]) -> dict[str, int]:
-    """Sizes as the first says them that knows: the command line, then the sources.
+def agreed(
+    given: Mapping[str, int | None], sources: Sequence[Source], dtype: str
+) -> tuple[dict[str, int | None], list[Problem]]:
+    """Sizes as the command line or a source says them, and where two of them differ.
 
-    Raises:
-        Refusal: two of them say different things.
+    Args:
+        given: on the command line; None where it says nothing.
+        sources: the others.
+        dtype: of the bytes that are given.
+
+    Returns:
+        every size that somebody says, None where two do not say the same; and those problems.
     """
     sizes = {name: value for name, value in given.items() if value is not None}
     said_by = dict.fromkeys(sizes, "")
-    problems: list[Problem] = []
+    differing: dict[str, list[Problem]] = {}
     for source in sources:
-        problems += _contradicted(sizes, said_by, source)
         for name, value in source.sizes.items():
-            said_by.setdefault(name, source.name)
-            sizes.setdefault(name, value)
-    if problems:
-        raise Refusal(problems)
-    return sizes
+            by = said_by.setdefault(name, source.name)
+            if sizes.setdefault(name, value) != value:
+                problem = _contradicted(name, sizes[name], by, source.name, value, dtype)
+                differing.setdefault(name, []).append(problem)
+    problems = [problem for of in differing.values() for problem in of]
+    return sizes | dict.fromkeys(differing), problems
 
 
 def _contradicted(
-    sizes: Mapping[str, int], said_by: Mapping[str, str], source: Source
-) -> Iterator[Problem]:
-    for name, value in source.sizes.items():
-        if name not in sizes or sizes[name] == value:
-            continue
-        if by := said_by[name]:
-            text = f"of {by} differs from that of {source.name} ({value}); name one of them"
-            yield Problem(name, sizes[name], text)
-        else:
-            flag = "--hidden-size bytes" if name == "row_bytes" else flag_of(name)
-            text = f"differs from that of {source.name} ({value}); leave it out"
-            yield Problem(flag, sizes[name], text)
+    name: str, size: int, said_by: str, other: str, differs: int, dtype: str
+) -> Problem:
+    """By another source."""
+    if said_by:
+        text = f"of {said_by} differs from that of {other} ({differs}); name one of them"
+        return Problem(name, size, text)
+    if name == "row_bytes":
+        text = (
+            f"of --dtype ({dtype}) differs from that of {other} ({differs}); give its --dtype, or "
+            "leave both out"
+        )
+        return Problem("--hidden-size bytes", size, text, ("--dtype",))
+    return Problem(flag_of(name), size, f"differs from that of {other} ({differs}); leave it out")

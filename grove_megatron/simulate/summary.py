@@ -131,8 +131,19 @@ def spread(of_ranks: Sequence[Tensor]) -> Spread:
     imbalance = None
     if bool((means > 0).all()):
         imbalance = float((every.amax(1) / means).mean())
-    p50, p99 = torch.quantile(every.flatten(), torch.tensor([0.5, 0.99]).double()).tolist()
-    return Spread(float(every.mean()), p50, p99, float(every.max()), imbalance)
+    ordered = every.flatten().sort().values
+    p50, p99 = (_quantile(ordered, share) for share in (0.5, 0.99))
+    return Spread(float(every.mean()), p50, p99, float(ordered[-1]), imbalance)
+
+
+def _quantile(ordered: Tensor, share: float) -> float:
+    """As of torch.quantile, which takes up to 2^24 values."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    low, high = (
+        ordered[below : below + 2].tolist() if place > below else [float(ordered[below])] * 2
+    )
+    return float(low + (place - below) * (high - low))
 
 
 def _dispatch(

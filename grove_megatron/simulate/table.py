@@ -137,6 +137,18 @@ def _lines(found: Found) -> Iterator[str]:
             f"plans were made of {of.planned_ranks} of {sizes.ranks} ranks, and send what was "
             "counted; of the others the rows were counted"
         )
+    asked = found.asked
+    if asked.steps % asked.whole:
+        yield (
+            f"{asked.text} begins again after {asked.whole} steps, of which --steps "
+            f"({asked.steps}) is no multiple: these are not the figures of the whole"
+        )
+    record = found.asked.record
+    if record is not None and record.placement is not None:
+        yield (
+            f"the job counted its rows under --grove-placement ({record.placement}); these are of "
+            "groups in order, and are not compared with them"
+        )
     if found.counted is not None:
         counted, drawn = found.counted
         yield (

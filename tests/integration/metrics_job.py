@@ -5,6 +5,7 @@ the counters under test are not asked.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def train_and_keep_routing(folder: str, argv: list[str]) -> None:
 
     from grove_megatron import pretrain
     from grove_megatron.moe.layer import GroveMoELayer
+    from grove_megatron.simulate.recording import record_trace
     from grove_megatron.training.reporting import groups_per_token
 
     steps: list[dict[str, list[list[int]]]] = []
@@ -53,7 +55,8 @@ def train_and_keep_routing(folder: str, argv: list[str]) -> None:
     training.train_step, GroveMoELayer.preprocess = watched_step, watched_preprocess
     all_reduces, board = _count_all_reduces_of_logging(), _a_tensorboard()
     sys.argv = ["pretrain", *argv]
-    pretrain.main()
+    with record_trace(Path(folder) / "trace.safetensors"):
+        pretrain.main()
     result = {
         "steps": steps,
         "all_reduces": all_reduces,

@@ -19,7 +19,7 @@ from grove_megatron.report.series import summed
 from grove_megatron.simulate.inputs import Asked, Options, prepare
 from grove_megatron.simulate.replay import replay
 from grove_megatron.simulate.run import simulate
-from grove_megatron.simulate.trace import write_trace
+from grove_megatron.simulate.trace import open_trace, write_trace
 from tests.integration.flags import MODEL
 from tests.integration.test_training import FULL, MTP, PP2, SELECTIVE, TP2
 from tests.ranks import Job, Ranks
@@ -453,10 +453,19 @@ def assert_drawn(record: Record, asked: Asked) -> None:
     assert counted[1] == pytest.approx(mean, abs=4 * noise)
 
 
+def assert_traced(job: Job, seen: Path) -> None:
+    """What the job recorded of its routers is what its dispatchers were given, token by token."""
+    recorded, given = open_trace(job.folder / "trace.safetensors"), open_trace(seen)
+    assert (recorded.layers, recorded.experts, recorded.groups) == (given.layers, E, G)
+    for layer in given.layers:
+        assert recorded.of(layer).sort(1).values.equal(given.of(layer).sort(1).values)
+
+
 def test_a_simulation_sends_what_the_job_sent(train: Run, tmp_path: Path) -> None:
     record, results, job = train(2, EVALUATING)
     trace = simulated(traced(results, tmp_path / "trace"), "trace", ranks=2, hidden_size=32)
     assert_simulated(record, trace, two_hops=False)
+    assert_traced(job, tmp_path / "trace")
     assert_drawn(record, simulated(job.folder / "metrics", "record"))
 
 
@@ -467,4 +476,5 @@ def test_a_simulation_of_four_ranks_sends_what_the_job_sent(train: Run, tmp_path
     sizes = {"ranks": num_ranks, "gpus_per_node": 2, "hidden_size": 32}
     trace = simulated(traced(results, tmp_path / "trace"), "trace", **sizes)
     assert_simulated(record, trace, two_hops=True)
+    assert_traced(job, tmp_path / "trace")
     assert_drawn(record, simulated(job.folder / "metrics", "record"))

@@ -227,6 +227,10 @@ RULES = {
         },
         outside={"torch", "numpy", "safetensors", "rich"},
     ),
+    # Of a real job.
+    "simulate/recording": Rule(
+        inside={"simulate"}, outside={"torch"}, in_functions={"megatron.core"}
+    ),
     # Imported by the command line before anything is decided.
     "simulate/command": Rule(
         inside={"checks", "printable"}, outside={"typer"}, in_functions={"grove_megatron"}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,30 @@ def test_a_trace_and_a_record_say_their_sizes(tmp_path: Path) -> None:
     assert "the job counted 1.375 rows per token at its own ranks, this routing has" in said
 
 
+def test_counted_rows_are_compared_in_their_own_order_alone(tmp_path: Path) -> None:
+    said = {}
+    write(tmp_path / "p.json", Assignment(8, 4, 2, {"1": (2, 0, 1, 3), "mtp 1": (0, 1, 2, 3)}))
+    for name, settings in (("order", {}), ("placed", {"grove-placement": "job.json"})):
+        writer = Writer(tmp_path / name)
+        run_of = replace(RUN, settings=settings)
+        writer.run(run_of)
+        writer.interval(interval(run=run_of))
+        words = ["--routing", f"record:{tmp_path / name}", "--tokens", "64"]
+        words += ["--placement", str(tmp_path / "p.json")]
+        (one,) = found(*words)
+        # Of the placement of the file the job counted nothing.
+        assert one["placed"]["counted"] is None
+        said[name] = run(*words).stdout
+        assert (one["counted"] is None) == (name == "placed")
+    assert "the job counted 1.375 rows per token at its own ranks" in said["order"]
+    assert "not compared" not in said["order"]
+    assert "the job counted 1.375" not in said["placed"]
+    assert (
+        "the job counted its rows under --grove-placement (job.json); these are of groups in "
+        "order, and are not compared with them"
+    ) in said["placed"]
+
+
 def test_sizes_are_refused_together() -> None:
     words = "--experts 100 --groups 64 --topk 200 --ranks 24 --hidden-size 8 --gpus-per-node 16"
     assert problems(*words.split()) == [
@@ -155,6 +180,61 @@ def test_sizes_are_refused_together() -> None:
         "--experts (10) is not a multiple of --ranks (4); use a number of ranks that divides the "
         "experts"
     ]
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    sizes = "--experts 32 --topk 4 --hidden-size 64".split()
+    words = "--ranks 3 --gpus-per-node 0 --routing zipf:-1 --routing correlated:3".split()
+    assert [line.split(";")[0] for line in problems(*sizes, *words)] == [
+        "--routing zipf exponent (-1) is not a number from 0 up",
+        "--routing share (3) is not between 0 and 1",
+        "--gpus-per-node (0) is below 1",
+        "--experts (32) is not a multiple of --ranks (3)",
+    ]
+    # What a file that cannot be read would have said is not asked for, the rest is.
+    words = "--routing trace:none --routing limited:2:3 --topk 0 --layers 7 --dtype int8".split()
+    assert [line.split(" (")[0] for line in problems(*words)] == [
+        *("--dtype", "trace", "--routing limited topk", "--topk")
+    ]
+    write_trace(tmp_path / "t", {"1": torch.tensor([[0, 1]] * 8)}, experts=8)
+    trace = ["--routing", f"trace:{tmp_path / 't'}", "--ranks", "3", "--tokens", "3"]
+    assert [
+        line.split(" (")[0] for line in problems(*trace, "--layers", "2", "--experts", "9")
+    ] == [*("--layers", "--tokens", "--experts", "--hidden-size")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "--tokens 99999999999",
+            "--tokens (99999999999) of a rank have with --topk (4) more than 134217728 choices, "
+            "which are held at once; use fewer tokens",
+        ),
+        ("--experts 99999999999", "--experts (99999999999) is above 65536; nothing larger is"),
+        ("--ranks 99999999999", "--ranks (99999999999) is above 16384; nothing larger is"),
+        ("--hidden-size 99999999999", "--hidden-size (99999999999) is above 1048576; nothing"),
+        ("--steps 99999999999", "--steps (99999999999) of --ranks (8) are more than 4194304"),
+    ],
+)
+def test_sizes_that_would_not_fit_are_refused_by_name(words: str, said: str) -> None:
+    assert any(line.startswith(said) for line in problems(*FLAGS, *words.split()))
+
+
+def test_layers_of_nothing_are_refused() -> None:
+    said = "--layers (1 7) needs --placement, or a record or trace as --routing; leave it out"
+    assert problems(*FLAGS, "--layers", "1", "--layers", "7") == [said]
+
+
+def test_a_part_of_a_workload_is_said_to_be_one() -> None:
+    said = (
+        "w7 begins again after 4 steps, of which --steps (3) is no multiple: these are not the "
+        "figures of the whole"
+    )
+    for steps in (3, 4, 8):
+        result = run(*FLAGS, "--routing", "w7", "--steps", str(steps))
+        assert (said in result.stdout) == (steps == 3), result.output
+    assert "begins again" not in run(*FLAGS, "--steps", "3").stdout
 
 
 def test_what_nothing_says_is_asked_for() -> None:
@@ -190,7 +270,8 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
         f"--experts (32) differs from that of --routing ({record}) (8); leave it out",
         f"--topk (4) differs from that of --routing ({record}) (2); leave it out",
         f"--groups (16) differs from that of --routing ({record}) (4); leave it out",
-        f"--hidden-size bytes (128) differs from that of --routing ({record}) (64); leave it out",
+        f"--hidden-size bytes (128) of --dtype (bf16) differs from that of --routing ({record}) "
+        "(64); give its --dtype, or leave both out",
     ]
     write_trace(tmp_path / "t", {"1": torch.tensor([[0, 1]] * 8)}, experts=8)
     trace = f"trace:{tmp_path / 't'}"

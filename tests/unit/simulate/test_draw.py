@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grove_megatron.simulate.draw import NONE, choose, from_homes, with_loads
+from grove_megatron.simulate.draw import NONE, choose, from_homes, in_pieces, with_loads
 
 MANY = 20_000
 # Of a share of so many tokens five standard deviations.
@@ -91,3 +91,17 @@ def test_tokens_have_as_many_experts_at_home_as_they_should() -> None:
     # In no order.
     first = torch.isin(chosen[:, 0], torch.tensor([4, 1, 6])).double().mean()
     assert first == pytest.approx(1.5 / 4, abs=NOISE)
+
+
+@given(tokens=st.integers(0, 50), width=st.sampled_from((2**19, 2**20, 2**21, 2**30)))
+def test_pieces_are_all_of_the_tokens_and_small(tokens: int, width: int) -> None:
+    seen: list[int] = []
+
+    def draw(count: int) -> Tensor:
+        seen.append(count)
+        return torch.full((count, 2), len(seen))
+
+    found = in_pieces(tokens, width, draw)
+    assert found.shape == (tokens, 2)
+    assert sum(seen) == tokens
+    assert max(seen) * width <= max(2**22, width)

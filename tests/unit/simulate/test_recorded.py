@@ -60,6 +60,18 @@ def test_intervals_of_other_ranks_are_left_out(tmp_path: Path) -> None:
     assert read_loads(tmp_path).whole.iterations == 10
 
 
+def test_intervals_of_another_order_of_groups_are_left_out(tmp_path: Path) -> None:
+    whole = recorded(zipf(SIZES, 0, 1.0)).whole
+    writer = Writer(tmp_path)
+    for path, iteration in (("old.json", 10), (None, 20), ("p.json", 30)):
+        placed = {} if path is None else {"grove-placement": path}
+        run = replace(OF_SIZES, id=str(path), resumed=iteration - 10, settings=placed)
+        writer.run(run)
+        writer.interval(replace(whole, run=run, iteration=iteration))
+        read = read_loads(tmp_path)
+        assert (read.whole.iterations, read.placement) == (10, path)
+
+
 def test_pairs_are_kept_where_they_were_counted() -> None:
     routing = planted(SIZES, 0, 0.8)
     tokens = torch.cat([routing.experts("1", 0, rank) for rank in range(8)])

@@ -24,7 +24,7 @@ def loads(chosen: Tensor) -> list[float]:
     return (torch.bincount(chosen.flatten(), minlength=32) / len(chosen)).tolist()
 
 
-EVERY = ["uniform", "zipf:1.2", "correlated:0.5", "planted:0.5:4", *WORKLOADS]
+EVERY = ["uniform", "zipf:1.2", "correlated:0.5", "planted:0.5:4", "limited:8:3", *WORKLOADS]
 
 
 @pytest.mark.parametrize("text", EVERY)
@@ -140,12 +140,23 @@ def test_one_step_of_four_is_a_burst() -> None:
         ("zipf:a", "--routing (zipf:a) is not as (zipf:EXPONENT)"),
         ("zipf:1:2", "--routing (zipf:1:2) is not as"),
         ("uniform:1", "--routing (uniform:1) is not as (uniform)"),
-        ("w8", "--routing (w8) is not one of (uniform, zipf, correlated, planted, w0,"),
+        ("w8", "--routing (w8) is not one of (uniform, zipf, correlated, planted, limited, w0,"),
         ("record", "--routing (record) names no file; give it as record:PATH"),
         ("trace:", "--routing (trace:) names no file; give it as trace:PATH"),
         ("zipf:-1", "--routing zipf exponent (-1) is not a number from 0 up"),
         ("zipf:nan", "--routing zipf exponent (nan) is not a number from 0 up"),
         ("zipf:inf", "--routing zipf exponent (inf) is not a number from 0 up"),
+        ("zipf:500", "--routing zipf exponent (500) leaves fewer experts (3) a weight that fp64"),
+        ("limited:8", "--routing (limited:8) is not as (limited:GROUPS:TOPK); give its numbers"),
+        (
+            "limited:0:1.5",
+            "--routing limited groups (0) is no whole number from 1 up; correct it; ",
+        ),
+        ("limited:4:0", "--routing limited topk (0) is no whole number from 1 up"),
+        ("limited:nan:inf", "--routing limited groups (nan) is no whole number from 1 up"),
+        ("limited:4:5", "--routing limited topk (5) is above its groups (4)"),
+        ("limited:5:2", "--routing limited groups (5) does not divide --experts (32)"),
+        ("limited:32:3", "--routing limited topk (3) holds fewer experts (3) than --topk (4)"),
         ("correlated:1.5", "--routing share (1.5) is not between 0 and 1"),
         ("planted:nan", "--routing share (nan) is not between 0 and 1"),
         ("planted:0.5:3", "--routing units (3) does not divide --groups (16)"),
@@ -157,6 +168,13 @@ def test_what_is_no_routing_is_refused(text: str, said: str) -> None:
     with pytest.raises(Refusal) as refused:
         parse(text).draw(SIZES, 0)
     assert str(refused.value).startswith(said)
+
+
+def test_the_steepest_popularity_still_has_experts_to_choose() -> None:
+    # Five of 32 experts have a weight.
+    chosen = tokens(zipf(SIZES, 0, 400))
+    assert all(len(set(row)) == 4 for row in chosen.tolist())
+    assert len(chosen.unique()) == 4
 
 
 def test_paths_may_have_colons() -> None:
