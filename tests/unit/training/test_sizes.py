@@ -161,7 +161,6 @@ def test_dtypes_of_a_validated_namespace_are_read_as_well():
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("--multi-latent-attention", r"--multi-latent-attention \(True\)"),
         ("--moe-latent-size 8", r"--moe-latent-size \(8\)"),
         ("--use-torch-fsdp2", r"--use-torch-fsdp2 \(True\)"),
         ("--hybrid-layer-pattern MEME", r"--hybrid-layer-pattern \(MEME\)"),
