@@ -99,10 +99,17 @@ class GroveMoELayer(MoELayer):
         self.carries = bool(self.router.needs)
         self.previous: Tensor | None = None
         self.handed: Tensor | None = None
+        # Whoever gives the number here does not tell it again.
+        if layer_number is not None:
+            self._place(layer_number)
 
     def set_layer_number(self, layer_number: int) -> None:
         """Megatron's, which tells a layer its number when it is made; then it can be placed."""
         super().set_layer_number(layer_number)
+        self._place(layer_number)
+
+    def _place(self, layer_number: int) -> None:
+        """Once, as the placement says of that layer."""
         path, dispatcher = self.config.grove_placement, self.token_dispatcher
         if path is None or dispatcher.placement.order is not None:
             return

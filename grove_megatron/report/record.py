@@ -224,8 +224,12 @@ def _is_torn(file: Path) -> bool:
         return written.read(1) != b"\n"
 
 
-def find_record(place: Path) -> Path:
+def find_record(place: Path, called: str = "RUN_DIR") -> Path:
     """The record's file in a folder given to ``--save`` or ``--grove-metrics-dir``, or itself.
+
+    Args:
+        place: of the file.
+        called: the argument that named it.
 
     Raises:
         ValueError: there is none.
@@ -238,7 +242,7 @@ def find_record(place: Path) -> Path:
             return file
     what = "does not exist" if not place.exists() else f"has no {FILE} and no {FOLDER}/{FILE}"
     raise ValueError(
-        f"RUN_DIR ({place}) {what}; give the folder of --save or --grove-metrics-dir of a job "
+        f"{called} ({place}) {what}; give the folder of --save or --grove-metrics-dir of a job "
         "that trained with --grove-num-groups or --grove-dispatch, and metrics"
     )
 

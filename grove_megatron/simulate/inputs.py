@@ -174,7 +174,7 @@ def _asked(
         not in (None, 1),
     }
     _refuse([*found, *Check(options).those(once)])
-    own = replace(sizes, tokens=max(1, trace.tokens // sizes.ranks))
+    own = replace(sizes, tokens=max(1, max(trace.tokens.values()) // sizes.ranks))
     return Asked(named.text, own, Replayed(own, trace, layers), 1)
 
 

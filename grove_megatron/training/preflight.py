@@ -18,6 +18,7 @@ from ..arguments import (
     unknown_problems,
 )
 from ..checkpoint.layout import goes_on, is_same
+from ..checks.flags import flag_of
 from ..checks.guarded import lines_of, problems_of
 from ..checks.problem import Problem, of_other_flags
 from ..checks.ranks import groups_over_nodes
@@ -101,6 +102,7 @@ def notices(args: Namespace) -> list[str]:
         trained_notice(args),
         _dispatcher_notice(args),
         _placement_notice(args),
+        _device_loss_notice(args),
         _record_notice(args),
         _restart_notice(args),
         begins_at_random(args),
@@ -149,6 +151,21 @@ def _placement_notice(args: Namespace) -> str | None:
         f"--grove-placement ({path}) has experts of one of --moe-router-num-groups ({blocks}) on "
         f"up to {now} ranks, not {before}: --moe-router-group-topk ({args.moe_router_group_topk}) "
         "limits what a token selects as before, and no longer the ranks it needs"
+    )
+
+
+def _device_loss_notice(args: Namespace) -> str | None:
+    """They balance blocks of consecutive experts, which are no longer what a rank holds."""
+    path, losses = (
+        args.grove_placement,
+        ("grove_device_loss_coeff", "grove_communication_loss_coeff"),
+    )
+    given = [f"{flag_of(name)} ({getattr(args, name)})" for name in losses if getattr(args, name)]
+    if path is None or not given or not read(path).moved:
+        return None
+    return (
+        f"--grove-placement ({path}) moves experts to other ranks, and {' and '.join(given)} "
+        "balances blocks of consecutive experts as before, and no longer what a rank gets"
     )
 
 
