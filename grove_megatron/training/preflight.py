@@ -34,7 +34,8 @@ from ..config import (
 from ..failure.job_store import have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
-from ..placing.file import read
+from ..parts.losses.devices import devices_of
+from ..placing.file import Assignment, read
 from ..presets.flags import preset_notices
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
@@ -135,16 +136,7 @@ def _placement_notice(args: Namespace) -> str | None:
     blocks, path = args.moe_router_num_groups, args.grove_placement
     if path is None or not (blocks and args.moe_router_group_topk):
         return None
-    assignment = read(path)
-    size, held = assignment.experts // blocks, assignment.experts // assignment.ranks
-
-    def most_ranks(order: Sequence[int]) -> int:
-        rank_of = {expert: place // held for place, expert in enumerate(order)}
-        block = range(size)
-        return max(len({rank_of[b * size + e] for e in block}) for b in range(blocks))
-
-    before = most_ranks(range(assignment.experts))
-    now = max([before, *map(most_ranks, map(assignment.expert_order, assignment.moved))])
+    before, now = _ranks_of_blocks(read(path), blocks)
     if now == before:
         return None
     return (
@@ -155,18 +147,33 @@ def _placement_notice(args: Namespace) -> str | None:
 
 
 def _device_loss_notice(args: Namespace) -> str | None:
-    """They balance blocks of consecutive experts, which are no longer what a rank holds."""
-    path, losses = (
-        args.grove_placement,
-        ("grove_device_loss_coeff", "grove_communication_loss_coeff"),
-    )
+    """Blocks of experts are balanced, and a block is no longer on few ranks."""
+    blocks, path = devices_of(args), args.grove_placement
+    losses = ("grove_device_loss_coeff", "grove_communication_loss_coeff")
     given = [f"{flag_of(name)} ({getattr(args, name)})" for name in losses if getattr(args, name)]
-    if path is None or not given or not read(path).moved:
+    if path is None or not (blocks and given):
+        return None
+    before, now = _ranks_of_blocks(read(path), blocks)
+    if now == before:
         return None
     return (
-        f"--grove-placement ({path}) moves experts to other ranks, and {' and '.join(given)} "
-        "balances blocks of consecutive experts as before, and no longer what a rank gets"
+        f"--grove-placement ({path}) has experts of one of ({blocks}) loss devices on up to {now} "
+        f"ranks, not {before}: {' and '.join(given)} balance blocks of consecutive experts as "
+        "before, and no longer what a rank gets"
     )
+
+
+def _ranks_of_blocks(assignment: Assignment, blocks: int) -> tuple[int, int]:
+    """The most ranks that hold experts of one block, without a placement and with it."""
+    size, held = assignment.experts // blocks, assignment.experts // assignment.ranks
+
+    def most_ranks(order: Sequence[int]) -> int:
+        rank_of = {expert: place // held for place, expert in enumerate(order)}
+        block = range(size)
+        return max(len({rank_of[b * size + e] for e in block}) for b in range(blocks))
+
+    before = most_ranks(range(assignment.experts))
+    return before, max([before, *map(most_ranks, map(assignment.expert_order, assignment.moved))])
 
 
 def _record_notice(args: Namespace) -> str | None:
