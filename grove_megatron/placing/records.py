@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks.problem import Problem
+from ..checks.problem import Problem, Refusal
 from ..report.record import Interval, Run, find_record, read_record
 from .counts import Array, Counts, Evidence
 from .model import Asked, Source
@@ -165,7 +165,10 @@ def _sent_as_asked(run: Run, asked: Asked) -> bool:
 def _counts(interval: Interval, index: int) -> Counts:
     run = interval.run
     assert interval.coactivation is not None
-    together = interval.coactivation[index]
+    try:
+        together = interval.coactivation[index]
+    except ValueError as error:
+        raise Refusal([Problem.of_text(str(error))]) from None
     load = interval.experts[index].reshape(run.units, -1).sum(1)
     sharing = interval.sharing[index].astype(float)
     return Counts(together, load, sharing if run.groups else _degrees(sharing.sum(), load.sum()))

@@ -87,9 +87,8 @@ def read_loads(place: Path) -> Loads:
     """
     every = of_one_model(read_record(find_record(place)))
     intervals = [interval for interval in every if _counts_alike(interval, every[-1])]
-    pairs = [_together(interval) for interval in intervals]
-    counted = [of_one for of_one in pairs if of_one is not None]
-    return Loads(summed(intervals), np.sum(counted, axis=0) if counted else None)
+    whole = summed(intervals)
+    return Loads(whole, None if whole.coactivation is None else np.asarray(whole.coactivation))
 
 
 def counted_rows(loads: Loads, layers: Sequence[str]) -> float:
@@ -102,12 +101,7 @@ def _counts_alike(interval: Interval, last: Interval) -> bool:
     """Are their arrays of one shape, and do their rows mean the same?"""
     names = ("ranks", "dispatcher", "local")
     same = all(getattr(interval.run, name) == getattr(last.run, name) for name in names)
-    return same and (_together(interval) is None) == (_together(last) is None)
-
-
-def _together(interval: Interval) -> Array | None:
-    """[L, U, U] co-activation counts of an interval that has them."""
-    return getattr(interval, "coactivation", None)
+    return same and (interval.coactivation is None) == (last.coactivation is None)
 
 
 def _of_layer(sizes: Sizes, seed: int, loads: Loads, layer: int) -> Drawn:

@@ -448,3 +448,12 @@ def test_the_best_of_an_estimate_is_said_to_be_that(tmp_path: Path) -> None:
     of_trace = grove_place(trace, "--expert-parallel", 4).stdout
     assert "every partition was looked at, by estimated rows\n" in of_record
     assert "every partition was looked at\n" in of_trace
+
+
+def test_a_damaged_matrix_is_refused_by_name(tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "routing.jsonl").read_text().splitlines()]
+    lines[2]["coactivation"][2] = "AAAA"
+    (folder / "routing.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    said = refusals(folder, "--expert-parallel", 4)
+    assert f"record ({folder / 'routing.jsonl'}) line (3) is not an interval" in said
