@@ -173,13 +173,12 @@ def _of_model(job: Job, source: Source) -> Iterator[Problem]:
             text = f"is not what {source.said} is of ({theirs}); give what is of this model"
             yield Problem(flag, given, text)
     if source.groups and source.experts % source.groups:
-        text = f"does not divide the experts ({source.experts}) of {source.said}; give its model's"
-        flag = "--num-experts" if job.groups is None else "--grove-num-groups"
         if job.groups is None:
-            text = (
-                f"is no multiple of the groups ({source.groups}) of {source.said}; give its model's"
-            )
-        yield Problem(flag, source.groups if job.groups is not None else source.experts, text)
+            text = f"is no multiple of the groups ({source.groups}) of {source.said}"
+            yield Problem("--num-experts", source.experts, f"{text}; give its model's")
+        else:
+            text = f"does not divide the experts ({source.experts}) of {source.said}"
+            yield Problem("--grove-num-groups", source.groups, f"{text}; give its model's")
     elif job.ranks > 0 and source.units % job.ranks:
         unit = "groups" if source.groups else "experts"
         few = [str(n) for n in range(1, source.units + 1) if source.units % n == 0]

@@ -117,7 +117,9 @@ def open_trace(path: Path) -> Trace:
     sizes = {name: about[name] for name in ("experts", "groups") if name in about}
     found = [*_of_names(path, layers), *_of_sizes(path, sizes)]
     if (of := about.get("format", FORMAT)) != FORMAT:
-        found.append(_problem(path, f"has format ({of}), not ({FORMAT}); name a trace"))
+        found.append(
+            Problem("trace", str(path), f"has format ({of}), not ({FORMAT}); name a trace")
+        )
     for name in layers:
         shape, dtype = shapes[_PREFIX + name], dtypes[_PREFIX + name]
         found += _of_shape(path, name, shape, dtype, dtype[0] in "IU")
@@ -149,22 +151,22 @@ def faults(path: Path, name: str, chosen_TK: Array, experts: int) -> Iterator[Pr
     if low < NONE or high >= experts:
         worst = low if low < NONE else high
         text = f"{what} expert ({worst}), not one of 0 to {experts - 1}; use the model's own trace"
-        yield _problem(path, text)
+        yield Problem("trace", str(path), text)
         return
     ordered = np.sort(chosen_TK, axis=1)
     is_one = ordered[:, 1:] == ordered[:, :-1]
     # Unsigned numbers have no -1.
     if (is_one & (ordered[:, 1:].astype(np.int64) != NONE)).any():
-        yield _problem(path, f"{what} a token with one expert twice; write each once")
+        yield Problem("trace", str(path), f"{what} a token with one expert twice; write each once")
 
 
 def _of_names(path: Path, layers: Sequence[str]) -> Iterator[Problem]:
     if not layers:
-        yield _problem(path, f"has no tensor ({_PREFIX}N); {_ANEW}")
+        yield Problem("trace", str(path), f"has no tensor ({_PREFIX}N); {_ANEW}")
     for name in layers:
         if not is_layer(name):
             text = f"names a layer ({ascii(name)[1:-1][:60]}), where names are as (3) and (mtp 1)"
-            yield _problem(path, f"{text}; {_ANEW}")
+            yield Problem("trace", str(path), f"{text}; {_ANEW}")
 
 
 def _of_sizes(path: Path, sizes: Mapping[str, str]) -> Iterator[Problem]:
@@ -172,14 +174,15 @@ def _of_sizes(path: Path, sizes: Mapping[str, str]) -> Iterator[Problem]:
     known = {name: int(of) for name, of in sizes.items() if _SIZE.fullmatch(of)}
     for name, of in sizes.items():
         if name not in known:
-            yield _problem(path, f"has {name} ({of[:60]}), which is no number; {_ANEW}")
+            yield Problem(
+                "trace", str(path), f"has {name} ({of[:60]}), which is no number; {_ANEW}"
+            )
     experts, groups = known.get("experts"), known.get("groups")
     if experts == 0:
-        yield _problem(path, f"has experts (0), of which none can be chosen; {_ANEW}")
+        yield Problem("trace", str(path), f"has experts (0), of which none can be chosen; {_ANEW}")
     elif experts and groups and experts % groups:
-        yield _problem(
-            path, f"has experts ({experts}), not a multiple of its groups ({groups}); {_ANEW}"
-        )
+        text = f"has experts ({experts}), not a multiple of its groups ({groups}); {_ANEW}"
+        yield Problem("trace", str(path), text)
 
 
 def _of_shape(
@@ -188,16 +191,12 @@ def _of_shape(
     shape = [*shape]
     if len(shape) != 2 or 0 in shape:
         text = f"has for layer ({name}) the shape {shape}, not [tokens, topk]; write it anew"
-        yield _problem(path, text)
+        yield Problem("trace", str(path), text)
     if not is_whole:
         text = f"has for layer ({name}) values of type ({dtype}), not integers; write it anew"
-        yield _problem(path, text)
+        yield Problem("trace", str(path), text)
 
 
 def _unreadable(path: Path, error: Exception) -> Problem:
     text = f"cannot be read: {error}; name a safetensors file with a tensor for each layer"
-    return _problem(path, text)
-
-
-def _problem(path: Path, text: str) -> Problem:
     return Problem("trace", str(path), text)
