@@ -81,7 +81,7 @@ _DRAWING = frozenset({"report", "benchmarks", "planner", "presets"})
 _SAYING = frozenset(
     {
         *("report/command", "report/files", "report/reading", "report/compared", "report/record"),
-        "report/refused",
+        *("report/refused", "report/trace"),
         *("benchmarks/refusals", "benchmarks/commands", "planner/fit", "presets/flags"),
         *(
             "benchmarks/kit/import_rows",

@@ -90,6 +90,7 @@ class GroveMoELayer(MoELayer):
         # Where a placement has moved this layer's experts.
         self.columns: Columns | None = None
         self.orders: dict[str, tuple[int, ...]] = {}
+        self._placed_as: int | None = None
         self.in_one_pass = isinstance(self.experts, GroupedExperts)
         self.counts: LayerCounts | None = None
         # From route to postprocess, which one pass calls one after the other.
@@ -99,13 +100,28 @@ class GroveMoELayer(MoELayer):
         self.carries = bool(self.router.needs)
         self.previous: Tensor | None = None
         self.handed: Tensor | None = None
+        # Whoever gives the number here does not tell it again.
+        if layer_number is not None:
+            self._place(layer_number)
 
     def set_layer_number(self, layer_number: int) -> None:
         """Megatron's, which tells a layer its number when it is made; then it can be placed."""
         super().set_layer_number(layer_number)
+        self._place(layer_number)
+
+    def _place(self, layer_number: int) -> None:
+        """Once, as the placement says of that layer."""
         path, dispatcher = self.config.grove_placement, self.token_dispatcher
-        if path is None or dispatcher.placement.order is not None:
+        if path is None:
             return
+        if dispatcher.placement.order is not None:
+            if layer_number != self._placed_as:
+                raise ValueError(
+                    f"layer_number ({layer_number}) is given to a layer that grove_placement "
+                    f"({path}) has moved as layer ({self._placed_as}); give its number once"
+                )
+            return
+        self._placed_as = layer_number
         name = f"mtp {layer_number}" if self.is_mtp_layer else f"{layer_number}"
         dispatcher.placement = placement = placed(dispatcher.placement, path, name)
         if placement.order is None:

@@ -31,6 +31,16 @@ def place(
             "go to one node first, then to one rank."
         ),
     ] = None,
+    node_cost: Annotated[
+        float | None,
+        typer.Option(
+            help="What a row between nodes costs in rows inside one; by default --machine's."
+        ),
+    ] = None,
+    machine: Annotated[
+        str,
+        typer.Option(help="Of grove plan, whose links' rates say what a row between nodes costs."),
+    ] = "h100",
     layers: Annotated[
         str | None,
         typer.Option(help="As 1-4,7,'mtp 1'; the others keep their order. By default all."),
@@ -78,6 +88,8 @@ def place(
         ranks=expert_parallel,
         output=output,
         per_node=gpus_per_node,
+        node_cost=node_cost,
+        machine=machine,
         layers=layers,
         since=since,
         run=run,
@@ -91,8 +103,6 @@ def place(
         found = placed(job)
     except Refusal as refused:
         raise _exit([str(problem) for problem in refused.problems]) from None
-    except OSError as error:
-        raise _exit([f"--output ({output}) cannot be written: {error.strerror}"]) from None
     show(found, to_errors=as_json)
     if as_json:
         numbers: dict[str, Any] = as_numbers(found)

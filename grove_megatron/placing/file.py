@@ -19,6 +19,11 @@ _KEYS = ("format", "version", *_SIZES, "layers")
 _LAYER = re.compile(r"(mtp )?[1-9][0-9]*")
 
 
+def is_layer(name: str) -> bool:
+    """Is that a name which a layer can have?"""
+    return _LAYER.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Units in physical order: whole groups with their adjugates, or experts where there are none.
@@ -203,7 +208,7 @@ def _faults_of_layers(found: dict[str, Any]) -> list[str]:
     unit, units = ("groups", found["groups"]) if found["groups"] else ("experts", found["experts"])
     faults = []
     for name, order in found["layers"].items():
-        if not _LAYER.fullmatch(name):
+        if not is_layer(name):
             faults.append(
                 f"names a layer ({_brief(name)}), where names are as (3) and (mtp 1); {make}"
             )

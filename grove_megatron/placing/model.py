@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from .counts import Evidence
 
@@ -15,7 +16,7 @@ class Asked:
         since: the iteration after which intervals count.
         run: of a record; None: the one that began last.
         experts, groups: that the model has; None: as it says itself.
-        moved: is the order asked about another than that of the experts?
+        moved: is the order in use given (``--current``)?
     """
 
     ranks: int
@@ -34,7 +35,10 @@ class Source:
         said: what was read.
         layers: names.
         experts, groups: of each.
-        evidence: of a layer, by name; read when it is asked for.
+        evidence: of a layer, by name; read when it is asked for, a Refusal if that cannot be.
+        files: that were read.
+        estimated: do sums stand for the tokens, whose rows are estimated?
+        doubts: what makes the estimate worse than it says, one line each.
     """
 
     said: str
@@ -42,6 +46,9 @@ class Source:
     experts: int
     groups: int
     evidence: Callable[[str], Evidence]
+    files: tuple[Path, ...]
+    estimated: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def units(self) -> int:

@@ -1,15 +1,16 @@
 """What records of metrics know of a model's layers, for a placement."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..checks.problem import Problem
+from ..checks.problem import Problem, Refusal
 from ..report.record import Interval, Run, find_record, read_record
 from .counts import Array, Counts, Evidence
 from .model import Asked, Source
 
+_PLACEMENT, _LIMITED = "grove-placement", "moe-router-group-topk"
 _MODEL = ("layers", "experts", "groups", "topk")
 
 
@@ -21,13 +22,15 @@ def of_records(places: Sequence[Path], asked: Asked) -> Source | list[Problem]:
         asked: which intervals.
     """
     intervals: list[tuple[Path, Interval]] = []
-    problems = []
+    problems, files = [], []
     for place in places:
         try:
-            record = read_record(find_record(place), asked.run)
+            file = find_record(place, "RECORD")
+            record = read_record(file, asked.run)
         except (ValueError, OSError) as error:
             problems.append(Problem.of_text(str(error)))
             continue
+        files.append(file)
         late = [i for i in record.intervals if i.iteration - i.iterations >= asked.since]
         if not late:
             last = record.intervals[-1].iteration
@@ -40,7 +43,9 @@ def of_records(places: Sequence[Path], asked: Asked) -> Source | list[Problem]:
             )
             problems.append(Problem("record", str(place), text))
         intervals += [(place, i) for i in late if i.coactivation is not None]
+    problems += _repeated(intervals)
     problems += _differences(intervals)
+    problems += _placed(intervals, asked)
     if problems:
         return problems
     kept = [interval for _, interval in intervals]
@@ -52,7 +57,62 @@ def of_records(places: Sequence[Path], asked: Asked) -> Source | list[Problem]:
         )
         return [Problem("record", str(places[0]), text)]
     said = f"{len(kept)} intervals of {', '.join(map(str, places))}"
-    return Source(said, run.layers, run.experts, run.groups, lambda name: _layer(kept, name, asked))
+    return Source(
+        said=said,
+        layers=run.layers,
+        experts=run.experts,
+        groups=run.groups,
+        evidence=lambda name: _layer(kept, name, asked),
+        files=tuple(files),
+        estimated=True,
+        doubts=tuple(_doubts(i.run for i in kept)),
+    )
+
+
+def _repeated(intervals: Sequence[tuple[Path, Interval]]) -> Iterator[Problem]:
+    """Intervals that are given twice: one would judge what it has chosen itself."""
+    first: dict[tuple[str, int], Path] = {}
+    again: dict[tuple[Path, Path, str], list[int]] = {}
+    for place, interval in intervals:
+        key = (interval.run.id, interval.iteration)
+        if key in first:
+            again.setdefault((place, first[key], interval.run.id), []).append(interval.iteration)
+        first.setdefault(key, place)
+    for (place, before, run), ends in again.items():
+        yield Problem(
+            "record",
+            str(place),
+            f"has ({len(ends)}) intervals of run ({run}), the first to iteration ({ends[0]}), that "
+            f"record ({before}) has too: what chooses must not judge; give each once",
+        )
+
+
+def _placed(intervals: Sequence[tuple[Path, Interval]], asked: Asked) -> Iterator[Problem]:
+    """Records of a job that had another order than that of the experts, where none is given."""
+    told = set()
+    for place, interval in intervals:
+        run = interval.run
+        used = run.settings.get(_PLACEMENT)
+        # Of another number of ranks no placement can go on.
+        if used is None or asked.moved or run.ranks != asked.ranks or (place, used) in told:
+            continue
+        told.add((place, used))
+        text = (
+            f"has run ({run.id}) under --grove-placement ({used}), and is not to be compared with "
+            f"the order of the experts; give that file as --current {used}"
+        )
+        yield Problem("record", str(place), text)
+
+
+def _doubts(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        if chosen := run.settings.get(_LIMITED):
+            yield (
+                f"--{_LIMITED} ({chosen}) of the record limits a token to blocks of experts: of an "
+                "order that keeps blocks together, the estimate is of up to half as many ranks "
+                "again as there are; a trace counts them"
+            )
+            return
 
 
 def _differences(intervals: Sequence[tuple[Path, Interval]]) -> Iterator[Problem]:
@@ -98,14 +158,17 @@ def _layer(intervals: Sequence[Interval], name: str, asked: Asked) -> Evidence:
 
 def _sent_as_asked(run: Run, asked: Asked) -> bool:
     """To as many ranks, in the order asked about, by a dispatch that sends what is needed."""
-    in_order = not asked.moved and "grove-placement" not in run.settings
+    in_order = not asked.moved and _PLACEMENT not in run.settings
     return in_order and run.ranks == asked.ranks and run.dispatcher == "alltoall"
 
 
 def _counts(interval: Interval, index: int) -> Counts:
     run = interval.run
     assert interval.coactivation is not None
-    together = interval.coactivation[index]
+    try:
+        together = interval.coactivation[index]
+    except ValueError as error:
+        raise Refusal([Problem.of_text(str(error))]) from None
     load = interval.experts[index].reshape(run.units, -1).sum(1)
     sharing = interval.sharing[index].astype(float)
     return Counts(together, load, sharing if run.groups else _degrees(sharing.sum(), load.sum()))

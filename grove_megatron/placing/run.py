@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
 
 from ..checks.problem import Problem, Refusal
+from ..planner.speed.machines import machine
 from . import file
 from .model import Asked, Source
 from .records import of_records
@@ -26,6 +28,8 @@ class Job:
     layers: str | None = None
     since: int = 0
     run: str | None = None
+    node_cost: float | None = None
+    machine: str = "h100"
     current: Path | None = None
     experts: int | None = None
     groups: int | None = None
@@ -56,10 +60,15 @@ def placed(job: Job) -> Found:
     """Read, place every layer, and write the file if one is asked for.
 
     Raises:
-        Refusal: all that is wrong with the options, and with what they name.
-        OSError: the file cannot be written; what was there is as it was.
+        Refusal: all that is wrong with the options, and with what they name; or the file cannot
+            be written, and what was there is as it was.
     """
     problems = [*_of_options(job)]
+    cost = 0.0
+    try:
+        cost = _node_cost(job)
+    except Refusal as refused:
+        problems += refused.problems
     asked = Asked(
         ranks=job.ranks,
         since=job.since,
@@ -71,12 +80,12 @@ def placed(job: Job) -> Found:
     source = _source(job, asked)
     if isinstance(source, list):
         raise Refusal([*problems, *source])
-    problems += _of_model(job, source)
+    problems += [*_of_model(job, source), *_of_output(job, source)]
     current, more = _current(job, source)
     names, unknown = _layers(job.layers, source)
     if problems := [*problems, *more, *unknown]:
         raise Refusal(problems)
-    goal = Goal(job.ranks, job.per_node, job.over_greedy, job.seed)
+    goal = Goal(job.ranks, job.per_node, cost, job.over_greedy, job.seed)
     layers = {n: place(source.evidence(n), goal, np.array(current.order(n))) for n in names}
     moved = {n: one.order for n, one in layers.items() if one is not None and one.order is not None}
     orders = {n: moved.get(n) or current.layers.get(n) for n in source.layers}
@@ -87,7 +96,11 @@ def placed(job: Job) -> Found:
         {name: order for name, order in orders.items() if order is not None},
     )
     if job.output is not None:
-        file.write(job.output, assignment)
+        try:
+            file.write(job.output, assignment)
+        except OSError as error:
+            text = f"cannot be written: {error.strerror}; name another file"
+            raise Refusal([Problem("--output", str(job.output), text)]) from None
     return Found(source, goal, layers, assignment, job.output)
 
 
@@ -112,8 +125,43 @@ def _of_options(job: Job) -> Iterator[Problem]:
         yield Problem("--over-greedy", job.over_greedy, text)
     if job.seed < 0:
         yield Problem("--seed", job.seed, "is negative; give 0 or more")
+    for flag, given in (
+        ("--since", job.since),
+        ("--num-experts", job.experts),
+        ("--grove-num-groups", job.groups),
+    ):
+        if given is not None and given < (flag == "--num-experts"):
+            least = int(flag == "--num-experts")
+            yield Problem(flag, given, f"is not {least} or more; give another, or leave it out")
+    if job.node_cost is not None and not 0 < job.node_cost < inf:
+        yield Problem("--node-cost", job.node_cost, "is not above 0; give the rows of a node's one")
     if job.output is not None and not job.output.parent.is_dir():
         yield Problem("--output", str(job.output), "is in no folder that exists; make it")
+
+
+def _node_cost(job: Job) -> float:
+    """What a row between nodes costs in rows inside one, by the rates of a machine's links.
+
+    Raises:
+        Refusal: of an unknown machine.
+    """
+    if job.node_cost is not None:
+        return job.node_cost
+    of = machine(job.machine)
+    return of.near.rate / of.far.rate
+
+
+def _of_output(job: Job, source: Source) -> Iterator[Problem]:
+    """It must not replace what it is made of."""
+    if job.output is None:
+        return
+    for what, path in (
+        *(("record" if source.estimated else "trace", one) for one in source.files),
+        *([("--current", job.current)] if job.current is not None else []),
+    ):
+        if job.output.exists() and path.exists() and job.output.samefile(path):
+            text = f"is {what} ({path}), which would be replaced; name another file"
+            yield Problem("--output", str(job.output), text)
 
 
 def _of_model(job: Job, source: Source) -> Iterator[Problem]:
@@ -125,8 +173,12 @@ def _of_model(job: Job, source: Source) -> Iterator[Problem]:
             text = f"is not what {source.said} is of ({theirs}); give what is of this model"
             yield Problem(flag, given, text)
     if source.groups and source.experts % source.groups:
-        text = f"does not divide its experts ({source.experts}); give its model's"
-        yield Problem("--grove-num-groups", source.groups, text)
+        if job.groups is None:
+            text = f"is no multiple of the groups ({source.groups}) of {source.said}"
+            yield Problem("--num-experts", source.experts, f"{text}; give its model's")
+        else:
+            text = f"does not divide the experts ({source.experts}) of {source.said}"
+            yield Problem("--grove-num-groups", source.groups, f"{text}; give its model's")
     elif job.ranks > 0 and source.units % job.ranks:
         unit = "groups" if source.groups else "experts"
         few = [str(n) for n in range(1, source.units + 1) if source.units % n == 0]

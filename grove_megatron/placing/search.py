@@ -88,27 +88,46 @@ def improved(task: Task, rank_U: Array, price: float) -> Array:
     # What a unit is worth on each rank, the others where they are.
     worth_UR = task.pairs @ on_UR @ kin
     carried = rank_loads(load, rank_U, task.ranks)
-    units = np.arange(len(rank_U))
-    while True:
-        gain = worth_UR[:, rank_U] - worth_UR[units, rank_U][:, None]
-        gain = gain + gain.T
+    every = np.arange(len(rank_U))
+
+    def gains(of_N: Array) -> Array:
+        """[N, U] what the exchange of some units with every other brings."""
+        gain = worth_UR[of_N][:, rank_U] + worth_UR[:, rank_U[of_N]].T
+        stay = worth_UR[every, rank_U]
+        gain -= stay[of_N][:, None] + stay
         # Each was counted as if the other stayed.
         own = kin[rank_U, rank_U]
-        gain -= task.pairs * (own[:, None] + own - 2 * kin[np.ix_(rank_U, rank_U)])
-        after = carried[rank_U][:, None] - load[:, None] + load
+        both = kin[rank_U[of_N]][:, rank_U]
+        gain -= task.pairs[of_N] * (own[of_N][:, None] + own - 2 * both)
+        there, here = carried[rank_U], carried[rank_U[of_N]][:, None]
+        there_after = there - load + load[of_N][:, None]
+        here_after = here - load[of_N][:, None] + load
         if price == np.inf:
-            gain[(after > task.limit) | (task.limit < after.T)] = -np.inf
+            gain[(there_after > task.limit) | (here_after > task.limit)] = -np.inf
         elif price:
-            over = np.maximum(0, after - task.limit)
-            over -= np.maximum(0, carried - task.limit)[rank_U][:, None]
-            gain -= price * (over + over.T)
-        gain[rank_U[:, None] == rank_U] = -np.inf
-        a, b = np.unravel_index(gain.argmax(), gain.shape)
+            gain -= price * (
+                np.maximum(0, there_after - task.limit)
+                - np.maximum(0, there - task.limit)
+                + np.maximum(0, here_after - task.limit)
+                - np.maximum(0, here - task.limit)
+            )
+        gain[rank_U[of_N][:, None] == rank_U] = -np.inf
+        return np.asarray(gain)
+
+    gain_UU = gains(every)
+    while True:
+        a, b = divmod(int(gain_UU.argmax()), len(rank_U))
         # Sums of differences of shares: what is less is rounding.
-        if gain[a, b] <= 1e-12:
+        if gain_UU[a, b] <= 1e-12:
             return rank_U
         r, s = rank_U[a], rank_U[b]
         worth_UR += np.outer(task.pairs[:, b] - task.pairs[:, a], kin[r] - kin[s])
         carried[r] += load[b] - load[a]
         carried[s] -= load[b] - load[a]
         rank_U[a], rank_U[b] = s, r
+        # Of units on other ranks nothing has changed.
+        is_other = kin[r] != kin[s]
+        is_other[[r, s]] = True
+        changed = np.flatnonzero(is_other[rank_U])
+        gain_UU[changed] = gains(changed)
+        gain_UU[:, changed] = gain_UU[changed].T

@@ -22,14 +22,14 @@ from .search import Task, search
 
 SURE = 4.0
 """Standard deviations: one layer in 30,000 where there is nothing to find."""
-NODE = 9.0
-"""What a row between nodes costs in rows inside one: NVLink's 450 GB/s over a port's 50."""
 _FEW = 4
 """Parts of which a spread can be told."""
 _TRIED = 4
 """Partitions of a search of which the rows are looked at."""
+_SMALL = 4
+"""So many times what rows are off from those that the job counted, a saving has to be."""
 
-Verdict = Literal["saves", "balances", "noise", "kept"]
+Verdict = Literal["saves", "balances", "noise", "kept", "off"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ class Goal:
     Attributes:
         ranks: expert-parallel, R.
         per_node: of a node, where a token goes to a node once; None: to every rank from its own.
+        node_cost: what a row between nodes costs, in rows inside one.
         over_greedy: the largest load of a rank, over that of the greedy balancer.
         seed: of the search.
     """
 
     ranks: int
     per_node: int | None = None
+    node_cost: float = 1.0
     over_greedy: float = 1.02
     seed: int = 0
 
@@ -75,12 +77,15 @@ class Placed:
     Attributes:
         layer: its name.
         order: the unit in every physical slot; None: as it is.
-        verdict: saves rows; balances the load, whatever the rows; what was found is noise; or
-            nothing better was found.
+        verdict: saves rows; balances the load, whatever the rows; what was found is noise; nothing
+            better was found; or a saving was, and rows are off from those that the job counted by
+            more than a part of it.
         before, after: as it is, and with what was found, also where it is not used.
+        now: ranks that a token meets as it is, of which a saving is claimed: the lowest that is
+            known, counted or estimated.
         deviation: standard deviation of the cost saved, in rows of a token.
-        saved: cost that the judging half has less, in rows of a token (a row to a node counts
-            :data:`NODE`): at least that.
+        saved: cost that the judging half has less, in rows of a token inside a node: at least
+            that.
         greedy: the largest load of a rank over the mean, as the greedy balancer has it.
         complete: were all partitions looked at?
         tokens: that judged.
@@ -92,6 +97,7 @@ class Placed:
     verdict: Verdict
     before: State
     after: State
+    now: float
     deviation: float
     saved: float
     greedy: float
@@ -109,10 +115,10 @@ def place(evidence: Evidence, goal: Goal, current_U: Array) -> Placed | None:
         current_U: [U] the unit in every slot now.
 
     Returns:
-        None: half of the parts have no token, so there is nothing to go by.
+        None: tokens of half of the parts have no expert, so there is nothing to go by.
     """
     choosing, judging = summed(evidence.parts[::2]), summed(evidence.parts[1::2])
-    if not choosing.tokens or not judging.tokens:
+    if not choosing.load.any() or not judging.load.any():
         return None
     whole = summed(evidence.parts)
     now_U = _ranks_of(current_U, goal.ranks)
@@ -130,15 +136,22 @@ def place(evidence: Evidence, goal: Goal, current_U: Array) -> Placed | None:
         _state(judging, rank_U, goal, rank_loads(load, rank_U, goal.ranks).max() / mean)
         for rank_U in (now_U, found_U)
     )
-    likely = _cost(before, "even") - _cost(after, "even")
-    least = _cost(before, "even") - _cost(after, "high")
+    likely = _cost(before, goal, "even") - _cost(after, goal, "even")
+    low, counted = before.ranks.low, evidence.counted
+    now = low if counted is None else min(counted, low)
+    least = _cost(before, goal, "low") - low + now - _cost(after, goal, "high")
+    off = 0.0 if not counted else abs(before.ranks.even / counted - 1) * _cost(before, goal, "even")
     deviation = _deviation(evidence.parts[1::2], now_U, found_U, goal, before, after)
     verdict: Verdict = "noise"
     if (_in_order(now_U, goal) == found_U).all():
         verdict = "kept"
     elif min(likely, least) > SURE * deviation:
-        verdict = "saves"
-    elif before.load * mean > limit and _is_lighter(judging, now_U, found_U, goal):
+        verdict = "saves" if least > _SMALL * off else "off"
+    if (
+        verdict not in ("kept", "saves")
+        and before.load * mean > limit
+        and _is_lighter(judging, now_U, found_U, goal)
+    ):
         verdict = "balances"
     elif likely <= 0:
         verdict = "kept"
@@ -149,12 +162,13 @@ def place(evidence: Evidence, goal: Goal, current_U: Array) -> Placed | None:
         verdict=verdict,
         before=before,
         after=after,
+        now=now,
         deviation=deviation,
         saved=least,
         greedy=greedy / mean,
         complete=complete,
         tokens=judging.tokens,
-        counted=evidence.counted,
+        counted=counted,
     )
 
 
@@ -163,7 +177,7 @@ def _kin(goal: Goal) -> Array:
     if goal.per_node is None:
         return same
     node_R = np.arange(goal.ranks) // goal.per_node
-    return same + NODE * (node_R[:, None] == node_R)
+    return same + goal.node_cost * (node_R[:, None] == node_R)
 
 
 def _complete(counts: Counts, task: Task, goal: Goal) -> Array:
@@ -174,7 +188,7 @@ def _complete(counts: Counts, task: Task, goal: Goal) -> Array:
         return np.where(is_light, shares(counts, inside_SU.T), np.inf)
 
     def of_nodes(inside_SU: Array) -> Array:
-        return NODE * shares(counts, inside_SU.T)
+        return goal.node_cost * shares(counts, inside_SU.T)
 
     per_node, nodes = (goal.ranks, None) if goal.per_node is None else (goal.per_node, of_nodes)
     found = exact.cheapest(len(task.load), goal.ranks, per_node, of_ranks, nodes)
@@ -184,9 +198,10 @@ def _complete(counts: Counts, task: Task, goal: Goal) -> Array:
 
 def _searched(counts: Counts, task: Task, goal: Goal, now_U: Array) -> Array:
     """By pairs kept together; of the best few the one with the fewest rows."""
-    starts = max(8, min(128, 2**19 // len(task.load) ** 2))
+    # Each is some exchanges a unit, whose gains are a row for every unit of two ranks.
+    starts = max(2, min(128, 2**28 // len(task.load) ** 3))
     found = search(task, now_U, starts, goal.seed)[:_TRIED]
-    return min(found, key=lambda rank_U: _cost(_state(counts, rank_U, goal, 0.0), "high"))
+    return min(found, key=lambda rank_U: _cost(_state(counts, rank_U, goal, 0.0), goal, "high"))
 
 
 def _state(counts: Counts, rank_U: Array, goal: Goal, load: float) -> State:
@@ -196,9 +211,9 @@ def _state(counts: Counts, rank_U: Array, goal: Goal, load: float) -> State:
     return State(rows(counts, rank_U, goal.ranks), nodes, load)
 
 
-def _cost(state: State, which: Literal["even", "high", "deviation"]) -> float:
+def _cost(state: State, goal: Goal, which: Literal["even", "low", "high", "deviation"]) -> float:
     cost: float = getattr(state.ranks, which)
-    return cost if state.nodes is None else cost + NODE * getattr(state.nodes, which)
+    return cost if state.nodes is None else cost + goal.node_cost * getattr(state.nodes, which)
 
 
 def _deviation(
@@ -211,14 +226,16 @@ def _deviation(
 ) -> float:
     """Of the cost saved: as tokens alone would have it, or as it differs between parts if more."""
     tokens = np.array([part.tokens for part in parts])
-    spread = (_cost(before, "deviation") + _cost(after, "deviation")) / sqrt(tokens.sum())
+    spread = (_cost(before, goal, "deviation") + _cost(after, goal, "deviation")) / sqrt(
+        tokens.sum()
+    )
     kept = [part for part in parts if part.tokens]
     if len(kept) < _FEW:
         return spread
     saved = np.array(
         [
-            _cost(_state(part, now_U, goal, 0.0), "even")
-            - _cost(_state(part, found_U, goal, 0.0), "even")
+            _cost(_state(part, now_U, goal, 0.0), goal, "even")
+            - _cost(_state(part, found_U, goal, 0.0), goal, "even")
             for part in kept
         ]
     )

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from ..printable import printable
 from .rows import Rows
 from .run import Found
-from .solve import NODE, SURE, Placed, State
+from .solve import SURE, Placed, State
 
 _FILE_COLUMNS = 100
 _SAID = {
@@ -19,6 +19,7 @@ _SAID = {
     "balances": "less load",
     "noise": "left: noise",
     "kept": "left: no better",
+    "off": "left: rows are off",
 }
 
 
@@ -43,7 +44,8 @@ def _heading(found: Found) -> Iterator[str]:
     units = f"{found.source.units} {unit}"
     yield f"{units} on {goal.ranks} expert-parallel ranks, by {found.source.said}"
     if goal.per_node is not None:
-        yield f"a node has {goal.per_node} of them; a row to a node counts as {NODE:g} inside one"
+        cost = f"a row to a node counts as {goal.node_cost:.3g} inside one"
+        yield f"a node has {goal.per_node} of them; {cost}"
 
 
 def summary(found: Found) -> list[str]:
@@ -58,13 +60,15 @@ def summary(found: Found) -> list[str]:
         of = f"{len(moved)} of {len(found.layers)} layers moved"
         lines.append(f"{of}: {_saved(layers) if moved else 'no saving is claimed'}")
     complete = layers and all(one.complete for one in layers)
-    lines.append("every partition was looked at" if complete else "found by a search")
+    how = "every partition was looked at" if complete else "found by a search"
+    lines.append(f"{how}, by estimated rows" if found.source.estimated else how)
     checked = [(one.counted, one.before.ranks.even) for one in layers if one.counted is not None]
     if checked:
         off = max(abs(even / counted - 1) for counted, even in checked)
         lines.append(
             f"of the order in use pairs alone tell the rows that the job counted to {off:.1%}"
         )
+    lines += found.source.doubts
     if found.output is None:
         lines.append("nothing was written; --output FILE writes a placement")
     else:
@@ -75,13 +79,10 @@ def summary(found: Found) -> list[str]:
 
 def _saved(layers: list[Placed]) -> str:
     """Rows and the largest load over all layers, those that are left included."""
-    now = sum(one.before.ranks.even for one in layers)
+    now = sum(one.now for one in layers)
     used = [(one.before if one.order is None else one.after) for one in layers]
     least, most = (
-        sum(
-            one.before.ranks.even if one.order is None else getattr(one.after.ranks, end)
-            for one in layers
-        )
+        sum(one.now if one.order is None else getattr(one.after.ranks, end) for one in layers)
         for end in ("low", "high")
     )
     shares = [abs(1 - most / now), abs(1 - least / now)]
@@ -101,6 +102,7 @@ def as_numbers(found: Found) -> dict[str, Any]:
         "groups": found.source.groups,
         "ranks": found.goal.ranks,
         "gpus_per_node": found.goal.per_node,
+        "doubts": found.source.doubts,
         "output": None if found.output is None else str(found.output),
         "moved": [n for n, one in found.layers.items() if one is not None and one.order],
         "layers": {
@@ -112,6 +114,7 @@ def as_numbers(found: Found) -> dict[str, Any]:
 def _numbers(one: Placed) -> dict[str, Any]:
     return {
         "verdict": one.verdict,
+        "now": one.now,
         "before": _state(one.before),
         "after": _state(one.after),
         "saved_at_least": one.saved,

@@ -27,11 +27,53 @@ def encode(array: Array) -> list[Any]:
     return [dtype, list(array.shape), base64.b64encode(zlib.compress(raw)).decode("ascii")]
 
 
-def decode(encoded: Any) -> Array:
-    """Undo :func:`encode`: int64 for counts, fp32 for floats.
+class Encoded:
+    """An array of a record, decoded when it is asked for: of many intervals few are at once.
+
+    ``numpy.asarray`` of it is the whole; a slice along the first dimension alone needs no more
+    memory than itself, after the first.
+
+    Args:
+        encoded: what :func:`encode` makes; a ValueError where its shape or type is none.
+        damaged: the message for when the rest turns out to be none.
+    """
+
+    def __init__(self, encoded: Any, damaged: str) -> None:
+        _header(encoded)
+        self.shape: tuple[int, ...] = tuple(encoded[1])
+        self._encoded, self._damaged = encoded, damaged
+        self._slices: list[bytes] = []
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        slices = [self[n] for n in range(len(self))] if self._slices else []
+        whole = np.stack(slices) if slices else self._whole()
+        return whole if dtype is None else whole.astype(dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> Array:
+        """[...] of the first dimension, as :func:`decode` gives it."""
+        if not self._slices:
+            # Its own compression for each, that the next one is found without the others.
+            whole = self._whole()
+            self._slices = [zlib.compress(one.tobytes(), 1) for one in whole]
+            self._encoded, self._dtype = None, whole.dtype
+        raw = zlib.decompress(self._slices[index])
+        return np.frombuffer(raw, self._dtype).reshape(self.shape[1:])
+
+    def _whole(self) -> Array:
+        try:
+            return decode(self._encoded)
+        except ValueError as error:
+            raise ValueError(f"{self._damaged}: {error}") from None
+
+
+def _header(encoded: Any) -> tuple[str, list[int], Any, int]:
+    """Type, shape, text and bytes of what :func:`encode` made.
 
     Raises:
-        ValueError: it is not what :func:`encode` makes.
+        ValueError: it is not that.
     """
     try:
         dtype, shape, text = encoded
@@ -40,6 +82,19 @@ def decode(encoded: Any) -> Array:
         size = np.dtype(dtype).itemsize * prod(map(int, shape))
         if min(shape, default=0) < 0 or size > _MOST_BYTES:
             raise ValueError("its shape is none of a record")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"array ({str(encoded)[:40]!r}) cannot be decoded: {error}") from None
+    return dtype, shape, text, size
+
+
+def decode(encoded: Any) -> Array:
+    """Undo :func:`encode`: int64 for counts, fp32 for floats.
+
+    Raises:
+        ValueError: it is not what :func:`encode` makes.
+    """
+    dtype, shape, text, size = _header(encoded)
+    try:
         # No more than that, whatever the compressed bytes would become.
         raw = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
         if len(raw) != size:

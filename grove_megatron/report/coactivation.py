@@ -13,6 +13,8 @@ from .record import Interval
 
 _BLOCKS = 8
 _STARTS = 4
+_MANY = 128
+"""Units of which one start takes as long as all of those of fewer."""
 
 
 def expected_pairs(together_UU: Array) -> Array:
@@ -46,7 +48,8 @@ def together_order(together_UU: Array, parts: int) -> Array:
     """[U] units in an order whose equal parts hold many pairs; load is not looked at."""
     units = len(together_UU)
     task = Task(counted_pairs(together_UU), np.zeros(units), np.eye(parts), 0.0)
-    best_U = search(task, np.arange(units) // (units // parts), _STARTS, 0)[0]
+    starts = _STARTS if units <= _MANY else 1
+    best_U = search(task, np.arange(units) // (units // parts), starts, 0)[0]
     return np.lexsort((np.arange(units), best_U))
 
 

@@ -32,13 +32,13 @@ def coactivation(shown: Shown) -> Drawn:
         )
         return Drawn("coactivation", title, read, None)
     last = recorded[-1]
-    assert last.coactivation is not None
+    together_LUU = np.asarray(last.coactivation)
     unit = "group" if last.run.groups else "expert"
     parts, units = blocks(last), last.run.units
-    orders = [together_order(of, parts) for of in last.coactivation]
-    strongest = strongest_layer(last.coactivation, orders, parts)
+    orders = [together_order(of, parts) for of in together_LUU]
+    strongest = strongest_layer(together_LUU, orders, parts)
     layer = last.run.layers[strongest]
-    together_UU = last.coactivation[strongest]
+    together_UU = together_LUU[strongest]
 
     fig = draw.figure(4.2)
     left, middle, right = fig.subplots(1, 3, width_ratios=[4, 4, 3])
@@ -57,7 +57,7 @@ def coactivation(shown: Shown) -> Drawn:
     draw.ratio_bar(fig, mesh, "tokens / expected", ax=[left, middle], pad=0.02)
 
     independent, counted, reordered = [], [], []
-    for of_UU, order_U in zip(last.coactivation, orders, strict=True):
+    for of_UU, order_U in zip(together_LUU, orders, strict=True):
         pairs_UU = counted_pairs(of_UU)
         independent.append(share_inside(expected_pairs(of_UU), in_order, parts))
         counted.append(share_inside(pairs_UU, in_order, parts))

@@ -23,7 +23,9 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from .arrays import Array, decode, encode
+import numpy as np
+
+from .arrays import Array, Encoded, decode, encode
 
 FORMAT = "grove_metrics"
 VERSION = 2
@@ -117,7 +119,7 @@ class Interval:
     rows: Array
     bias: Array | None = None
     local: Array | None = None
-    coactivation: Array | None = None
+    coactivation: Array | Encoded | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,9 @@ ARRAYS = (
     *("sent_tokens", "rerun_tokens", "left_rows", "node_rows"),
     *("experts", "groups", "sharing", "rows"),
 )
-_WHERE_THERE_ARE_ANY = ("bias", "local", "coactivation")
+_LATER = "coactivation"
+"""Is as large as all else together, many times, and decoded where it is asked for."""
+_WHERE_THERE_ARE_ANY = ("bias", "local", _LATER)
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,9 @@ class Writer:
         line["losses"] = _finite(interval.losses)
         line |= {name: encode(getattr(interval, name)) for name in ARRAYS}
         given = {name: getattr(interval, name) for name in _WHERE_THERE_ARE_ANY}
-        line |= {name: encode(array) for name, array in given.items() if array is not None}
+        line |= {
+            name: encode(np.asarray(array)) for name, array in given.items() if array is not None
+        }
         self._append(line)
 
     def evaluation(self, evaluation: Evaluation) -> None:
@@ -224,8 +230,12 @@ def _is_torn(file: Path) -> bool:
         return written.read(1) != b"\n"
 
 
-def find_record(place: Path) -> Path:
+def find_record(place: Path, called: str = "RUN_DIR") -> Path:
     """The record's file in a folder given to ``--save`` or ``--grove-metrics-dir``, or itself.
+
+    Args:
+        place: of the file.
+        called: the argument that named it.
 
     Raises:
         ValueError: there is none.
@@ -238,7 +248,7 @@ def find_record(place: Path) -> Path:
             return file
     what = "does not exist" if not place.exists() else f"has no {FILE} and no {FOLDER}/{FILE}"
     raise ValueError(
-        f"RUN_DIR ({place}) {what}; give the folder of --save or --grove-metrics-dir of a job "
+        f"{called} ({place}) {what}; give the folder of --save or --grove-metrics-dir of a job "
         "that trained with --grove-num-groups or --grove-dispatch, and metrics"
     )
 
@@ -446,8 +456,10 @@ def _interval(line: Any, run: Run, file: Path, number: int) -> Interval:
         arrays: dict[str, Any] = {
             name: decode(line[name])
             for name in shapes
-            if name not in _WHERE_THERE_ARE_ANY or name in line
+            if name != _LATER and (name not in _WHERE_THERE_ARE_ANY or name in line)
         }
+        if _LATER in line:
+            arrays[_LATER] = Encoded(line[_LATER], _damaged(file, number, "is not an interval"))
         plain = {name: line[name] for name in ("iteration", "iterations", "time")}
         losses = _losses(line)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

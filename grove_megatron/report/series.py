@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -59,8 +60,9 @@ def summed(members: Sequence[Interval]) -> Interval:
     # Members are of one run: all have pairs of local experts, and co-activation, or none.
     some = [name for name in ("local", "coactivation") if getattr(members[0], name) is not None]
     counted = [*ARRAYS, *some]
+    # One after the other, for those that are decoded when they are asked for.
     arrays: dict[str, Any] = {
-        name: np.sum([getattr(m, name) for m in members], axis=0) for name in counted
+        name: reduce(np.add, (getattr(m, name) for m in members)) for name in counted
     }
     return replace(members[-1], iterations=iterations, losses=losses, **arrays)
 

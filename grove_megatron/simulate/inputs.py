@@ -210,7 +210,7 @@ def _asked(
         return Asked(named.text, sizes, recorded, options.steps or 1, source.record)
     trace = source.trace
     assert trace is not None
-    own = replace(sizes, tokens=max(1, trace.tokens // sizes.ranks))
+    own = replace(sizes, tokens=max(1, max(trace.tokens.values()) // sizes.ranks))
     return Asked(named.text, own, Replayed(own, trace, layers), 1)
 
 

@@ -92,9 +92,8 @@ def read_loads(place: Path) -> Loads:
     """
     every = of_one_model(read_record(find_record(place)))
     intervals = [interval for interval in every if _counts_alike(interval, every[-1])]
-    pairs = [_together(interval) for interval in intervals]
-    counted = [of_one for of_one in pairs if of_one is not None]
-    return Loads(summed(intervals), np.sum(counted, axis=0) if counted else None)
+    whole = summed(intervals)
+    return Loads(whole, None if whole.coactivation is None else np.asarray(whole.coactivation))
 
 
 def counted_rows(loads: Loads, layers: Sequence[str]) -> float:
@@ -108,17 +107,12 @@ def _counts_alike(interval: Interval, last: Interval) -> bool:
     names = ("ranks", "dispatcher", "local")
     same = all(getattr(interval.run, name) == getattr(last.run, name) for name in names)
     same = same and _placement(interval.run) == _placement(last.run)
-    return same and (_together(interval) is None) == (_together(last) is None)
+    return same and (interval.coactivation is None) == (last.coactivation is None)
 
 
 def _placement(run: Run) -> str | None:
     path = run.settings.get("grove-placement")
     return None if path is None else str(path)
-
-
-def _together(interval: Interval) -> Array | None:
-    """[L, U, U] co-activation counts of an interval that has them."""
-    return getattr(interval, "coactivation", None)
 
 
 def _of_layer(sizes: Sizes, seed: int, loads: Loads, layer: int) -> Drawn:

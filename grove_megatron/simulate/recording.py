@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
 
+from ..report.trace import write_trace
 from .draw import NONE
-from .trace import write_trace
 
 Layers = dict[str, list[Tensor]]
 """[T, K] of every pass, by layer."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from ..checks.flags import flag_of
 from ..checks.problem import Problem, Refusal
 from ..presets.table import PRESETS
+from ..report.trace import Trace, open_trace
 from .parse import RECORD, TRACE, Named
 from .recorded import Loads, read_loads
-from .trace import Trace, open_trace
 
 
 @dataclass(frozen=True)

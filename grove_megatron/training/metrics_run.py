@@ -21,6 +21,7 @@ _SHOWN = (
     *("num_layers", "mtp_num_layers", "hidden_size", "num_attention_heads", "seq_length"),
     *("micro_batch_size", "global_batch_size", "train_iters", "lr", "seed"),
     *("num_experts", "moe_router_topk", "moe_ffn_hidden_size"),
+    *("moe_router_num_groups", "moe_router_group_topk"),
     "moe_shared_expert_intermediate_size",
     *("moe_router_dtype", "moe_router_load_balancing_type", "moe_aux_loss_coeff"),
     *("moe_z_loss_coeff", "moe_router_enable_expert_bias", "moe_router_bias_update_rate"),

@@ -18,6 +18,7 @@ from ..arguments import (
     unknown_problems,
 )
 from ..checkpoint.layout import goes_on, is_same
+from ..checks.flags import flag_of
 from ..checks.guarded import lines_of, problems_of
 from ..checks.problem import Problem, of_other_flags
 from ..checks.ranks import groups_over_nodes
@@ -33,7 +34,8 @@ from ..config import (
 from ..failure.job_store import have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
-from ..placing.file import read
+from ..parts.losses.devices import devices_of
+from ..placing.file import Assignment, read
 from ..presets.flags import preset_notices
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
@@ -101,6 +103,7 @@ def notices(args: Namespace) -> list[str]:
         trained_notice(args),
         _dispatcher_notice(args),
         _placement_notice(args),
+        _device_loss_notice(args),
         _record_notice(args),
         _restart_notice(args),
         begins_at_random(args),
@@ -133,7 +136,35 @@ def _placement_notice(args: Namespace) -> str | None:
     blocks, path = args.moe_router_num_groups, args.grove_placement
     if path is None or not (blocks and args.moe_router_group_topk):
         return None
-    assignment = read(path)
+    before, now = _ranks_of_blocks(read(path), blocks)
+    if now == before:
+        return None
+    return (
+        f"--grove-placement ({path}) has experts of one of --moe-router-num-groups ({blocks}) on "
+        f"up to {now} ranks, not {before}: --moe-router-group-topk ({args.moe_router_group_topk}) "
+        "limits what a token selects as before, and no longer the ranks it needs"
+    )
+
+
+def _device_loss_notice(args: Namespace) -> str | None:
+    """Blocks of experts are balanced, and a block is no longer on few ranks."""
+    blocks, path = devices_of(args), args.grove_placement
+    losses = ("grove_device_loss_coeff", "grove_communication_loss_coeff")
+    given = [f"{flag_of(name)} ({getattr(args, name)})" for name in losses if getattr(args, name)]
+    if path is None or not (blocks and given):
+        return None
+    before, now = _ranks_of_blocks(read(path), blocks)
+    if now == before:
+        return None
+    return (
+        f"--grove-placement ({path}) has experts of one of ({blocks}) loss devices on up to {now} "
+        f"ranks, not {before}: {' and '.join(given)} balance blocks of consecutive experts as "
+        "before, and no longer what a rank gets"
+    )
+
+
+def _ranks_of_blocks(assignment: Assignment, blocks: int) -> tuple[int, int]:
+    """The most ranks that hold experts of one block, without a placement and with it."""
     size, held = assignment.experts // blocks, assignment.experts // assignment.ranks
 
     def most_ranks(order: Sequence[int]) -> int:
@@ -142,14 +173,7 @@ def _placement_notice(args: Namespace) -> str | None:
         return max(len({rank_of[b * size + e] for e in block}) for b in range(blocks))
 
     before = most_ranks(range(assignment.experts))
-    now = max([before, *map(most_ranks, map(assignment.expert_order, assignment.moved))])
-    if now == before:
-        return None
-    return (
-        f"--grove-placement ({path}) has experts of one of --moe-router-num-groups ({blocks}) on "
-        f"up to {now} ranks, not {before}: --moe-router-group-topk ({args.moe_router_group_topk}) "
-        "limits what a token selects as before, and no longer the ranks it needs"
-    )
+    return before, max([before, *map(most_ranks, map(assignment.expert_order, assignment.moved))])
 
 
 def _record_notice(args: Namespace) -> str | None:

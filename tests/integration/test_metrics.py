@@ -16,10 +16,10 @@ from grove_megatron.planner.traffic import expected_distinct
 from grove_megatron.report.measures import active_parameters
 from grove_megatron.report.record import ARRAYS, Interval, Record, read_record
 from grove_megatron.report.series import summed
+from grove_megatron.report.trace import open_trace, write_trace
 from grove_megatron.simulate.inputs import Asked, Options, prepare
 from grove_megatron.simulate.replay import replay
 from grove_megatron.simulate.run import simulate
-from grove_megatron.simulate.trace import open_trace, write_trace
 from tests.integration.flags import MODEL
 from tests.integration.test_training import FULL, MTP, PP2, SELECTIVE, TP2
 from tests.ranks import Job, Ranks

@@ -157,6 +157,9 @@ RULES = {
     },
     # Reordered as grove place would.
     "report/coactivation": Rule(inside={"report", "placing"}, outside={"numpy"}),
+    "report/trace": Rule(
+        inside={"report", "checks", "placing.file"}, outside={"numpy", "safetensors"}
+    ),
     "report/coactivation_figures": Rule(inside={"report"}, outside={"numpy", "matplotlib"}),
     # Imported by the command line; the rest of the report, and matplotlib, when it draws.
     # Text into tokens, by Megatron's tokenizers and its builder.
@@ -237,9 +240,10 @@ RULES = {
     ),
     # Its file is read where there is neither torch nor Megatron; placements are made there too.
     "placing": Rule(inside={"placing", "checks"}, outside={"numpy"}),
+    "placing/run": Rule(inside={"placing", "checks", "planner.speed.machines"}, outside={"numpy"}),
     "placing/file": Rule(inside={"placing", "checks"}),
     "placing/records": Rule(inside={"placing", "checks", "report.record"}, outside={"numpy"}),
-    "placing/traces": Rule(inside={"placing", "checks"}, outside={"numpy", "safetensors"}),
+    "placing/traces": Rule(inside={"placing", "checks", "report.trace"}, outside={"numpy"}),
     "placing/table": Rule(inside={"placing", "printable"}, outside={"rich"}),
     "placing/command": Rule(
         outside={"typer"}, in_functions={"grove_megatron.placing", "grove_megatron.checks"}

@@ -51,8 +51,14 @@ def grove_config(**settings: Any) -> Any:
     return GroveTransformerConfig(**(defaults | settings))
 
 
-def moe_layer(config: Any, grove: bool = True) -> torch.nn.Module:
-    """The MoE layer a model of this config would have, through the layer spec; or Megatron's."""
+def moe_layer(config: Any, grove: bool = True, **more: Any) -> torch.nn.Module:
+    """The MoE layer a model of this config would have, through the layer spec; or Megatron's.
+
+    Args:
+        config: of the model.
+        grove: or Megatron's.
+        more: arguments that a model does not give.
+    """
     from functools import partial
 
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
@@ -61,7 +67,7 @@ def moe_layer(config: Any, grove: bool = True) -> torch.nn.Module:
 
     spec: Any = get_moe_module_spec(use_te=False, num_experts=config.num_moe_experts)
     assert isinstance(spec, partial)
-    return (adapt_spec(spec, config) if grove else spec)(config=config)
+    return (adapt_spec(spec, config) if grove else spec)(config=config, **more)
 
 
 def gathered(tensor: torch.Tensor) -> list[torch.Tensor]:

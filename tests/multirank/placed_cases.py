@@ -32,6 +32,19 @@ def agreement(
     write_result(folder, found)
 
 
+def renumbered(folder: str) -> None:
+    """Job: what is said of a layer that gets its number twice."""
+    with megatron(expert_model_parallel_size=2):
+        sizes = {"expert_model_parallel_size": 2}
+        path = _file(folder, [3, 0, 2, 1], sizes, {})
+        layer = _layer({**sizes, "grove_placement": path}, True, False, True)
+        layer.set_layer_number(1)
+        try:
+            layer.set_layer_number(2)
+        except ValueError as error:
+            write_result(folder, str(error))
+
+
 def _variant(
     folder: str,
     sizes: dict[str, int],
@@ -40,6 +53,7 @@ def _variant(
     settings: dict[str, Any] | None = None,
     fp64: bool = True,
     grouped: bool = False,
+    at_once: bool = False,
 ) -> dict[str, Any]:
     """One layer with the order of a placement file, and one without.
 
@@ -47,12 +61,13 @@ def _variant(
         settings: of the layer.
         fp64: or fp32.
         grouped: its experts are Megatron's TEGroupedMLP.
+        at_once: it gets its number when it is made, and no more.
     """
     split = sizes.get("tensor_model_parallel_size", 1) > 1
     common = {**sizes, **(settings or {}), "sequence_parallel": split}
     without = _layer(common, fp64, grouped)
     path = _file(folder, order, sizes, common)
-    placed = _layer({**common, "grove_placement": path}, fp64, grouped)
+    placed = _layer({**common, "grove_placement": path}, fp64, grouped, at_once)
     # Before gradients take the places of weights.
     saved = None if grouped else [_entries(layer) for layer in (placed, without)]
     named = [_names(layer) for layer in (placed, without)]
@@ -80,7 +95,7 @@ def _file(folder: str, order: list[int], sizes: dict[str, int], settings: dict[s
     return str(path)
 
 
-def _layer(settings: dict[str, Any], fp64: bool, grouped: bool) -> Any:
+def _layer(settings: dict[str, Any], fp64: bool, grouped: bool, at_once: bool = False) -> Any:
     """A layer with the first weights of every other one here."""
     from megatron.core import tensor_parallel
 
@@ -92,8 +107,10 @@ def _layer(settings: dict[str, Any], fp64: bool, grouped: bool) -> Any:
     )
     tensor_parallel.model_parallel_cuda_manual_seed(7)
     torch.manual_seed(7)
-    layer = _on_the_stand_in(config) if grouped else moe_layer(config)
-    layer.set_layer_number(1)
+    numbered = {"layer_number": 1} if at_once else {}
+    layer = _on_the_stand_in(config) if grouped else moe_layer(config, **numbered)
+    if not at_once:
+        layer.set_layer_number(1)
     return layer.double() if fp64 else layer
 
 

@@ -26,12 +26,12 @@ WAYS: dict[str, tuple[dict[str, Any], bool]] = {
 def send(folder: str, trace: str) -> None:
     """Job, four ranks on two nodes: bytes of every collective of one dispatch, by way."""
     from grove_megatron.benchmarks.traffic import Collectives
+    from grove_megatron.report.trace import open_trace
     from grove_megatron.simulate.replay import routing_map
-    from grove_megatron.simulate.trace import open_trace
 
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     with megatron(expert_model_parallel_size=4):
-        tokens = open_trace(Path(trace)).of("1").long().chunk(4)[dist.get_rank()]
+        tokens = torch.from_numpy(open_trace(Path(trace)).of("1")).long().chunk(4)[dist.get_rank()]
         map_TE = routing_map(tokens, 8)
         hidden = torch.randn(len(tokens), 1, HIDDEN)
         found = {}

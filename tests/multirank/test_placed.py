@@ -87,6 +87,7 @@ def test_any_order_inside_a_rank_is_the_order(ranks: Ranks, tmp_path: Path) -> N
                     "order": MIXED,
                     "settings": {"moe_token_dispatcher_type": "allgather"},
                 },
+                "at once": {"order": MIXED, "at_once": True},
                 "grouped mlp": {"order": MIXED, "grouped": True},
             },
             id="ep2",
@@ -116,3 +117,10 @@ def test_two_hops_between_nodes(ranks: Ranks, tmp_path: Path) -> None:
     )
     assert turned[0] == turned[1] > 0
     assert mixed[0] != mixed[1]
+
+
+def test_a_moved_layer_keeps_its_number(ranks: Ranks, tmp_path: Path) -> None:
+    job = ranks.run(2, f"{CASES}:renumbered", str(tmp_path), folder=tmp_path)
+    for said in job.check().results():
+        assert said.startswith("layer_number (2) is given to a layer that grove_placement (")
+        assert said.endswith(") has moved as layer (1); give its number once")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
+from grove_megatron.report.trace import open_trace, write_trace
 from grove_megatron.simulate.flow import Flow
 from grove_megatron.simulate.replay import replay
 from grove_megatron.simulate.sizes import MAP_BYTES, RECORD_BYTES, WEIGHT_BYTES, Sizes
-from grove_megatron.simulate.trace import Replayed, open_trace, write_trace
+from grove_megatron.simulate.trace import Replayed
 from tests.multirank.simulated_cases import HIDDEN
 from tests.ranks import Ranks
 

@@ -263,3 +263,23 @@ def test_nodes_may_have_the_file_elsewhere_and_not_another(
     (problem,) = compared(tmp_path / "there" / "nothing.json")[0]
     assert "unreadable on rank 1) differs between ranks" in problem
     assert not any("contents" in name for name in described(parse(GROVE)))
+
+
+def test_losses_of_devices_that_are_no_ranks_any_more_are_said(
+    parse: Parse, file: Path, tmp_path: Path
+) -> None:
+    losses = "--grove-device-loss-coeff 0.01 --grove-communication-loss-coeff 0.02"
+    flags = f"{GROVE} {EP2} --grove-loss-devices 2"
+
+    def said(path: Path, more: str = losses) -> list[str]:
+        args = parse(f"{flags} {more} --grove-metrics-dir there --grove-placement {path}")
+        return [line for line in notices(args) if "loss devices" in line]
+
+    assert said(file) == [
+        f"--grove-placement ({file}) has experts of one of (2) loss devices on up to 2 ranks, not "
+        "1: --grove-device-loss-coeff (0.01) and --grove-communication-loss-coeff (0.02) balance "
+        "blocks of consecutive experts as before, and no longer what a rank gets"
+    ]
+    # Ranks that change places hold the same blocks.
+    assert said(placement(tmp_path / "b.json", layers={"1": (2, 3, 1, 0)})) == []
+    assert said(file, "") == []

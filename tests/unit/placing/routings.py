@@ -43,6 +43,15 @@ def leaning(tokens: int, experts: int, topk: int, seed: int, strength: float) ->
     return of_scores(strength * hidden @ directions, topk, seed)
 
 
+def limited(tokens: int, experts: int, topk: int, seed: int, blocks: int, chosen: int) -> Array:
+    """Uniform among the experts of a token's best blocks, as ``--moe-router-group-topk``."""
+    scores_TBE = np.random.default_rng(seed).gumbel(size=(tokens, blocks, experts // blocks))
+    best_TBE = np.sort(scores_TBE, axis=2)[:, :, -(topk // chosen) :]
+    rank_TB = (-best_TBE.sum(2)).argsort(1).argsort(1)
+    scores_TBE[rank_TB >= chosen] = -np.inf
+    return np.argsort(-scores_TBE.reshape(tokens, experts), axis=1)[:, :topk]
+
+
 def scattered(experts: int, sets: int, unit: int = 1, seed: int = 5) -> Array:
     """[E] sets of equal size whose units of so many experts lie anywhere."""
     units = np.random.default_rng(seed).permutation(experts // unit)

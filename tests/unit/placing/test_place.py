@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from grove_megatron.cli import app
-from grove_megatron.placing import file
+from grove_megatron.placing import file, traces
 from tests.unit.placing.routings import (
     Array,
     a_record,
@@ -161,8 +161,9 @@ def test_records_of_one_model_are_put_together(tmp_path: Path) -> None:
 
 def test_rows_of_padding_and_of_other_ranks_are_not_compared(tmp_path: Path) -> None:
     padded = recorded(tmp_path / "a", sent_tokens=np.array([2001, 2001]))
-    moved = replace(RUN, settings={"grove-placement": "p.json"})
     others = replace(RUN, ranks=2)
+    # Whose placement is for other ranks, and cannot be given.
+    moved = replace(RUN, ranks=2, settings={"grove-placement": "p.json"})
     for record in (
         padded,
         recorded(tmp_path / "b", moved),
@@ -178,7 +179,7 @@ def test_a_layer_without_tokens_is_named(tmp_path: Path) -> None:
     trace = traced(tmp_path / "t.safetensors", layers, experts="16", groups="8")
     result = grove_place(trace, "--expert-parallel", 4)
     assert result.exit_code == 0, result.output
-    assert "left: no better" in result.stdout
+    assert "left alone, for half of what was recorded has no token: 2" in result.stdout
     half = np.concatenate([tokens(0)[0][:100], np.full((100, 4), -1)])
     trace = traced(tmp_path / "half.safetensors", {"1": half[::-1]}, experts="16", groups="8")
     assert grove_place(trace, "--expert-parallel", 4).exit_code == 0
@@ -234,7 +235,7 @@ def test_records_that_tell_nothing_are_refused(tmp_path: Path) -> None:
         empty, "--expert-parallel", 4
     )
     nothing = tmp_path / "nothing"
-    assert f"RUN_DIR ({nothing}) does not exist" in refusals(nothing, "--expert-parallel", 4)
+    assert f"RECORD ({nothing}) does not exist" in refusals(nothing, "--expert-parallel", 4)
     late = recorded(tmp_path / "late")
     assert f"--since (40) is past all but (40) iterations of record ({late}); give less" in (
         refusals(late, "--expert-parallel", 4, "--since", 40)
@@ -278,10 +279,17 @@ def test_a_placement_of_another_model_is_refused(tmp_path: Path) -> None:
         ({"1": np.array([[0, -2]] * 9)}, {}, r"has in layer \(1\) expert \(-2\), not one of 0 to"),
         ({"1": np.array([[3, 3]] * 9)}, {}, r"has in layer \(1\) a token with one expert twice"),
         ({"1": np.array([3, 3])}, {}, r"has for layer \(1\) the shape \[2\], not \[tokens, topk"),
-        ({"1": np.array([[3, 3]])}, {}, r"has for layer \(1\) the shape \[1, 2\], not"),
-        ({}, {}, r"has no tensor \(layers.N\); write one for each layer"),
-        ({"1": np.array([[3, 4]] * 9)}, {"groups": "x"}, r"has groups \(x\), no number"),
-        ({"1": np.array([[3, 4]] * 9)}, {"groups": "3"}, r"\(3\) does not divide its experts"),
+        ({"1": np.array([[3, 3]])}, {}, r"has for layer \(1\) \(1\) token, of which no half"),
+        ({}, {}, r"has no tensor \(layers.N\); write it with write_trace"),
+        ({"1": np.array([[3, 4]] * 9)}, {"groups": "x"}, r"has groups \(x\), which is no number"),
+        (
+            {"1": np.array([[3, 4]] * 9)},
+            {"groups": "3"},
+            r"has experts \(16\), not a multiple of its",
+        ),
+        ({"0": np.array([[3, 4]] * 9)}, {}, r"names a layer \(0\), where names are as \(3\)"),
+        ({"decoder.3": np.array([[3, 4]] * 9)}, {}, r"names a layer \(decoder.3\), where"),
+        ({"1": np.array([[3, 4]] * 9)}, {"format": "pt"}, r"has format \(pt\), not"),
     ],
 )
 def test_a_trace_of_nothing_is_refused(
@@ -303,3 +311,149 @@ def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
     assert f"trace ({trace}) is not alone; give one trace, or records" in (
         refusals(record, trace, "--expert-parallel", 4)
     )
+
+
+def test_one_record_given_twice_is_refused(tmp_path: Path) -> None:
+    """What chooses would judge: each half has the other's intervals."""
+    record = recorded(tmp_path / "run" / "grove_metrics")
+    said = refusals(tmp_path / "run", record, "--expert-parallel", 4)
+    assert (
+        f"record ({record}) has (4) intervals of run (a), the first to iteration (10), that record "
+        f"({tmp_path / 'run'}) has too: what chooses must not judge; give each once"
+    ) in said
+    assert "1 problem," in said
+    assert "1 problem," in refusals(record, record, "--expert-parallel", 4)
+
+
+def test_no_saving_is_claimed_that_the_jobs_own_rows_contradict(tmp_path: Path) -> None:
+    """Rows that were counted are fewer than the estimate of the order in use."""
+
+    def found(share: float, name: str) -> dict[str, Any]:
+        made = [an_interval(RUN, tokens(n), 10 * (n + 1)) for n in range(4)]
+        made = [replace(one, rows=(one.rows * share).astype(int)) for one in made]
+        record = a_record(tmp_path / name, RUN, made)
+        layers = numbers(grove_place(record, "--expert-parallel", 4, "--json"))["layers"]
+        layer: dict[str, Any] = layers["1"]
+        return layer
+
+    right, off, less = found(1, "right"), found(0.8, "off"), found(0.3, "less")
+    assert (right["verdict"], off["verdict"], less["verdict"]) == ("saves", "off", "noise")
+    assert right["now"] <= right["counted"]
+    assert off["now"] == off["counted"] < off["before"]["rows"][1]
+    for one in (right, off):
+        assert one["saved_at_least"] == pytest.approx(one["now"] - one["after"]["rows"][2])
+    assert off["order"] is None
+
+
+def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
+    record = recorded(tmp_path / "run" / "grove_metrics") / "routing.jsonl"
+    trace = traced(tmp_path / "t.safetensors", {"1": tokens(0)[0]}, experts="16", groups="8")
+    current, link = tmp_path / "p.json", tmp_path / "link"
+    file.write(current, file.Assignment(16, 8, 4, {}))
+    link.symlink_to(trace)
+    for given, output, what in (
+        ((tmp_path / "run",), record, f"record ({record})"),
+        ((trace,), trace, f"trace ({trace})"),
+        ((trace,), link, f"trace ({trace})"),
+        ((trace, "--current", current), current, f"--current ({current})"),
+    ):
+        before = output.read_bytes()
+        said = refusals(*given, "--expert-parallel", 4, "--output", output)
+        assert f"--output ({output}) is {what}, which would be replaced; name another" in said
+        assert output.read_bytes() == before
+
+
+def test_a_record_of_another_order_asks_for_it(tmp_path: Path) -> None:
+    used = tmp_path / "p.json"
+    file.write(used, file.Assignment(16, 8, 4, {"1": (1, 0, 3, 2, 7, 5, 6, 4)}))
+    record = recorded(tmp_path / "run", replace(RUN, settings={"grove-placement": str(used)}))
+    assert (
+        f"record ({record}) has run (a) under --grove-placement ({used}), and is not to be "
+        f"compared with the order of the experts; give that file as --current {used}"
+    ) in refusals(record, "--expert-parallel", 4)
+    assert numbers(grove_place(record, "--expert-parallel", 4, "--current", used, "--json"))
+    # At other ranks that placement is none.
+    assert numbers(grove_place(record, "--expert-parallel", 2, "--json"))
+
+
+def test_routing_within_blocks_is_doubted_where_it_is_estimated(tmp_path: Path) -> None:
+    limited = replace(RUN, settings={"moe-router-group-topk": 2})
+    result = grove_place(recorded(tmp_path / "a", limited), "--expert-parallel", 4, "--json")
+    assert "--moe-router-group-topk (2) of the record limits a token to blocks" in result.stderr
+    assert len(numbers(result)["doubts"]) == 1
+    plain = numbers(grove_place(recorded(tmp_path / "b"), "--expert-parallel", 4, "--json"))
+    assert plain["doubts"] == []
+
+
+def test_what_nodes_cost_is_read_of_a_machine(tmp_path: Path) -> None:
+    record = recorded(tmp_path / "run")
+    nodes = (record, "--expert-parallel", 4, "--gpus-per-node", 2)
+    for more, cost in (((), "9"), (("--machine", "gb200"), "18"), (("--node-cost", 3.5), "3.5")):
+        result = grove_place(*nodes, *more)
+        assert f"a row to a node counts as {cost} inside one" in result.stdout, result.output
+    assert "--machine (abacus) is not one of" in refusals(*nodes, "--machine", "abacus")
+    for wrong in ("0", "nan", "inf"):
+        assert f"--node-cost ({float(wrong)}) is not above 0" in refusals(
+            *nodes, "--node-cost", wrong
+        )
+
+
+def test_sizes_and_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    trace = traced(tmp_path / "t.safetensors", {"1": tokens(0)[0]})
+    said = refusals(
+        *(trace, "--expert-parallel", 4, "--num-experts", -16, "--grove-num-groups", -1),
+        *("--run", "a", "--since", 5),
+    )
+    for line in (
+        "--num-experts (-16) is not 1 or more",
+        "--grove-num-groups (-1) is not 0 or more",
+        f"--run (a) is of records, and trace ({trace}) has no intervals; leave it out",
+        f"--since (5) is of records, and trace ({trace}) has no intervals; leave it out",
+    ):
+        assert line in said
+    assert "--since (-1) is not 0 or more" in (
+        refusals(recorded(tmp_path / "run"), "--expert-parallel", 4, "--since", -1)
+    )
+    some = traced(tmp_path / "s.safetensors", {"1": tokens(0)[0]}, groups="3")
+    said = refusals(some, "--expert-parallel", 1, "--num-experts", 16)
+    assert f"--num-experts (16) is no multiple of the groups (3) of the tokens of {some}" in said
+
+
+def test_what_cannot_be_read_is_not_blamed_on_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = traced(tmp_path / "t.safetensors", {"1": tokens(0)[0]}, experts="16", groups="8")
+    given = (trace, "--expert-parallel", 4, "--output")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert f"--output ({folder}) cannot be written: Is a directory; name another file" in (
+        refusals(*given, folder)
+    )
+    look = traces.open_trace
+
+    def vanishing(path: Path) -> Any:
+        found = look(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(traces, "open_trace", vanishing)
+    said = refusals(*given, tmp_path / "p.json")
+    assert f"trace ({trace}) cannot be read: No such file" in said
+    assert "--output" not in said
+
+
+def test_the_best_of_an_estimate_is_said_to_be_that(tmp_path: Path) -> None:
+    trace = traced(tmp_path / "t.safetensors", {"1": tokens(0)[0]}, experts="16", groups="8")
+    of_record = grove_place(recorded(tmp_path / "run"), "--expert-parallel", 4).stdout
+    of_trace = grove_place(trace, "--expert-parallel", 4).stdout
+    assert "every partition was looked at, by estimated rows\n" in of_record
+    assert "every partition was looked at\n" in of_trace
+
+
+def test_a_damaged_matrix_is_refused_by_name(tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "routing.jsonl").read_text().splitlines()]
+    lines[2]["coactivation"][2] = "AAAA"
+    (folder / "routing.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    said = refusals(folder, "--expert-parallel", 4)
+    assert f"record ({folder / 'routing.jsonl'}) line (3) is not an interval" in said

@@ -9,7 +9,7 @@ import pytest
 from grove_megatron.placing.counts import Array, Evidence, of_tokens, summed
 from grove_megatron.placing.greedy import balanced, rank_loads
 from grove_megatron.placing.rows import rows
-from grove_megatron.placing.solve import NODE, Goal, Placed, place
+from grove_megatron.placing.solve import Goal, Placed, place
 from tests.unit.placing.routings import (
     evidence,
     leaning,
@@ -19,6 +19,8 @@ from tests.unit.placing.routings import (
     uniform,
     zipf,
 )
+
+NODE = 9.0
 
 
 def placed(known: Evidence, goal: Goal) -> Placed:
@@ -84,8 +86,8 @@ def test_a_planted_saving_is_recovered(
     ("sizes", "goal"),
     [
         pytest.param((64, 32, 6), Goal(8), marks=pytest.mark.long),
-        pytest.param((32, 0, 4), Goal(8, per_node=2), marks=pytest.mark.long),
-        ((24, 0, 4), Goal(4, per_node=2)),
+        pytest.param((32, 0, 4), Goal(8, per_node=2, node_cost=NODE), marks=pytest.mark.long),
+        ((24, 0, 4), Goal(4, per_node=2, node_cost=NODE)),
         ((16, 8, 4), Goal(4)),
         ((16, 0, 2), Goal(2)),
     ],
@@ -132,7 +134,7 @@ def test_nodes_go_first() -> None:
     """Sets of a node's units, and no more to be had inside of nodes."""
     set_E = scattered(32, 2)
     known = evidence(planted(8000, 32, 4, 0, 4.0, set_E), 32)
-    found = placed(known, Goal(8, per_node=4))
+    found = placed(known, Goal(8, per_node=4, node_cost=NODE))
     assert found.order is not None
     assert found.before.nodes is not None
     assert found.after.nodes is not None

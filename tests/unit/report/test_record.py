@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grove_megatron.report.arrays import decode, encode
+from grove_megatron.report.arrays import Encoded, decode, encode
 from grove_megatron.report.record import (
     FILE,
     Evaluation,
@@ -27,7 +27,10 @@ AGAIN = replace(RUN, id="b", resumed=10)
 
 def same(a: Interval, b: Interval) -> bool:
     for field in fields(Interval):
-        x, y = getattr(a, field.name), getattr(b, field.name)
+        x, y = (
+            np.asarray(v) if isinstance(v, Encoded) else v
+            for v in (getattr(a, field.name), getattr(b, field.name))
+        )
         if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
             if not (np.array_equal(x, y) and x.dtype == y.dtype):
                 return False
@@ -352,3 +355,31 @@ def test_a_record_is_found_by_folder_or_file(tmp_path: Path) -> None:
         find_record(tmp_path)
     with pytest.raises(ValueError, match=r"none\) does not exist"):
         find_record(tmp_path / "none")
+
+
+def test_coactivation_is_decoded_where_it_is_asked_for(tmp_path: Path) -> None:
+    made = interval()
+    file = written(tmp_path, made)
+    (read,) = read_record(file).intervals
+    assert isinstance(read.coactivation, Encoded)
+    counted = np.asarray(made.coactivation)
+    assert np.array_equal(np.asarray(read.coactivation), counted)
+    # Layer by layer, and then whole again.
+    assert len(read.coactivation) == len(counted)
+    for index, of_layer in enumerate(counted):
+        assert np.array_equal(read.coactivation[index], of_layer)
+        assert read.coactivation[index].dtype == np.int64
+    assert np.array_equal(np.asarray(read.coactivation), counted)
+    # Who does not ask does not decode.
+    run, line = map(json.loads, file.read_text().splitlines())
+    line["coactivation"][2] = "AAAA"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (run, line)))
+    (damaged,) = read_record(file).intervals
+    assert damaged.experts.shape == made.experts.shape
+    for ask in (np.asarray, lambda of: of[0]):
+        with pytest.raises(ValueError, match=r"line \(2\) is not an interval; it is damaged"):
+            ask(damaged.coactivation)
+    line["coactivation"][0] = "f16"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (run, line)))
+    with pytest.raises(ValueError, match="its dtype is not one of"):
+        read_record(file)

@@ -11,9 +11,9 @@ from grove_megatron.cli import app
 from grove_megatron.placing.file import Assignment, write
 from grove_megatron.planner.traffic import expected_distinct
 from grove_megatron.report.record import Writer
+from grove_megatron.report.trace import write_trace
 from grove_megatron.simulate.routing import planted_order, uniform
 from grove_megatron.simulate.sizes import Sizes
-from grove_megatron.simulate.trace import write_trace
 from tests.unit.report.intervals import RUN, interval
 
 SIZES = Sizes(experts=32, groups=16, topk=4, ranks=8, gpus_per_node=4, tokens=256, row_bytes=128)
