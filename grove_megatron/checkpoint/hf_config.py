@@ -114,6 +114,15 @@ def config_family(config: dict[str, Any], where: str) -> Family:
     refuse_all(where, [f"{key} ({brief(value)}) is none of those handled; use one of {handled}"])
 
 
+def is_handled(config: dict[str, Any]) -> bool:
+    """Is it of a family that is read?"""
+    try:
+        config_family(config, "")
+    except ValueError:
+        return False
+    return True
+
+
 def architecture_of(config: dict[str, Any], where: str) -> Architecture:
     """What the model of a config is.
 

@@ -203,6 +203,7 @@ RULES = {
         inside={"planner", "model", "checks", "presets.flags"},
         in_functions={"grove_megatron.checkpoint", "grove_megatron.training.vocabulary"},
     ),
+    "planner/pages/latent_hf": Rule(inside={"checks", "checkpoint.config_keys"}),
     "planner/pages/command": Rule(
         inside={"checks"},
         outside={"typer"},

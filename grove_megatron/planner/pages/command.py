@@ -106,6 +106,8 @@ def plan(
     of_words = _collected(problems, partial(asked, as_given=as_given), launched.flags, hf)
     if problems:
         _refuse(problems, as_json)
+    assert found is not None
+    assert of_words is not None
     of_words = replace(of_words, job=replace(of_words.job, imbalance=imbalance))
     notes = not_planned(of_words.job.args)
     try:

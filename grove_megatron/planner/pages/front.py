@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checks.flags import words_of
 from ...checks.problem import UNSAID, Problem, Refusal
+from ...model.families import FAMILIES
 from ...model.settings import choose_kernel, has_grove_layers
 from ...presets.flags import preset_problems
 from ..choice.search import Job
@@ -76,17 +77,30 @@ def asked(words: Sequence[str], hf: Path | None = None, *, as_given: bool = Fals
 
 def _of_hf(path: Path) -> list[str]:
     """The model of a folder of Hugging Face's, as flags."""
-    from ...checkpoint.hf_config import architecture_of, read_config
+    from ...checkpoint.config_keys import brief
+    from ...checkpoint.hf_config import architecture_of, is_handled, read_config
     from ...checkpoint.megatron_args import megatron_flags
+    from .latent_hf import CLASSES, latent_class, latent_flags
 
     folder = path.parent if path.name == "config.json" else path
+    where = str(folder / "config.json")
     try:
         config = read_config(folder)
-        return megatron_flags(architecture_of(config, str(folder / "config.json")))
+        if latent_class(config) is not None:
+            return latent_flags(config, where)
+        if not is_handled(config):
+            named = config.get("architectures") or config.get("model_type") or "no architectures"
+            taken = ", ".join([*(one.class_name for one in FAMILIES), *CLASSES.values()])
+            text = f"is of {brief(named)}; --hf takes {taken}: give the flags of the model instead"
+            raise Refusal([Problem("--hf", path, text)])
+        return megatron_flags(architecture_of(config, where))
     except Refusal:
         raise
     except ValueError as error:
-        raise Refusal([Problem.of_text(line) for line in str(error).splitlines()]) from error
+        # The first line says where, of more than one.
+        first, *lines = str(error).splitlines()
+        said = [f"{first} {line.strip()}" for line in lines] or [first]
+        raise Refusal([Problem.of_text(line) for line in said]) from error
 
 
 def _not_planned(args: Namespace) -> list[Problem]:

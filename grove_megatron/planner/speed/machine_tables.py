@@ -45,7 +45,7 @@ def _of_one(where: str, name: str, table: dict[str, Any]) -> Iterator[Problem]:
     for key, kind in _KEYS.get(name, {}).items():
         if not isinstance(table.get(key), kind):
             yield Problem(where, UNSAID, f"lacks {key}, or has no such value; add it")
-    if not _are_words(columns):
+    if not (isinstance(columns, list) and _are_words(columns)):
         yield Problem(where, UNSAID, "lacks columns, a list of their names; add it")
         return
     needed = [*COLUMNS[name]]
@@ -62,12 +62,12 @@ def _of_one(where: str, name: str, table: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{where} row", row, text)
         elif wrong := [one for one in zip(columns, row, strict=True) if not _is_value(*one)]:
             column, value = wrong[0]
-            kind = "a word" if column in _WORDS else "a number above 0"
-            yield Problem(f"{where} {column}", value, f"is not {kind}; correct it")
+            what = "a word" if column in _WORDS else "a number above 0"
+            yield Problem(f"{where} {column}", value, f"is not {what}; correct it")
 
 
-def _are_words(found: Any) -> bool:
-    return isinstance(found, list) and bool(found) and all(isinstance(one, str) for one in found)
+def _are_words(found: list[Any]) -> bool:
+    return bool(found) and all(isinstance(one, str) for one in found)
 
 
 def _is_value(column: str, value: Any) -> bool:

@@ -407,6 +407,11 @@ def test_a_job_is_judged_by_the_memory_of_its_gpus() -> None:
     assert problem.startswith("--gpu-memory (1e-05 GiB) is below what a rank needs (0.00")
     assert any(line.startswith("verdict     does not fit: ") for line in found["plan"])
     assert found["numbers"]["fits_gpu_memory"] is False
+    # Of a GPU, wherever it is looked at: layers of a CPU need several times as much.
+    assert found["device"] == "cuda"
+    assert "note: --gpu-memory is of a GPU, so this is for --device cuda" in plan.stdout
+    on_cpu = doctor(f"--device cpu --gpu-memory 80 {SOUND}")
+    assert "on cpu" in on_cpu.stdout.splitlines()[0]
 
 
 def test_only_the_job_s_device_is_named() -> None:
