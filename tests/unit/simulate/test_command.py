@@ -191,6 +191,9 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "--gpus-per-node (0) is below 1",
         "--experts (32) is not a multiple of --ranks (3)",
     ]
+    # Of what is no size, no relation is said.
+    (low,) = problems(*sizes, "--ranks", "-3")
+    assert low == "--ranks (-3) is below 1; use 1 or more"
     # What a file that cannot be read would have said is not asked for, the rest is.
     words = "--routing trace:none --routing limited:2:3 --topk 0 --layers 7 --dtype int8".split()
     assert [line.split(" (")[0] for line in problems(*words)] == [
@@ -231,9 +234,10 @@ def test_a_part_of_a_workload_is_said_to_be_one() -> None:
         "w7 begins again after 4 steps, of which --steps (3) is no multiple: these are not the "
         "figures of the whole"
     )
-    for steps in (3, 4, 8):
+    for steps in (3, 4, 5):
         result = run(*FLAGS, "--routing", "w7", "--steps", str(steps))
         assert (said in result.stdout) == (steps == 3), result.output
+        assert ("begins again" in result.stdout) == (steps != 4)
     assert "begins again" not in run(*FLAGS, "--steps", "3").stdout
 
 
