@@ -18,9 +18,11 @@ def topk_problems(settings: Any, num_experts: int, local: int = 0) -> Iterator[P
     """
     beside = f" and {local} without an FFN" if local else ""
     is_so = not 1 <= settings.moe_router_topk <= num_experts + local
-    sentence = f"{{moe_router_topk}} is not between 1 and {{num_experts}}{beside}; choose the "
-    check = Check(settings, num_experts=num_experts)
-    yield from check.those({f"{sentence}experts per token": is_so})
+    rule = (
+        f"{{moe_router_topk}} is not between 1 and {{num_experts}}{beside}; choose the experts per "
+        "token"
+    )
+    yield from Check(settings, num_experts=num_experts).those({rule: is_so})
 
 
 def group_problems(settings: Any, num_experts: int | None) -> Iterator[Problem]:

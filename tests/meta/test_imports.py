@@ -233,7 +233,7 @@ RULES = {
     ),
     # Of a real job.
     "simulate/recording": Rule(
-        inside={"simulate"}, outside={"torch"}, in_functions={"megatron.core"}
+        inside={"simulate", "report.trace"}, outside={"torch"}, in_functions={"megatron.core"}
     ),
     # Imported by the command line before anything is decided.
     "simulate/command": Rule(
