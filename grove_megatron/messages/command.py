@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 _WIDTH = 100
 INSTRUCTIONS = frozenset(
     """add allow build call change check choose convert copy correct dequantise end enter export
-    give git install keep leave let load look lower make mark merge move mpirun name number pass pip
-    put raise remove rename replace reset restore save say see select set start take torchrun
-    train ulimit uninstall unpack unset use wait write""".split()
+    give git install keep leave let load look lower make mark measure merge move mpirun name
+    number pass pip put raise remove rename replace reset restore save say see select set start
+    take torchrun train ulimit uninstall unpack unset use wait write""".split()
 )
 """What an instruction begins with: verbs, and commands."""
 

@@ -218,7 +218,7 @@ def test_the_command_says_what_to_do_or_that_nothing_is_known() -> None:
     )
     assert said.exit_code == 0
     assert (
-        "Flags and the start of a job (grove_megatron/config.py; about --grove-num-groups)"
+        "Flags and the start of a job (grove_megatron/checks/experts.py; about --grove-num-groups)"
         in said.stdout
     )
     assert "divisor of the experts" in " ".join(said.stdout.split())

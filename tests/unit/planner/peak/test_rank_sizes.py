@@ -45,9 +45,9 @@ def test_a_capacity_drops_pairs_and_padding_fills_all_places():
 
 def test_rows_and_pairs_grow_with_the_imbalance_and_what_is_sent_does_not():
     layout = Layout(expert=8, world=8)
-    even, full = ranked(layout), ranked(layout, imbalance=1.5, expert_imbalance=2.0)
+    even, full = ranked(layout), ranked(layout, imbalance=1.4, expert_imbalance=2.0)
     assert (full.pairs, full.rows, full.group_pairs) == pytest.approx(
-        (1.5 * even.pairs, 1.5 * even.rows, 1.5 * even.group_pairs)
+        (1.4 * even.pairs, 1.4 * even.rows, 1.4 * even.group_pairs)
     )
     assert (full.sent_pairs, full.sent_rows) == (even.sent_pairs, even.sent_rows)
     assert full.largest == pytest.approx(2 * full.pairs / 16)
@@ -66,3 +66,23 @@ def test_rows_of_every_dispatcher(changes, sent, received):
     found = ranked(layout)
     assert found.sent_rows == pytest.approx(64 * sent)
     assert found.rows == pytest.approx(64 * (received or sent))
+
+
+def test_no_rank_has_more_rows_than_there_are_tokens():
+    layout = Layout(expert=8, world=8)
+    found = ranked(layout, imbalance=1.9)
+    assert found.rows == 64 * 8
+    assert found.pairs == pytest.approx(1.9 * ranked(layout).pairs)
+    # All experts are on the one rank, which therefore has the mean.
+    assert ranked(imbalance=1.9).pairs == ranked().pairs
+
+
+def test_what_a_capacity_leaves_of_a_token_meets_fewer_ranks_and_groups():
+    layout = Layout(expert=4, world=4)
+    whole, half = (
+        ranked(layout, sequence_length=4096, capacity_factor=factor) for factor in (8.0, 0.5)
+    )
+    assert half.sent_pairs == pytest.approx(whole.sent_pairs / 2, rel=0.01)
+    # 4 of 128 experts at random meet 2.76 of 4 ranks and 3.95 of 64 groups, 8 of them 3.63 and 7.78.
+    assert half.sent_rows / 4096 == pytest.approx(2.76, rel=0.01)
+    assert half.group_pairs / 4096 == pytest.approx(3.95, rel=0.01)
