@@ -83,6 +83,6 @@ def test_what_a_capacity_leaves_of_a_token_meets_fewer_ranks_and_groups():
         ranked(layout, sequence_length=4096, capacity_factor=factor) for factor in (8.0, 0.5)
     )
     assert half.sent_pairs == pytest.approx(whole.sent_pairs / 2, rel=0.01)
-    # 4 of 128 experts at random meet 2.76 of 4 ranks and 3.95 of 64 groups, 8 of them 3.63 and 7.78.
+    # 4 of 128 experts at random meet 2.76 of 4 ranks and 3.95 of 64 groups.
     assert half.sent_rows / 4096 == pytest.approx(2.76, rel=0.01)
     assert half.group_pairs / 4096 == pytest.approx(3.95, rel=0.01)
