@@ -97,16 +97,21 @@ def _summed(product: Product, pass_: str) -> float:
 def _measured(machine: Machine, product: Product, pass_: str) -> float | None:
     """FLOPs a second near this shape, or None."""
     grouped = product.groups > 1
-    near = sorted(
-        ((_distance(product, one), one.flops) for one in machine.shapes.get((pass_, grouped), ())),
-    )[:_NEAREST]
-    near = [(far, flops) for far, flops in near if far <= _FAR]
+    found = [
+        (_distance(product, one), one.flops) for one in machine.shapes.get((pass_, grouped), ())
+    ]
+    return _between([pair for pair in found if pair[0] <= _FAR])
+
+
+def _between(found: list[tuple[float, float]]) -> float | None:
+    """Of distances and rates, the mean rate of the nearest, the nearer the more; None of none."""
+    near = sorted(found)[:_NEAREST]
     if not near:
         return None
     if near[0][0] < 1e-9:
         return near[0][1]
     weights = [1 / far**2 for far, _ in near]
-    return sum(w * flops for w, (_, flops) in zip(weights, near, strict=True)) / sum(weights)
+    return sum(w * rate for w, (_, rate) in zip(weights, near, strict=True)) / sum(weights)
 
 
 def _distance(product: Product, one: Timed) -> float:
@@ -150,10 +155,4 @@ def attention_seconds(machine: Machine, attention: Attention, *, backward: bool)
         if one.backward == backward:
             theirs = [log2(size) for size in (one.length, one.heads, one.width)]
             found.append((dist(ours, theirs), one.flops))
-    near = sorted(found)[:_NEAREST]
-    if not near:
-        return flops / machine.attention[backward]
-    if near[0][0] < 1e-9:
-        return flops / near[0][1]
-    weights = [1 / far**2 for far, _ in near]
-    return flops / (sum(w * r for w, (_, r) in zip(weights, near, strict=True)) / sum(weights))
+    return flops / (_between(found) or machine.attention[backward])

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 
@@ -27,19 +28,20 @@ FREE = Link(rate=inf, latency=0.0)
 RATE = 5e14
 
 
-@pytest.fixture
-def only_products(monkeypatch) -> Cluster:
+@pytest.fixture(scope="module")
+def only_products() -> Iterator[Cluster]:
     """GPUs on which nothing but products takes time, all of them at one rate."""
-    monkeypatch.setattr(products, "_BEGUN", 0)
-    return cluster(
-        nodes=64,
-        achieved=RATE,
-        grouped=RATE,
-        attention=(2 * RATE, 2 * RATE),
-        bandwidth=inf,
-        near=FREE,
-        far=FREE,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_BEGUN", 0)
+        yield cluster(
+            nodes=64,
+            achieved=RATE,
+            grouped=RATE,
+            attention=(2 * RATE, 2 * RATE),
+            bandwidth=inf,
+            near=FREE,
+            far=FREE,
+        )
 
 
 def sizes(layout: Layout | None = None, model=GROVE_33B, **training: object) -> Sizes:
@@ -49,8 +51,8 @@ def sizes(layout: Layout | None = None, model=GROVE_33B, **training: object) -> 
 
 @given(job=jobs())
 @settings(max_examples=60, deadline=None)
-def test_all_ranks_together_compute_the_models_flops(only_products_made, job):
-    work = Work(job, only_products_made)
+def test_all_ranks_together_compute_the_models_flops(only_products, job):
+    work = Work(job, only_products)
     by_part: dict[str, float] = {}
     for stage in stages_of(work):
         for way in (stage.forward, stage.backward):
@@ -67,22 +69,6 @@ def test_all_ranks_together_compute_the_models_flops(only_products_made, job):
     norms = 6 * 3 * job.model.hidden_size * job.model.mtp_depths
     flops = (flops_per_token(job.model, job.training.sequence_length) - norms) * tokens
     assert counted + of_pairs == pytest.approx(flops, rel=1e-9)
-
-
-@pytest.fixture(scope="module")
-def only_products_made():
-    patch = pytest.MonkeyPatch()
-    patch.setattr(products, "_BEGUN", 0)
-    yield cluster(
-        nodes=64,
-        achieved=RATE,
-        grouped=RATE,
-        attention=(2 * RATE, 2 * RATE),
-        bandwidth=inf,
-        near=FREE,
-        far=FREE,
-    )
-    patch.undo()
 
 
 def test_a_pipeline_takes_its_microbatches_and_fills_once(only_products):
