@@ -69,6 +69,20 @@ def test_measured_products_are_in_the_planners_terms():
     )
 
 
+def test_attention_is_counted_as_if_nothing_were_masked():
+    table = next(
+        one for one in FILES["b200"]["attention"] if one["implementation"] == "transformer-engine"
+    )
+    first = dict(zip(table["columns"], table["rows"][0], strict=True))
+    found = next(
+        one
+        for one in machine("b200").attentions
+        if not one.backward and (one.length, one.heads) == (first["seq_length"], first["heads"])
+    )
+    # Of half of the pairs in the file.
+    assert found.flops == pytest.approx(2e12 * first["forward_tflops"])
+
+
 def test_attention_of_a_chip_is_taken_from_its_file():
     assert machine("h800").attentions == machine("h100").attentions
     assert machine("gb300").attentions == machine("b200").attentions

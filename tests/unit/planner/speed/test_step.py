@@ -18,7 +18,7 @@ from grove_megatron.planner.speed.step import (
     with_slack,
 )
 from grove_megatron.planner.speed.step import _stages as stages_of
-from grove_megatron.planner.speed.work import Work
+from grove_megatron.planner.speed.work import _KERNELS, _OF_KIND, Work
 
 from ..latent_models import DEEPSEEK_V3
 from ..models import GROVE_33B, QWEN3_30B, jobs
@@ -275,3 +275,52 @@ def test_rates_are_of_all_tokens_and_utilisation_of_the_models_flops():
 def test_a_plan_of_memory_and_of_time_is_of_the_same_stages():
     layout = Layout(pipeline=4, world=4)
     assert len(stage_memory(sizes(layout))) == len(stages_of(Work(sizes(layout), cluster())))
+
+
+def test_positions_and_norms_of_queries_and_keys_are_read_and_written():
+    work = Work(sizes(), cluster())
+    moved = 4096 * (GROVE_33B.query_size + GROVE_33B.key_size) * 2 / ROUND.bandwidth
+    both = work.attention()
+    # Each twice, and half as often again backward.
+    assert both.forward["pointwise"] == pytest.approx(4 * moved)
+    assert both.backward["pointwise"] == pytest.approx(6 * moved)
+
+
+def test_a_ring_that_attention_does_not_hide_is_as_long_as_its_slowest_link():
+    job = sizes(Layout(context=16, world=16))
+    nodes = cluster(nodes=2, attention=(inf, inf))
+    ring = 15 * 256 * 2 * GROVE_33B.key_size * 2 / ROUND.far.rate
+    assert step(job, nodes).seconds["context"] == pytest.approx(48 * 3 * ring)
+
+
+def test_two_hops_are_by_node_where_nodes_are_joined():
+    rack = cluster(nodes=8, per_node=4, domain=72)
+    flat, hierarchical = (
+        step(sizes(ep(32, hierarchical=is_so)), rack).seconds["dispatch"] for is_so in (False, True)
+    )
+    # 8 nodes of 4, all near: 5.34 rows to nodes, and 7.36 from there to ranks.
+    rows = 5.342 * 7 / 8 + 7.361 * 3 / 4
+    assert hierarchical == pytest.approx(4 * 48 * 4096 * rows * 4096 / ROUND.near.rate, rel=1e-3)
+    assert flat < hierarchical
+
+
+def test_a_layer_takes_what_its_host_takes_at_least():
+    slow = Work(sizes(), cluster(host=1.0))
+    layer = slow.layer(True)
+    counts = [sum(kernels) for kernels in zip(*(_KERNELS[k] for k in _OF_KIND[True]), strict=True)]
+    assert sum(layer.forward.values()) == pytest.approx(counts[0])
+    assert sum(layer.backward.values()) == pytest.approx(counts[1])
+
+
+def test_what_of_a_reduction_is_longer_than_a_backward_pass_is_seen():
+    layout = Layout(world=8)
+    wire = cluster(near=Link(rate=1e9, latency=0.0))
+    parameters = 32_948_041_728
+    whole = 7 / 8 * parameters * (4 + 2) / 1e9
+    assert step(sizes(layout), wire).seconds["gradients"] == pytest.approx(whole)
+    backward = sum(stages_of(Work(sizes(layout), wire))[0].backward.values())
+    hidden = step(sizes(layout, overlapped_gradients=True), wire).seconds["gradients"]
+    assert hidden == pytest.approx(whole - backward)
+    # Gradients both ways.
+    summed = step(sizes(layout, distributed_optimizer=False), wire).seconds["gradients"]
+    assert summed == pytest.approx(7 / 8 * parameters * 8 / 1e9)
