@@ -28,8 +28,8 @@ exclude_patterns = ["site", "pictures/*.py"]
 # inventories are on the network.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(torch|megatron|collections\.abc|pathlib|argparse)\..+")]
-# Half of an annotation of a Protocol that Sphinx takes apart at its comma.
-nitpick_ignore = [("py:class", "tuple[str")]
+# Halves of annotations that Sphinx takes apart at their comma.
+nitpick_ignore = [("py:class", "tuple[str"), ("py:class", "dict[str")]
 
 # Markdown as GitHub reads it; ::: is for what GitHub need not understand.
 myst_enable_extensions = ["colon_fence", "linkify"]

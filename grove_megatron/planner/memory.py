@@ -25,7 +25,7 @@ class Memory:
 
     Attributes:
         activation_parts: whose the activations are, at the moment when they are most; their sum.
-            Names are those of :data:`.steps.PARTS`.
+            Names are those of ``planner/peak/steps.py``.
     """
 
     weights: float
@@ -36,7 +36,7 @@ class Memory:
 
     @property
     def state(self) -> dict[str, float]:
-        """What :attr:`total` is the sum of, by name."""
+        """What the total is the sum of, by name."""
         return {
             "weights": self.weights,
             "gradients": self.gradients,
