@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from grove_megatron.benchmarks.harness import UNTIL
 from grove_megatron.benchmarks.kit import run as runs
 from grove_megatron.benchmarks.kit.items import Item
 from grove_megatron.benchmarks.kit.journal import notes
@@ -36,10 +36,12 @@ def start(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Items without Megatron, and pytest's handlers of signals afterwards."""
+    """Items without Megatron; pytest's handlers of signals and its environment afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(runs, "_imported", lambda results: (start, False))
     monkeypatch.setattr(runs, "write_summary", lambda results: None)
+    # Is set by a run, and taken back here.
+    monkeypatch.setenv(UNTIL, "inf")
     yield tmp_path
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -92,8 +94,14 @@ def test_an_item_ends_with_the_time_that_was_given(results: Path) -> None:
     assert 1 < ended["cut_off"] <= 2
 
 
-def test_a_run_that_is_stopped_says_by_what(results: Path) -> None:
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+def test_a_run_that_is_stopped_says_by_what(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(item: Item, results: Path, scratch: Path, on_cuda: bool) -> int:
+        if item.name == "slow":
+            os.kill(runner, signal.SIGTERM)
+        return start(item, results, scratch, on_cuda)
+
+    runner = os.getpid()
+    monkeypatch.setattr(runs, "_imported", lambda results: (stopped, False))
     runs.run(results, 400, time.time(), (GOOD, replace(SLOW, limit=300), BAD))
     found = list(notes(results))
     assert found[-1]["why"] == "stopped by SIGTERM"
