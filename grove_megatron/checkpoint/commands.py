@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checks.flags import flag_of
-from ..printable import printable
+from ..printable import counted, numbered, printable
 
 if TYPE_CHECKING:
     from .convert import Options
@@ -482,9 +482,8 @@ def _refusals() -> Iterator[None]:
         yield
     except ValueError as error:
         problems = error.problems if isinstance(error, ConversionError) else [str(error)]
-        lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        _say(f"grove_megatron: {count}, nothing was made:\n{lines}", to_stderr=True)
+        said = f"grove_megatron: {counted(problems)}, nothing was made:\n{numbered(problems)}"
+        _say(said, to_stderr=True)
         raise typer.Exit(2) from None
 
 

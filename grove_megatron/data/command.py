@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..printable import printable
+from ..printable import counted, numbered, printable
 
 
 def data(
@@ -150,9 +150,7 @@ def _problems(
 
 
 def _refuse(problems: list[str]) -> None:
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    lines = "\n".join(f"  {i}. {line}" for i, line in enumerate(problems, 1))
-    _say(f"grove_megatron: {count}, nothing was made:\n{lines}")
+    _say(f"grove_megatron: {counted(problems)}, nothing was made:\n{numbered(problems)}")
     raise typer.Exit(2)
 
 

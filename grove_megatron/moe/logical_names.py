@@ -5,7 +5,6 @@ placement has put others there, the entries get their numbers here. So a checkpo
 of a placement, and loads with another, with none, and at another number of ranks.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +32,9 @@ def _numbered(entry: Any, order: tuple[int, ...], axis: int) -> Any:
     if isinstance(entry, ShardedTensorFactory):
         return replace(entry, build_fn=_Numbering(entry.build_fn, order, axis))
     offset = entry.global_offset
-    _is_on_axis([entry], len(order), axis)
+    assert len(entry.global_shape) > axis, entry
+    assert entry.global_shape[axis] == len(order), entry
+    assert isinstance(entry, ShardedObject) or entry.prepend_axis_num > axis, entry
     entry.global_offset = (*offset[:axis], order[offset[axis]], *offset[axis + 1 :])
     return entry
 
@@ -49,11 +50,3 @@ class _Numbering:
         for piece in nested_values([built]):
             _numbered(piece, self._order, self._axis)
         return built
-
-
-def _is_on_axis(entries: Iterable[Any], count: int, axis: int) -> None:
-    for one in entries:
-        shape = one.global_shape
-        assert len(shape) > axis, one
-        assert shape[axis] == count, one
-        assert isinstance(one, ShardedObject) or one.prepend_axis_num > axis, one

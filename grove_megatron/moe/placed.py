@@ -39,7 +39,8 @@ def placed(placement: Placement, path: str, layer: str) -> Placement:
     )
     if found:
         raise Refusal(found)
-    return replace(placement, order=assignment.moved.get(layer))
+    order = assignment.order(layer)
+    return replace(placement, order=None if order == tuple(range(len(order))) else order)
 
 
 class Columns:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..printable import counted, numbered
+
 
 def place(
     inputs: Annotated[
@@ -102,17 +104,11 @@ def place(
     try:
         found = placed(job)
     except Refusal as refused:
-        raise _exit([str(problem) for problem in refused.problems]) from None
+        problems = refused.problems
+        said = f"grove_megatron: {counted(problems)}, nothing was placed:\n{numbered(problems)}"
+        typer.echo(said, err=True)
+        raise typer.Exit(2) from None
     show(found, to_errors=as_json)
     if as_json:
         numbers: dict[str, Any] = as_numbers(found)
         typer.echo(json.dumps(numbers))
-
-
-def _exit(problems: list[str]) -> typer.Exit:
-    """Say all of them."""
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    typer.echo(f"grove_megatron: {count}, nothing was placed:", err=True)
-    for number, problem in enumerate(problems, 1):
-        typer.echo(f"  {number}. {problem}", err=True)
-    return typer.Exit(2)

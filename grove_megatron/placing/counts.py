@@ -48,13 +48,11 @@ class Evidence:
     """A layer in parts that were counted one after the other: intervals, or pieces of a trace.
 
     Attributes:
-        layer: its name, as a record has it.
         parts: one or more.
         counted: rows of a token as the job itself counted them, at the order and number of ranks
             that are asked about; None: they are not known.
     """
 
-    layer: str
     parts: Sequence[Counts]
     counted: float | None = None
 

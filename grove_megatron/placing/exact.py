@@ -50,7 +50,7 @@ def cheapest(
     inner.fill(per_node)
     everything = 2**units - 1
     if node_cost is None:
-        inner.fill(ranks)
+        assert per_node == ranks, per_node
         parts = inner.parts(everything)
     else:
         of_node = subsets(units, units // ranks * per_node)

@@ -152,8 +152,8 @@ def _layer(intervals: Sequence[Interval], name: str, asked: Asked) -> Evidence:
     # Padding is sent, too, and is no token of a part.
     is_all_real = sent > 0 and sent == sum(part.tokens for part in parts[1::2])
     if not is_all_real or not all(_sent_as_asked(i.run, asked) for i in judging):
-        return Evidence(name, parts)
-    return Evidence(name, parts, sum(int(i.rows[index].sum()) for i in judging) / sent)
+        return Evidence(parts)
+    return Evidence(parts, sum(int(i.rows[index].sum()) for i in judging) / sent)
 
 
 def _sent_as_asked(run: Run, asked: Asked) -> bool:

@@ -75,7 +75,6 @@ class Placed:
     """A layer.
 
     Attributes:
-        layer: its name.
         order: the unit in every physical slot; None: as it is.
         verdict: saves rows; balances the load, whatever the rows; what was found is noise; nothing
             better was found; or a saving was, and rows are off from those that the job counted by
@@ -92,7 +91,6 @@ class Placed:
         counted: see :class:`.counts.Evidence`.
     """
 
-    layer: str
     order: tuple[int, ...] | None
     verdict: Verdict
     before: State
@@ -157,7 +155,6 @@ def place(evidence: Evidence, goal: Goal, current_U: Array) -> Placed | None:
         verdict = "kept"
     order = np.argsort(found_U, kind="stable").tolist()
     return Placed(
-        layer=evidence.layer,
         order=tuple(order) if verdict in ("saves", "balances") else None,
         verdict=verdict,
         before=before,

@@ -50,6 +50,6 @@ def of_trace(path: Path, asked: Asked) -> Source | list[Problem]:
         if found := [*faults(path, name, chosen, sizes["experts"])]:
             raise Refusal(found)
         pieces = np.array_split(chosen.astype(np.int64), min(_PIECES, len(chosen)))
-        return Evidence(name, [of_tokens(piece, **sizes) for piece in pieces])
+        return Evidence([of_tokens(piece, **sizes) for piece in pieces])
 
     return Source(f"the tokens of {path}", trace.layers, **sizes, evidence=evidence, files=(path,))

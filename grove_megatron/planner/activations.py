@@ -2,7 +2,7 @@
 
 In the way of Megatron's theoretical_memory_usage.py (Korthikanti et al. 2205.05198, section 4),
 but operation by operation, because that file knows neither experts nor query groups: see
-:mod:`.steps`. Routing is taken as uniform but for :attr:`.Training.imbalance`.
+:mod:`.peak.steps`. Routing is taken as uniform but for :attr:`.inputs.Training.imbalance`.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def stage_activations(sizes: Sizes) -> tuple[float, ...]:
 
 
 def stage_activation_parts(sizes: Sizes) -> tuple[dict[str, float], ...]:
-    """The same by part, one of :data:`.steps.PARTS`, at that moment.
+    """The same by part, one of :data:`.peak.steps.PARTS`, at that moment.
 
     What the layers keep of the microbatches in flight, the logits, and what one step of the
     backward pass needs beside them: gradients of the same tensors, and what it computes again.

@@ -57,8 +57,7 @@ def stage_memory(sizes: Sizes) -> tuple[Memory, ...]:
     """On a rank of every pipeline stage."""
     precision, layout = sizes.training.precision, sizes.layout
     counts = rank_parameters(sizes.model, layout)
-    chosen = sizes.training.train_only
-    trained_counts = rank_trained(sizes.model, layout, chosen) if chosen else counts
+    trained_counts = rank_trained(sizes.model, layout, sizes.training.train_only)
     stages = zip(counts, trained_counts, stage_activation_parts(sizes), strict=True)
     return tuple(
         Memory(

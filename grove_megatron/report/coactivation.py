@@ -63,8 +63,8 @@ def share_inside(pairs_UU: Array, order_U: Array, parts: int) -> float:
 
 def strongest_pairs(together_UU: Array, number: int) -> list[tuple[int, int, int, float]]:
     """Those furthest above what is expected, in tokens: unit, unit, counted, expected."""
-    above = np.triu(counted_pairs(together_UU) - expected_pairs(together_UU))
     expected = expected_pairs(together_UU)
+    above = np.triu(counted_pairs(together_UU) - expected)
     places = np.argsort(-above, axis=None, kind="stable")[:number]
     found = [divmod(int(place), len(above)) for place in places]
     return [(a, b, int(together_UU[a, b]), float(expected[a, b])) for a, b in found if a != b]

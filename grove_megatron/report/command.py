@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..printable import counted, numbered
+
 
 def report(
     run_dirs: Annotated[
@@ -68,10 +70,8 @@ def report(
 
 def _exit(problems: list[str]) -> typer.Exit:
     """Say all of them."""
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    typer.echo(f"grove_megatron: {count}, nothing was drawn:", err=True)
-    for number, problem in enumerate(problems, 1):
-        typer.echo(f"  {number}. {problem}", err=True)
+    said = f"grove_megatron: {counted(problems)}, nothing was drawn:\n{numbered(problems)}"
+    typer.echo(said, err=True)
     return typer.Exit(2)
 
 

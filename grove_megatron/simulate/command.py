@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..checks.problem import Refusal
-from ..printable import printable
+from ..printable import counted, numbered
 
 Size = int | None
 
@@ -86,7 +86,10 @@ def simulate(
     try:
         asked, assignment = prepare(options)
     except Refusal as refusal:
-        raise _refused(refusal) from None
+        problems = refusal.problems
+        said = f"grove_megatron: {counted(problems)}, nothing was simulated:\n{numbered(problems)}"
+        print(said, file=sys.stderr)
+        raise typer.Exit(2) from None
     before = [count(one) for one in asked]
     after = [] if assignment is None else [count(one, assignment) for one in asked]
     if not as_json:
@@ -100,13 +103,3 @@ def simulate(
     for one, placed in zip(found, after, strict=False):
         one["placed"] = placed.as_json()
     print(json.dumps({"seed": seed, "routings": found}))
-
-
-def _refused(refusal: Refusal) -> typer.Exit:
-    """Say all of them."""
-    count = len(refusal.problems)
-    said = f"{count} problem{'s' if count > 1 else ''}, nothing was simulated:"
-    print(f"grove_megatron: {said}", file=sys.stderr)
-    for number, problem in enumerate(refusal.problems, 1):
-        print(f"  {number}. {printable(str(problem))}", file=sys.stderr)
-    return typer.Exit(2)

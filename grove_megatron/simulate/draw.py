@@ -8,13 +8,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NONE = -1
-"""Stands in a token's list where it has no more experts."""
+from ..report.trace import NONE
 
 LEAST_WEIGHT = 2.0**-960
 """Of an expert that can be chosen: an exponential time over a smaller one is no fp64 number."""
 
 _PIECE = 2**22
+
+
+def routing_map(chosen_TK: Tensor, experts: int) -> Tensor:
+    """[T, E] bool of lists of experts, in which NONE is none."""
+    # One more column, for that.
+    wide = torch.zeros(len(chosen_TK), experts + 1, dtype=torch.bool)
+    wide.scatter_(1, chosen_TK.where(chosen_TK != NONE, experts), True)
+    return wide[:, :experts].contiguous()
 
 
 def in_pieces(tokens: int, width: int, draw: Callable[[int], Tensor]) -> Tensor:
@@ -69,10 +76,8 @@ def _race(weights_E: Tensor, chosen_TK: Tensor, generator: torch.Generator) -> T
     tokens, topk = chosen_TK.shape
     times = torch.empty(tokens, weights_E.numel(), dtype=torch.float64)
     times.exponential_(generator=generator).div_(weights_E)
-    # A row of its own for those that are not yet chosen.
-    taken = torch.zeros(tokens, weights_E.numel() + 1, dtype=torch.bool)
-    taken.scatter_(1, chosen_TK.where(chosen_TK != NONE, weights_E.numel()), True)
-    more = times.masked_fill_(taken[:, :-1], torch.inf).topk(topk, largest=False).indices
+    taken_TE = routing_map(chosen_TK, weights_E.numel())
+    more = times.masked_fill_(taken_TE, torch.inf).topk(topk, largest=False).indices
     # The k-th place is filled by the (k - already chosen)-th of them.
     have = (chosen_TK != NONE).sum(1, keepdim=True)
     place = torch.arange(topk) - have

@@ -215,7 +215,7 @@ def _asked(
 
 
 def _of_placement(
-    options: Options, assignment: Assignment, sizes: Sizes, layers: Sequence[str] | None = None
+    options: Options, assignment: Assignment, sizes: Sizes, layers: Sequence[str] | None
 ) -> list[Problem]:
     """Why a placement is not one of these sizes and layers."""
     about = {"experts": sizes.experts, "groups": sizes.groups, "ranks": sizes.ranks}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .draw import NONE, in_pieces
+from ..report.trace import NONE
+from .draw import in_pieces, routing_map
 from .routing import Draw, generator_of
 
 _ROUNDS = 24
@@ -61,9 +62,7 @@ def fitted(loads_E: Tensor, together_UU: Tensor, topk: int, seed: int) -> Draw:
 def shares(chosen_TK: Tensor, experts: int, units: int) -> tuple[Tensor, Tensor]:
     """[E] and [U, U] fp64: shares of the tokens as :func:`fitted` takes them."""
     tokens = len(chosen_TK)
-    wide = torch.zeros(tokens, experts + 1, dtype=torch.float64)
-    wide.scatter_(1, chosen_TK.where(chosen_TK != NONE, experts), 1.0)
-    map_TE = wide[:, :experts]
+    map_TE = routing_map(chosen_TK, experts).double()
     map_TU = map_TE.reshape(tokens, units, -1).amax(-1)
     return map_TE.mean(0), map_TU.T @ map_TU / tokens
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..checks.problem import Problem, Refusal
@@ -43,8 +44,6 @@ class Named:
         Raises:
             Refusal: its numbers are none of such a routing of these sizes.
         """
-        if self.kind in WORKLOADS:
-            return workload(self.kind, sizes, seed)
         return _DRAWN[self.kind].make(sizes, seed, *self.numbers)
 
 
@@ -64,10 +63,10 @@ def parse(text: str) -> Named:
         if not rest or not rest[0]:
             raise _refusal(text, f"names no file; give it as {kind}:PATH")
         return Named(text, kind, place=Path(rest[0]))
-    if kind not in _DRAWN and kind not in WORKLOADS:
-        known = ", ".join((*_DRAWN, *WORKLOADS, ALL, f"{RECORD}:DIR", f"{TRACE}:FILE"))
+    if kind not in _DRAWN:
+        known = ", ".join((*_DRAWN, ALL, f"{RECORD}:DIR", f"{TRACE}:FILE"))
         raise _refusal(text, f"is not one of ({known}); choose one")
-    of = _DRAWN.get(kind, _Kind(uniform, kind))
+    of = _DRAWN[kind]
     try:
         numbers = tuple(map(float, rest))
     except ValueError:
@@ -126,4 +125,5 @@ _DRAWN = {
         for name, make in {"correlated": correlated, "planted": planted}.items()
     },
     "limited": _Kind(limited, "limited:GROUPS:TOPK", 2, 2, limit_problems),
+    **{name: _Kind(partial(workload, name), name) for name in WORKLOADS},
 }

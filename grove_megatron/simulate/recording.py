@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
 
-from ..report.trace import write_trace
-from .draw import NONE
+from ..report.trace import NONE, write_trace
 
 Layers = dict[str, list[Tensor]]
 """[T, K] of every pass, by layer."""
@@ -77,7 +76,7 @@ class _Seen:
 
 
 def lists(map_TE: Tensor) -> Tensor:
-    """[T, K] int64 of a routing map [T, E] bool: a token's experts, then ``draw.NONE``."""
+    """[T, K] int64 of a routing map [T, E] bool: a token's experts, then ``trace.NONE``."""
     counts_T = map_TE.sum(1)
     most = max(1, int(counts_T.max())) if len(map_TE) else 1
     first_TK = map_TE.byte().argsort(dim=1, descending=True, stable=True)[:, :most]

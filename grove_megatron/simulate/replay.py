@@ -3,7 +3,7 @@
 Every rank's routing map is counted with the function by which the dispatcher sizes its buffers
 (``count_work``). The plans themselves, of the sender, of the second hop and of the receiver, are
 then made too and have to come to the same: of every rank, or of the first ones where that would
-take minutes.
+take more than some seconds.
 
 Ranks are worked on in pieces, and tokens of a rank too where they are many; everything adds up.
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..comm.node_groups import spread_over_nodes
 from ..functional.dispatch_plan import NOT_ROUTED, count_work
-from .draw import NONE
+from ..report.trace import NONE
+from .draw import routing_map
 from .flow import Flow, to_everybody
 from .plans import cross, land
 from .routing import Routing
@@ -32,7 +33,7 @@ _MAPS = 2**27
 _WORK = 2**22
 """Ranks of a piece x ranks."""
 _PLANNED = 2**28
-"""Entries that plans are made from: the plans of more take more than ten seconds."""
+"""Entries that plans are made from: the plans of more take more than some ten seconds."""
 _PER_RANK = 2**16
 """What else the plans of a piece take for every rank, in entries."""
 
@@ -112,14 +113,6 @@ def replay(
         adjugate_pairs=counted.work[:, 1],
         planned=len(counted.planned),
     )
-
-
-def routing_map(chosen_TK: Tensor, experts: int) -> Tensor:
-    """[T, E] bool of lists of experts, in which ``draw.NONE`` is none."""
-    # One more column, for that.
-    wide = torch.zeros(len(chosen_TK), experts + 1, dtype=torch.bool)
-    wide.scatter_(1, chosen_TK.where(chosen_TK != NONE, experts), True)
-    return wide[:, :experts].contiguous()
 
 
 class _Counted:

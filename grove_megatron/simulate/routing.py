@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..checks.problem import Problem, Refusal
-from .draw import LEAST_WEIGHT, NONE, choose, from_homes, in_pieces
+from ..report.trace import NONE
+from .draw import LEAST_WEIGHT, choose, from_homes, in_pieces
 from .sizes import Sizes
 
 Draw = Callable[[int, int, int, torch.Generator], Tensor]
@@ -36,7 +37,7 @@ class Routing(Protocol):
     def steps(self) -> int: ...
 
     def experts(self, layer: str, step: int, rank: int) -> Tensor:
-        """[T, K] int64: the experts of every token of a rank, ``draw.NONE`` where there is none."""
+        """[T, K] int64: the experts of every token of a rank, ``NONE`` where there is none."""
         ...
 
 

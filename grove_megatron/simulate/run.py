@@ -68,7 +68,8 @@ def _counted(asked: Asked) -> tuple[float, float] | None:
     tokens_of_rank = max(1, _CHECKED // ranks)
     sizes = replace(asked.sizes, ranks=ranks, gpus_per_node=ranks, tokens=tokens_of_rank)
     rows = tokens = 0
+    drawn = routing.of_tokens(tokens_of_rank)
     for layer in routing.layers:
-        one = replay(routing.of_tokens(tokens_of_rank), sizes, layer, 0)
+        one = replay(drawn, sizes, layer, 0)
         rows, tokens = rows + int(one.flat.sent_rows.sum()), tokens + int(one.tokens.sum())
     return counted_rows(record, routing.layers), rows / tokens

@@ -37,13 +37,11 @@ class Workload:
     """One of them.
 
     Args:
-        what: it is, in a few words.
         make: its draws.
         steps: after which it begins again.
         ragged: do the ranks have other numbers of tokens?
     """
 
-    what: str
     make: Callable[[Sizes], Draw]
     steps: Callable[[Sizes], int] = lambda sizes: 1
     ragged: bool = False
@@ -128,15 +126,13 @@ def _burst(sizes: Sizes) -> Draw:
 
 
 WORKLOADS = {
-    "w0": Workload("balanced", _balanced),
-    "w1": Workload("hot experts", _first(_width)),
-    "w2": Workload("hot rank", _first(lambda s: max(s.topk, s.experts // s.ranks))),
-    "w3": Workload("hot experts on all ranks", _spread),
-    "w4": Workload("uneven sources", _ragged, ragged=True),
-    "w5": Workload("dead experts", _dead),
-    "w6": Workload(
-        "moving hot spot", _moving, steps=lambda s: _MOVES_EVERY * -(-s.experts // _width(s))
-    ),
-    "w7": Workload("burst", _burst, steps=lambda s: 4),
+    "w0": Workload(_balanced),
+    "w1": Workload(_first(_width)),
+    "w2": Workload(_first(lambda s: max(s.topk, s.experts // s.ranks))),
+    "w3": Workload(_spread),
+    "w4": Workload(_ragged, ragged=True),
+    "w5": Workload(_dead),
+    "w6": Workload(_moving, steps=lambda s: _MOVES_EVERY * -(-s.experts // _width(s))),
+    "w7": Workload(_burst, steps=lambda s: 4),
 }
 """By name."""

@@ -30,7 +30,8 @@ within the tolerance. *Losses*: the losses are. *Math*: it computes something el
 adjugates' scale at 0, what Megatron's own layer computes with the same switch. *Layout*: from the
 same weights, losses and gradient norms are those without the switch. `grove doctor` says all of
 this of one command line, and what depends on several options and their values
-(`grove_megatron/training/rules.py`, `grove_megatron/training/late_rules.py`).
+(`grove_megatron/planner/rules/`, `grove_megatron/training/rules.py`,
+`grove_megatron/training/late_rules.py`).
 
 What works is run with groups. Of a plain MoE with `--grove-dispatch` the row in
 [Dispatch](#dispatch) names what is run, and the last column of what is refused says whether it is

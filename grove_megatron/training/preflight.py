@@ -35,7 +35,7 @@ from ..failure.job_store import have_met
 from ..kernels.triton_support import why_not
 from ..layer_spec import grove_layer_spec
 from ..parts.losses.devices import devices_of
-from ..placing.file import Assignment, read
+from ..placing.file import read
 from ..presets.flags import preset_notices
 from ..runtime import cpu_is_active, cuda_is_here
 from .checkpoint_folder import begins_at_random, checkpoint_folder_problem, read_at_start
@@ -134,11 +134,9 @@ def _dispatcher_notice(args: Namespace) -> str | None:
 def _placement_notice(args: Namespace) -> str | None:
     """A token is limited to blocks of experts, and a block is no longer on few ranks."""
     blocks, path = args.moe_router_num_groups, args.grove_placement
-    if path is None or not (blocks and args.moe_router_group_topk):
+    if not args.moe_router_group_topk or (spread := _spread(path, blocks)) is None:
         return None
-    before, now = _ranks_of_blocks(read(path), blocks)
-    if now == before:
-        return None
+    before, now = spread
     return (
         f"--grove-placement ({path}) has experts of one of --moe-router-num-groups ({blocks}) on "
         f"up to {now} ranks, not {before}: --moe-router-group-topk ({args.moe_router_group_topk}) "
@@ -151,11 +149,9 @@ def _device_loss_notice(args: Namespace) -> str | None:
     blocks, path = devices_of(args), args.grove_placement
     losses = ("grove_device_loss_coeff", "grove_communication_loss_coeff")
     given = [f"{flag_of(name)} ({getattr(args, name)})" for name in losses if getattr(args, name)]
-    if path is None or not (blocks and given):
+    if not given or (spread := _spread(path, blocks)) is None:
         return None
-    before, now = _ranks_of_blocks(read(path), blocks)
-    if now == before:
-        return None
+    before, now = spread
     return (
         f"--grove-placement ({path}) has experts of one of ({blocks}) loss devices on up to {now} "
         f"ranks, not {before}: {' and '.join(given)} balance blocks of consecutive experts as "
@@ -163,8 +159,14 @@ def _device_loss_notice(args: Namespace) -> str | None:
     )
 
 
-def _ranks_of_blocks(assignment: Assignment, blocks: int) -> tuple[int, int]:
-    """The most ranks that hold experts of one block, without a placement and with it."""
+def _spread(path: str | None, blocks: int | None) -> tuple[int, int] | None:
+    """The most ranks that hold experts of one block, without a placement and with it.
+
+    None: there is no placement, there are no blocks, or it is the same.
+    """
+    if path is None or not blocks:
+        return None
+    assignment = read(path)
     size, held = assignment.experts // blocks, assignment.experts // assignment.ranks
 
     def most_ranks(order: Sequence[int]) -> int:
@@ -173,7 +175,8 @@ def _ranks_of_blocks(assignment: Assignment, blocks: int) -> tuple[int, int]:
         return max(len({rank_of[b * size + e] for e in block}) for b in range(blocks))
 
     before = most_ranks(range(assignment.experts))
-    return before, max([before, *map(most_ranks, map(assignment.expert_order, assignment.moved))])
+    now = max([before, *map(most_ranks, map(assignment.expert_order, assignment.moved))])
+    return None if now == before else (before, now)
 
 
 def _record_notice(args: Namespace) -> str | None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ..checks.problem import Problem
 from ..failure.job_store import has_store, job_store, key, world
-from ..printable import printable
+from ..printable import counted, numbered
 
 REFUSED_EXIT_CODE = 2
 # Ranks of one job start some seconds apart.
@@ -37,9 +37,8 @@ def refuse(problems: Sequence[Problem | str]) -> NoReturn:
 
 
 def _print(problems: Sequence[Problem | str], where: str) -> None:
-    lines = "\n".join(f"  {i}. {printable(str(line))}" for i, line in enumerate(problems, 1))
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    print(f"\ngrove_megatron: {where}{count}, nothing was started:\n{lines}", file=sys.stderr)
+    said = f"grove_megatron: {where}{counted(problems)}, nothing was started:"
+    print(f"\n{said}\n{numbered(problems)}", file=sys.stderr)
     sys.stderr.flush()
 
 

@@ -1,7 +1,7 @@
 """Megatron's own rules that command lines break most, all at once and with a fix.
 
-Those of sizes and layouts are the planner's (:mod:`..planner.validity`), which knows them without
-Megatron; here are those of a run.
+Those of sizes and layouts are the planner's (:mod:`..planner.rules.validity`), which knows them
+without Megatron; here are those of a run.
 """
 
 from argparse import Namespace

@@ -196,7 +196,9 @@ RULES = {
         for module in ("command", "eval_command")
     },
     "report/refused": Rule(inside={"checks"}),
-    "report/command": Rule(outside={"typer"}, in_functions={"grove_megatron.report"}),
+    "report/command": Rule(
+        inside={"printable"}, outside={"typer"}, in_functions={"grove_megatron.report"}
+    ),
     "planner": Rule(inside={"planner", "model", "checks", "presets.flags", "unparsed", "switches"}),
     # Asks the readers of configurations and tokenizers, which are as free of torch.
     "planner/pages/front": Rule(
@@ -205,7 +207,7 @@ RULES = {
     ),
     "planner/pages/latent_hf": Rule(inside={"checks", "checkpoint.config_keys"}),
     "planner/pages/command": Rule(
-        inside={"checks"},
+        inside={"checks", "printable"},
         outside={"typer"},
         in_functions={
             *("grove_megatron.planner", "grove_megatron.training.doctor_command"),
@@ -247,7 +249,9 @@ RULES = {
     "placing/traces": Rule(inside={"placing", "checks", "report.trace"}, outside={"numpy"}),
     "placing/table": Rule(inside={"placing", "printable"}, outside={"rich"}),
     "placing/command": Rule(
-        outside={"typer"}, in_functions={"grove_megatron.placing", "grove_megatron.checks"}
+        inside={"printable"},
+        outside={"typer"},
+        in_functions={"grove_megatron.placing", "grove_megatron.checks"},
     ),
     # Said of released models before anything of Megatron's is imported.
     "presets": Rule(inside={"presets", "checks", "model.families.moe_plus_plus"}),

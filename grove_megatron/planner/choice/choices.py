@@ -16,10 +16,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from ...model.settings import has_grove_layers
+from ..rules.pipeline_rules import COUNTED
 from ..rules.validity import (
     CHUNKS,
     CONTEXT,
-    COUNTED,
     DISPATCHER,
     EXPERT,
     EXPERT_TENSOR,
@@ -40,7 +40,7 @@ _STAGES = (
     *("num_layers_per_virtual_pipeline_stage", CHUNKS, "pipeline_model_parallel_layout"),
     *("decoder_first_pipeline_num_layers", LAST, *COUNTED),
 )
-_RECOMPUTE = (
+RECOMPUTE = (
     *("recompute_granularity", "recompute_activations", "recompute_modules", "recompute_method"),
     *("recompute_num_layers", "moe_layer_recompute"),
 )
@@ -160,7 +160,7 @@ def dispatches(args: Namespace, given: frozenset[str], per_node: int) -> tuple[V
 
 def recomputations(args: Namespace, given: frozenset[str]) -> tuple[Values, ...]:
     """The least first."""
-    if not given.isdisjoint(_RECOMPUTE):
+    if not given.isdisjoint(RECOMPUTE):
         return ({},)
     modules = ["moe"] if args.num_experts else ["mlp"]
     selective: Values = {"recompute_granularity": "selective", "recompute_modules": modules}

@@ -35,7 +35,7 @@ class Planned:
         stage: of the pipeline, whose ranks need most memory.
         memory: of such a rank.
         fits: does it, with the margin?
-        step: seconds of a step by part of :data:`.step.PARTS`; empty where it does not fit.
+        step: seconds of a step by part of :data:`..speed.step.PARTS`; empty where it does not fit.
         tokens_per_second: of the whole job.
         mfu: FLOPs of the model over what the GPUs could do at their peak.
         bottleneck: what takes most of a step, in words.

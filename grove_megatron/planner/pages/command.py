@@ -12,6 +12,7 @@ import typer
 
 from ...checks.guarded import problems_of
 from ...checks.problem import Problem, Refusal
+from ...printable import counted, numbered
 
 
 def plan(
@@ -164,15 +165,9 @@ def _refuse_sizes(job: Any, cluster: Any, *, whole: bool) -> None:
         found = problems(job.args, cluster.gpus, cluster.per_node)
     else:
         found = problems_of(basic_problems, job.args)
-    found += _unless(refuse_unknown, job.args)
+    _collected(found, refuse_unknown, job.args)
     if found:
         raise Refusal(found)
-
-
-def _unless(check: Callable[..., None], *given: Any) -> list[Problem]:
-    found: list[Problem] = []
-    _collected(found, check, *given)
-    return found
 
 
 def _dtype(args: Any) -> str:
@@ -234,10 +229,8 @@ def _write_page(path: Path, asked: Any, cluster: Any, plans: Any, as_json: bool)
 
 
 def _refuse(problems: list[Problem], as_json: bool) -> NoReturn:
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    print(f"grove_megatron: {count}, nothing was planned:", file=sys.stderr)
-    for number, problem in enumerate(problems, 1):
-        print(f"  {number}. {problem}", file=sys.stderr)
+    said = f"grove_megatron: {counted(problems)}, nothing was planned:\n{numbered(problems)}"
+    print(said, file=sys.stderr)
     if as_json:
         print(json.dumps({"problems": [*map(str, problems)], "layouts": []}))
     raise typer.Exit(2)

@@ -1,6 +1,6 @@
 """What sharing saves: rows that a token is sent as, and adjugates that it needs.
 
-Uniform routing throughout, as in :mod:`.traffic`.
+Uniform routing throughout, as in :mod:`..traffic`.
 """
 
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from math import gcd, lcm
 
 from ...model.architecture import Model
 from ...model.selection import ffn_per_token
+from ..choice.choices import divisors
 from ..flops import adjugate_flops, flops_per_token
 from ..inputs import Sizes
 from ..speed.cluster import Cluster
@@ -48,7 +49,7 @@ def dispatches(sizes: Sizes, cluster: Cluster) -> list[Dispatch]:
     model, most = sizes.model, sizes.layout.world // sizes.layout.pipeline
     whole = gcd(model.num_experts, model.num_groups)
     found = []
-    for ranks in divisors(whole):
+    for ranks in divisors(whole, whole):
         ways = WAYS if ranks > cluster.domain and not ranks % cluster.domain else WAYS[:2]
         found += [_dispatch(sizes, cluster, ranks, way) for way in ways if ranks <= most]
     return found
@@ -116,7 +117,7 @@ def groupings(model: Model, sequence_length: int) -> list[Grouping]:
         return of_width_1 * width / others
 
     found = []
-    for groups in divisors(model.num_experts):
+    for groups in divisors(model.num_experts, model.num_experts):
         met, width = groups_per_token(replace(model, num_groups=groups)), total / groups
         one = Grouping(
             groups=groups,
@@ -127,8 +128,3 @@ def groupings(model: Model, sequence_length: int) -> list[Grouping]:
         )
         found.append(one)
     return found
-
-
-def divisors(number: int) -> list[int]:
-    """In order; none of 0."""
-    return [n for n in range(1, number + 1) if number % n == 0]

@@ -15,12 +15,11 @@ _CHUNK = 1 << 17
 _INDEX = 8
 
 
-def moe(rank: RankSizes, trained: Set[str], groups: float | None = None) -> list[Step]:
+def moe(rank: RankSizes, trained: Set[str]) -> list[Step]:
     """The second norm, router, shared experts, and all that the routed experts are.
 
     Args:
         trained: see :func:`.trained_parts.trained_parts`.
-        groups: M over p, for a number that is not the expected.
     """
     recompute = rank.training.recompute
     again = rank.hidden if "layernorm" in recompute else 0.0

@@ -53,11 +53,12 @@ class RankSizes:
         kept_share = _kept_share(self.own_tokens, per_token, sizes)
         self.sent_pairs = self.own_tokens * per_token * kept_share
         kept = min(1.0, kept_share)
-        self.sent_rows = self.own_tokens * _of_kept(rows_per_token, model, layout, kept)
         if layout.all_gather:
             self.sent_rows = self.own_tokens
         elif layout.row_per_expert:
             self.sent_rows = self.sent_pairs
+        else:
+            self.sent_rows = self.own_tokens * _of_kept(rows_per_token, model, layout, kept)
         shared = layout.expert_tensor * busiest(model, layout, training.imbalance)
         self.pairs = self.sent_pairs * shared
         groups = _of_kept(lambda m, _: groups_per_token(m), model, layout, kept)

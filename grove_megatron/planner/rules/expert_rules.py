@@ -95,7 +95,7 @@ def _single(value: Any) -> Any:
 def over_ranks(args: Namespace, _: int = 1) -> Iterator[Problem]:
     """Experts and groups over expert-parallel ranks, and what else a Grove layer needs of ranks.
 
-    Of a job the configuration says the same (:func:`..config.grove_problems`).
+    Of a job the configuration says the same (:func:`...config.grove_problems`).
     """
     if has_adjugates(args):
         yield from group_problems(args, args.num_experts)

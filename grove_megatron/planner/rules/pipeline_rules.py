@@ -73,7 +73,7 @@ def pipeline(args: Namespace, _: int = 1) -> Iterator[Problem]:
     yield from _of_chunks(args)
 
 
-_COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 _UNEVEN = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 
 
@@ -112,7 +112,7 @@ def _uneven(args: Namespace, given: list[str]) -> Iterator[Problem]:
     stages, chunks = args.pipeline_model_parallel_size, model_chunks(args)
     check = Check(args)
     for name in given:
-        for other in _COUNTED:
+        for other in COUNTED:
             yield from check.excludes(name, other, "remove one of them")
         yield from check.at_least(name, 1)
         if getattr(args, name) % chunks:
@@ -155,7 +155,7 @@ def _letters(args: Namespace) -> Iterator[Problem]:
             unknown=" ".join(unknown),
         )
         return
-    for name in _UNEVEN + _COUNTED:
+    for name in _UNEVEN + COUNTED:
         yield from check.excludes("pipeline_model_parallel_layout", name, "remove one of them")
     if len(chunks) % stages:
         yield check.problem(

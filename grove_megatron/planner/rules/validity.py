@@ -21,7 +21,6 @@ EXPERT, EXPERT_TENSOR = "expert_model_parallel_size", "expert_tensor_parallel_si
 CHUNKS = "num_virtual_stages_per_pipeline_rank"
 MICRO_BATCH, HIERARCHICAL = "micro_batch_size", "grove_hierarchical_dispatch"
 DISPATCHER = "moe_token_dispatcher_type"
-COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 RECOMPUTE = ("recompute_granularity", "recompute_modules")
 
 
@@ -49,7 +48,7 @@ OF_RANKS = (
 )
 OF_EXPERTS = (Rule(expert_rules.experts, (TENSOR, EXPERT, EXPERT_TENSOR)),)
 OF_COPIES = (Rule(rank_rules.copies, _SIZES),)
-OF_STAGES = (Rule(pipeline_rules.pipeline, (PIPELINE, CHUNKS, *COUNTED)),)
+OF_STAGES = (Rule(pipeline_rules.pipeline, (PIPELINE, CHUNKS, *pipeline_rules.COUNTED)),)
 OF_BATCH = (Rule(rank_rules.batch, (TENSOR, PIPELINE, CONTEXT, CHUNKS, MICRO_BATCH)),)
 OF_RECOMPUTE = (
     Rule(recompute_rules.recompute, RECOMPUTE),

@@ -1,7 +1,7 @@
 """What a job would run on: a kind of GPU with what was measured of it, and how many of them.
 
-Rates are of one GPU, bytes per second one way. What nobody published of a machine is None, and a
-plan then goes by the law of :mod:`.products` and :mod:`.transfers` alone.
+Rates are of one GPU, bytes per second one way. What nobody published of a machine is a constant of
+:mod:`.machines`, the same for all.
 """
 
 from dataclasses import dataclass, field
@@ -162,18 +162,11 @@ class Cluster:
 
 
 def cluster_problems(cluster: Cluster) -> list[Problem]:
-    """Numbers that no cluster has."""
-    machine = cluster.machine
+    """Numbers that no cluster has, of those that are no machine's."""
     positive = {
         "nodes": cluster.nodes,
         "gpus_per_node": cluster.per_node,
         "memory_gib": cluster.memory / GIB,
-        "achieved_tflops": machine.achieved / 1e12,
-        "grouped_tflops": machine.grouped / 1e12,
-        "memory_bandwidth_tbs": machine.bandwidth / 1e12,
-        "scale_up_gbs": machine.near.rate / 1e9,
-        "scale_out_gbs": machine.far.rate / 1e9,
-        "slack": cluster.slack,
     }
     if cluster.price is not None:
         positive["price"] = cluster.price

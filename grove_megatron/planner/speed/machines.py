@@ -185,11 +185,11 @@ def _of_keys(said: dict[str, Any]) -> Iterator[Problem]:
 
 def _positive(said: dict[str, Any]) -> Iterator[Problem]:
     for key in (*NUMBERS, "nodes", "price", "slack"):
-        if key in said and not _is_number(said[key]):
+        if key not in said or not _is_number(said[key]):
             continue
-        if key in said and not 0 < _value(said[key]) < float("inf"):
+        if not 0 < _value(said[key]) < float("inf"):
             yield Problem(key, _value(said[key]), "is not above 0; say what the cluster has")
-        elif key in said and key in _WHOLE and not _value(said[key]).is_integer():
+        elif key in _WHOLE and not _value(said[key]).is_integer():
             yield Problem(key, _value(said[key]), "is not a whole number; say how many there are")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ...model.architecture import Model
+from ...model.parameters import Counts
 from ..flops import flops_per_token
 from ..inputs import Layout, Sizes, Training
 from ..parameters import rank_trained
@@ -69,7 +70,7 @@ def step(sizes: Sizes, cluster: Cluster) -> Step:
     """What a step takes.
 
     Raises:
-        ValueError: layers that do not divide over the stages, as :func:`.pipeline.stages`.
+        ValueError: layers that do not divide over the stages, as :func:`..pipeline.stages`.
     """
     layout, training = sizes.layout, sizes.training
     work = Work(sizes, cluster)
@@ -83,8 +84,9 @@ def step(sizes: Sizes, cluster: Cluster) -> Step:
     # The first microbatch comes to the slowest stage, and the last leaves it, by way of the others.
     seconds["bubble"] = (sum(totals) - totals[slowest]) / layout.virtual
     seconds["pipeline"] = _between_stages(work)
-    seconds["gradients"] = _gradients(work, passes[slowest], slowest)
-    seconds["optimizer"] = _optimizer(work, slowest)
+    trained = rank_trained(sizes.model, layout, training.train_only)[slowest]
+    seconds["gradients"] = _gradients(work, passes[slowest], trained)
+    seconds["optimizer"] = _optimizer(work, trained)
     seconds["other"] = sum(seconds.values()) * (cluster.slack - 1)
     return Step({part: value for part, value in seconds.items() if value})
 
@@ -162,10 +164,9 @@ def _between_stages(work: Work) -> float:
     return 2 * once * times
 
 
-def _gradients(work: Work, slowest: Pass, stage: int) -> float:
+def _gradients(work: Work, slowest: Pass, count: Counts) -> float:
     """Reduced over the ranks with the same weights, and the weights gathered from them."""
     layout, training = work.layout, work.training
-    count = rank_trained(work.model, layout, training.train_only)[stage]
     dense = Group(size=layout.dense_copies, stride=layout.tensor)
     expert = Group(size=layout.expert_copies, stride=layout.expert_tensor * layout.expert)
     reduce = gather = 0.0
@@ -185,10 +186,9 @@ def _gradients(work: Work, slowest: Pass, stage: int) -> float:
     return reduce + gather
 
 
-def _optimizer(work: Work, stage: int) -> float:
+def _optimizer(work: Work, count: Counts) -> float:
     """Its state is read and written once."""
     layout, training = work.layout, work.training
-    count = rank_trained(work.model, layout, training.train_only)[stage]
     experts = count.experts + count.adjugates
     own = float(count.total)
     if training.distributed_optimizer:
@@ -207,7 +207,7 @@ def tokens_per_second(sizes: Sizes, seconds: float) -> float:
 
 
 def utilisation(sizes: Sizes, cluster: Cluster, seconds: float) -> float:
-    """Model FLOPs utilisation: those of :mod:`.flops` over the peak of all GPUs."""
+    """Model FLOPs utilisation: those of :mod:`..flops` over the peak of all GPUs."""
     rate = tokens_per_second(sizes, seconds) / sizes.layout.world
     flops = rate * flops_per_token(sizes.model, sizes.training.sequence_length)
     return flops / cluster.machine.peak["fp8" if sizes.training.fp8 else "bf16"]

@@ -47,7 +47,7 @@ def collective(cluster: Cluster, name: str, size: float, group: Group) -> float:
     """All-gather or reduce-scatter.
 
     Args:
-        name: ``all_gather`` or ``reduce_scatter``.
+        name: ``all_gather`` or ``reduce_scatter``; see :func:`all_reduce`.
         size: bytes of all ranks' parts together.
     """
     if group.size == 1:
@@ -57,17 +57,13 @@ def collective(cluster: Cluster, name: str, size: float, group: Group) -> float:
 
 
 def all_reduce(cluster: Cluster, size: float, group: Group) -> float:
-    """Sum of tensors of so many bytes."""
-    if group.size == 1:
-        return 0.0
-    link, links = _ring(cluster, group)
-    return link.seconds("all_reduce", 2 * size * (group.size - 1) / group.size / links, group.size)
+    """Sum of tensors of so many bytes, which go round twice."""
+    return collective(cluster, "all_reduce", 2 * size, group)
 
 
 def all_to_all(cluster: Cluster, near: float, far: float, group: Group) -> float:
     """A rank sends so many bytes to others of its domain, and so many out of it, at once."""
-    inside, outside = _ways(cluster, near, far, group, "all_to_all")
-    return max(inside, outside)
+    return _longer(cluster, near, far, group, "all_to_all")
 
 
 def two_hops(cluster: Cluster, near: float, far: float, group: Group) -> float:
@@ -82,14 +78,12 @@ def two_hops(cluster: Cluster, near: float, far: float, group: Group) -> float:
 
 def fused(cluster: Cluster, near: float, far: float, group: Group) -> float:
     """The same in one kernel, which sends on while it receives (DeepEP, HybridEP)."""
-    return max(_ways(cluster, near, far, group, "fused"))
+    return _longer(cluster, near, far, group, "fused")
 
 
-def _ways(
-    cluster: Cluster, near: float, far: float, group: Group, name: str
-) -> tuple[float, float]:
+def _longer(cluster: Cluster, near: float, far: float, group: Group, name: str) -> float:
     machine, inside = cluster.machine, group.inside(cluster)
-    return (
+    return max(
         machine.near.seconds(name, near, inside) if near else 0.0,
         machine.far.seconds(name, far, group.size) if far else 0.0,
     )

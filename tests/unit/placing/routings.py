@@ -61,7 +61,7 @@ def scattered(experts: int, sets: int, unit: int = 1, seed: int = 5) -> Array:
 def evidence(chosen_TK: Array, experts: int, groups: int = 0, parts: int = 8) -> Evidence:
     """Every token is known."""
     pieces = np.array_split(chosen_TK, parts)
-    return Evidence("1", [of_tokens(piece, experts, groups) for piece in pieces])
+    return Evidence([of_tokens(piece, experts, groups) for piece in pieces])
 
 
 def sums_of(known: Evidence) -> Evidence:

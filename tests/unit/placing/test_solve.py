@@ -169,7 +169,7 @@ def test_a_saving_that_comes_and_goes_is_not_claimed() -> None:
     parts = [
         of_tokens(planted(1000, 32, 4, n, 4.0, scattered(32, 4, seed=n)), 32, 0) for n in range(8)
     ]
-    assert placed(Evidence("1", parts), Goal(4)).order is None
+    assert placed(Evidence(parts), Goal(4)).order is None
 
 
 @pytest.mark.long
@@ -183,7 +183,7 @@ def test_tokens_that_are_alike_are_no_proof() -> None:
 def test_a_layer_without_tokens_in_one_half_is_left() -> None:
     none = of_tokens(np.full((5, 2), -1)[:0], 8, 0)
     some = of_tokens(uniform(50, 8, 2, 0), 8, 0)
-    assert place(Evidence("1", [some, none]), Goal(2), np.arange(8)) is None
+    assert place(Evidence([some, none]), Goal(2), np.arange(8)) is None
 
 
 def test_one_seed_gives_one_placement() -> None:
