@@ -23,17 +23,21 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Look at the machines with the flags in ``sys.argv``."""
+    from ..checks.problem import Refusal
     from ..failure.watch import interruptible, watched
     from ..training.doctor_command import job_command
+    from ..training.refuse import refuse
     from ..training.start import alone, quiet, started
 
     options, words = own_options(sys.argv[1:])
-    command = job_command(words)
+    try:
+        command = job_command(words)
+    except Refusal as refusal:
+        refuse(refusal.problems)
     alone()
     with interruptible(), started(say=False), watched():
         from ..failure.job_store import from_rank_0, to_rank_0
         from ..runtime import cpu_is_active
-        from ..training.refuse import refuse
         from .cards import cards
         from .job import this_job
         from .survey import survey

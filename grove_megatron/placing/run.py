@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checks.problem import Problem, Refusal
+from ..checks.ranks import divisors
 from ..planner.speed.machines import machine
 from . import file
 from .model import Asked, Source
@@ -181,9 +182,8 @@ def _of_model(job: Job, source: Source) -> Iterator[Problem]:
             yield Problem("--grove-num-groups", source.groups, f"{text}; give its model's")
     elif job.ranks > 0 and source.units % job.ranks:
         unit = "groups" if source.groups else "experts"
-        few = [str(n) for n in range(1, source.units + 1) if source.units % n == 0]
         text = f"does not divide the {unit} ({source.units}) of {source.said}; use one of "
-        yield Problem("--expert-parallel", job.ranks, text + ", ".join(few))
+        yield Problem("--expert-parallel", job.ranks, text + divisors(source.units))
 
 
 def _current(job: Job, source: Source) -> tuple[file.Assignment, list[Problem]]:

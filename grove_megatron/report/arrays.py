@@ -3,6 +3,9 @@
 import base64
 import binascii
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -67,6 +70,25 @@ class Encoded:
             return decode(self._encoded)
         except ValueError as error:
             raise ValueError(f"{self._damaged}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Added:
+    """The sum of arrays of one shape, made when it is asked for, one of them after the other."""
+
+    parts: Sequence["Array | Encoded | Added"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parts[0].shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        whole = reduce(np.add, self.parts)
+        return np.asarray(whole, dtype)
+
+    def __getitem__(self, index: int) -> Array:
+        """[...] of the first dimension."""
+        return np.asarray(reduce(np.add, (part[index] for part in self.parts)))
 
 
 def _header(encoded: Any) -> tuple[str, list[int], Any, int]:

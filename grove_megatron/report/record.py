@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, Encoded, decode, encode
+from .arrays import Added, Array, Encoded, decode, encode
 
 FORMAT = "grove_metrics"
 VERSION = 2
@@ -119,7 +119,7 @@ class Interval:
     rows: Array
     bias: Array | None = None
     local: Array | None = None
-    coactivation: Array | Encoded | None = None
+    coactivation: Array | Encoded | Added | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import Added, Array
 from .record import ARRAYS, Interval, Record
 
 MOST_BINS = 160
@@ -58,12 +57,13 @@ def summed(members: Sequence[Interval]) -> Interval:
         for name in names
     }
     # Members are of one run: all have pairs of local experts, and co-activation, or none.
-    some = [name for name in ("local", "coactivation") if getattr(members[0], name) is not None]
-    counted = [*ARRAYS, *some]
-    # One after the other, for those that are decoded when they are asked for.
+    counted = [*ARRAYS, *(["local"] if members[0].local is not None else [])]
     arrays: dict[str, Any] = {
-        name: reduce(np.add, (getattr(m, name) for m in members)) for name in counted
+        name: np.sum([getattr(m, name) for m in members], axis=0) for name in counted
     }
+    met = [m.coactivation for m in members if m.coactivation is not None]
+    if met:
+        arrays["coactivation"] = Added(met)
     return replace(members[-1], iterations=iterations, losses=losses, **arrays)
 
 

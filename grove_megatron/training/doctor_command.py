@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..checks.problem import Problem
+from ..checks.problem import Problem, Refusal
 
 
 def doctor(
@@ -52,7 +52,10 @@ def doctor(
     if gpu_memory is not None and not gpu_memory > 0:
         fix = "use the GiB of one GPU"
         refuse([Problem("--gpu-memory", f"{gpu_memory:g}", f"is not above 0; {fix}")])
-    job = job_command(context.args)
+    try:
+        job = job_command(context.args)
+    except Refusal as refusal:
+        refuse(refusal.problems)
     processes = job.processes if world_size is None else world_size
     if processes is None and os.environ.get("WORLD_SIZE", "").isdecimal():
         processes = int(os.environ["WORLD_SIZE"])
@@ -131,6 +134,9 @@ def job_command(
 
     Args:
         launcher_of: parses what stands behind torchrun.
+
+    Raises:
+        Refusal: torchrun is told no number of nodes.
     """
     if words[:1] == ["-m"] and len(words) > 1:
         return _program(words[1], words[2:])
@@ -143,10 +149,8 @@ def job_command(
         per_node = int(here) if here.isdecimal() else None
         nodes = str(launch.nnodes).rpartition(":")[2]
         if not nodes.isdecimal():
-            from .refuse import refuse
-
             text = "is not a number or two, as 2 or 1:4; correct it"
-            refuse([Problem("--nnodes", launch.nnodes, text)])
+            raise Refusal([Problem("--nnodes", launch.nnodes, text)])
         return replace(
             _program(launch.training_script, launch.training_script_args),
             processes=per_node and int(nodes) * per_node,

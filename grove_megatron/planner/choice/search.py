@@ -32,7 +32,7 @@ class Job:
         given: names of the settings that it says, which stay as they are.
         parts: of its router.
         tokens: of its vocabulary, None where they are not known.
-        imbalance: pairs of the rank that gets most over the mean, see :class:`.inputs.Training`.
+        imbalance: pairs of the rank that gets most over the mean, see :class:`..inputs.Training`.
     """
 
     args: Namespace
@@ -62,6 +62,7 @@ class Search:
     def __init__(self, job: Job, world: int, per_node: int, domain: int) -> None:
         self.args = copy.copy(job.args)
         self.refused: list[tuple[tuple[str, ...], Problem]] = []
+        self._said: set[tuple[str, ...]] = set()
         self._job, self._world, self._per_node, self._domain = job, world, per_node, domain
         self._verdicts: dict[tuple[Any, ...], Problem | None] = {}
         self._before: Values = {}
@@ -134,7 +135,11 @@ class Search:
                 found = problems_of(rule.check, self.args, self._world)
                 self._verdicts[key] = next(iter(found), None)
             if (problem := self._verdicts[key]) is not None:
-                self.refused.append((words(values if shown is None else shown), problem))
+                said = words(values if shown is None else shown)
+                # What is best of many is looked for first, and then walked through again.
+                if said not in self._said:
+                    self._said.add(said)
+                    self.refused.append((said, problem))
                 return True
         return False
 

@@ -24,7 +24,6 @@ from .planned import Comparison
 
 _COLUMNS = 120
 _REASONS = 8
-_ON_PAGE = 100
 
 
 def show(
@@ -69,8 +68,7 @@ def _head(asked: Asked, cluster: Cluster, plans: Plans) -> Iterator[str]:
     )
     if asked.assumed:
         yield f"assumed of a model alone: {' '.join(asked.assumed)}"
-    some = [*plans.ranked[:1], *plans.too_large[:1]]
-    for planned in some[:1]:
+    for planned in (plans.ranked or plans.too_large)[:1]:
         yield from _of_tokens(planned)
     yield (
         f"layouts: {len(plans.ranked):,} fit, {len(plans.too_large):,} are too large, "
@@ -175,12 +173,12 @@ def _refused(plans: Plans, *, every: bool) -> Iterator[str]:
 
 
 def comparison(asked: Asked, cluster: Cluster, plans: Plans) -> Comparison:
-    """What a page is of: the layouts that fit, and the smallest that do not."""
+    """What a page is of: the layouts that fit, and those that do not."""
     model = (plans.ranked or plans.too_large)[0].sizes.model
     named = asked.job.args.grove_preset or f"{model.num_layers} layers"
     return Comparison(
         title=f"{named} on {cluster.gpus:,} {cluster.machine.name} GPUs",
-        plans=[*plans.ranked[:_ON_PAGE], *plans.too_large[:_ON_PAGE]],
+        plans=[*plans.ranked, *plans.too_large],
         cluster=cluster,
         assumed=[Assumed(name="job", value=" ".join(asked.assumed))] if asked.assumed else [],
         refused={str(problem): count for count, problem in plans.reasons},

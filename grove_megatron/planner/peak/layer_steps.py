@@ -64,10 +64,10 @@ def attention(rank: RankSizes, trained: Set[str]) -> list[Step]:
     each = rank.tokens / layout.tensor * rank.element
     query, key = each * model.query_size, each * model.key_size
     mixed = query * (1 + model.attention_output_gate) + 2 * key
+    width = model.query_size * (1 + model.attention_output_gate) + 2 * model.key_size
     # The norm's output, made again before the gradients of attention.
     again = rank.hidden if "layernorm" in recompute else 0.0
     gathered = rank.wide_hidden if layout.sequence_parallel else 0.0
-    width = mixed / each if each else 0.0
     keeps_norm = "linear_qkv" in trained and not again
     own = rank.hidden + again
     steps = [
@@ -79,7 +79,7 @@ def attention(rank: RankSizes, trained: Set[str]) -> list[Step]:
             + mixed
             + rank.wide_hidden
             + gathered
-            + weight_gradient(rank, model.hidden_size * width),
+            + weight_gradient(rank, model.hidden_size * width / layout.tensor),
         ),
         Step("attention", _positions(rank), own + 2 * (query + key) + mixed),
         *_core(rank, query, key, mixed, own),

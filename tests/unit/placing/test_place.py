@@ -299,6 +299,14 @@ def test_a_trace_of_nothing_is_refused(
     assert re.search(line, refusals(trace, "--expert-parallel", 1))
 
 
+def test_a_refusal_of_many_experts_names_few_numbers_of_ranks(tmp_path: Path) -> None:
+    layers = {"1": np.array([[3, 4]] * 9)}
+    trace = traced(tmp_path / "t.safetensors", layers, experts="999999999", groups="0")
+    said = refusals(trace, "--expert-parallel", 2)
+    assert "does not divide the experts (999999999)" in said
+    assert said.rstrip().endswith("use one of 1, 3, 9, 27, 37, 81, 111, 333, 999, 2997")
+
+
 def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
     trace = tmp_path / "t.safetensors"
     trace.write_text("no")

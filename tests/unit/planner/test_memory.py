@@ -19,9 +19,11 @@ from grove_megatron.planner.inputs import Layout, Precision, Sizes
 from grove_megatron.planner.memory import largest, stage_memory
 from grove_megatron.planner.parameters import rank_parameters
 from grove_megatron.planner.peak.in_flight import moments
+from grove_megatron.planner.peak.layer_steps import attention
 from grove_megatron.planner.peak.moe_steps import records
 from grove_megatron.planner.peak.rank_sizes import RankSizes
 from grove_megatron.planner.peak.steps import PARTS
+from grove_megatron.planner.peak.trained_parts import ALL
 
 from .models import GROVE_33B, QWEN3_30B, jobs, training
 
@@ -154,6 +156,21 @@ SMALL = replace(GROVE_33B, vocab_size=64)
 ROW = 64 * 2048 * 2
 RECORDS = records(RankSizes(job()))
 WHOLE = layer_activations(job(), is_moe=True)
+
+
+def test_tensor_parallelism_divides_the_gradients_of_all_weights_of_attention():
+    def made(tensor: int) -> float:
+        layout = Layout(tensor=tensor, world=tensor, sequence_parallel=tensor > 1)
+        live = []
+        for fused in (False, True):
+            sizes = job(layout=layout, training=training(fused_weight_gradients=fused))
+            live.append(sum(step.live for step in attention(RankSizes(sizes), ALL)))
+        return live[0] - live[1]
+
+    model = GROVE_33B
+    projections = 2 * model.query_size + 2 * model.key_size
+    assert made(1) == pytest.approx(2 * model.hidden_size * projections)
+    assert made(4) == pytest.approx(made(1) / 4)
 
 
 def test_what_is_recomputed_is_not_kept():

@@ -1,6 +1,6 @@
 """The page that says how far plans are from what others measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -27,8 +27,8 @@ shares of the memory's bandwidth and of a link's, latencies, gaps in CUDA graphs
 read.
 
 {summary}
-Rows of one model on one machine that differ in microbatches alone are not independent: the twelve
-of B200 are four configurations. A row that is not counted says why; its error is shown all the
+Rows of one model on one machine that differ in microbatches alone are not independent: of B200
+twelve are four configurations. A row that is not counted says why; its error is shown all the
 same.
 
 """
@@ -41,8 +41,8 @@ _NOT = """
   product that was found. Of the B200 and its attention there are several hundred shapes.
 - Memory is what PyTorch had allocated at its peak, a plan is without its margin. Of the 405B the
   gradients of single matrices that TransformerEngine makes are not counted.
-- Routing that is not forced to be balanced is slower by 2 to 23 %, and the sources do not say how
-  uneven it was; `--imbalance` plans with a number of yours.
+- Routing that is not forced to be balanced makes a step {least:.0f} to {most:.0f} % longer, and the
+  sources do not say how uneven it was; `--imbalance` plans with a number of yours.
 - AWS's EFA moves rows of all-to-all several times slower than the adapters of the machines' files.
 """
 
@@ -57,7 +57,16 @@ def text() -> str:
         lines = [_line(row, factor) for row in rows if row.kind == kind]
         head = "| | machine | GPUs | layout | measured s | planned s | error | GiB | most of it |\n"
         parts.append(f"## {title}\n\n{head}{'| --- ' * 9}|\n{''.join(lines)}\n")
-    return "".join(parts).rstrip("\n") + "\n" + _NOT
+    least, *_, most = sorted(_longer(rows))
+    return "".join(parts).rstrip("\n") + "\n" + _NOT.format(least=least, most=most)
+
+
+def _longer(rows: Sequence[Public]) -> Iterator[float]:
+    """Percent that a step takes more than one with balanced routing and nothing else changed."""
+    measured = {row.name: row.measured for row in rows}
+    for name, seconds in measured.items():
+        if name.endswith(_UNBALANCED):
+            yield 100 * (seconds / measured[name.removesuffix(_UNBALANCED)] - 1)
 
 
 def _summary(rows: Sequence[Public], factor: float) -> str:
@@ -73,13 +82,14 @@ def _summary(rows: Sequence[Public], factor: float) -> str:
     return "".join([*lines, _errors("memory of a rank", errors)])
 
 
+_UNBALANCED = "-unbalanced"
 _WITH_CONSTANTS = ("h100", "h800")
 _KINDS: dict[str, Callable[[Public], bool]] = {
     "bf16, mixtures of experts: all": lambda row: _is(row, "bf16", "moe"),
     "of these H100 and H800, which the constants were chosen with": lambda row: (
         _is(row, "bf16", "moe") and row.row["machine"] in _WITH_CONSTANTS
     ),
-    "of these B200, by shapes that the rows' authors measured on it": lambda row: (
+    "of these B200, all but one by shapes that their authors measured on it": lambda row: (
         _is(row, "bf16", "moe") and row.row["machine"] == "b200"
     ),
     "of these GB200, GB300, MI355X": lambda row: (

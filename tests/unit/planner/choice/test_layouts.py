@@ -228,7 +228,11 @@ def test_many_layouts_of_any_model_are_timed_in_two_rounds(words: str, monkeypat
     monkeypatch.setattr(layouts, "_EACH", 10)
     monkeypatch.setattr(layouts, "_BEST", 5)
     more = "--seq-length 2048 --global-batch-size 16 --bf16 --use-distributed-optimizer"
-    assert plan_layouts(of(f"{words} {more}").job, cluster(16, 8)).ranked
+    plans = plan_layouts(of(f"{words} {more}").job, cluster(16, 8))
+    assert plans.ranked
+    # What both rounds come upon is refused once.
+    assert plans.refused
+    assert len(plans.refused) == len({words for words, _ in plans.refused})
 
 
 def test_a_busier_rank_takes_longer_and_needs_more() -> None:
